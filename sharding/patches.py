@@ -1,0 +1,182 @@
+"""Where patches lie in a volume: random ones for training, dense grids that cover it.
+
+A location is four integers: the slicing axis (-1 for a 3D block) and the corner voxel. Locations
+travel as one int32 array of shape (n, 4), the same in shards, in the loader and in stitching.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = -1
+"""The axis value of a 3D patch."""
+
+LOCATION_COLUMNS = ("axis", "corner_0", "corner_1", "corner_2")
+
+
+def extent(patch_size: Sequence[int], axis: int) -> tuple[int, int, int]:
+    """Voxels that a patch takes along each axis of its volume.
+
+    Args:
+        patch_size: Two sides (a slice patch) or three (a block).
+        axis: Slicing axis 0, 1 or 2 for two sides; BLOCK for three.
+
+    Returns:
+        Three sides; 1 along the slicing axis.
+    """
+    if len(patch_size) == 3:
+        if axis != BLOCK:
+            raise ValueError(f"a 3D patch has axis {BLOCK}, got {axis}")
+        a, b, c = patch_size
+        return a, b, c
+    if axis not in (0, 1, 2):
+        raise ValueError(f"a 2D patch needs a slicing axis of 0, 1, 2, got {axis}")
+    sides = list(patch_size)
+    sides.insert(axis, 1)
+    return sides[0], sides[1], sides[2]
+
+
+def patch_axes(patch_size: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes to cut along: those chosen for slices, BLOCK alone for 3D patches."""
+    return tuple(axes) if len(patch_size) == 2 else (BLOCK,)
+
+
+def check_fits(shape: Sequence[int], patch_size: Sequence[int], axis: int) -> None:
+    """Raise ValueError if the patch is larger than the volume along any axis."""
+    sides = extent(patch_size, axis)
+    if any(side > size for side, size in zip(sides, shape, strict=True)):
+        raise ValueError(
+            f"patches of {'x'.join(map(str, patch_size))} cut along axis {axis} do not fit into "
+            f"a volume of {'x'.join(map(str, shape))} voxels"
+        )
+
+
+def dense_locations(
+    shape: Sequence[int],
+    patch_size: Sequence[int],
+    stride: int,
+    axes: Sequence[int],
+    slices: int = 0,
+) -> NDArray[np.int32]:
+    """A grid of patches that covers every voxel (section 5.2: spacing of 20 voxels).
+
+    The last patch of each row ends at the volume's face, so that it may lie closer than `stride`
+    to the one before it.
+
+    Args:
+        shape: Volume shape in voxels.
+        patch_size: Two or three sides in voxels.
+        stride: Voxels between neighbouring patches, within a slice or a block grid.
+        axes: Slicing axes; every slice along each is covered.
+        slices: Cover only this many evenly spaced slices along each axis; 0 covers all.
+
+    Returns:
+        Locations, shape (n, 4), ordered by axis, then slice.
+
+    Raises:
+        ValueError: If a patch does not fit, or the stride leaves gaps between patches.
+    """
+    if not 1 <= stride <= min(patch_size):
+        raise ValueError(
+            f"stride must be from 1 to the patch side {min(patch_size)}, got {stride}: "
+            "a larger one leaves voxels uncovered"
+        )
+    rows: list[NDArray[np.int32]] = []
+    for axis in patch_axes(patch_size, axes):
+        check_fits(shape, patch_size, axis)
+        starts = [
+            _slice_starts(size, slices) if dim == axis else _grid_starts(size, side, stride)
+            for dim, (size, side) in enumerate(zip(shape, extent(patch_size, axis), strict=True))
+        ]
+        order = [axis, *(dim for dim in range(3) if dim != axis)] if axis != BLOCK else [0, 1, 2]
+        corners = np.array(list(itertools.product(*(starts[dim] for dim in order))), np.int32)
+        corners = corners[:, np.argsort(order)]
+        rows.append(np.column_stack([np.full(len(corners), axis, np.int32), corners]))
+    return np.concatenate(rows)
+
+
+def random_locations(
+    mask: NDArray[np.bool_],
+    patch_size: Sequence[int],
+    count: int,
+    axes: Sequence[int],
+    foreground: float,
+    rng: np.random.Generator,
+) -> NDArray[np.int32]:
+    """Random patches with a share that is centred on foreground (section 5.2: 300 a specimen).
+
+    Args:
+        mask: Foreground of the volume.
+        patch_size: Two or three sides in voxels.
+        count: Number of patches; they are dealt to the axes in turn.
+        axes: Slicing axes of 2D patches.
+        foreground: Share of patches, 0 to 1, whose centre is drawn from the mask (moved inwards
+            at the faces); the others lie anywhere with equal chance.
+        rng: The only source of randomness.
+
+    Returns:
+        Locations, shape (count, 4).
+
+    Raises:
+        ValueError: If a patch does not fit, or foreground is asked for and the mask is empty.
+    """
+    inside = np.flatnonzero(mask)
+    if foreground > 0 and not len(inside):
+        raise ValueError("no foreground voxel to centre patches on")
+    choices = patch_axes(patch_size, axes)
+    for axis in choices:
+        check_fits(mask.shape, patch_size, axis)
+    locations = np.empty((count, 4), np.int32)
+    for row in range(count):
+        axis = choices[row % len(choices)]
+        sides = np.array(extent(patch_size, axis))
+        room = np.array(mask.shape) - sides
+        if rng.random() < foreground:
+            centre = np.array(np.unravel_index(rng.choice(inside), mask.shape))
+            corner = np.clip(centre - sides // 2, 0, room)
+        else:
+            corner = rng.integers(0, room + 1)
+        locations[row] = axis, *corner
+    return locations
+
+
+def cut(
+    volume: NDArray, patch_size: Sequence[int], locations: NDArray[np.int32]
+) -> NDArray:
+    """Copy patches out of a volume.
+
+    Args:
+        volume: Shape (x, y, z).
+        patch_size: Two or three sides in voxels.
+        locations: Shape (n, 4).
+
+    Returns:
+        Shape (n, *patch_size), the volume's dtype.
+    """
+    patches = np.empty((len(locations), *patch_size), volume.dtype)
+    for patch, (axis, *corner) in zip(patches, locations.tolist(), strict=True):
+        patch[...] = volume[window(patch_size, axis, corner)].reshape(patch_size)
+    return patches
+
+
+def window(patch_size: Sequence[int], axis: int, corner: Sequence[int]) -> tuple[slice, ...]:
+    """The slices that select a patch from its volume."""
+    sides = extent(patch_size, axis)
+    return tuple(slice(low, low + side) for low, side in zip(corner, sides, strict=True))
+
+
+def _grid_starts(size: int, side: int, stride: int) -> list[int]:
+    """Starts of patches along one axis; the last one ends at the face."""
+    last = size - side
+    return [*range(0, last, stride), last]
+
+
+def _slice_starts(size: int, slices: int) -> list[int]:
+    """All slices, or some evenly spaced ones that keep clear of the faces."""
+    if slices == 0 or slices >= size:
+        return list(range(size))
+    return [int((index + 0.5) * size / slices) for index in range(slices)]
