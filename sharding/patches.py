@@ -144,9 +144,7 @@ def random_locations(
     return locations
 
 
-def cut(
-    volume: NDArray, patch_size: Sequence[int], locations: NDArray[np.int32]
-) -> NDArray:
+def cut(volume: NDArray, patch_size: Sequence[int], locations: NDArray[np.int32]) -> NDArray:
     """Copy patches out of a volume.
 
     Args:

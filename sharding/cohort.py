@@ -1,0 +1,244 @@
+"""Specimens and their paired files, from a cohort.csv or a BIDS folder, and their split.
+
+The specimen is the unit of splitting: everything of one specimen stands in one split.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from sharding.errors import DataError
+from sharding.volume import atomic_write
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+SPECIMEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One specimen's files.
+
+    Attributes:
+        name: Unique within the cohort; letters, digits, dot, dash and underscore.
+        target: The high-field volume.
+        source: The low-field volume; None until it is simulated.
+        split: Where the cohort puts it; None leaves that to assign_splits.
+    """
+
+    name: str
+    target: Path
+    source: Path | None = None
+    split: Split | None = None
+
+
+def read_cohort(
+    path: str | Path,
+    source_pattern: str | None = None,
+    target_pattern: str | None = None,
+) -> list[Specimen]:
+    """Read a cohort file, a folder that holds one, or a BIDS folder.
+
+    Args:
+        path: A .csv file with the columns specimen, target and optionally source and split, paths
+            relative to the file; or a folder with a cohort.csv; or a BIDS folder (sub-*).
+        source_pattern: For BIDS: glob of the source below each subject's folder, such as
+            "ses-7T/anat/*_T2w.nii.gz".
+        target_pattern: Likewise for the target.
+
+    Returns:
+        The specimens, sorted by name.
+
+    Raises:
+        DataError: If a file, column or specimen is missing, doubled or malformed.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "cohort.csv").is_file():
+        path = path / "cohort.csv"
+    if path.is_dir():
+        specimens = _read_bids(path, source_pattern, target_pattern)
+    elif path.is_file():
+        specimens = _read_csv(path)
+    else:
+        raise DataError(path, "the cohort does not exist", "Give a cohort.csv or a BIDS folder")
+    if not specimens:
+        raise DataError(path, "the cohort holds no specimen", "Add a row for each specimen")
+    _check(path, specimens)
+    return sorted(specimens, key=lambda specimen: specimen.name)
+
+
+def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
+    """Write a cohort.csv with paths relative to it, in one atomic step."""
+    folder = path.parent.resolve()
+    lines = ["specimen,source,target,split"]
+    for specimen in specimens:
+        files = [
+            os.path.relpath(file.resolve(), folder) if file else ""
+            for file in (specimen.source, specimen.target)
+        ]
+        lines.append(",".join([specimen.name, *files, specimen.split or ""]))
+    atomic_write(path, "\n".join(lines) + "\n")
+
+
+def split_sizes(count: int, fractions: Sequence[float]) -> tuple[int, int, int]:
+    """Specimens in each split: 70/20/10 makes 44 specimens 31/9/4 (section 5.2).
+
+    Train and validation are rounded, test takes the rest; each gets at least one.
+
+    Raises:
+        ValueError: If the fractions do not sum to 1 or there are fewer than three specimens.
+    """
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"split fractions must be three positive numbers of sum 1: {fractions}")
+    if count < len(SPLITS):
+        raise ValueError(f"{count} specimens cannot fill {len(SPLITS)} splits")
+    val = max(1, round(fractions[1] * count))
+    train = min(max(1, round(fractions[0] * count)), count - val - 1)
+    if train < 1:
+        train, val = 1, count - 2
+    return train, val, count - train - val
+
+
+def assign_splits(
+    specimens: Sequence[Specimen], fractions: Sequence[float] = (0.7, 0.2, 0.1), seed: int = 0
+) -> dict[str, Split]:
+    """Give every specimen a split, by the cohort's own column or else at random.
+
+    Args:
+        specimens: All of the cohort; either every one or none has a split of its own.
+        fractions: Shares of train, val and test, when the cohort does not say.
+        seed: Fixes the random split; the order of the specimens does not matter.
+
+    Returns:
+        Specimen name to split.
+
+    Raises:
+        DataError: If only some specimens have a split, a split is empty or there are too few.
+    """
+    names = sorted(specimen.name for specimen in specimens)
+    given = {specimen.name: specimen.split for specimen in specimens if specimen.split}
+    if given and len(given) < len(names):
+        missing = next(name for name in names if name not in given)
+        raise DataError(
+            missing,
+            "some specimens of the cohort have a split and this one has none",
+            "Fill the split column for all or leave it empty for all",
+        )
+    if not given:
+        try:
+            sizes = split_sizes(len(names), fractions)
+        except ValueError as error:
+            raise DataError("cohort", str(error), "Add specimens") from error
+        order = np.random.default_rng(seed).permutation(names).tolist()
+        labels = [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
+        given = dict(zip(order, labels, strict=True))
+    sizes = Counter(given.values())
+    for split in SPLITS:
+        if not sizes[split]:
+            raise DataError(
+                "cohort", f"no specimen is in the split {split}", "Put at least one in each split"
+            )
+    return {name: given[name] for name in names}
+
+
+def _read_csv(path: Path) -> list[Specimen]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        columns = set(reader.fieldnames or ())
+        for column in ("specimen", "target"):
+            if column not in columns:
+                raise DataError(path, f"the column {column} is missing", "Add it to the first row")
+        try:
+            rows = list(reader)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(path, f"not a readable CSV file ({error})", "Save it again") from error
+    return [_specimen_of_row(path, number, row) for number, row in enumerate(rows, start=2)]
+
+
+def _specimen_of_row(path: Path, number: int, row: dict[str, str | None]) -> Specimen:
+    values = {key: (value or "").strip() for key, value in row.items() if key}
+    where = f"{path}, line {number}"
+    for column in ("specimen", "target"):
+        if not values[column]:
+            raise DataError(where, f"the field {column} is empty", "Fill it or drop the row")
+    split = values.get("split") or None
+    if split is not None and split not in SPLITS:
+        raise DataError(where, f"split must be one of {', '.join(SPLITS)}, got {split}", "Mend it")
+    source = values.get("source")
+    return Specimen(
+        name=values["specimen"],
+        target=path.parent / values["target"],
+        source=path.parent / source if source else None,
+        split=split,
+    )
+
+
+def _read_bids(root: Path, source: str | None, target: str | None) -> list[Specimen]:
+    subjects = sorted(folder for folder in root.glob("sub-*") if folder.is_dir())
+    if not subjects:
+        raise DataError(
+            root,
+            "found neither a cohort.csv nor BIDS subjects (sub-*)",
+            "Write a cohort.csv with the columns specimen, source, target",
+        )
+    if not target:
+        raise DataError(
+            root,
+            "a BIDS folder does not say which images are source and target",
+            'Give --source-pattern and --target-pattern, e.g. "ses-7T/anat/*_T2w.nii.gz"',
+        )
+    return [
+        Specimen(
+            subject.name,
+            target=_only_match(subject, target),
+            source=_only_match(subject, source) if source else None,
+        )
+        for subject in subjects
+    ]
+
+
+def _only_match(subject: Path, pattern: str) -> Path:
+    found = sorted(subject.glob(pattern))
+    if len(found) != 1:
+        raise DataError(
+            subject,
+            f"the pattern {pattern} must match exactly one file, found {len(found)}",
+            "Narrow or correct the pattern",
+        )
+    return found[0]
+
+
+def _check(path: Path, specimens: Sequence[Specimen]) -> None:
+    """Refuse malformed or doubled names, and one file standing under two specimens."""
+    owners: dict[Path, str] = {}
+    names: set[str] = set()
+    for specimen in specimens:
+        name = specimen.name
+        if not SPECIMEN_NAME.fullmatch(name):
+            raise DataError(
+                path,
+                f"the specimen name {name!r} must be letters, digits, dots, dashes, underscores",
+                "Rename it",
+            )
+        if name in names:
+            raise DataError(path, f"the specimen {name} stands twice", "Keep one row a specimen")
+        names.add(name)
+        for file in (specimen.source, specimen.target):
+            if file is None:
+                continue
+            owner = owners.setdefault(file.resolve(), name)
+            if owner != name or specimen.source == specimen.target:
+                raise DataError(
+                    file,
+                    f"the file stands under {owner} and again under {name}",
+                    "Give each specimen files of its own: a shared one leaks between splits",
+                )

@@ -1,0 +1,312 @@
+"""From two files to one aligned, standardised pair on the target's grid (section 5.1, 5.2).
+
+The order is the paper's: clip, scale, bring the source onto the target grid, standardise. N4 bias
+correction and registration come before the resampling; until they run here, scans must be
+corrected and aligned by their affines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sharding.cohort import Specimen
+from sharding.errors import DataError
+from sharding.volume import Volume, read_volume
+
+FWHM_TO_SIGMA = 1 / 2.355
+"""A Gaussian of one voxel's full width at half maximum stands for a scanner's point spread."""
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How volumes become pairs."""
+
+    clip_percentiles: tuple[float, float] = (0.1, 99.9)
+    """Intensities outside are clipped (section 5.1)."""
+    interpolation: Literal["cubic", "linear"] = "cubic"
+    """How the source comes onto the target grid."""
+    foreground_threshold: float = 0.05
+    """Foreground is where the scaled target, 0 to 1, exceeds this, with holes filled."""
+    min_overlap: float = 0.25
+    """Least share of the target's foreground that the source must cover."""
+
+
+@dataclass(frozen=True)
+class IntensityTransform:
+    """Clip to [low, high], scale to [0, 1], standardise; fitted on one volume alone.
+
+    Attributes:
+        low: Intensity of the low percentile, in the file's units.
+        high: Intensity of the high percentile.
+        mean: Mean of the scaled volume, unitless.
+        std: Standard deviation of the scaled volume, unitless.
+    """
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+    @classmethod
+    def fit(cls, data: NDArray[np.float32], percentiles: tuple[float, float]) -> IntensityTransform:
+        """Fit on every voxel of a volume.
+
+        Raises:
+            ValueError: If the percentiles coincide: nearly all voxels are equal.
+        """
+        low, high = (float(value) for value in np.percentile(data, percentiles))
+        if not high > low:
+            raise ValueError(
+                f"the {percentiles[0]} and {percentiles[1]} percentiles must differ, "
+                f"both are {low:g}"
+            )
+        scaled = _scale(data, low, high)
+        mean, std = float(scaled.mean(dtype=np.float64)), float(scaled.std(dtype=np.float64))
+        return cls(low, high, mean, std)
+
+    @property
+    def data_range(self) -> float:
+        """Width of the standardised intensities: the honest peak for PSNR."""
+        return 1 / self.std
+
+    def scale(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Clip and map to [0, 1]."""
+        return _scale(data, self.low, self.high)
+
+    def standardise(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Clip, map to [0, 1], then to zero mean and unit variance."""
+        return self.standardise_scaled(self.scale(data))
+
+    def standardise_scaled(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The last step alone, for intensities already in [0, 1]."""
+        return ((scaled - np.float32(self.mean)) / np.float32(self.std)).astype(np.float32)
+
+    def restore(self, standardised: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Back to the file's units; what was clipped stays clipped."""
+        scaled = standardised.astype(np.float64) * self.std + self.mean
+        return (scaled * (self.high - self.low) + self.low).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceOnGrid:
+    """A source volume brought onto a grid.
+
+    Attributes:
+        scaled: Cubic or linear interpolation, intensities in [0, 1], shape (x, y, z).
+        inside: Voxels that lie in the source's field of view.
+        native: The source as read, on its own grid.
+        transform: Its intensity transform, fitted on the native voxels.
+    """
+
+    scaled: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+    native: Volume
+    transform: IntensityTransform
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One specimen, ready for patches and for judging; all arrays on the target grid.
+
+    Attributes:
+        name: The specimen.
+        source_scaled: Source, [0, 1], shape (x, y, z).
+        target_scaled: Target, [0, 1], same shape.
+        mask: Foreground of the target inside the source's field of view.
+        source_transform: Intensity transform of the source.
+        target_transform: Intensity transform of the target.
+        native_source: The source on its own grid, in its file's units.
+        grid: The target as read: geometry and header of everything here.
+        overlap: Share of the target's foreground inside the source's field of view.
+    """
+
+    name: str
+    source_scaled: NDArray[np.float32]
+    target_scaled: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    source_transform: IntensityTransform
+    target_transform: IntensityTransform
+    native_source: Volume
+    grid: Volume
+    overlap: float
+
+    @property
+    def source(self) -> NDArray[np.float32]:
+        """Standardised source: what a generator sees, and the cubic baseline."""
+        return self.source_transform.standardise_scaled(self.source_scaled)
+
+    @property
+    def target(self) -> NDArray[np.float32]:
+        """Standardised target: what a generator should return."""
+        return self.target_transform.standardise_scaled(self.target_scaled)
+
+    @property
+    def nearest(self) -> NDArray[np.float32]:
+        """Standardised source without interpolation: the identity baseline."""
+        data = resample(self.native_source, self.grid.shape, self.grid.affine, order=0)
+        return self.source_transform.standardise(data)
+
+    def degrade(self, standardised: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring a volume on the target grid to the source's own grid and resolution."""
+        volume = self.grid.with_data(standardised)
+        return resample(volume, self.native_source.shape, self.native_source.affine, order=1)
+
+    @property
+    def native_mask(self) -> NDArray[np.bool_]:
+        """The mask on the source's own grid."""
+        return self.degrade(self.mask.astype(np.float32)) > 0.5
+
+
+def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
+    """Read a specimen's two files and bring them onto the target's grid.
+
+    Raises:
+        DataError: If a file is bad, the source is missing, or the two do not overlap.
+    """
+    if specimen.source is None:
+        raise DataError(
+            specimen.name,
+            "the specimen has no source volume",
+            "Add a source column to the cohort, or run distsynth simulate",
+        )
+    target = read_volume(specimen.target)
+    target_transform = _fit(specimen.target, target, config)
+    target_scaled = target_transform.scale(target.data)
+    source = place_source(
+        read_volume(specimen.source), target.shape, target.affine, config, specimen.source
+    )
+    foreground = foreground_mask(target_scaled, config.foreground_threshold)
+    if not foreground.any():
+        raise DataError(
+            specimen.target,
+            f"no voxel of the scaled target exceeds {config.foreground_threshold}",
+            "Lower --preprocess.foreground-threshold",
+        )
+    mask = foreground & source.inside
+    overlap = float(mask.sum() / foreground.sum())
+    if overlap < config.min_overlap:
+        raise DataError(
+            specimen.source,
+            f"source and target must overlap: it covers {overlap:.0%} of the foreground of "
+            f"{specimen.target}, at least {config.min_overlap:.0%} is needed",
+            "Check the affines, or that the files belong together",
+        )
+    return Pair(
+        name=specimen.name,
+        source_scaled=source.scaled,
+        target_scaled=target_scaled,
+        mask=mask,
+        source_transform=source.transform,
+        target_transform=target_transform,
+        native_source=source.native,
+        grid=target,
+        overlap=overlap,
+    )
+
+
+def place_source(
+    source: Volume,
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    config: PreprocessConfig,
+    where: object = "source",
+) -> SourceOnGrid:
+    """Bring a source onto a grid by the affines, scaled to [0, 1].
+
+    The intensity transform is fitted on the source's own voxels, so that it is the same whatever
+    the grid, with a target at hand or without.
+    """
+    transform = _fit(where, source, config)
+    clipped = source.with_data(np.clip(source.data, transform.low, transform.high))
+    order = 3 if config.interpolation == "cubic" else 1
+    on_grid = resample(clipped, shape, affine, order)
+    inside = _inside(source.shape, np.linalg.inv(source.affine) @ affine, shape)
+    on_grid[~inside] = transform.low
+    return SourceOnGrid(transform.scale(on_grid), inside, source, transform)
+
+
+def resample(
+    volume: Volume, shape: tuple[int, int, int], affine: NDArray[np.float64], order: int
+) -> NDArray[np.float32]:
+    """Interpolate a volume on another grid in the same world space.
+
+    Where the grid is coarser than the volume, the volume is first blurred by a Gaussian whose full
+    width at half maximum is one voxel of the grid.
+
+    Args:
+        volume: What to sample.
+        shape: Shape of the grid.
+        affine: Grid index to world millimetres, shape (4, 4).
+        order: 0 nearest, 1 linear, 3 cubic B-spline.
+
+    Returns:
+        float32, shape `shape`; the volume's border value beyond its field of view.
+    """
+    matrix = np.linalg.inv(volume.affine) @ affine
+    # Rounding in an inverted affine would otherwise turn the identity into an interpolation.
+    matrix = np.where(np.abs(matrix - matrix.round()) < 1e-6, matrix.round(), matrix)
+    data = volume.data
+    steps = np.abs(matrix[:3, :3]).max(axis=1)
+    if order > 0 and (steps > 1.01).any():
+        sigma = np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0)
+        data = ndimage.gaussian_filter(data, sigma, mode="nearest")
+    linear, offset = matrix[:3, :3], matrix[:3, 3]
+    if np.array_equal(linear, np.eye(3)) and not offset.any() and shape == volume.shape:
+        return data.copy()
+    diagonal = np.diag(np.diag(linear))
+    return ndimage.affine_transform(
+        data,
+        np.diag(linear) if np.array_equal(linear, diagonal) else linear,
+        offset,
+        output_shape=shape,
+        output=np.float32,
+        order=order,
+        mode="nearest",
+    )
+
+
+def foreground_mask(scaled: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+    """Voxels over the threshold, with enclosed holes (dark ventricles, vessels) filled.
+
+    Args:
+        scaled: Volume scaled to [0, 1], shape (x, y, z).
+        threshold: Between 0 and 1.
+    """
+    return np.asarray(ndimage.binary_fill_holes(scaled > threshold), bool)
+
+
+def fingerprint(volume: Volume) -> str:
+    """sha256 of the voxels and the affine: the same scan under another name is found."""
+    digest = hashlib.sha256(np.ascontiguousarray(volume.data))
+    digest.update(np.ascontiguousarray(volume.affine))
+    return digest.hexdigest()
+
+
+def _fit(where: object, volume: Volume, config: PreprocessConfig) -> IntensityTransform:
+    try:
+        return IntensityTransform.fit(volume.data, config.clip_percentiles)
+    except ValueError as error:
+        raise DataError(str(where), str(error), "Crop the empty space around the object") from None
+
+
+def _scale(data: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    scaled = (np.clip(data, low, high) - np.float32(low)) / np.float32(high - low)
+    return np.clip(scaled, 0, 1).astype(np.float32)
+
+
+def _inside(
+    source_shape: tuple[int, int, int], matrix: NDArray[np.float64], shape: tuple[int, int, int]
+) -> NDArray[np.bool_]:
+    """Grid voxels whose centre lies within the source's voxels, borders included."""
+    grid = np.ogrid[tuple(slice(size) for size in shape)]
+    inside = np.ones(shape, bool)
+    for row, size in zip(matrix[:3], source_shape, strict=True):
+        index = sum(step * axis for step, axis in zip(row[:3], grid, strict=True)) + row[3]
+        inside &= (index > -0.5 - 1e-3) & (index < size - 0.5 + 1e-3)
+    return inside

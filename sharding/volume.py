@@ -1,0 +1,180 @@
+"""A NIfTI volume: array and affine, checked when read, its geometry kept when written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from sharding.errors import DataError
+
+FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
+"""Header fields that scanners fill with names, dates and hosts; never written by us."""
+
+# Deflate cannot expand a byte beyond this, so a larger claim in a header is a lie.
+MAX_DEFLATE_RATIO = 1032
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scalar 3D image in world space.
+
+    Attributes:
+        data: Intensity, float32, shape (x, y, z).
+        affine: Voxel index to world millimetres, shape (4, 4).
+        header: The NIfTI header that it was read with, if any.
+    """
+
+    data: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    header: nib.Nifti1Header | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        x, y, z = self.data.shape
+        return x, y, z
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along each axis in millimetres."""
+        x, y, z = nib.affines.voxel_sizes(self.affine)
+        return float(x), float(y), float(z)
+
+    def with_data(self, data: NDArray) -> Volume:
+        """Another image on the same grid."""
+        return replace(self, data=np.asarray(data, np.float32))
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a NIfTI file and refuse what cannot be used.
+
+    Raises:
+        DataError: If the file is missing, is no NIfTI, is cut short or claims more data than it
+            can hold, is not 3D, has a singular affine, holds NaN or Inf, or is constant.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(path, "the file does not exist", "Check the path")
+    try:
+        image = nib.load(path)
+    except (ImageFileError, EOFError, OSError, zlib.error, ValueError) as error:
+        raise DataError(path, f"not a readable NIfTI file ({error})", "Export it again") from error
+    if not isinstance(image, nib.Nifti1Image):
+        found = type(image).__name__
+        raise DataError(path, f"must be a NIfTI file, found {found}", "Convert it to .nii.gz")
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 2:
+        raise DataError(
+            path,
+            f"must be a 3D volume with at least 2 voxels a side, found shape {image.shape}",
+            "Give one 3D volume a file",
+        )
+    _check_claimed_size(path, image)
+    affine = np.asarray(image.affine, np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(
+            path,
+            "the affine must be finite and invertible",
+            "Repair the header's sform and qform",
+        )
+    try:
+        data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+    except (EOFError, OSError, zlib.error, ValueError) as error:
+        raise DataError(
+            path,
+            f"the voxels cannot be read, the file is cut short or damaged ({error})",
+            "Copy or export it again",
+        ) from error
+    _check_values(path, data)
+    header = image.header if isinstance(image.header, nib.Nifti1Header) else None
+    return Volume(data, affine, header)
+
+
+def write_volume(path: str | Path, volume: Volume) -> None:
+    """Write a float32 NIfTI file in one atomic step, without any free-text header field.
+
+    The geometry (affine, units, qform and sform codes) of the volume's header is kept.
+    """
+    path = Path(path)
+    image = nib.Nifti1Image(volume.data, volume.affine, volume.header)
+    image.set_data_dtype(np.float32)
+    image.header.set_slope_inter(1.0, 0.0)
+    for field in FREE_TEXT_FIELDS:
+        image.header[field] = b""
+    # Extensions may hold whole DICOM headers.
+    image.header.extensions.clear()
+    image.header["cal_min"] = image.header["cal_max"] = 0
+    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+    with atomic_path(path, suffix) as partial:
+        nib.save(image, partial)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Yield a temporary name beside `path`; it takes that name only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Write a small file in one atomic step."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
+    """Refuse a header that claims more bytes than the file can hold, before memory is taken."""
+    claimed = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
+    held = path.stat().st_size
+    if _is_gzip(path.open("rb")):
+        held *= MAX_DEFLATE_RATIO
+    if claimed > held:
+        raise DataError(
+            path,
+            f"the header claims {claimed} bytes of voxels, more than the file can hold",
+            "The file is cut short or its header is damaged: copy or export it again",
+        )
+
+
+def _is_gzip(file: BinaryIO) -> bool:
+    with file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _check_values(path: Path, data: NDArray[np.float32]) -> None:
+    finite = np.isfinite(data)
+    if not finite.all():
+        raise DataError(
+            path,
+            f"voxels must be finite, found {int((~finite).sum())} NaN or Inf",
+            "Repair or mask them out, then write the file again",
+        )
+    if data.min() == data.max():
+        raise DataError(
+            path,
+            f"voxels must not all be equal, found {float(data.flat[0])} everywhere",
+            "Check the export of this volume",
+        )
