@@ -283,8 +283,8 @@ def foreground_mask(scaled: NDArray[np.float32], threshold: float) -> NDArray[np
 
 def fingerprint(volume: Volume) -> str:
     """sha256 of the voxels and the affine: the same scan under another name is found."""
-    digest = hashlib.sha256(np.ascontiguousarray(volume.data))
-    digest.update(np.ascontiguousarray(volume.affine))
+    digest = hashlib.sha256(volume.data.tobytes())
+    digest.update(volume.affine.tobytes())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ A shard set is a folder:
     train/train-000000.tar ...      random patches, specimens mixed
     val/val-000000.tar ...          dense patches, specimen by specimen
     test/test-000000.tar ...        likewise
+    masks/SPECIMEN.npy              foreground bits of a val or test specimen, for judging
 
 A record holds a block of patches as three plain arrays, aligned by row:
 
@@ -106,24 +107,28 @@ class SpecimenRecord:
         split: train, val or test.
         shape: Target grid in voxels.
         spacing_mm: Target voxel size.
+        orientation: Directions of the target's axes, such as RAS; one for the whole cohort.
         patches: How many lie in the shards.
         overlap: Share of the target's foreground that the source covers.
         source: Intensity transform of the source.
         target: Intensity transform of the target.
         source_sha256: Fingerprint of the source's voxels and affine.
         target_sha256: Likewise for the target.
+        mask_sha256: Checksum of the mask's file; None for training specimens, which have none.
     """
 
     name: str
     split: Split
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
+    orientation: str
     patches: int
     overlap: float
     source: IntensityTransform
     target: IntensityTransform
     source_sha256: str
     target_sha256: str
+    mask_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,24 @@ class ShardSet:
     def path(self, shard: ShardRecord) -> Path:
         """Where a shard lies."""
         return self.folder / shard.name
+
+    def mask(self, specimen: SpecimenRecord) -> NDArray[np.bool_]:
+        """Foreground of a val or test specimen on the target grid, shape (x, y, z).
+
+        Raises:
+            DataError: If its file is missing or not as it was written.
+        """
+        path = self.folder / mask_name(specimen.name)
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != specimen.mask_sha256:
+            raise DataError(
+                path,
+                "the mask is missing or its checksum is not the manifest's",
+                "Copy it again or shard the cohort again",
+            )
+        bits = np.load(io.BytesIO(content), allow_pickle=False)
+        count = int(np.prod(specimen.shape))
+        return np.unpackbits(bits, count=count).reshape(specimen.shape).astype(bool)
 
     def verify(self, *splits: Split) -> None:
         """Check the sha256 of every shard of the splits (about 1 GB/s).
@@ -322,6 +345,16 @@ def quantise(scaled: NDArray[np.float32]) -> NDArray[np.uint16]:
 def shard_name(split: Split, index: int) -> str:
     """Stable name of a shard within its set."""
     return str(PurePosixPath(split) / f"{split}-{index:06d}.tar")
+
+
+def mask_name(specimen: str) -> str:
+    """Name of a specimen's mask within the set."""
+    return f"masks/{specimen}.npy"
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> bytes:
+    """The content of a mask file: eight voxels a byte."""
+    return _encode(np.packbits(mask))
 
 
 def _encode(array: NDArray[Any]) -> bytes:

@@ -162,4 +162,5 @@ def _move(
     matrix = np.linalg.inv(spacing) @ rotation @ spacing
     centre = (np.array(data.shape) - 1) / 2
     offset = centre - matrix @ centre + np.linalg.inv(spacing) @ shift_mm
-    return ndimage.affine_transform(data, matrix, offset, order=3, mode="nearest")
+    moved = ndimage.affine_transform(data, matrix, offset, order=3, mode="nearest")
+    return moved.astype(np.float32)

@@ -13,7 +13,16 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import (
+    aff2axcodes,
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 from numpy.typing import NDArray
 
 from sharding.errors import DataError
@@ -48,8 +57,20 @@ class Volume:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel size along each axis in millimetres."""
-        x, y, z = nib.affines.voxel_sizes(self.affine)
+        x, y, z = voxel_sizes(self.affine)
         return float(x), float(y), float(z)
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes point, nearest first: RAS is right, anterior, superior."""
+        return "".join(str(code) for code in aff2axcodes(self.affine))
+
+    def reoriented(self, orientation: str) -> Volume:
+        """The same image with axes flipped and permuted; no interpolation."""
+        change = ornt_transform(io_orientation(self.affine), axcodes2ornt(orientation))
+        data = np.ascontiguousarray(apply_orientation(self.data, change))
+        affine = self.affine @ inv_ornt_aff(change, self.shape)
+        return Volume(data.astype(np.float32, copy=False), affine, self.header)
 
     def with_data(self, data: NDArray) -> Volume:
         """Another image on the same grid."""
@@ -147,7 +168,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 def _check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
     """Refuse a header that claims more bytes than the file can hold, before memory is taken."""
-    claimed = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
+    claimed = int(np.prod(image.shape, dtype=object)) * np.dtype(image.get_data_dtype()).itemsize
     held = path.stat().st_size
     if _is_gzip(path.open("rb")):
         held *= MAX_DEFLATE_RATIO

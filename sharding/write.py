@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import webdataset as wds
 from numpy.typing import NDArray
+from webdataset.writer import TarWriter
 
 from sharding.cohort import SPLITS, Specimen, Split, assign_splits
 from sharding.errors import DataError
@@ -35,6 +35,8 @@ from sharding.shards import (
     ShardRecord,
     SpecimenRecord,
     check_no_leak,
+    encode_mask,
+    mask_name,
     quantise,
     record,
     shard_name,
@@ -88,6 +90,7 @@ def write_shards(
             for index, specimen in enumerate(specimens)
         ]
         records = tuple(_cut_specimens(tasks, config, workers))
+        _check_one_orientation(records)
         shards = tuple(
             shard
             for split in SPLITS
@@ -95,6 +98,10 @@ def write_shards(
                 split, [task for task in tasks if task.split == split], partial_set, config
             )
         )
+        (partial_set / "masks").mkdir()
+        for task in tasks:
+            if task.split != "train":
+                (task.folder / "mask.npy").replace(partial_set / mask_name(task.specimen.name))
         shutil.rmtree(parts)
         manifest = Manifest(config, records, shards)
         check_no_leak(out, manifest)
@@ -144,18 +151,38 @@ def _cut_specimen(task: _Task, config: ShardConfig) -> SpecimenRecord:
     )
     for name in ARRAYS:
         np.save(task.folder / f"{name}.npy", getattr(block, name), allow_pickle=False)
+    mask_sha256 = None
+    if task.split != "train":
+        content = encode_mask(pair.mask)
+        (task.folder / "mask.npy").write_bytes(content)
+        mask_sha256 = hashlib.sha256(content).hexdigest()
     return SpecimenRecord(
         name=pair.name,
         split=task.split,
         shape=pair.grid.shape,
         spacing_mm=pair.grid.spacing_mm,
+        orientation=pair.grid.orientation,
         patches=len(locations),
         overlap=pair.overlap,
         source=pair.source_transform,
         target=pair.target_transform,
         source_sha256=fingerprint(pair.native_source),
         target_sha256=fingerprint(pair.grid),
+        mask_sha256=mask_sha256,
     )
+
+
+def _check_one_orientation(records: Sequence[SpecimenRecord]) -> None:
+    """Slicing axes mean the same in every volume only if all point the same way."""
+    first = records[0]
+    for record in records:
+        if record.orientation != first.orientation:
+            raise DataError(
+                record.name,
+                f"targets must share one orientation: {first.name} is {first.orientation}, this "
+                f"one is {record.orientation}",
+                "Reorient the volumes to one convention, such as RAS",
+            )
 
 
 def _locations(pair: Pair, split: Split, config: ShardConfig) -> NDArray[np.int32]:
@@ -212,7 +239,7 @@ def _write_shard(
     name = shard_name(split, index)
     path = folder / name
     with path.open("wb") as file:
-        writer = wds.TarWriter(file, user="distsynth", group="distsynth", mtime=0)
+        writer = TarWriter(file, user="distsynth", group="distsynth", mtime=0)
         for number, start in enumerate(range(0, len(order), block)):
             key = f"{split}-{index:06d}-{number:04d}"
             writer.write(record(key, _gather(parts, order[start : start + block])))

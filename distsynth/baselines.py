@@ -1,0 +1,277 @@
+"""What any network must beat: predictions without one.
+
+A baseline has a `name` and `predict(pair)`; those that are fitted also have `fit(pairs)`, which
+reads training pairs one at a time and keeps only sums, so that memory does not grow with the
+cohort. `predict` looks at the source alone, never at the target or the mask.
+
+Background: the aim is the lowest error in the mask, yet values outside should be sane too. So
+background counts, but all of it only a fiftieth as much as the mask of the same specimen, however
+large it is (BACKGROUND_WEIGHT, ours). Skull-stripped background is one source intensity that
+hardly any tissue has: a fiftieth is plenty to learn its target. Where background and tissue
+share intensities, tissue wins. Tried on skull-stripped pairs simulated from 3T scans: at its real
+share, background doubled the MSE in the mask where contrast was inverted; without any, the MSE
+outside grew up to eightfold.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+BACKGROUND_WEIGHT = 0.02
+"""Weight of all background voxels of a specimen relative to all its mask voxels."""
+
+HINGES = tuple(np.arange(-1, 4.5, 0.5).tolist())
+"""Source intensities, in standardised units, at which the regression's curve may bend."""
+
+Volume = NDArray[np.floating[Any]]
+
+
+class PairLike(Protocol):
+    """A registered, standardised pair: arrays of one shape (x, y, z) on the target's grid."""
+
+    @property
+    def source(self) -> Volume:
+        """Source, cubic interpolation."""
+        ...
+
+    @property
+    def nearest(self) -> Volume:
+        """Source, nearest neighbour: its own voxels unchanged."""
+        ...
+
+    @property
+    def target(self) -> Volume:
+        """Target."""
+        ...
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Foreground."""
+        ...
+
+
+class Baseline(Protocol):
+    """Predicts a target volume from a pair's source."""
+
+    name: str
+
+    def predict(self, pair: PairLike) -> NDArray[np.float32]:
+        """Synthetic volume of the pair's shape, standardised."""
+        ...
+
+
+class Identity:
+    """The source's own voxels, unchanged."""
+
+    name = "identity"
+
+    def predict(self, pair: PairLike) -> NDArray[np.float32]:
+        """The source by nearest neighbour."""
+        return pair.nearest.astype(np.float32)
+
+
+class Cubic:
+    """The source, interpolated: what a network is given."""
+
+    name = "cubic"
+
+    def predict(self, pair: PairLike) -> NDArray[np.float32]:
+        """The source by cubic interpolation."""
+        return pair.source.astype(np.float32)
+
+
+class Fitted(ABC):
+    """A baseline that learns from training pairs: `update` with each of them, then `finish`."""
+
+    name: str
+
+    @abstractmethod
+    def update(self, pair: PairLike) -> None:
+        """Add a training pair; raises ValueError if its mask is empty or its shapes differ."""
+
+    @abstractmethod
+    def finish(self) -> Self:
+        """Solve for what has been added; raises ValueError if nothing was."""
+
+    @abstractmethod
+    def predict(self, pair: PairLike) -> NDArray[np.float32]:
+        """Synthetic volume of the pair's shape, standardised; raises ValueError if not fitted."""
+
+    def fit(self, pairs: Iterable[PairLike]) -> Self:
+        """Fit on training pairs, read once and one at a time."""
+        for pair in pairs:
+            self.update(pair)
+        return self.finish()
+
+    def _check(self, ready: bool) -> None:
+        """Raise ValueError unless there is something to work from."""
+        if not ready:
+            raise ValueError(f"{self.name} has seen no training pairs: call fit with some first")
+
+
+def fitted_baselines(training_pairs: Iterable[PairLike]) -> list[Fitted]:
+    """All fitted baselines from one pass over the training pairs, one pair in memory at a time."""
+    baselines: list[Fitted] = [IntensityMap(), NeighbourhoodRegression()]
+    for pair in training_pairs:
+        for baseline in baselines:
+            baseline.update(pair)
+    return [baseline.finish() for baseline in baselines]
+
+
+class IntensityMap(Fitted):
+    """One curve from source to target intensity: the best change of contrast alone.
+
+    The mean target in each of up to 256 bins of the source, equal in weight, joined by straight
+    lines and constant beyond the outermost bins. Bins are merged from a fixed fine grid of
+    source intensities, so that one pass over the training pairs is enough; intensities beyond
+    the grid count in its end cells.
+    """
+
+    name = "intensity-map"
+    bins = 256
+    grid = (-8.0, 24.0, 8192)
+    """Low, high (standardised units) and number of cells: 256 cells a unit."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros((3, self.grid[2]))
+        self._knots = np.empty((2, 0))
+
+    def update(self, pair: PairLike) -> None:
+        """Count the voxels of one training pair, all of them."""
+        _check_pair(pair)
+        low, high, cells = self.grid
+        inside = np.count_nonzero(pair.mask)
+        share = BACKGROUND_WEIGHT * inside / max(pair.mask.size - inside, 1)
+        for where, weight in ((pair.mask, 1.0), (~pair.mask, share)):
+            source, target = pair.source[where], pair.target[where]
+            cell = ((source - low) * (cells / (high - low))).clip(0, cells - 1).astype(np.int32)
+            for row, values in zip(self._sums, (None, source, target), strict=True):
+                row += weight * np.bincount(cell, values, cells)
+
+    def finish(self) -> Self:
+        """Merge cells into bins of at least 1/256 of the weight, and join their means."""
+        weight = self._sums[0].sum()
+        self._check(weight > 0)
+        gathered = np.zeros(3)
+        merged = [gathered]
+        for cell in self._sums.T:
+            if gathered[0] * self.bins >= weight:
+                gathered = np.zeros(3)
+                merged.append(gathered)
+            gathered += cell
+        if len(merged) > 1 and gathered[0] * self.bins < weight:
+            merged.pop()
+            merged[-1] += gathered
+        counts, sources, targets = np.array(merged).T
+        self._knots = np.array([sources / counts, targets / counts])
+        return self
+
+    def predict(self, pair: PairLike) -> NDArray[np.float32]:
+        """The curve applied to every source voxel."""
+        self._check(self._knots.size > 0)
+        source, target = self._knots
+        return np.interp(pair.source, source, target).astype(np.float32)
+
+
+class NeighbourhoodRegression(Fitted):
+    """Linear regression on the 5x5x5 source voxels around each voxel, plus a curve of its own.
+
+    target = b + sum of w_k source_k over the neighbourhood + sum of a_j max(source_0 - t_j, 0),
+    where source_0 is the central voxel and the hinges t_j (HINGES, ours) let the contrast bend:
+    without them one slope has to serve tissue and background. Least squares by normal equations
+    in float64, with a ridge of 1e-6 times the mean variance of the features: the upsampled source
+    is smooth and its neighbours nearly collinear. The intercept is free of it. Specimens count by
+    the voxels drawn of them.
+
+    Args:
+        voxels: Most voxels used of each specimen's mask, drawn at random; a tenth as many of its
+            background.
+        hinges: Positions t_j in standardised units; () for the plain linear filter.
+        seed: Of the draws; together with the order of pairs it fixes the fit.
+    """
+
+    name = "neighbourhood-regression"
+    reach = 2
+    ridge = 1e-6
+
+    def __init__(
+        self, voxels: int = 200_000, hinges: Sequence[float] = HINGES, seed: int = 0
+    ) -> None:
+        self.voxels = voxels
+        self.hinges = np.array(hinges, np.float64)
+        self.seed = seed
+        side = 2 * self.reach + 1
+        self._taps = side**3
+        features = self._taps + len(self.hinges) + 1
+        self._gram = np.zeros((features, features))
+        self._moment = np.zeros(features)
+        self._pairs = 0
+        self._weights = np.empty(0)
+
+    def update(self, pair: PairLike) -> None:
+        """Add one training pair's voxels to the normal equations."""
+        _check_pair(pair)
+        rng = np.random.default_rng([self.seed, self._pairs])
+        self._pairs += 1
+        padded = np.pad(pair.source, self.reach, mode="edge")
+        inside, outside = (np.flatnonzero(where) for where in (pair.mask, ~pair.mask))
+        count = min(self.voxels, len(inside))
+        background = min(self.voxels // 10 + 1, len(outside))
+        share = BACKGROUND_WEIGHT * count / max(background, 1)
+        for voxels, number, weight in ((inside, count, 1.0), (outside, background, share)):
+            chosen = np.sort(rng.choice(voxels, number, replace=False, shuffle=False))
+            for part in np.array_split(chosen, max(1, number // 8192)):
+                rows = self._features(padded, np.unravel_index(part, pair.source.shape))
+                self._gram += weight * (rows.T @ rows)
+                self._moment += weight * (rows.T @ pair.target.reshape(-1)[part])
+
+    def finish(self) -> Self:
+        """Solve the normal equations, centred so that the ridge spares the intercept."""
+        total = self._gram[-1, -1]
+        self._check(total > 0)
+        mean, target = self._gram[-1, :-1] / total, self._moment[-1] / total
+        covariance = self._gram[:-1, :-1] / total - np.outer(mean, mean)
+        penalty = self.ridge * np.diag(covariance).mean() * np.eye(len(mean))
+        moment = self._moment[:-1] / total - mean * target
+        solved = np.linalg.lstsq(covariance + penalty, moment, rcond=None)[0]
+        self._weights = np.append(solved, target - mean @ solved)
+        return self
+
+    def predict(self, pair: PairLike) -> NDArray[np.float32]:
+        """Filter the source, its faces repeated outwards."""
+        self._check(self._weights.size > 0)
+        source = pair.source.astype(np.float32)
+        side = 2 * self.reach + 1
+        kernel = self._weights[: self._taps].reshape(side, side, side)
+        out = np.empty(source.shape, np.float32)
+        ndimage.correlate(source, kernel, out, mode="nearest")
+        for hinge, slope in zip(self.hinges, self._weights[self._taps : -1], strict=True):
+            out += np.float32(slope) * np.maximum(source - np.float32(hinge), 0)
+        out += np.float32(self._weights[-1])
+        return out
+
+    def _features(self, padded: Volume, voxels: tuple[NDArray[Any], ...]) -> NDArray[np.float64]:
+        """One row a voxel: neighbourhood, hinges, 1."""
+        strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+        side = range(2 * self.reach + 1)
+        offsets = np.array(list(itertools.product(side, side, side))) @ strides
+        first = np.ravel_multi_index(voxels, padded.shape)
+        near = padded.reshape(-1)[first[:, None] + offsets].astype(np.float64)
+        bends = np.maximum(near[:, self._taps // 2, None] - self.hinges, 0)
+        return np.hstack([near, bends, np.ones((len(near), 1))])
+
+
+def _check_pair(pair: PairLike) -> None:
+    """Raise ValueError unless the pair can be learnt from."""
+    shapes = {volume.shape for volume in (pair.source, pair.target, pair.mask)}
+    if len(shapes) != 1:
+        raise ValueError(f"source, target and mask of a pair must have one shape, got {shapes}")
+    if not pair.mask.any():
+        raise ValueError("the mask of a training pair is empty: nothing to learn from")

@@ -1,0 +1,174 @@
+"""Everything that a run needs to go on, and a prediction needs to begin, in one atomic file."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from distsynth.config import RunConfig, from_dict, to_dict
+from sharding.cohort import Split
+from sharding.errors import DataError
+from sharding.preprocess import PreprocessConfig
+from sharding.shards import Manifest
+from sharding.volume import atomic_path
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What the network was trained on, as far as predicting and judging need it.
+
+    Attributes:
+        manifest_sha256: Fingerprint of the shard set.
+        preprocess: How volumes became pairs.
+        spacing_mm: Voxel size of the first training target: the grid to predict on.
+        orientation: Axis directions of the targets, such as RAS.
+        splits: Specimen name to split.
+        seen_sha256: Fingerprints of every training and validation scan; none may be a test scan.
+    """
+
+    manifest_sha256: str
+    preprocess: PreprocessConfig
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    splits: dict[str, Split]
+    seen_sha256: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> DataRecord:
+        """Summarise a shard set."""
+        seen = [row for row in manifest.specimens if row.split != "test"]
+        first = next(row for row in seen if row.split == "train")
+        return cls(
+            manifest_sha256=manifest.sha256,
+            preprocess=manifest.config.preprocess,
+            spacing_mm=first.spacing_mm,
+            orientation=first.orientation,
+            splits={row.name: row.split for row in manifest.specimens},
+            seen_sha256=tuple(
+                digest for row in seen for digest in (row.source_sha256, row.target_sha256)
+            ),
+        )
+
+
+_DATA_RECORD = TypeAdapter(DataRecord)
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is.
+
+    Attributes:
+        epoch: Epoch to work on next, from 0.
+        step_in_epoch: Steps of that epoch already taken.
+        step: Steps taken in the run.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        config: The run's configuration.
+        data: What it was trained on.
+        position: How far it is.
+        learners: Name to Learner.state_dict().
+        random: One entry a rank, from random_state().
+        record: What the loop keeps besides: best score, sums since the last row, tracking id.
+    """
+
+    config: RunConfig
+    data: DataRecord
+    position: Position
+    learners: dict[str, Any]
+    random: list[dict[str, Any]]
+    record: dict[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; the old file stays whole until the new one is."""
+    state = {
+        "version": FORMAT_VERSION,
+        "config": to_dict(checkpoint.config),
+        "data": _DATA_RECORD.dump_python(checkpoint.data, mode="json"),
+        "position": asdict(checkpoint.position),
+        "learners": checkpoint.learners,
+        "random": checkpoint.random,
+        "record": checkpoint.record,
+    }
+    with atomic_path(path) as partial:
+        torch.save(state, partial)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; nothing in it is executed (weights_only).
+
+    Raises:
+        DataError: If the file is missing, damaged or not a checkpoint of this version.
+    """
+    if not path.is_file():
+        raise DataError(path, "the checkpoint does not exist", "Check the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        version = state["version"]
+        if version != FORMAT_VERSION:
+            raise ValueError(f"version {version}, this program reads {FORMAT_VERSION}")
+        return Checkpoint(
+            config=from_dict(state["config"]),
+            data=_DATA_RECORD.validate_python(state["data"]),
+            position=Position(**state["position"]),
+            learners=state["learners"],
+            random=state["random"],
+            record=state["record"],
+        )
+    except (
+        EOFError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            path, f"not a checkpoint that can be read ({reason})", "Take another checkpoint"
+        ) from error
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The random states of this process, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Inverse of random_state."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

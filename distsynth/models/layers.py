@@ -1,0 +1,65 @@
+"""Layers for 2 or 3 spatial dims: the only place that chooses between torch's 2D and 3D classes.
+
+`dims` is always the number of spatial dims, `len(patch_size)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_CORRELATE = {2: F.conv2d, 3: F.conv3d}
+
+
+def conv(
+    dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1, *, bias: bool = True
+) -> nn.Module:
+    """A convolution that keeps the sides (odd kernel, stride 1) or halves them (stride 2)."""
+    padding = (kernel - 1) // 2
+    return _CONV[dims](inputs, outputs, kernel, stride, padding, bias=bias)
+
+
+def transposed_conv(dims: int, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
+    """A transposed convolution that doubles the sides: kernel 4, stride 2, padding 1."""
+    return _TRANSPOSED_CONV[dims](inputs, outputs, 4, 2, 1, bias=bias)
+
+
+def max_pool(dims: int) -> nn.Module:
+    """Max-pooling that halves the sides."""
+    return _MAX_POOL[dims](2)
+
+
+def normalisation(norm: str, dims: int, channels: int) -> nn.Module:
+    """The configured norm: "batch", "instance" (with learnt scale and shift) or "none"."""
+    if norm == "batch":
+        return _BATCH_NORM[dims](channels)
+    if norm == "instance":
+        return _INSTANCE_NORM[dims](channels, affine=True)
+    return nn.Identity()
+
+
+def correlate(image: Tensor, kernel: Tensor) -> Tensor:
+    """Filter an image with a fixed odd kernel, the border replicated.
+
+    Args:
+        image: Shape (batch, 1, *spatial).
+        kernel: One odd side for each spatial dim of the image.
+
+    Returns:
+        The filtered image, same shape.
+    """
+    padding = [side // 2 for side in reversed(kernel.shape) for _ in range(2)]
+    padded = F.pad(image, padding, mode="replicate")
+    return _CORRELATE[kernel.ndim](padded, kernel[None, None].to(image.dtype))
+
+
+def kernel_sizes(kernels: Sequence[int], layers: int) -> tuple[int, ...]:
+    """One kernel size a layer; a single configured value serves them all."""
+    return tuple(kernels) * layers if len(kernels) == 1 else tuple(kernels)

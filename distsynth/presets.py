@@ -1,0 +1,161 @@
+"""Presets: name -> RunConfig. The rows of Table 1, the CNNs of Table 2, and a small network."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from typing import Any
+
+from distsynth.config import (
+    ConfigError,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimConfig,
+    RunConfig,
+    StitchConfig,
+    TrainConfig,
+)
+
+# Generators of figure 13: (a), (c), (e), (g). Which kernel sharpened model 6 is not said: ours.
+A = GeneratorConfig("conv", (8, 20, 24, 4), (3,), norm_first=False)
+C = GeneratorConfig("conv", (16, 64, 128, 196), (7, 5, 5, 3, 1))
+E = GeneratorConfig("conv", (16, 64, 128, 128, 196), (7, 5, 5, 5, 3, 1))
+G = GeneratorConfig("unet", (16, 32, 64, 128, 128, 128), ())
+G_SHARPENED = replace(G, sharpen="3x3")
+
+# Discriminators of figure 13: (b), (d), (f) mirror the generators (ours), (h) is pix2pix's.
+B = DiscriminatorConfig("conv", (8, 20, 24, 4), (3,))
+D = DiscriminatorConfig("conv", (16, 64, 128, 196), (7, 5, 5, 3))
+F = DiscriminatorConfig("conv", (16, 64, 128, 128, 196), (7, 5, 5, 5, 3), downsample="maxpool")
+H = DiscriminatorConfig("patchgan", (64, 128, 256, 512), (), conditional=True)
+
+# The CNNs of figure 3; FCN 1 and 2 were trained with L2 (figure 6).
+FCN_1 = GeneratorConfig("conv", (32, 64, 128), (9, 7, 5, 1))
+FCN_2 = GeneratorConfig("encoder-decoder", (32, 64, 64), (5, 3, 3))
+DCSRN = GeneratorConfig("dense", (24, 24, 24, 24, 24), (3,))
+
+# Ours: a residual stack without norm, quick to train on a laptop.
+SMALL = GeneratorConfig("conv", (32, 32, 32, 32), (3,), norm="none", residual=True)
+
+
+def _gan(
+    generator: GeneratorConfig,
+    discriminator: DiscriminatorConfig,
+    loss: LossConfig,
+    lr_generator: float,
+    lr_discriminator: float,
+) -> RunConfig:
+    """A row of Table 1: 30 epochs, batch 32 (section 6.5)."""
+    return RunConfig(
+        generator=generator,
+        discriminator=discriminator,
+        loss=loss,
+        optim=OptimConfig(lr_generator=lr_generator, lr_discriminator=lr_discriminator),
+        train=TrainConfig(epochs=30, batch_size=32),
+    )
+
+
+def _cnn(
+    generator: GeneratorConfig, loss: LossConfig, optim: OptimConfig | None = None
+) -> RunConfig:
+    """A row of Table 2: 10 epochs, batch 32, learning rate 1e-3, stitched with 4 voxels cut."""
+    return RunConfig(
+        generator=generator,
+        loss=loss,
+        optim=optim or OptimConfig(lr_generator=1e-3),
+        train=TrainConfig(epochs=10, batch_size=32),
+        stitch=StitchConfig(trim=4),
+    )
+
+
+# fmt: off
+PRESETS: dict[str, RunConfig] = {
+    # Figure 13's letters, then the weights of BCE, reconstruction, gradient and perceptual loss,
+    # then the learning rates of generator and discriminator.
+    "dcgan-1":    _gan(A,           B, LossConfig(1.0, 1.5, "l1", 1.5, 0.0), 5e-5, 2e-5),
+    "dcgan-2":    _gan(C,           D, LossConfig(1.0, 1.5, "l1", 0.0, 0.0), 2e-4, 2e-5),
+    "dcgan-3":    _gan(E,           F, LossConfig(1.0, 1.5, "l1", 0.0, 0.0), 2e-4, 2e-5),
+    "dcgan-4":    _gan(E,           F, LossConfig(1.0, 1.5, "l1", 1.5, 0.0), 2e-4, 2e-5),
+    "unet-5":     _gan(G,           D, LossConfig(1.0, 1.5, "l1", 2.0, 0.0), 2e-3, 2e-4),
+    "unet-6":     _gan(G_SHARPENED, D, LossConfig(1.0, 1.5, "l1", 2.0, 0.0), 2e-3, 2e-4),
+    "unet-7":     _gan(G,           D, LossConfig(1.0, 2.0, "l1", 0.0, 0.0), 2e-3, 2e-4),
+    "unet-8":     _gan(G,           D, LossConfig(1.0, 1.5, "l1", 2.0, 0.0), 2e-3, 1e-3),
+    "pix2pix-9":  _gan(G,           H, LossConfig(1.0, 1.5, "l1", 0.0, 0.0), 5e-5, 2e-5),
+    "pix2pix-10": _gan(G,           H, LossConfig(1.0, 1.5, "l2", 0.0, 0.0), 5e-5, 2e-5),
+    "pix2pix-11": _gan(G,           H, LossConfig(1.0, 1.5, "l1", 0.0, 1.0), 5e-5, 2e-5),
+
+    "fcn-1":            _cnn(FCN_1, LossConfig(0.0, 1.0, "l2", 0.0, 0.0)),
+    "fcn-2":            _cnn(FCN_2, LossConfig(0.0, 1.0, "l2", 0.0, 0.0)),
+    "dcsrn-l1":         _cnn(DCSRN, LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+    "dcsrn-l2":         _cnn(DCSRN, LossConfig(0.0, 1.0, "l2", 0.0, 0.0)),
+    "dcsrn-perceptual": _cnn(DCSRN, LossConfig(0.0, 0.0, "l1", 0.0, 1.0)),
+
+    "small": _cnn(
+        SMALL, LossConfig(0.0, 1.0, "l1", 0.0, 0.0), OptimConfig(2e-3, schedule="cosine")
+    ),
+}
+# fmt: on
+
+
+def preset(name: str) -> RunConfig:
+    """The configuration of this name.
+
+    Raises:
+        ConfigError: If there is none; suggests the nearest and lists all.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"{name} is not a preset{hint} (presets: {', '.join(PRESETS)})")
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A preset in one row, for listings.
+
+    Returns:
+        preset, generator, generator_parameters, discriminator, discriminator_parameters, losses,
+        lr_generator, lr_discriminator, epochs; None for what a preset without discriminator lacks.
+
+    Raises:
+        ConfigError: If there is no such preset.
+    """
+    # Here, so that listing names or parsing a command line need not wait for torch.
+    from distsynth.models import build_discriminator, build_generator, parameter_count
+
+    config = preset(name)
+    patch_size = config.data.patch_size
+    generator, discriminator, loss = config.generator, config.discriminator, config.loss
+    features = [_widths(generator)]
+    if generator.residual:
+        features.append("residual")
+    if generator.sharpen != "none":
+        features.append(f"sharpened {generator.sharpen}")
+    terms = {
+        "bce": loss.lambda_bce,
+        loss.recon: loss.lambda_recon,
+        "gradient": loss.lambda_gradient,
+        "perceptual": loss.lambda_perceptual,
+    }
+    row = {
+        "preset": name,
+        "generator": ", ".join(features),
+        "generator_parameters": parameter_count(build_generator(generator, patch_size)),
+        "discriminator": None,
+        "discriminator_parameters": None,
+        "losses": " + ".join(f"{weight:g} {term}" for term, weight in terms.items() if weight),
+        "lr_generator": config.optim.lr_generator,
+        "lr_discriminator": None,
+        "epochs": config.train.epochs,
+    }
+    if config.adversarial:
+        judge = build_discriminator(discriminator, patch_size)
+        row["discriminator"] = _widths(discriminator)
+        row["discriminator_parameters"] = parameter_count(judge)
+        row["lr_discriminator"] = config.optim.lr_discriminator
+    return row
+
+
+def _widths(network: GeneratorConfig | DiscriminatorConfig) -> str:
+    return f"{network.family} {'-'.join(map(str, network.channels))}"

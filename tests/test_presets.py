@@ -1,0 +1,117 @@
+import subprocess
+import sys
+
+import pytest
+
+from distsynth.config import ConfigError, from_json, to_json, validate, with_overrides
+from distsynth.models import build_discriminator, build_generator
+from distsynth.presets import PRESETS, describe, preset
+
+# Table 1: name, generator's and discriminator's parameters (ours for the latter), BCE, L1, L2,
+# gradient, perceptual, learning rates of generator and discriminator.
+TABLE_1 = [
+    ("dcgan-1", 6_885, 6_853, 1, 1.5, 0, 1.5, 0, 5e-5, 2e-5),
+    ("dcgan-2", 458_385, 458_353, 1, 1.5, 0, 0, 0, 2e-4, 2e-5),
+    ("dcgan-3", 868_369, 868_337, 1, 1.5, 0, 0, 0, 2e-4, 2e-5),
+    ("dcgan-4", 868_369, 868_337, 1, 1.5, 0, 1.5, 0, 2e-4, 2e-5),
+    ("unet-5", 1_829_025, 458_353, 1, 1.5, 0, 2, 0, 2e-3, 2e-4),
+    ("unet-6", 1_829_025, 458_353, 1, 1.5, 0, 2, 0, 2e-3, 2e-4),
+    ("unet-7", 1_829_025, 458_353, 1, 2, 0, 0, 0, 2e-3, 2e-4),
+    ("unet-8", 1_829_025, 458_353, 1, 1.5, 0, 2, 0, 2e-3, 1e-3),
+    ("pix2pix-9", 1_829_025, 2_764_609, 1, 1.5, 0, 0, 0, 5e-5, 2e-5),
+    ("pix2pix-10", 1_829_025, 2_764_609, 1, 0, 1.5, 0, 0, 5e-5, 2e-5),
+    ("pix2pix-11", 1_829_025, 2_764_609, 1, 1.5, 0, 0, 1, 5e-5, 2e-5),
+]
+# Table 2: name, parameters, L1, L2, perceptual.
+TABLE_2 = [
+    ("fcn-1", 308_545, 0, 1, 0),
+    ("fcn-2", 155_681, 0, 1, 0),
+    ("dcsrn-l1", 53_977, 1, 0, 0),
+    ("dcsrn-l2", 53_977, 0, 1, 0),
+    ("dcsrn-perceptual", 53_977, 0, 0, 1),
+]
+
+
+def weights(loss):
+    """(BCE, L1, L2, gradient, perceptual), as Table 1 has them."""
+    l1 = loss.lambda_recon if loss.recon == "l1" else 0
+    l2 = loss.lambda_recon if loss.recon == "l2" else 0
+    return loss.lambda_bce, l1, l2, loss.lambda_gradient, loss.lambda_perceptual
+
+
+@pytest.mark.parametrize("row", TABLE_1, ids=lambda row: row[0])
+def test_table_1(row):
+    name, generator, discriminator, *lambdas, lr_generator, lr_discriminator = row
+    config, listed = preset(name), describe(name)
+    assert listed["generator_parameters"] == generator
+    assert listed["discriminator_parameters"] == discriminator
+    assert weights(config.loss) == tuple(lambdas)
+    assert (config.optim.lr_generator, config.optim.lr_discriminator) == (
+        lr_generator,
+        lr_discriminator,
+    )
+    assert (config.train.epochs, config.train.batch_size, config.stitch.trim) == (30, 32, 0)
+    assert config.optim.schedule == "constant"
+    assert config.generator.output == "linear" and not config.generator.residual
+    assert config.generator.sharpen == ("3x3" if name == "unet-6" else "none")
+    assert config.discriminator.conditional == name.startswith("pix2pix")
+
+
+@pytest.mark.parametrize("row", TABLE_2, ids=lambda row: row[0])
+def test_table_2(row):
+    name, parameters, l1, l2, perceptual = row
+    config = preset(name)
+    assert describe(name)["generator_parameters"] == parameters
+    assert not config.adversarial
+    assert weights(config.loss) == (0, l1, l2, 0, perceptual)
+    assert config.optim.lr_generator == 1e-3
+    assert (config.train.epochs, config.train.batch_size, config.stitch.trim) == (10, 32, 4)
+
+
+def test_the_names_are_the_papers_and_one_of_ours():
+    assert list(PRESETS) == [row[0] for row in TABLE_1] + [row[0] for row in TABLE_2] + ["small"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_survive_json(name):
+    config = validate(preset(name))
+    assert from_json(to_json(config)) == config
+    assert describe(name)["preset"] == name
+
+
+@pytest.mark.parametrize("patch_size", [(32, 32), (32, 32, 32)], ids=str)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_serve_other_patches(name, patch_size):
+    config = with_overrides(preset(name), {"data.patch_size": patch_size})
+    build_generator(config.generator, patch_size)
+    if config.adversarial:
+        build_discriminator(config.discriminator, patch_size)
+
+
+def test_a_listing_row():
+    assert describe("unet-6") == {
+        "preset": "unet-6",
+        "generator": "unet 16-32-64-128-128-128, sharpened 3x3",
+        "generator_parameters": 1_829_025,
+        "discriminator": "conv 16-64-128-196",
+        "discriminator_parameters": 458_353,
+        "losses": "1 bce + 1.5 l1 + 2 gradient",
+        "lr_generator": 2e-3,
+        "lr_discriminator": 2e-4,
+        "epochs": 30,
+    }
+    small = describe("small")
+    assert small["generator"].endswith(", residual")
+    assert (small["discriminator"], small["lr_discriminator"]) == (None, None)
+
+
+def test_unknown_names_get_a_suggestion():
+    with pytest.raises(ConfigError, match=r"unet7 is not a preset; did you mean unet-7\?"):
+        preset("unet7")
+    with pytest.raises(ConfigError, match=r"not a preset \(presets: dcgan-1, "):
+        preset("quxx")
+
+
+def test_names_are_listed_without_waiting_for_torch():
+    code = "import sys, distsynth.presets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
