@@ -59,8 +59,8 @@ def epoch_order(
         Every patch number from 0 to the sum of `shard_patches`, once.
     """
     rng = np.random.default_rng([seed, epoch])
-    starts = np.concatenate([[0], np.cumsum(shard_patches)])
-    shards = rng.permutation(len(shard_patches))
+    starts = [0, *np.cumsum(shard_patches).tolist()]
+    shards = rng.permutation(len(shard_patches)).tolist()
     chunks = [
         rng.permutation(
             np.concatenate(

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
 from distsynth.config import RunConfig, to_dict
 from sharding.volume import atomic_path, atomic_write
 
-Row = dict[str, float]
+Volume = NDArray[np.floating[Any]]
 METRICS_FILE = "metrics.jsonl"
 RUN_ID_FILE = "run_id"
 PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
@@ -182,3 +183,27 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def patch_grid(source: Volume, synthetic: Volume, target: Volume) -> NDArray[np.uint8]:
+    """A picture of patches: source, synthetic, target, and synthetic - source in colour.
+
+    Args:
+        source: Standardised, shape (n, h, w); blocks show their middle slice, (n, d, h, w).
+        synthetic: Same shape.
+        target: Same shape; sets the grey window.
+
+    Returns:
+        RGB, one row a patch, each voxel 3 pixels wide. Blue is positive, red negative, as in the
+        paper's figures.
+    """
+    if source.ndim == 4:
+        middle = source.shape[1] // 2
+        source, synthetic, target = (part[:, middle] for part in (source, synthetic, target))
+    low, high = np.percentile(target, (0.5, 99.5))
+    span = max(float(high - low), 1e-6)
+    grey = [colormaps["gray"]((part - low) / span) for part in (source, synthetic, target)]
+    signed = colormaps["RdBu"](0.5 + (synthetic - source) / (2 * span))
+    columns = np.concatenate([*grey, signed], axis=2)
+    picture = np.concatenate(list(columns), axis=0)[..., :3]
+    return np.rint(picture * 255).astype(np.uint8).repeat(3, axis=0).repeat(3, axis=1)

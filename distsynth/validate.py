@@ -7,6 +7,7 @@ stitched and judged. Windowed SSIM is therefore two-dimensional here, slice by s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from distsynth.loader import Standardiser, judging_batches
 from distsynth.losses import GeneratorLoss
 from distsynth.metrics import global_ssim, mse, psnr, seam_index, windowed_ssim
 from distsynth.stitch import Stitcher, border_planes
+from sharding.patches import dense_locations
 from sharding.shards import ShardSet, SpecimenRecord
 
 BATCH = 64
@@ -49,7 +51,7 @@ class Validator:
         Returns:
             Supervised loss terms over all patches as `val/<term>`, and stitched metrics in the
             mask as `val/<metric>`: mse and psnr in standardised units with the target's own range
-            as peak, psnr255, global ssim, windowed ssim_2d, seam index.
+            as peak, psnr255, ssim_global, windowed ssim_2d, seam_index.
         """
         generator.eval()
         sums: dict[str, Tensor] = {}
@@ -86,12 +88,10 @@ class Validator:
         accelerator, config = self._accelerator, self._config
         patch_size = self._shards.manifest.config.patch_size
         device = accelerator.device
-        synthetic, target = (
-            Stitcher(specimen.shape, patch_size, trim, weights, device)
-            for trim, weights in ((config.stitch.trim, config.stitch.weights), (0, "uniform"))
-        )
+        stitch = config.stitch
+        synthetic = Stitcher(specimen.shape, patch_size, stitch.trim, stitch.weights, device)
+        target = Stitcher(specimen.shape, patch_size, device=device)
         sums: dict[str, Tensor] = {}
-        locations = []
         batches = judging_batches(
             self._shards,
             "val",
@@ -109,7 +109,6 @@ class Validator:
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(source)
             where = batch.where[:, 1:].numpy()
-            locations.append(where)
             synthetic.add(predicted[:, 0], where)
             target.add(truth[:, 0], where)
         for stitcher in (synthetic, target):
@@ -145,17 +144,24 @@ class Validator:
             covered_part(stitcher.volume(allow_uncovered=True)) for stitcher in (synthetic, target)
         )
         error = mse(image, truth, mask)
-        borders = border_planes(
-            self._dense_locations(specimen), specimen.shape, shard_config.patch_size,
-            self._config.stitch.trim,
-        )
-        if shard_config.val_slices:
-            borders[axis] = np.array([], int)
+        borders = self._borders(specimen)
+        if len(slices) < specimen.shape[axis]:
+            # The slices are not neighbours, so that there is no border between them to judge.
+            borders[axis] = np.array([], np.int64)
         return {
             "mse": error,
             "psnr": psnr(error, data_range),
             "psnr255": psnr(error, 255),
             "ssim_global": global_ssim(image, truth, data_range, mask),
             "ssim_2d": windowed_ssim(image, truth, data_range, mask, dims=2, axis=axis),
-            "seam": seam_index(image, truth, borders, mask),
+            "seam_index": seam_index(image, truth, borders, mask),
         }
+
+    def _borders(self, specimen: SpecimenRecord) -> list[NDArray[np.integer[Any]]]:
+        """Planes where patches of the shards' dense grid meet."""
+        config = self._shards.manifest.config
+        locations = dense_locations(
+            specimen.shape, config.patch_size, config.stride, config.dense_axes, config.val_slices
+        )
+        trim = self._config.stitch.trim
+        return list(border_planes(locations, specimen.shape, config.patch_size, trim))

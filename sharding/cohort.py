@@ -6,6 +6,7 @@ The specimen is the unit of splitting: everything of one specimen stands in one 
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections import Counter
@@ -79,14 +80,16 @@ def read_cohort(
 def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
     """Write a cohort.csv with paths relative to it, in one atomic step."""
     folder = path.parent.resolve()
-    lines = ["specimen,source,target,split"]
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["specimen", "source", "target", "split"])
     for specimen in specimens:
         files = [
             os.path.relpath(file.resolve(), folder) if file else ""
             for file in (specimen.source, specimen.target)
         ]
-        lines.append(",".join([specimen.name, *files, specimen.split or ""]))
-    atomic_write(path, "\n".join(lines) + "\n")
+        rows.writerow([specimen.name, *files, specimen.split or ""])
+    atomic_write(path, text.getvalue())
 
 
 def split_sizes(count: int, fractions: Sequence[float]) -> tuple[int, int, int]:
@@ -125,7 +128,9 @@ def assign_splits(
         DataError: If only some specimens have a split, a split is empty or there are too few.
     """
     names = sorted(specimen.name for specimen in specimens)
-    given = {specimen.name: specimen.split for specimen in specimens if specimen.split}
+    given: dict[str, Split] = {
+        specimen.name: specimen.split for specimen in specimens if specimen.split
+    }
     if given and len(given) < len(names):
         missing = next(name for name in names if name not in given)
         raise DataError(
@@ -139,7 +144,9 @@ def assign_splits(
         except ValueError as error:
             raise DataError("cohort", str(error), "Add specimens") from error
         order = np.random.default_rng(seed).permutation(names).tolist()
-        labels = [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
+        labels: list[Split] = [
+            split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)
+        ]
         given = dict(zip(order, labels, strict=True))
     sizes = Counter(given.values())
     for split in SPLITS:
@@ -153,20 +160,24 @@ def assign_splits(
 def _read_csv(path: Path) -> list[Specimen]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
-        columns = set(reader.fieldnames or ())
-        for column in ("specimen", "target"):
-            if column not in columns:
-                raise DataError(path, f"the column {column} is missing", "Add it to the first row")
         try:
-            rows = list(reader)
+            columns = set(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(path, f"not a readable CSV file ({error})", "Save it again") from error
-    return [_specimen_of_row(path, number, row) for number, row in enumerate(rows, start=2)]
+            raise DataError(
+                path, f"not a readable CSV file ({error})", "Save it as CSV in UTF-8"
+            ) from error
+    for column in ("specimen", "target"):
+        if column not in columns:
+            raise DataError(path, f"the column {column} is missing", "Add it to the first row")
+    return [_specimen_of_row(path, number, row) for number, row in rows]
 
 
 def _specimen_of_row(path: Path, number: int, row: dict[str, str | None]) -> Specimen:
-    values = {key: (value or "").strip() for key, value in row.items() if key}
     where = f"{path}, line {number}"
+    if None in row:
+        raise DataError(where, "more fields than columns", 'Put fields with commas in "quotes"')
+    values = {key: (value or "").strip() for key, value in row.items()}
     for column in ("specimen", "target"):
         if not values[column]:
             raise DataError(where, f"the field {column} is empty", "Fill it or drop the row")
@@ -235,8 +246,10 @@ def _check(path: Path, specimens: Sequence[Specimen]) -> None:
         for file in (specimen.source, specimen.target):
             if file is None:
                 continue
+            if not file.is_file():
+                raise DataError(file, f"the file of {name} does not exist", "Check its path")
             owner = owners.setdefault(file.resolve(), name)
-            if owner != name or specimen.source == specimen.target:
+            if owner != name or (specimen.source and specimen.source.samefile(specimen.target)):
                 raise DataError(
                     file,
                     f"the file stands under {owner} and again under {name}",

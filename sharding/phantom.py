@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sharding.cohort import Specimen
-from sharding.simulate import SimulationConfig, simulate_cohort
+from sharding.simulate import SimulationConfig, refuse_existing, simulate_cohort
 from sharding.volume import Volume, write_volume
 
 # Depth below the surface, as a share of the specimen's radius, and intensity from there on:
@@ -63,12 +63,11 @@ def write_phantom_cohort(
     overwrite: bool = False,
 ) -> Path:
     """Write phantom targets, their simulated sources and a cohort.csv; return the latter."""
-    rows = []
-    for index in range(specimens):
-        name = f"phantom-{index:02d}"
-        path = out / f"{name}_target.nii.gz"
-        write_volume(path, phantom_volume(shape, seed * 10_000 + index))
-        rows.append(Specimen(name, target=path))
+    names = [f"phantom-{index:02d}" for index in range(specimens)]
+    rows = [Specimen(name, target=out / f"{name}_target.nii.gz") for name in names]
+    refuse_existing([out / "cohort.csv", *(row.target for row in rows)], overwrite)
+    for index, row in enumerate(rows):
+        write_volume(row.target, phantom_volume(shape, seed * 10_000 + index))
     return simulate_cohort(rows, out, simulation or SimulationConfig(seed=seed), overwrite)
 
 

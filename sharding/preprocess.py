@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 from scipy import ndimage
 
 from sharding.cohort import Specimen
@@ -22,19 +22,35 @@ from sharding.volume import Volume, read_volume
 FWHM_TO_SIGMA = 1 / 2.355
 """A Gaussian of one voxel's full width at half maximum stands for a scanner's point spread."""
 
+STRICT = ConfigDict(extra="forbid")
+"""An unknown field in a manifest is an error, not ignored."""
+
 
 @dataclass(frozen=True)
 class PreprocessConfig:
     """How volumes become pairs."""
 
+    __pydantic_config__ = STRICT
+
     clip_percentiles: tuple[float, float] = (0.1, 99.9)
     """Intensities outside are clipped (section 5.1)."""
-    interpolation: Literal["cubic", "linear"] = "cubic"
-    """How the source comes onto the target grid."""
     foreground_threshold: float = 0.05
     """Foreground is where the scaled target, 0 to 1, exceeds this, with holes filled."""
     min_overlap: float = 0.25
     """Least share of the target's foreground that the source must cover."""
+
+    def __post_init__(self) -> None:
+        low, high = self.clip_percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(
+                f"clip_percentiles must rise within 0 to 100, got {self.clip_percentiles}"
+            )
+        if not 0 <= self.foreground_threshold < 1:
+            raise ValueError(
+                f"foreground_threshold must be from 0 to below 1, got {self.foreground_threshold}"
+            )
+        if not 0 < self.min_overlap <= 1:
+            raise ValueError(f"min_overlap must be above 0, at most 1, got {self.min_overlap}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,8 @@ class IntensityTransform:
         mean: Mean of the scaled volume, unitless.
         std: Standard deviation of the scaled volume, unitless.
     """
+
+    __pydantic_config__ = STRICT
 
     low: float
     high: float
@@ -98,7 +116,7 @@ class SourceOnGrid:
     """A source volume brought onto a grid.
 
     Attributes:
-        scaled: Cubic or linear interpolation, intensities in [0, 1], shape (x, y, z).
+        scaled: Interpolated by cubic B-splines, intensities in [0, 1], shape (x, y, z).
         inside: Voxels that lie in the source's field of view.
         native: The source as read, on its own grid.
         transform: Its intensity transform, fitted on the native voxels.
@@ -159,8 +177,11 @@ class Pair:
 
     @property
     def native_mask(self) -> NDArray[np.bool_]:
-        """The mask on the source's own grid."""
-        return self.degrade(self.mask.astype(np.float32)) > 0.5
+        """The mask on the source's own grid, within the target's field of view."""
+        source, grid = self.native_source, self.grid
+        matrix = np.linalg.inv(grid.affine) @ source.affine
+        covered = _inside(grid.shape, matrix, source.shape)
+        return (self.degrade(self.mask.astype(np.float32)) > 0.5) & covered
 
 
 def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
@@ -224,8 +245,7 @@ def place_source(
     """
     transform = _fit(where, source, config)
     clipped = source.with_data(np.clip(source.data, transform.low, transform.high))
-    order = 3 if config.interpolation == "cubic" else 1
-    on_grid = resample(clipped, shape, affine, order)
+    on_grid = resample(clipped, shape, affine, order=3)
     inside = _inside(source.shape, np.linalg.inv(source.affine) @ affine, shape)
     on_grid[~inside] = transform.low
     return SourceOnGrid(transform.scale(on_grid), inside, source, transform)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import mmap
 import re
 import tarfile
@@ -35,9 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from sharding.cohort import SPLITS, Split
+from sharding.cohort import SPECIMEN_NAME, SPLITS, Split, split_sizes
 from sharding.errors import DataError
-from sharding.preprocess import IntensityTransform, PreprocessConfig
+from sharding.preprocess import STRICT, IntensityTransform, PreprocessConfig
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -50,6 +51,8 @@ QUANTUM = 65535
 @dataclass(frozen=True)
 class ShardConfig:
     """What to cut, and how to pack it."""
+
+    __pydantic_config__ = STRICT
 
     patch_size: tuple[int, ...] = (64, 64)
     """Two sides for slices, three for blocks."""
@@ -69,24 +72,32 @@ class ShardConfig:
     """Shares of specimens for train, val and test when the cohort does not say."""
     block: int = 256
     """Patches in a record."""
-    shard_mb: int = 64
-    """Size that a shard does not exceed, in MiB, unless one record does."""
+    shard_mb: float = 64.0
+    """Size that the patches of a shard do not exceed, in MiB, unless one record does."""
     seed: int = 0
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
-        for name in ("patches_per_specimen", "stride", "block", "shard_mb"):
+        for name in ("patches_per_specimen", "stride", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         for name in ("val_slices", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 < self.shard_mb < math.inf:
+            raise ValueError(f"shard_mb must be > 0, got {self.shard_mb}")
         if not 0 <= self.foreground <= 1:
             raise ValueError(f"foreground must be from 0 to 1, got {self.foreground}")
         if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 4:
             raise ValueError(
                 f"patch_size must be two or three sides of at least 4, got {self.patch_size}"
             )
+        if self.stride > min(self.patch_size):
+            raise ValueError(
+                f"stride must be at most the smallest patch side {min(self.patch_size)}, got "
+                f"{self.stride}: a larger one leaves voxels uncovered"
+            )
+        split_sizes(len(SPLITS), self.fractions)
         for name in ("axes", "dense_axes"):
             axes = getattr(self, name)
             if not axes or len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
@@ -117,6 +128,8 @@ class SpecimenRecord:
         mask_sha256: Checksum of the mask's file; None for training specimens, which have none.
     """
 
+    __pydantic_config__ = STRICT
+
     name: str
     split: Split
     shape: tuple[int, int, int]
@@ -135,6 +148,8 @@ class SpecimenRecord:
 class ShardRecord:
     """One tar: its name within the set, how many patches, its size and checksum."""
 
+    __pydantic_config__ = STRICT
+
     name: str
     split: Split
     patches: int
@@ -145,6 +160,8 @@ class ShardRecord:
 @dataclass(frozen=True)
 class Manifest:
     """What closes a shard set."""
+
+    __pydantic_config__ = STRICT
 
     config: ShardConfig
     specimens: tuple[SpecimenRecord, ...]
@@ -191,10 +208,22 @@ class ShardSet:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         check_no_leak(self.folder, self.manifest)
+        for specimen in self.manifest.specimens:
+            if not SPECIMEN_NAME.fullmatch(specimen.name):
+                raise DataError(
+                    self.folder / MANIFEST,
+                    f"not a name that a specimen can have: {specimen.name!r}",
+                    "Shard the cohort again",
+                )
         for shard in self.manifest.shards:
             path = self.path(shard)
-            if not SHARD_NAME.fullmatch(shard.name):
-                raise DataError(path, "not a name that a shard can have", "Shard the cohort again")
+            match = SHARD_NAME.fullmatch(shard.name)
+            if not match or match[1] != shard.split:
+                raise DataError(
+                    self.folder / MANIFEST,
+                    f"not a name that a shard of {shard.split} can have: {shard.name!r}",
+                    "Shard the cohort again",
+                )
             if not path.is_file():
                 raise DataError(path, "the shard is missing", "Shard the cohort again")
             found = path.stat().st_size
@@ -320,12 +349,11 @@ def read_blocks(path: Path, patch_size: Sequence[int]) -> list[Block]:
     if len(blocks) != len(records):
         raise ValueError("a record lacks one of its arrays")
     for block in blocks:
-        count = len(block.where)
-        patches = (count, *patch_size)
-        if (block.source.shape, block.target.shape) != (patches, patches):
-            raise ValueError(f"patches have shape {block.source.shape[1:]}, not {patch_size}")
-        if block.where.shape != (count, 5) or block.where.dtype != np.int32:
+        if block.where.shape[1:] != (5,) or block.where.dtype != np.int32:
             raise ValueError("locations must be int32 of 5 columns")
+        patches = (len(block.where), *patch_size)
+        if (block.source.shape, block.target.shape) != (patches, patches):
+            raise ValueError(f"patches have shape {block.source.shape}, not {patches}")
         if block.source.dtype != np.uint16 or block.target.dtype != np.uint16:
             raise ValueError("patches must be uint16")
     return blocks

@@ -15,7 +15,7 @@ percentiles:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,9 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         for name in ("bias", "blur_voxels", "noise", "rotation_degrees", "shift_mm", "seed"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.gamma <= 0:
+        if not self.gamma > 0:
             raise ValueError(f"gamma must be > 0, got {self.gamma}")
         if self.factor < 1:
             raise ValueError(f"factor must be >= 1, got {self.factor}")
@@ -122,19 +122,21 @@ def simulate_cohort(
         specimens: The cohort; its targets are used where they are, existing sources ignored.
         out: Folder for NAME_source.nii.gz, NAME_source.json and cohort.csv.
         config: Strength of each effect.
-        overwrite: Replace an existing cohort.csv.
+        overwrite: Replace what exists of these.
 
     Returns:
         The path of the new cohort.csv, written last.
 
     Raises:
-        DataError: If the cohort.csv exists, or a target is bad.
+        DataError: If one of these files exists, or a target is bad or would be replaced.
     """
     cohort_file = out / "cohort.csv"
-    if cohort_file.exists() and not overwrite:
-        raise DataError(
-            cohort_file, "the cohort exists already", "Give --overwrite or a new folder"
-        )
+    sources = {specimen.name: out / f"{specimen.name}_source.nii.gz" for specimen in specimens}
+    refuse_existing([cohort_file, *sources.values()], overwrite)
+    targets = {specimen.target.resolve() for specimen in specimens}
+    for path in sources.values():
+        if path.resolve() in targets:
+            raise DataError(path, "the source would replace a target", "Give another folder")
     done: list[Specimen] = []
     for specimen in progress(specimens, "simulating", len(specimens)):
         target = read_volume(specimen.target)
@@ -142,12 +144,19 @@ def simulate_cohort(
             source, applied = simulate_source(target, config, specimen.name)
         except ValueError as error:
             raise DataError(specimen.target, str(error), "Leave the specimen out") from error
-        path = out / f"{specimen.name}_source.nii.gz"
+        path = sources[specimen.name]
         write_volume(path, source)
         atomic_write(out / f"{specimen.name}_source.json", json.dumps(applied, indent=2) + "\n")
         done.append(Specimen(specimen.name, specimen.target, path, specimen.split))
     write_cohort(cohort_file, done)
     return cohort_file
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise DataError if a file stands where one is to be written, unless told to overwrite."""
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise DataError(path, "the file exists already", "Give --overwrite or a new folder")
 
 
 def _move(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import tempfile
 import zlib
@@ -23,15 +24,27 @@ from nibabel.orientations import (
     io_orientation,
     ornt_transform,
 )
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from sharding.errors import DataError
 
-FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
+FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
 """Header fields that scanners fill with names, dates and hosts; never written by us."""
 
 # Deflate cannot expand a byte beyond this, so a larger claim in a header is a lie.
 MAX_DEFLATE_RATIO = 1032
+
+UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    EOFError,
+    OSError,
+    OverflowError,
+    ValueError,
+    zlib.error,
+)
+"""What nibabel raises over a damaged file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +95,15 @@ def read_volume(path: str | Path) -> Volume:
 
     Raises:
         DataError: If the file is missing, is no NIfTI, is cut short or claims more data than it
-            can hold, is not 3D, has a singular affine, holds NaN or Inf, or is constant.
+            can hold, is not 3D, is complex or coloured, has a singular affine, holds NaN or Inf,
+            or is constant.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "the file does not exist", "Check the path")
     try:
         image = nib.load(path)
-    except (ImageFileError, EOFError, OSError, zlib.error, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(path, f"not a readable NIfTI file ({error})", "Export it again") from error
     if not isinstance(image, nib.Nifti1Image):
         found = type(image).__name__
@@ -103,6 +117,9 @@ def read_volume(path: str | Path) -> Volume:
             f"must be a 3D volume with at least 2 voxels a side, found shape {image.shape}",
             "Give one 3D volume a file",
         )
+    stored = np.dtype(image.get_data_dtype())
+    if stored.kind not in "iuf":
+        raise DataError(path, f"voxels must be real numbers, found {stored}", "Export magnitudes")
     _check_claimed_size(path, image)
     affine = np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
@@ -112,8 +129,10 @@ def read_volume(path: str | Path) -> Volume:
             "Repair the header's sform and qform",
         )
     try:
-        data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    except (EOFError, OSError, zlib.error, ValueError) as error:
+        with np.errstate(over="ignore"):  # What float32 cannot hold is refused as Inf.
+            data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+        _check_gzip(path)
+    except UNREADABLE as error:
         raise DataError(
             path,
             f"the voxels cannot be read, the file is cut short or damaged ({error})",
@@ -183,6 +202,14 @@ def _check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
 def _is_gzip(file: BinaryIO) -> bool:
     with file:
         return file.read(2) == b"\x1f\x8b"
+
+
+def _check_gzip(path: Path) -> None:
+    """Read to the end: nibabel stops at the last voxel, before the checksum."""
+    if _is_gzip(path.open("rb")):
+        with gzip.open(path) as file:
+            while file.read(2**20):
+                pass
 
 
 def _check_values(path: Path, data: NDArray[np.float32]) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def write_shards(
         out: Folder of the set; appears, whole, in one rename.
         config: What to cut and how to pack it.
         workers: Processes; 0 takes one a core.
-        overwrite: Replace an existing set.
+        overwrite: Replace an existing set; a folder that is no shard set is never replaced.
 
     Returns:
         The manifest that was written.
@@ -79,12 +80,15 @@ def write_shards(
     """
     if out.exists() and not overwrite:
         raise DataError(out, "the folder exists already", "Give --overwrite or another folder")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise DataError(out, "exists and is no shard set to overwrite", "Give another folder")
     splits = assign_splits(specimens, config.fractions, config.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial_set = out.parent / f".{out.name}.partial-{os.getpid()}"
-    parts = partial_set / "parts"
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    partial_set, parts = work / "set", work / "parts"
     try:
-        parts.mkdir(parents=True)
+        partial_set.mkdir()
+        parts.mkdir()
         tasks = [
             _Task(index, specimen, splits[specimen.name], parts / f"{index:06d}")
             for index, specimen in enumerate(specimens)
@@ -102,15 +106,14 @@ def write_shards(
         for task in tasks:
             if task.split != "train":
                 (task.folder / "mask.npy").replace(partial_set / mask_name(task.specimen.name))
-        shutil.rmtree(parts)
         manifest = Manifest(config, records, shards)
         check_no_leak(out, manifest)
         atomic_write(partial_set / MANIFEST, manifest.to_json())
         if out.exists():
-            shutil.rmtree(out)
+            out.replace(work / "replaced")
         partial_set.replace(out)
     finally:
-        shutil.rmtree(partial_set, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return manifest
 
 
@@ -175,12 +178,12 @@ def _cut_specimen(task: _Task, config: ShardConfig) -> SpecimenRecord:
 def _check_one_orientation(records: Sequence[SpecimenRecord]) -> None:
     """Slicing axes mean the same in every volume only if all point the same way."""
     first = records[0]
-    for record in records:
-        if record.orientation != first.orientation:
+    for row in records:
+        if row.orientation != first.orientation:
             raise DataError(
-                record.name,
+                row.name,
                 f"targets must share one orientation: {first.name} is {first.orientation}, this "
-                f"one is {record.orientation}",
+                f"one is {row.orientation}",
                 "Reorient the volumes to one convention, such as RAS",
             )
 
@@ -221,7 +224,7 @@ def _pack_split(
     if split == "train":
         order = np.random.default_rng([config.seed, 64]).permutation(order)
     (folder / split).mkdir()
-    size = max(1, config.shard_mb * 2**20 // (config.patch_bytes * config.block)) * config.block
+    size = max(1, int(config.shard_mb * 2**20 / (config.patch_bytes * config.block))) * config.block
     starts = range(0, len(order), size)
     for index, start in enumerate(progress(starts, f"packing {split} shards", len(starts))):
         yield _write_shard(split, index, order[start : start + size], parts, folder, config.block)

@@ -1,0 +1,284 @@
+"""A checkpoint and the baselines over the specimens of a split, judged on stitched volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsynth.baselines import Baseline, Cubic, Identity, fitted_baselines
+from distsynth.config import ConfigError
+from distsynth.figures import central_slice, comparison_figure, curves_figure, figure_png
+from distsynth.metrics import consistency_error, seam_index, volume_metrics
+from distsynth.predict import Predictor
+from distsynth.report import Picture, evaluation_page
+from distsynth.stitch import border_planes
+from distsynth.tables import results_table, table_csv, table_json, table_text
+from distsynth.tracking import METRICS_FILE, public_config, read_rows
+from sharding.cohort import Specimen, Split
+from sharding.errors import DataError
+from sharding.preprocess import Pair, PreprocessConfig, fingerprint, prepare_pair
+from sharding.progress import progress
+from sharding.volume import atomic_write, write_volume
+
+Results = dict[str, dict[str, dict[str, float]]]
+"""Method -> specimen -> metric -> value; a metric that has no meaning for a method is NaN."""
+
+
+@dataclass
+class Evaluation:
+    """What was judged.
+
+    Attributes:
+        results: Every number.
+        specimens: Judged specimens, in order.
+        split: The split that they are of.
+        training: How many specimens the baselines were fitted on.
+        examples: A slice of each specimen through every method, for pictures.
+    """
+
+    results: Results
+    specimens: list[str]
+    split: Split
+    training: int
+    examples: list[Example] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """The slice of a specimen that holds most tissue, standardised.
+
+    Attributes:
+        specimen: Its name.
+        axis: Slicing axis.
+        index: Which slice of the volume.
+        spacing_mm: Voxel size.
+        source: Volume of one slice: shape (x, y, z), 1 along the axis.
+        target: Same shape.
+        mask: Same shape.
+        synthetic: Method to volume of the same shape.
+    """
+
+    specimen: str
+    axis: int
+    index: int
+    spacing_mm: tuple[float, float, float]
+    source: NDArray[np.float32]
+    target: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    synthetic: dict[str, NDArray[np.float32]]
+
+
+def evaluate(
+    predictors: Mapping[str, Predictor],
+    specimens: Sequence[Specimen],
+    split: Split = "test",
+    volumes: Path | None = None,
+) -> Evaluation:
+    """Judge models beside the baselines.
+
+    Everything is measured in standardised units against the target's own standardised volume; a
+    prediction is made without looking at the target. The baselines that are fitted see training
+    specimens only.
+
+    Args:
+        predictors: Name of the row to model. All must have been trained on the same data.
+        specimens: The cohort, with the specimens that the models were trained on.
+        split: Which specimens to judge, by the split of the shards; a specimen that the shards
+            did not hold counts as test.
+        volumes: Folder to write every model's synthetic volumes to, in the source's units.
+
+    Returns:
+        Every number, and slices for pictures.
+
+    Raises:
+        ConfigError: If the models were trained on different data, or no specimen is in the split.
+        DataError: If a test specimen's scan was seen in training, or a file is bad.
+    """
+    first = next(iter(predictors.values())).checkpoint.data
+    for name, predictor in predictors.items():
+        if predictor.checkpoint.data != first:
+            raise ConfigError(f"{name} was trained on other shards: judge it by itself")
+    groups: dict[str, list[Specimen]] = {"train": [], "val": [], "test": []}
+    for specimen in specimens:
+        groups[first.splits.get(specimen.name, "test")].append(specimen)
+    judged = groups[split]
+    if not judged:
+        raise ConfigError(f"the cohort has no specimen in the split {split}")
+    if not groups["train"]:
+        raise ConfigError("the cohort has no training specimen to fit the baselines on")
+
+    baselines = _baselines(groups["train"], first.preprocess)
+    evaluation = Evaluation({}, [], split, len(groups["train"]))
+    for specimen in judged:
+        pair = prepare_pair(specimen, first.preprocess)
+        if split == "test":
+            _refuse_leak(specimen, pair, first.seen_sha256)
+        _judge(evaluation, pair, baselines, predictors, volumes)
+    return evaluation
+
+
+def _baselines(training: Sequence[Specimen], config: PreprocessConfig) -> list[Baseline]:
+    pairs = (prepare_pair(specimen, config) for specimen in training)
+    fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)))
+    return [Identity(), Cubic(), *fitted]
+
+
+def _judge(
+    evaluation: Evaluation,
+    pair: Pair,
+    baselines: Sequence[Baseline],
+    predictors: Mapping[str, Predictor],
+    volumes: Path | None,
+) -> None:
+    """Add one specimen to the evaluation."""
+    target, source = pair.target, pair.source
+    axis = 2
+    index = central_slice(pair.mask, axis)
+    shown: dict[str, NDArray[np.float32]] = {}
+    nothing: list[NDArray[np.int64]] = [np.array([], np.int64)] * 3
+    for name, synthetic, borders in _predictions(pair, source, baselines, predictors, nothing):
+        row = volume_metrics(synthetic, target, pair.target_transform.data_range, pair.mask)
+        row["seam_index"] = seam_index(synthetic, target, borders, pair.mask)
+        native = pair.source_transform.standardise(pair.native_source.data)
+        row["consistency_error"] = consistency_error(
+            pair.degrade(synthetic), native, pair.native_mask
+        )
+        evaluation.results.setdefault(name, {})[pair.name] = row
+        shown[name] = np.take(synthetic, [index], axis)
+        if volumes and name in predictors:
+            restored = pair.grid.with_data(pair.source_transform.restore(synthetic))
+            write_volume(volumes / f"{pair.name}_{name}.nii.gz", restored)
+    evaluation.specimens.append(pair.name)
+    evaluation.examples.append(
+        Example(
+            specimen=pair.name,
+            axis=axis,
+            index=index,
+            spacing_mm=pair.grid.spacing_mm,
+            source=np.take(source, [index], axis),
+            target=np.take(target, [index], axis),
+            mask=np.take(pair.mask, [index], axis),
+            synthetic=shown,
+        )
+    )
+
+
+def _predictions(
+    pair: Pair,
+    source: NDArray[np.float32],
+    baselines: Sequence[Baseline],
+    predictors: Mapping[str, Predictor],
+    nothing: list[NDArray[np.int64]],
+) -> Iterator[tuple[str, NDArray[np.float32], list[NDArray[np.int64]]]]:
+    """Yield (method, synthetic volume, borders of its patches: none for a baseline)."""
+    for baseline in baselines:
+        yield baseline.name, baseline.predict(pair), nothing
+    for name, predictor in predictors.items():
+        synthetic = predictor(source, title=f"{name}, {pair.name}")
+        config = predictor.checkpoint.config
+        locations = predictor.locations(pair.grid.shape)
+        borders = border_planes(
+            locations, pair.grid.shape, config.data.patch_size, config.stitch.trim
+        )
+        yield name, synthetic, list(borders)
+
+
+def _refuse_leak(specimen: Specimen, pair: Pair, seen: Sequence[str]) -> None:
+    """A scan that a model was trained or chosen on cannot judge it."""
+    for file, volume in ((specimen.source, pair.native_source), (specimen.target, pair.grid)):
+        if fingerprint(volume) in seen:
+            raise DataError(
+                str(file),
+                "this scan was seen in training or validation and cannot be a test scan",
+                "Take the specimen out of the test split",
+            )
+
+
+def write_evaluation(
+    out: Path,
+    evaluation: Evaluation,
+    predictors: Mapping[str, Predictor],
+    run_dirs: Mapping[str, Path],
+) -> str:
+    """Write table.txt, results.csv, results.json, pictures and report.html.
+
+    Args:
+        out: Folder to write to.
+        evaluation: From evaluate.
+        predictors: The models judged.
+        run_dirs: Model to the folder of its run, for the loss curves.
+
+    Returns:
+        The table as text.
+    """
+    table = results_table(evaluation.results)
+    text = table_text(table)
+    for name, content in (
+        ("table.txt", text + "\n"),
+        ("results.csv", table_csv(table)),
+        ("results.json", table_json(table)),
+    ):
+        atomic_write(out / name, content)
+    pictures = []
+    for example in evaluation.examples:
+        figure = comparison_figure(
+            example.synthetic,
+            example.source,
+            example.target,
+            example.mask,
+            example.spacing_mm,
+            example.axis,
+        )
+        caption = (
+            f"{example.specimen}, slice {example.index} along axis {example.axis}. Differences: "
+            "blue positive, red negative."
+        )
+        pictures.append(Picture(figure, caption))
+        atomic_write(out / "pictures" / f"{example.specimen}.png", figure_png(figure))
+    curves = []
+    for name, run_dir in run_dirs.items():
+        if rows := read_rows(run_dir / METRICS_FILE):
+            figure = curves_figure(rows)
+            curves.append(Picture(figure, f"{name}: losses and stitched validation by step."))
+            atomic_write(out / "pictures" / f"{name}_curves.png", figure_png(figure))
+    page = evaluation_page(
+        "distsynth evaluation: " + ", ".join(predictors),
+        _judged(evaluation, predictors),
+        table,
+        pictures,
+        curves,
+        config={
+            name: public_config(predictor.checkpoint.config)
+            for name, predictor in predictors.items()
+        },
+    )
+    atomic_write(out / "report.html", page)
+    return text
+
+
+def _judged(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> dict[str, str]:
+    """What was judged and how, for the head of the report."""
+    data = next(iter(predictors.values())).checkpoint.data
+    stitching = {
+        name: (
+            f"patches of {'x'.join(map(str, config.data.patch_size))}, stride "
+            f"{config.stitch.stride}, trim {config.stitch.trim}, {config.stitch.weights} weights"
+        )
+        for name, config in ((n, p.checkpoint.config) for n, p in predictors.items())
+    }
+    return {
+        "split": f"{evaluation.split}: {', '.join(evaluation.specimens)}",
+        "intensities": "standardised by the target's own clip, mean and deviation",
+        "mask": (
+            f"target over {data.preprocess.foreground_threshold} of its range, holes filled, "
+            "within the source's field of view"
+        ),
+        "intervals": "95 %, resampled over specimens",
+        "fitted baselines": f"on {evaluation.training} training specimens",
+        **{f"stitching, {name}": value for name, value in stitching.items()},
+        "data fingerprint": data.manifest_sha256[:16],
+    }

@@ -1,0 +1,176 @@
+"""A volume through a checkpoint: dense patches, stitched (section 5.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from distsynth.checkpoint import Checkpoint, load_checkpoint
+from distsynth.config import ConfigError, StitchConfig
+from distsynth.models import build_generator
+from distsynth.stitch import Stitcher
+from sharding.errors import DataError
+from sharding.patches import cut, dense_locations
+from sharding.preprocess import place_source
+from sharding.progress import progress
+from sharding.volume import Volume, read_volume, write_volume
+
+BATCH = 64
+"""Patches a forward; it changes no number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A trained generator with all that it needs to predict.
+
+    Attributes:
+        checkpoint: Where it comes from: configuration and data record.
+        generator: In eval mode, on its device.
+        device: Where it computes.
+    """
+
+    checkpoint: Checkpoint
+    generator: nn.Module
+    device: torch.device
+
+    def locations(
+        self, shape: tuple[int, int, int], stitch: StitchConfig | None = None
+    ) -> NDArray[np.int32]:
+        """The dense patches that a prediction is made of."""
+        stitch = stitch or self.checkpoint.config.stitch
+        patch_size = self.checkpoint.config.data.patch_size
+        try:
+            return dense_locations(shape, patch_size, stitch.stride, stitch.axes)
+        except ValueError as error:
+            raise ConfigError(f"stitch: {error}") from None
+
+    def __call__(
+        self,
+        source: NDArray[np.float32],
+        stitch: StitchConfig | None = None,
+        title: str = "predicting",
+        quiet: bool = False,
+    ) -> NDArray[np.float32]:
+        """Predict a standardised target from a standardised source.
+
+        Args:
+            source: Shape (x, y, z), zero mean and unit variance.
+            stitch: How patches become the volume; the checkpoint's own by default.
+            title: Of the progress bar.
+            quiet: No progress bar.
+
+        Returns:
+            Synthetic, same shape, standardised.
+
+        Raises:
+            ConfigError: If the patches do not fit the volume.
+            ValueError: If a voxel is left uncovered.
+        """
+        stitch = stitch or self.checkpoint.config.stitch
+        patch_size = self.checkpoint.config.data.patch_size
+        x, y, z = source.shape
+        locations = self.locations((x, y, z), stitch)
+        stitcher = Stitcher(source.shape, patch_size, stitch.trim, stitch.weights, self.device)
+        starts = range(0, len(locations), BATCH)
+        half = self.checkpoint.config.train.precision == "bf16"
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        with torch.inference_mode(), autocast:
+            for start in progress(starts, title, len(starts), quiet):
+                where = locations[start : start + BATCH]
+                patches = torch.from_numpy(cut(source, patch_size, where)).unsqueeze(1)
+                synthetic = self.generator(patches.to(self.device))
+                stitcher.add(synthetic[:, 0].float(), where)
+        return stitcher.volume().cpu().numpy()
+
+
+def load_predictor(path: Path, device: str = "auto") -> Predictor:
+    """Build the generator of a checkpoint.
+
+    Raises:
+        DataError: If the checkpoint is bad.
+    """
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.config
+    generator = build_generator(config.generator, config.data.patch_size)
+    try:
+        generator.load_state_dict(checkpoint.learners["generator"]["network"])
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            path, f"the weights do not fit the configuration ({reason})", "Take another checkpoint"
+        ) from error
+    name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+    chosen = torch.device(name if device == "auto" else device)
+    return Predictor(checkpoint, generator.to(chosen).eval(), chosen)
+
+
+def predict_file(
+    predictor: Predictor,
+    path: Path,
+    out: Path,
+    like: Path | None = None,
+    stitch: StitchConfig | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Predict a source volume and write the result where any viewer shows it in place.
+
+    The grid is that of `like`; or the source's own if its voxels have the size of the training
+    targets; or else one of that size over the source's field of view. Intensities are brought
+    back to the source's scale.
+
+    Args:
+        predictor: From load_predictor.
+        path: The source, a NIfTI file.
+        out: The NIfTI file to write.
+        like: A volume whose grid to predict on.
+        stitch: How patches become the volume; the checkpoint's own by default.
+        overwrite: Replace `out`.
+
+    Raises:
+        DataError: If the file is bad, `out` exists, or the volume is smaller than a patch.
+    """
+    if out.exists() and not overwrite:
+        raise DataError(out, "the file exists already", "Give --overwrite or another name")
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise DataError(out, "the output must be a .nii or .nii.gz file", "Rename it")
+    data = predictor.checkpoint.data
+    source = read_volume(path)
+    grid = read_volume(like) if like else prediction_grid(source, data.spacing_mm, data.orientation)
+    placed = place_source(source, grid.shape, grid.affine, data.preprocess, path)
+    try:
+        synthetic = predictor(placed.transform.standardise_scaled(placed.scaled), stitch)
+    except ConfigError as error:
+        raise DataError(path, str(error), "Give a larger volume, or use smaller patches") from None
+    write_volume(out, grid.with_data(placed.transform.restore(synthetic)))
+    return out
+
+
+def prediction_grid(
+    source: Volume, spacing_mm: tuple[float, float, float], orientation: str
+) -> Volume:
+    """The grid to predict on: oriented and spaced like the training targets.
+
+    The first voxel's centre stays where it is, so that a source downsampled from the targets'
+    grid comes back onto it.
+
+    Args:
+        source: Volume to predict from.
+        spacing_mm: Voxel size of the training targets along their axes.
+        orientation: Of the training targets, such as RAS.
+
+    Returns:
+        A volume whose shape, affine and header matter; its data is empty.
+    """
+    oriented = source.reoriented(orientation)
+    ratio = np.array(oriented.spacing_mm) / np.array(spacing_mm)
+    if np.abs(ratio - 1).max() < 0.01:
+        return oriented
+    # The last voxel centre must not lie beyond the border of the last source voxel.
+    sizes = np.floor((np.array(oriented.shape) - 0.5) * ratio + 1e-3).astype(int) + 1
+    affine = oriented.affine @ np.diag([*(1 / ratio), 1])
+    return Volume(np.zeros(sizes, np.float32), affine, source.header)

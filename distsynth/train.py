@@ -1,0 +1,428 @@
+"""The only training loop: one process, every rank of a launch, and a trial of a sweep call it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from tqdm import tqdm
+
+from distsynth.checkpoint import (
+    Checkpoint,
+    DataRecord,
+    Position,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+from distsynth.config import ConfigError, RunConfig, dotted_fields, to_json, validate
+from distsynth.loader import Batch, PatchDataset, Standardiser, TrainingBatches
+from distsynth.losses import GeneratorLoss
+from distsynth.models import build_discriminator, build_generator
+from distsynth.perceptual import PerceptualLoss
+from distsynth.steps import (
+    Learner,
+    Terms,
+    adversarial_step,
+    average_buffers,
+    make_accelerator,
+    supervised_step,
+)
+from distsynth.tracking import Trackers, patch_grid, start_trackers
+from distsynth.validate import Validator
+from sharding.errors import DataError
+from sharding.shards import ShardSet
+from sharding.volume import atomic_write
+
+CONFIG_FILE = "config.json"
+LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
+SCORE = "val/psnr"
+"""What the best checkpoint maximises: stitched PSNR in the mask, mean over specimens."""
+MAY_CHANGE = ("data.shards", "data.workers", "train.epochs", "train.device", "loss.vgg_weights")
+"""Fields that a resumed run may set anew; tracking.* too. All others would change its numbers."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What `on_epoch` gets after each epoch, on the first rank.
+
+    Attributes:
+        epoch: Epochs done, from 1.
+        step: Optimizer steps taken in the run.
+        metrics: Stitched validation metrics, empty in an epoch without validation.
+        checkpoint: The checkpoint just written.
+    """
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves.
+
+    Attributes:
+        run_dir: Its folder.
+        best: Checkpoint of the best validation score.
+        last: Checkpoint of the last epoch.
+        best_score: The best epoch's stitched PSNR in the mask, in dB at the target's own range.
+    """
+
+    run_dir: Path
+    best: Path
+    last: Path
+    best_score: float
+
+
+def ignore(report: EpochReport) -> None:
+    """The `on_epoch` of a run that nobody watches."""
+
+
+def train(
+    config: RunConfig,
+    run_dir: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_epoch: Callable[[EpochReport], None] = ignore,
+) -> TrainResult:
+    """Train the configured networks.
+
+    Killed at any moment and called again with `resume`, it ends with the weights and the rows
+    of losses that it would have had, on CPU to the bit.
+
+    Args:
+        config: The whole run.
+        run_dir: Folder for config.json, metrics.jsonl, checkpoints/, samples/ and W&B's files.
+        resume: Go on from checkpoints/last.pt; starts afresh if there is none yet.
+        overwrite: Remove an existing run in this folder first.
+        on_epoch: Called on the first rank after each epoch, the checkpoint written. An exception
+            from it ends the run.
+
+    Raises:
+        ConfigError: If the configuration does not suit the shards, the ranks or the run resumed.
+        DataError: If the shards or the checkpoint are bad.
+        FloatingPointError: If a loss is no longer finite.
+    """
+    run = _Run(validate(config), Path(run_dir))
+    with run.prepared(resume, overwrite):
+        for epoch in range(run.position.epoch, config.train.epochs):
+            run.train_epoch(epoch)
+            report = run.close_epoch(epoch)
+            if run.accelerator.is_main_process:
+                on_epoch(report)
+    return TrainResult(run.run_dir, run.run_dir / BEST, run.run_dir / LAST, run.best_score)
+
+
+class _Run:
+    """The state of one training run in one process."""
+
+    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.shards = _open_shards(config)
+        self.accelerator = _accelerator(config)
+        self.position = Position()
+        self.best_score = float("-inf")
+        # Sums of loss terms since the last row, on the device, and how many steps they hold.
+        self.sums: Terms = {}
+        self.summed = 0
+        self.trackers = Trackers()
+
+        accelerator = self.accelerator
+        set_seed(config.train.seed)
+        self.standardise = Standardiser(self.shards.manifest, accelerator.device)
+        self.batches = TrainingBatches(
+            self.shards,
+            config.data,
+            config.train.batch_size,
+            config.train.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        self.loss = _build_loss(config, accelerator)
+        self.learners = self._build_learners()
+        self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
+
+    @contextlib.contextmanager
+    def prepared(self, resume: bool, overwrite: bool) -> Iterator[None]:
+        """The run's folder, state and trackers set up; trackers closed and ranks left after."""
+        accelerator, config = self.accelerator, self.config
+        checkpoint = self._claim_folder(resume, overwrite)
+        if checkpoint:
+            self._restore(checkpoint)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            atomic_write(self.run_dir / CONFIG_FILE, to_json(config))
+            self.trackers = start_trackers(
+                self.run_dir,
+                config,
+                self.shards.manifest.sha256,
+                self.position.step,
+                resumed=resume,
+            )
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            self.trackers.finish(failed)
+
+    def train_epoch(self, epoch: int) -> None:
+        """Take the steps of an epoch that are not taken yet."""
+        config, accelerator = self.config, self.accelerator
+        start = self.position.step_in_epoch
+        batches = self.batches.epoch(epoch, start)
+        window = time.perf_counter(), self.position.step
+        for done, batch in enumerate(self._progress(batches, epoch, start), start=start + 1):
+            step = self.position.step
+            self._add(self._step(batch, step))
+            self.position = Position(epoch, done, step + 1)
+            if self.position.step % config.train.log_every == 0:
+                window = self._log(epoch, window)
+            every = config.train.checkpoint_every
+            if every and self.position.step % every == 0 and done < self.batches.steps:
+                self._save(LAST)
+        accelerator.wait_for_everyone()
+
+    def close_epoch(self, epoch: int) -> EpochReport:
+        """Validate where it is due, write the checkpoints, show samples."""
+        config, done = self.config, epoch + 1
+        generator = self.learners["generator"].raw
+        for learner in self.learners.values():
+            average_buffers(learner.raw, self.accelerator)
+        metrics: dict[str, float] = {}
+        if done % config.train.validate_every == 0 or done == config.train.epochs:
+            metrics = self.validator(generator)
+            self.trackers.log(self.position.step, {"epoch": done, **metrics})
+            self._show_samples()
+            if self.accelerator.is_main_process:
+                _tell(f"epoch {done}/{config.train.epochs}: " + _summary(metrics))
+        self.position = Position(done, 0, self.position.step)
+        if metrics and metrics[SCORE] > self.best_score:
+            self.best_score = metrics[SCORE]
+            self._save(BEST)
+        self._save(LAST)
+        return EpochReport(done, self.position.step, metrics, self.run_dir / LAST)
+
+    def _build_learners(self) -> dict[str, Learner]:
+        config = self.config
+        total = self.batches.steps * config.train.epochs
+
+        def learner(network: torch.nn.Module, rate: float) -> Learner:
+            return Learner(network, rate, config.optim, total, self.accelerator)
+
+        generator = build_generator(config.generator, config.data.patch_size)
+        learners = {"generator": learner(generator, config.optim.lr_generator)}
+        if config.adversarial:
+            discriminator = build_discriminator(config.discriminator, config.data.patch_size)
+            learners["discriminator"] = learner(discriminator, config.optim.lr_discriminator)
+        return learners
+
+    def _step(self, batch: Batch, step: int) -> Terms:
+        source, target = self.standardise(batch)
+        parts = self.config.train.accumulation
+        micro_batches = list(zip(source.chunk(parts), target.chunk(parts), strict=True))
+        generator = self.learners["generator"]
+        if self.config.adversarial:
+            discriminator = self.learners["discriminator"]
+            return adversarial_step(generator, discriminator, self.loss, micro_batches, step)
+        return supervised_step(generator, self.loss, micro_batches, step)
+
+    def _add(self, terms: Terms) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.summed += 1
+
+    def _log(self, epoch: int, window: tuple[float, int]) -> tuple[float, int]:
+        """Write a row of means over the steps since the last one.
+
+        Args:
+            epoch: The epoch, from 0.
+            window: Time and step at the start of what the throughput is measured over.
+
+        Returns:
+            The next window: time and step of now.
+        """
+        names = list(self.sums)
+        means: Tensor = torch.stack([self.sums[name] for name in names]) / self.summed
+        means = self.accelerator.reduce(means, "mean")  # type: ignore[assignment]
+        values = dict(zip(names, means.tolist(), strict=True))
+        self.sums, self.summed = {}, 0
+        now = time.perf_counter()
+        seconds, steps = now - window[0], self.position.step - window[1]
+        row: dict[str, float] = {"epoch": epoch}
+        for name, value in values.items():
+            if name.startswith("grad_norm/"):
+                row[name] = value
+                continue
+            row[f"train/{name}"] = value
+            if value != value or abs(value) == float("inf"):
+                raise FloatingPointError(
+                    f"train/{name} is {value} at step {self.position.step}: the run diverged. "
+                    "Lower optim.lr_generator or optim.lr_discriminator, set optim.clip_norm, or "
+                    "use train.precision no or bf16"
+                )
+        for name, learner in self.learners.items():
+            row[f"lr/{name}"] = learner.learning_rate(self.position.step - 1)
+        row["throughput/patches_per_s"] = steps * self.config.train.batch_size / seconds
+        self.trackers.log(self.position.step, row)
+        return now, self.position.step
+
+    def _show_samples(self) -> None:
+        """Log the first validation patches that hold some tissue, through the generator."""
+        count = self.config.tracking.samples
+        if not count or not self.accelerator.is_main_process:
+            return
+        batch = self._sample_batch(count)
+        source, target = self.standardise(batch)
+        generator = self.learners["generator"].raw
+        generator.eval()
+        with torch.no_grad():
+            synthetic = generator(source).float()
+        generator.train()
+        parts = [part[:, 0].cpu().numpy() for part in (source, synthetic, target)]
+        self.trackers.picture(self.position.step, "samples", patch_grid(*parts))
+
+    def _sample_batch(self, count: int) -> Batch:
+        """Evenly spread validation patches of the richest contrast of their neighbourhood."""
+        dataset = PatchDataset(self.shards, "val")
+        candidates = torch.linspace(0, len(dataset) - 1, min(len(dataset), 16 * count)).long()
+        batch = dataset[candidates.numpy()]
+        spread = batch.target.float().flatten(1).std(dim=1)
+        best = spread.argsort(descending=True, stable=True)[:count].sort().values
+        return Batch(*(part[best] for part in batch))
+
+    def _save(self, name: Path) -> None:
+        """Write a checkpoint from the first rank, with the random states of all."""
+        states = [random_state(self.accelerator.device)]
+        if self.accelerator.num_processes > 1:
+            gathered: list[Any] = [None] * self.accelerator.num_processes
+            torch.distributed.all_gather_object(gathered, states[0])
+            states = gathered
+        sums = {}
+        for term, value in self.sums.items():
+            # Each rank keeps the mean over ranks: the mean of the means later is the same.
+            sums[term] = self.accelerator.reduce(value, "mean")
+        if self.accelerator.is_main_process:
+            checkpoint = Checkpoint(
+                config=self.config,
+                data=DataRecord.of(self.shards.manifest),
+                position=self.position,
+                learners={name: learner.state_dict() for name, learner in self.learners.items()},
+                random=states,
+                record={
+                    "best_score": self.best_score,
+                    "sums": {term: value.cpu() for term, value in sums.items()},
+                    "summed": self.summed,
+                },
+            )
+            save_checkpoint(self.run_dir / name, checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Take over the state of an interrupted run."""
+        _check_same_run(self.config, checkpoint, self.shards.manifest.sha256)
+        for name, learner in self.learners.items():
+            learner.load_state_dict(checkpoint.learners[name])
+        self.position = checkpoint.position
+        record, device = checkpoint.record, self.accelerator.device
+        self.best_score = record["best_score"]
+        self.sums = {name: value.to(device) for name, value in record["sums"].items()}
+        self.summed = record["summed"]
+        rank = self.accelerator.process_index
+        if rank < len(checkpoint.random):
+            set_random_state(checkpoint.random[rank], device)
+        if self.accelerator.is_main_process:
+            _tell(f"going on from step {self.position.step}")
+
+    def _claim_folder(self, resume: bool, overwrite: bool) -> Checkpoint | None:
+        """Make the run's folder, or find what to resume in it."""
+        exists = (self.run_dir / CONFIG_FILE).exists()
+        last = self.run_dir / LAST
+        # Every rank looks before the first one changes anything.
+        checkpoint = load_checkpoint(last) if resume and last.exists() else None
+        self.accelerator.wait_for_everyone()
+        if exists and not resume:
+            if not overwrite:
+                raise DataError(
+                    self.run_dir,
+                    "the folder holds a run already",
+                    "Give --resume to go on, --overwrite to replace it, or another --run-dir",
+                )
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.run_dir)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        return checkpoint
+
+    def _progress(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
+        """A bar on the first rank's terminal."""
+        hidden = not (self.accelerator.is_main_process and sys.stderr.isatty())
+        title = f"epoch {epoch + 1}/{self.config.train.epochs}"
+        bar = tqdm(batches, title, self.batches.steps, initial=start, leave=False, disable=hidden)
+        yield from bar
+
+
+def _open_shards(config: RunConfig) -> ShardSet:
+    """Open the shards and check that the configuration fits them."""
+    shards = ShardSet(config.data.shards)
+    found = shards.manifest.config.patch_size
+    if tuple(found) != tuple(config.data.patch_size):
+        raise ConfigError(
+            f"data.patch_size must be {found}, the size of the patches in {config.data.shards}, "
+            f"got {config.data.patch_size}"
+        )
+    return shards
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    cpu = config.train.device == "cpu"
+    if config.train.precision == "fp16" and (cpu or not torch.cuda.is_available()):
+        raise ConfigError("train.precision must be no or bf16 without a GPU, got fp16")
+    return make_accelerator(config.train.precision, cpu)
+
+
+def _build_loss(config: RunConfig, accelerator: Accelerator) -> GeneratorLoss:
+    perceptual = None
+    if config.loss.lambda_perceptual > 0:
+        perceptual = PerceptualLoss(config.loss.vgg_weights)
+    return GeneratorLoss(config.loss, perceptual).to(accelerator.device)
+
+
+def _check_same_run(config: RunConfig, checkpoint: Checkpoint, manifest_sha256: str) -> None:
+    """Refuse to resume under another configuration or on other data."""
+    before, now = dict(dotted_fields(checkpoint.config)), dict(dotted_fields(config))
+    for name, value in now.items():
+        free = name in MAY_CHANGE or name.startswith("tracking.")
+        if not free and before[name] != value:
+            raise ConfigError(
+                f"{name} must be {before[name]} as in the run being resumed, got {value}"
+            )
+    if checkpoint.data.manifest_sha256 != manifest_sha256:
+        raise ConfigError(
+            f"data.shards must hold the data of the run being resumed: {config.data.shards} has "
+            "another fingerprint"
+        )
+
+
+def _summary(metrics: dict[str, float]) -> str:
+    return (
+        f"PSNR {metrics['val/psnr']:.2f} dB, SSIM {metrics['val/ssim_2d']:.4f} (2D), "
+        f"seam {metrics['val/seam_index']:.3f}, stitched, in the mask"
+    )
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

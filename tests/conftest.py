@@ -1,0 +1,99 @@
+"""Phantoms, their shards and, where they lie, real scans: made once a session for every test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from sharding.cohort import read_cohort
+from sharding.errors import DataError
+from sharding.phantom import write_phantom_cohort
+from sharding.shards import ShardConfig
+from sharding.write import write_shards
+
+PHANTOM_SHAPE = (40, 36, 32)
+DATA = Path(
+    os.environ.get("DISTSYNTH_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data"
+)
+
+Refused = Callable[[str | Path, str, str], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def phantom_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cohort.csv of five phantoms and simulated sources. Do not write into it.
+
+    The cohort's split column is empty: the default fractions give 3 train, 1 val, 1 test.
+    """
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantom_cohort(folder, specimens=5, shape=PHANTOM_SHAPE, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_shards() -> ShardConfig:
+    """The configuration of `shard_folder`: records of 16 patches, shards of three records."""
+    return ShardConfig(
+        patch_size=(16, 16),
+        patches_per_specimen=40,
+        stride=8,
+        val_slices=4,
+        block=16,
+        shard_mb=0.05,
+        seed=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def shard_folder(
+    phantom_cohort: Path, small_shards: ShardConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A shard set of 2D 16x16 patches, several shards a split. Do not write into it."""
+    folder = tmp_path_factory.mktemp("sharded") / "shards"
+    write_shards(read_cohort(phantom_cohort), folder, small_shards, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_t1w() -> Path:
+    """Folder of real 3 T T1w volumes with a cohort.csv without sources."""
+    return _real("t1w_3t")
+
+
+@pytest.fixture(scope="session")
+def real_pairs() -> Path:
+    """Folder of real T2w and T1w pairs with a cohort.csv."""
+    return _real("pairs_t2w_t1w")
+
+
+@pytest.fixture(scope="session")
+def refused() -> Refused:
+    """A context that must raise DataError, naming the place, the rule and the remedy.
+
+    The place is a part of `where`; rule and remedy are regular expressions.
+    """
+
+    @contextlib.contextmanager
+    def check(where: str | Path, rule: str, remedy: str) -> Iterator[None]:
+        with pytest.raises(DataError) as caught:
+            yield
+        error = caught.value
+        assert str(where) in error.where
+        assert re.search(rule, error.rule), error.rule
+        assert re.search(remedy, error.remedy), error.remedy
+        assert str(error) == f"{error.where}: {error.rule}. {error.remedy}."
+
+    return check
+
+
+def _real(name: str) -> Path:
+    folder = DATA / name
+    if not (folder / "cohort.csv").is_file():
+        pytest.skip(f"no real scans at {folder}: set DISTSYNTH_DATA to the folder that holds them")
+    return folder.resolve()
