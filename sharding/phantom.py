@@ -38,7 +38,7 @@ def phantom_volume(
     grid = np.stack(
         np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
     ).astype(np.float32)
-    stretched = grid / rng.uniform(0.85, 1.05, 3)[:, None, None, None]
+    stretched = grid / rng.uniform(0.85, 1.05, (3, 1, 1, 1)).astype(np.float32)
     radius = np.sqrt((stretched**2).sum(0))
     depth = 0.78 + _waves(stretched, rng, count=14, frequency=(5, 14), size=0.035) - radius
 

@@ -275,20 +275,22 @@ def resample(
     steps = np.abs(matrix[:3, :3]).max(axis=1)
     if order > 0 and (steps > 1.01).any():
         sigma = np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0)
-        data = ndimage.gaussian_filter(data, sigma, mode="nearest")
+        data = np.asarray(ndimage.gaussian_filter(data, sigma, mode="nearest"), np.float32)
     linear, offset = matrix[:3, :3], matrix[:3, 3]
     if np.array_equal(linear, np.eye(3)) and not offset.any() and shape == volume.shape:
         return data.copy()
     diagonal = np.diag(np.diag(linear))
-    return ndimage.affine_transform(
+    on_grid = np.empty(shape, np.float32)
+    ndimage.affine_transform(
         data,
         np.diag(linear) if np.array_equal(linear, diagonal) else linear,
-        offset,
+        offset.tolist(),
         output_shape=shape,
-        output=np.float32,
+        output=on_grid,
         order=order,
         mode="nearest",
     )
+    return on_grid
 
 
 def foreground_mask(scaled: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:

@@ -91,7 +91,8 @@ def simulate_source(
     data = (data * field).astype(np.float32)
 
     if config.blur_voxels:
-        data = ndimage.gaussian_filter(data, config.blur_voxels, mode="nearest")
+        blurred = ndimage.gaussian_filter(data, config.blur_voxels, mode="nearest")
+        data = np.asarray(blurred, np.float32)
     angles = rng.uniform(-config.rotation_degrees, config.rotation_degrees, 3)
     shift = rng.uniform(-config.shift_mm, config.shift_mm, 3)
     if angles.any() or shift.any():

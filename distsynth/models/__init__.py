@@ -140,5 +140,5 @@ def parameter_count(module: nn.Module) -> int:
 
 def _channels_last(module: Network, patch_size: Sequence[int]) -> Network:
     """Lay weights out as convolutions are fastest: measured twice as fast on CPU."""
-    two = len(patch_size) == 2
-    return module.to(memory_format=torch.channels_last if two else torch.channels_last_3d)
+    layout = torch.channels_last if len(patch_size) == 2 else torch.channels_last_3d
+    return module.to(memory_format=layout)  # type: ignore[call-overload]

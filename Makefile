@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine:
+#   make demo   the whole path on phantom specimens, no data needed
+#   make test   all tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test check install clean
+
+demo: install
+	jobs/demo.sh demo-output
+
+test: install
+	pytest -n 2 --dist loadfile --durations 10
+
+check: install
+	ruff check .
+	ruff format --check .
+	pyright
+	lint-imports
+
+install: $(VENV)/.installed
+
+# Made anew when the dependencies change.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf demo-output build *.egg-info .pytest_cache .ruff_cache .hypothesis
