@@ -123,7 +123,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise DataError(path, "the checkpoint does not exist", "Check the path")
     try:
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"holds a {type(state).__name__}")
         version = state["version"]
         if version != FORMAT_VERSION:
             raise ValueError(f"version {version}, this program reads {FORMAT_VERSION}")
@@ -136,8 +139,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             record=state["record"],
         )
     except (
+        AttributeError,
         EOFError,
         KeyError,
+        OSError,
         RuntimeError,
         TypeError,
         ValueError,
@@ -148,6 +153,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise DataError(
             path, f"not a checkpoint that can be read ({reason})", "Take another checkpoint"
         ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise unless the file is whole: torch reads flipped bits as other weights."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -25,6 +25,20 @@ Cohort = Annotated[Path, arg(help="cohort.csv, a folder that holds one, or a BID
 Out = Annotated[Path, arg(aliases=["-o"])]
 
 
+@dataclass(frozen=True)
+class Stitch:
+    """How patches become a volume, where it shall differ from the checkpoint's configuration."""
+
+    stride: int | None = None
+    """Voxels between patches."""
+    trim: int | None = None
+    """Voxels cut from each patch side."""
+    weights: Literal["uniform", "smooth"] | None = None
+    """Plain average of overlaps, or weights that fall towards the patch border."""
+    axes: tuple[int, ...] | None = None
+    """Slicing axes to average over."""
+
+
 def phantom(args: Sequence[str]) -> None:
     """make a cohort of phantom specimens with simulated sources"""
     from sharding.phantom import write_phantom_cohort
@@ -185,28 +199,15 @@ def predict(args: Sequence[str]) -> None:
         """NIfTI file to write."""
         like: Path | None = None
         """Predict on the grid of this volume."""
-        stride: int | None = None
-        """Voxels between patches, instead of the checkpoint's."""
-        trim: int | None = None
-        """Voxels cut from each patch side, instead of the checkpoint's."""
-        weights: Literal["uniform", "smooth"] | None = None
-        axes: tuple[int, ...] | None = None
-        """Slicing axes to average over, instead of the checkpoint's."""
+        stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
 
     given = _parse("predict", Predict, args)
-    from distsynth.config import with_overrides
     from distsynth.predict import load_predictor, predict_file
 
-    predictor = load_predictor(given.checkpoint, given.device)
-    chosen = {
-        f"stitch.{name}": getattr(given, name)
-        for name in ("stride", "trim", "weights", "axes")
-        if getattr(given, name) is not None
-    }
-    stitch = with_overrides(predictor.checkpoint.config, chosen).stitch
-    print(predict_file(predictor, given.volume, given.out, given.like, stitch, given.overwrite))
+    predictor = load_predictor(given.checkpoint, given.device).stitched(**vars(given.stitch))
+    print(predict_file(predictor, given.volume, given.out, given.like, given.overwrite))
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -225,16 +226,17 @@ def evaluate(args: Sequence[str]) -> None:
         split: Literal["train", "val", "test"] = "test"
         source_pattern: str | None = None
         target_pattern: str | None = None
+        stitch: Stitch = field(default_factory=Stitch)
         save_volumes: bool = False
         """Write the synthetic volumes too."""
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
 
     given = _parse("evaluate", Evaluate, args)
-    if given.out.exists() and not given.overwrite:
-        raise DataError(given.out, "the folder exists already", "Give --overwrite or another one")
+    if not given.checkpoints:
+        raise ValueError("name at least one checkpoint or run folder")
     from distsynth.evaluate import evaluate as judge
-    from distsynth.evaluate import write_evaluation
+    from distsynth.evaluate import evaluation_folder, write_evaluation
     from distsynth.predict import load_predictor
     from distsynth.train import BEST
     from sharding.cohort import read_cohort
@@ -242,15 +244,18 @@ def evaluate(args: Sequence[str]) -> None:
     specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
     predictors, run_dirs = {}, {}
     for path in given.checkpoints:
-        run_dir = path if path.is_dir() else path.parent.parent
+        run_dir = path.resolve() if path.is_dir() else path.resolve().parent.parent
         if run_dir.name in predictors:
             raise ValueError(f"two checkpoints are named {run_dir.name}: rename a run folder")
         file = path / BEST if path.is_dir() else path
-        predictors[run_dir.name] = load_predictor(file, given.device)
+        predictor = load_predictor(file, given.device)
+        predictors[run_dir.name] = predictor.stitched(**vars(given.stitch))
         run_dirs[run_dir.name] = run_dir
-    volumes = given.out / "volumes" if given.save_volumes else None
-    evaluation = judge(predictors, specimens, given.split, volumes)
-    print(write_evaluation(given.out, evaluation, predictors, run_dirs))
+    with evaluation_folder(given.out, given.overwrite) as folder:
+        volumes = folder / "volumes" if given.save_volumes else None
+        evaluation = judge(predictors, specimens, given.split, volumes)
+        text = write_evaluation(folder, evaluation, predictors, run_dirs)
+    print(text)
     print(given.out / "report.html")
 
 

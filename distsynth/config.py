@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -293,6 +294,10 @@ def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str, Any]]:
     def at_least(name: str, value: float, low: float) -> tuple[str, bool, str, Any]:
         return name, value >= low, f">= {low}", value
 
+    for name, value in dotted_fields(config):
+        if isinstance(value, float):
+            yield name, math.isfinite(value), "a finite number", value
+
     sides = data.patch_size
     yield "data.patch_size", len(sides) in (2, 3), "two or three sides", sides
     yield "data.patch_size", min(sides, default=0) >= 4, "sides of at least 4 voxels", sides
@@ -365,7 +370,8 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "unexpected_keyword_argument":
-        known = [field_name for field_name, _ in dotted_fields(RunConfig())]
+        known = [section.name for section in fields(RunConfig)]
+        known += [field_name for field_name, _ in dotted_fields(RunConfig())]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{name} is not a field of the configuration{hint}"

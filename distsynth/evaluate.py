@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +27,7 @@ from sharding.preprocess import Pair, PreprocessConfig, fingerprint, prepare_pai
 from sharding.progress import progress
 from sharding.volume import atomic_write, write_volume
 
+RESULTS_FILE = "results.json"
 Results = dict[str, dict[str, dict[str, float]]]
 """Method -> specimen -> metric -> value; a metric that has no meaning for a method is NaN."""
 
@@ -198,6 +202,30 @@ def _refuse_leak(specimen: Specimen, pair: Pair, seen: Sequence[str]) -> None:
             )
 
 
+@contextlib.contextmanager
+def evaluation_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder to write an evaluation to; it becomes `out` only if the block succeeds.
+
+    Raises:
+        DataError: If `out` exists and may not be replaced, or is no evaluation.
+    """
+    if out.exists() and not overwrite:
+        raise DataError(out, "the folder exists already", "Give --overwrite or another one")
+    if out.exists() and not (out / RESULTS_FILE).is_file():
+        raise DataError(out, "exists and is no evaluation to overwrite", "Give another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        folder = work / "new"
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.replace(work / "replaced")
+        folder.replace(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def write_evaluation(
     out: Path,
     evaluation: Evaluation,
@@ -220,7 +248,7 @@ def write_evaluation(
     for name, content in (
         ("table.txt", text + "\n"),
         ("results.csv", table_csv(table)),
-        ("results.json", table_json(table)),
+        (RESULTS_FILE, table_json(table)),
     ):
         atomic_write(out / name, content)
     pictures = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distsynth.checkpoint import Checkpoint, load_checkpoint
-from distsynth.config import ConfigError, StitchConfig
+from distsynth.config import ConfigError, with_overrides
 from distsynth.models import build_generator
 from distsynth.stitch import Stitcher
 from sharding.errors import DataError
@@ -38,11 +39,19 @@ class Predictor:
     generator: nn.Module
     device: torch.device
 
-    def locations(
-        self, shape: tuple[int, int, int], stitch: StitchConfig | None = None
-    ) -> NDArray[np.int32]:
+    def stitched(self, **changes: Any) -> Predictor:
+        """The same generator with other fields of StitchConfig, None keeping the checkpoint's.
+
+        Raises:
+            ConfigError: If a value breaks a rule.
+        """
+        chosen = {f"stitch.{name}": value for name, value in changes.items() if value is not None}
+        config = with_overrides(self.checkpoint.config, chosen)
+        return replace(self, checkpoint=replace(self.checkpoint, config=config))
+
+    def locations(self, shape: tuple[int, int, int]) -> NDArray[np.int32]:
         """The dense patches that a prediction is made of."""
-        stitch = stitch or self.checkpoint.config.stitch
+        stitch = self.checkpoint.config.stitch
         patch_size = self.checkpoint.config.data.patch_size
         try:
             return dense_locations(shape, patch_size, stitch.stride, stitch.axes)
@@ -52,7 +61,6 @@ class Predictor:
     def __call__(
         self,
         source: NDArray[np.float32],
-        stitch: StitchConfig | None = None,
         title: str = "predicting",
         quiet: bool = False,
     ) -> NDArray[np.float32]:
@@ -60,7 +68,6 @@ class Predictor:
 
         Args:
             source: Shape (x, y, z), zero mean and unit variance.
-            stitch: How patches become the volume; the checkpoint's own by default.
             title: Of the progress bar.
             quiet: No progress bar.
 
@@ -71,10 +78,10 @@ class Predictor:
             ConfigError: If the patches do not fit the volume.
             ValueError: If a voxel is left uncovered.
         """
-        stitch = stitch or self.checkpoint.config.stitch
+        stitch = self.checkpoint.config.stitch
         patch_size = self.checkpoint.config.data.patch_size
         x, y, z = source.shape
-        locations = self.locations((x, y, z), stitch)
+        locations = self.locations((x, y, z))
         stitcher = Stitcher(source.shape, patch_size, stitch.trim, stitch.weights, self.device)
         starts = range(0, len(locations), BATCH)
         half = self.checkpoint.config.train.precision == "bf16"
@@ -114,7 +121,6 @@ def predict_file(
     path: Path,
     out: Path,
     like: Path | None = None,
-    stitch: StitchConfig | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Predict a source volume and write the result where any viewer shows it in place.
@@ -128,7 +134,6 @@ def predict_file(
         path: The source, a NIfTI file.
         out: The NIfTI file to write.
         like: A volume whose grid to predict on.
-        stitch: How patches become the volume; the checkpoint's own by default.
         overwrite: Replace `out`.
 
     Raises:
@@ -143,7 +148,7 @@ def predict_file(
     grid = read_volume(like) if like else prediction_grid(source, data.spacing_mm, data.orientation)
     placed = place_source(source, grid.shape, grid.affine, data.preprocess, path)
     try:
-        synthetic = predictor(placed.transform.standardise_scaled(placed.scaled), stitch)
+        synthetic = predictor(placed.transform.standardise_scaled(placed.scaled))
     except ConfigError as error:
         raise DataError(path, str(error), "Give a larger volume, or use smaller patches") from None
     write_volume(out, grid.with_data(placed.transform.restore(synthetic)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from distsynth.config import OptimConfig
@@ -30,6 +31,8 @@ def make_accelerator(precision: str, cpu: bool) -> Accelerator:
     BatchNorm's buffers are not broadcast before each forward: two forwards before one backward
     (target and synthetic through the discriminator) would find them changed in place.
     """
+    # Accelerate keeps the first precision and device for good; a process may train several runs.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(
         mixed_precision=precision,
         cpu=cpu,

@@ -88,7 +88,7 @@ class WandbTracker:
             project=tracking.project,
             entity=tracking.entity,
             group=tracking.group,
-            name=run_dir.name,
+            name=run_dir.resolve().name,
             id=run_id(run_dir),
             resume="allow" if resumed else None,
             dir=run_dir,

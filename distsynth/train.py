@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import sys
 import time
@@ -39,7 +40,13 @@ from distsynth.steps import (
     make_accelerator,
     supervised_step,
 )
-from distsynth.tracking import Trackers, patch_grid, start_trackers
+from distsynth.tracking import (
+    METRICS_FILE,
+    RUN_ID_FILE,
+    Trackers,
+    patch_grid,
+    start_trackers,
+)
 from distsynth.validate import Validator
 from sharding.errors import DataError
 from sharding.shards import ShardSet
@@ -47,6 +54,8 @@ from sharding.volume import atomic_write
 
 CONFIG_FILE = "config.json"
 LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, RUN_ID_FILE)
+RUN_FOLDERS = (LAST.parent, "samples", "wandb")
 SCORE = "val/psnr"
 """What the best checkpoint maximises: stitched PSNR in the mask, mean over specimens."""
 MAY_CHANGE = ("data.shards", "data.workers", "train.epochs", "train.device", "loss.vgg_weights")
@@ -194,6 +203,7 @@ class _Run:
                 window = self._log(epoch, window)
             every = config.train.checkpoint_every
             if every and self.position.step % every == 0 and done < self.batches.steps:
+                self._merge_ranks()
                 self._save(LAST)
         accelerator.wait_for_everyone()
 
@@ -201,11 +211,12 @@ class _Run:
         """Validate where it is due, write the checkpoints, show samples."""
         config, done = self.config, epoch + 1
         generator = self.learners["generator"].raw
-        for learner in self.learners.values():
-            average_buffers(learner.raw, self.accelerator)
+        self._merge_ranks()
         metrics: dict[str, float] = {}
         if done % config.train.validate_every == 0 or done == config.train.epochs:
             metrics = self.validator(generator)
+            if math.isnan(metrics[SCORE]):
+                raise self._diverged(SCORE, metrics[SCORE])
             self.trackers.log(self.position.step, {"epoch": done, **metrics})
             self._show_samples()
             if self.accelerator.is_main_process:
@@ -269,17 +280,33 @@ class _Run:
                 row[name] = value
                 continue
             row[f"train/{name}"] = value
-            if value != value or abs(value) == float("inf"):
-                raise FloatingPointError(
-                    f"train/{name} is {value} at step {self.position.step}: the run diverged. "
-                    "Lower optim.lr_generator or optim.lr_discriminator, set optim.clip_norm, or "
-                    "use train.precision no or bf16"
-                )
+            if not math.isfinite(value):
+                raise self._diverged(f"train/{name}", value)
         for name, learner in self.learners.items():
             row[f"lr/{name}"] = learner.learning_rate(self.position.step - 1)
         row["throughput/patches_per_s"] = steps * self.config.train.batch_size / seconds
         self.trackers.log(self.position.step, row)
         return now, self.position.step
+
+    def _merge_ranks(self) -> None:
+        """Give all ranks the mean of what each keeps for itself.
+
+        These are the sums since the last row and BatchNorm's statistics, before they are saved: a
+        resumed run goes on from the very numbers of one that was not interrupted.
+        """
+        for learner in self.learners.values():
+            average_buffers(learner.raw, self.accelerator)
+        for name, value in self.sums.items():
+            self.sums[name] = self.accelerator.reduce(value, "mean")  # type: ignore[assignment]
+            if not name.startswith("grad_norm/") and not self.sums[name].isfinite():
+                raise self._diverged(f"train/{name}", float(self.sums[name]))
+
+    def _diverged(self, name: str, value: float) -> FloatingPointError:
+        return FloatingPointError(
+            f"{name} is {value} at step {self.position.step}: the run diverged. "
+            "Lower optim.lr_generator or optim.lr_discriminator, set optim.clip_norm, or "
+            "use train.precision no or bf16"
+        )
 
     def _show_samples(self) -> None:
         """Log the first validation patches that hold some tissue, through the generator."""
@@ -312,10 +339,6 @@ class _Run:
             gathered: list[Any] = [None] * self.accelerator.num_processes
             torch.distributed.all_gather_object(gathered, states[0])
             states = gathered
-        sums = {}
-        for term, value in self.sums.items():
-            # Each rank keeps the mean over ranks: the mean of the means later is the same.
-            sums[term] = self.accelerator.reduce(value, "mean")
         if self.accelerator.is_main_process:
             checkpoint = Checkpoint(
                 config=self.config,
@@ -325,7 +348,7 @@ class _Run:
                 random=states,
                 record={
                     "best_score": self.best_score,
-                    "sums": {term: value.cpu() for term, value in sums.items()},
+                    "sums": {term: value.cpu() for term, value in self.sums.items()},
                     "summed": self.summed,
                 },
             )
@@ -363,7 +386,7 @@ class _Run:
                     "Give --resume to go on, --overwrite to replace it, or another --run-dir",
                 )
             if self.accelerator.is_main_process:
-                shutil.rmtree(self.run_dir)
+                _clear(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         return checkpoint
 
@@ -375,8 +398,16 @@ class _Run:
         yield from bar
 
 
+def _clear(run_dir: Path) -> None:
+    """Remove what a run writes and leave anything else in its folder alone."""
+    for name in RUN_FILES:
+        (run_dir / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+
+
 def _open_shards(config: RunConfig) -> ShardSet:
-    """Open the shards and check that the configuration fits them."""
+    """Open the shards, check them and that the configuration fits them."""
     shards = ShardSet(config.data.shards)
     found = shards.manifest.config.patch_size
     if tuple(found) != tuple(config.data.patch_size):
@@ -384,6 +415,8 @@ def _open_shards(config: RunConfig) -> ShardSet:
             f"data.patch_size must be {found}, the size of the patches in {config.data.shards}, "
             f"got {config.data.patch_size}"
         )
+    # On every rank, so that all of them stop.
+    shards.verify("train", "val")
     return shards
 
 

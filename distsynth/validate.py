@@ -25,6 +25,8 @@ from sharding.shards import ShardSet, SpecimenRecord
 
 BATCH = 64
 """Patches a forward; it changes no number."""
+TERMS = ("recon", "gradient", "perceptual")
+"""Terms of the generator's loss that need no discriminator."""
 
 
 class Validator:
@@ -54,7 +56,10 @@ class Validator:
             as peak, psnr255, ssim_global, windowed ssim_2d, seam_index.
         """
         generator.eval()
-        sums: dict[str, Tensor] = {}
+        # The same names on every rank: one without any patch takes part in the sums all the same.
+        device = self._accelerator.device
+        weights = vars(self._config.loss)
+        sums = {name: torch.zeros((), device=device) for name in TERMS if weights[f"lambda_{name}"]}
         patches = 0
         rows = []
         with torch.no_grad():
@@ -63,7 +68,7 @@ class Validator:
                 rows.append(row)
                 patches += specimen.patches
                 for name, value in terms.items():
-                    sums[name] = sums.get(name, torch.zeros_like(value)) + value
+                    sums[name] += value
         generator.train()
         result = {}
         for name, value in sums.items():

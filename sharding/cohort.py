@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 from collections import Counter
@@ -125,9 +126,13 @@ def assign_splits(
         Specimen name to split.
 
     Raises:
-        DataError: If only some specimens have a split, a split is empty or there are too few.
+        DataError: If a name stands twice, only some specimens have a split, a split is empty or
+            there are too few specimens.
     """
     names = sorted(specimen.name for specimen in specimens)
+    for name, after in itertools.pairwise(names):
+        if name == after:
+            raise DataError("cohort", f"the specimen {name} stands twice", "Keep one row each")
     given: dict[str, Split] = {
         specimen.name: specimen.split for specimen in specimens if specimen.split
     }

@@ -240,15 +240,6 @@ def test_overshoot_of_the_spline_stays_within_the_range():
     assert (scaled.min(), scaled.max()) == (0, 1)
 
 
-def test_linear_interpolation_can_be_chosen():
-    source, grid = noise(), np.diag([0.2, 0.2, 0.2, 1])
-    cubic, linear = (
-        place_source(source, (20, 20, 10), grid, PreprocessConfig(interpolation=kind)).scaled
-        for kind in ("cubic", "linear")
-    )
-    assert np.abs(cubic - linear).max() > 0.01
-
-
 def test_foreground_fills_enclosed_holes():
     scaled = np.zeros((9, 9, 9), np.float32)
     scaled[1:8, 1:8, 1:8] = 0.5
@@ -362,7 +353,7 @@ def test_fingerprints_know_a_scan_by_voxels_and_affine(tmp_path):
 
 
 def test_a_real_pair_is_aligned_by_its_affines(real_pairs):
-    pair = prepare_pair(read_cohort(real_pairs)[0], PreprocessConfig(interpolation="linear"))
+    pair = prepare_pair(read_cohort(real_pairs)[0], PreprocessConfig())
     assert pair.overlap > 0.5
     assert 0.05 < pair.mask.mean() < 0.95
     assert np.isfinite(pair.source).all()

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from distsynth.config import ConfigError, DataConfig
+from distsynth.loader import (
+    PatchDataset,
+    Standardiser,
+    TrainingBatches,
+    epoch_order,
+    exact_plan,
+    judging_batches,
+    training_plan,
+)
+from sharding.errors import DataError
+from sharding.shards import QUANTUM, ShardSet
+
+SHARDS = st.lists(st.integers(1, 30), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def shards(shard_folder):
+    return ShardSet(shard_folder)
+
+
+def batches(shards, epoch=0, start=0, batch_size=16, seed=1, workers=0, window=64, **ranks):
+    config = DataConfig(patch_size=(16, 16), workers=workers, shuffle_shards=window)
+    loader = TrainingBatches(shards, config, batch_size, seed, **ranks)
+    found = list(loader.epoch(epoch, start))
+    assert len(found) == loader.steps - start
+    return found
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def identity(found):
+    """Patches by what tells them apart: specimen, location and voxels."""
+    return [
+        (*where.tolist(), source.numpy().tobytes())
+        for batch in found
+        for where, source in zip(batch.where, batch.source, strict=True)
+    ]
+
+
+@given(counts=SHARDS, seed=st.integers(0, 99), epoch=st.integers(0, 9), window=st.integers(1, 9))
+def test_an_epoch_is_a_permutation_mixed_within_windows_of_shards(counts, seed, epoch, window):
+    order = epoch_order(counts, seed, epoch, window)
+    assert sorted(order.tolist()) == list(range(sum(counts)))
+    assert np.array_equal(order, epoch_order(counts, seed, epoch, window))
+    owner = np.repeat(np.arange(len(counts)), counts)[order]
+    place = 0
+    while place < len(order):
+        ahead = sum(len(set(owner[place:end])) <= window for end in range(place + 1, len(order) + 1))
+        opened = sorted(set(owner[place : place + ahead].tolist()))
+        assert ahead == sum(counts[shard] for shard in opened)
+        assert len(opened) <= window
+        place += ahead
+
+
+@given(
+    counts=SHARDS,
+    ranks=st.integers(1, 6),
+    share=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 9),
+    window=st.integers(1, 9),
+)
+def test_ranks_partition_the_global_batches_exactly(counts, ranks, share, seed, epoch, window):
+    total, batch_size = sum(counts), share * ranks
+    order = epoch_order(counts, seed, epoch, window)
+    plans = [training_plan(order, batch_size, rank, ranks) for rank in range(ranks)]
+    assert {plan.shape for plan in plans} == {(total // batch_size, share)}
+    used = np.concatenate([plan.ravel() for plan in plans])
+    assert len(set(used.tolist())) == len(used) == total - total % batch_size
+    whole = training_plan(order, batch_size, 0, 1)
+    assert np.array_equal(np.concatenate(plans, axis=1), whole)
+    assert np.array_equal(whole.ravel(), order[: len(used)])
+
+
+def test_epochs_and_seeds_differ_in_order_and_in_what_they_leave_out():
+    left_out = set()
+    orders = set()
+    for seed in (0, 1):
+        for epoch in range(5):
+            order = epoch_order([20, 20, 13], seed, epoch, 2)
+            orders.add(tuple(order.tolist()))
+            left_out.add(frozenset(order[48:].tolist()))
+    assert len(orders) == len(left_out) == 10
+
+
+@given(count=st.integers(0, 200), batch_size=st.integers(1, 40), ranks=st.integers(1, 9))
+def test_exact_plan_covers_each_patch_once(count, batch_size, ranks):
+    plans = [exact_plan(count, batch_size, rank, ranks) for rank in range(ranks)]
+    flat = [patch for plan in plans for index in plan for patch in index.tolist()]
+    assert flat == list(range(count))
+    sizes = [sum(map(len, plan)) for plan in plans]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(0 < len(index) <= batch_size for plan in plans for index in plan)
+
+
+def test_patches_are_those_of_the_shards_as_webdataset_reads_them(shards):
+    read = {"source": [], "target": [], "where": []}
+    assert len(shards.shards("train")) > 1
+    for shard in shards.shards("train"):
+        # Not by wds.WebDataset, which leaves its files open.
+        with shards.path(shard).open("rb") as stream:
+            members = tar_file_expander([{"url": shard.name, "stream": stream}])
+            for record in group_by_keys(members):
+                for name, parts in read.items():
+                    parts.append(np.load(io.BytesIO(record[f"{name}.npy"])))
+    expected = {name: np.concatenate(parts) for name, parts in read.items()}
+    dataset = PatchDataset(shards, "train")
+    assert len(dataset) == len(expected["where"]) == shards.manifest.patches("train")
+    order = np.random.default_rng(0).permutation(len(dataset))
+    batch = dataset[order]
+    assert np.array_equal(batch.source[:, 0].numpy(), expected["source"][order])
+    assert np.array_equal(batch.target[:, 0].numpy(), expected["target"][order])
+    assert np.array_equal(batch.where.numpy(), expected["where"][order])
+    assert batch.source.dtype == torch.uint16
+
+
+def test_an_epoch_reads_each_patch_once_and_leaves_out_the_rest(shards):
+    everything = identity([PatchDataset(shards, "train")[np.arange(120)]])
+    assert len(set(everything)) == 120
+    found = identity(batches(shards, batch_size=32))
+    assert len(found) == len(set(found)) == 96
+    assert set(found) < set(everything)
+    other = identity(batches(shards, epoch=1, batch_size=32))
+    assert set(other) != set(found)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(shards, workers):
+    config = DataConfig(patch_size=(16, 16), workers=workers)
+    loader = TrainingBatches(shards, config, 16, seed=1)
+    for epoch, start in ((0, 0), (1, 3)):
+        assert_same(list(loader.epoch(epoch, start)), batches(shards, epoch, start))
+
+
+def test_an_abandoned_epoch_leaves_nothing_behind(shards):
+    config = DataConfig(patch_size=(16, 16), workers=1)
+    loader = TrainingBatches(shards, config, 16, seed=1)
+    next(iter(loader.epoch(0)))
+    assert_same(list(loader.epoch(1)), batches(shards, 1))
+
+
+@pytest.mark.parametrize("start", [0, 1, 6, 7])
+def test_starting_at_a_step_gives_the_tail_of_the_epoch(shards, start):
+    assert_same(batches(shards, start=start), batches(shards)[start:])
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_shares_of_the_ranks_make_the_batches_of_one_process(shards, ranks):
+    shares = [batches(shards, rank=rank, ranks=ranks) for rank in range(ranks)]
+    whole = batches(shards)
+    for step, batch in enumerate(whole):
+        for part in range(3):
+            together = torch.cat([share[step][part] for share in shares])
+            assert torch.equal(together, batch[part])
+
+
+def test_a_small_window_and_few_open_shards_lose_nothing(shards, monkeypatch):
+    monkeypatch.setattr("distsynth.loader.OPEN_SHARDS", 1)
+    found = identity(batches(shards, batch_size=8, window=1))
+    assert len(set(found)) == 120
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "message"),
+    [
+        (16, 3, "divisible by the 3 ranks, got 16"),
+        (128, 1, "<= the 120 training patches .*, got 128: use fewer ranks"),
+        (121, 121, "<= the 120 training patches .*, got 121"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(shards, batch_size, ranks, message):
+    with pytest.raises(ConfigError, match=r"^train\.batch_size must be " + message):
+        TrainingBatches(shards, DataConfig(), batch_size, seed=0, ranks=ranks)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_draws_nothing_from_the_global_random_state(shards, workers):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    numpy_before = np.random.get_state()[1].copy()  # noqa: NPY002
+    batches(shards, workers=workers)
+    list(judging_batches(shards, "val", 0, 20, 8, workers))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_judging_batches_are_a_run_of_patches_in_order(shards, ranks):
+    dataset = PatchDataset(shards, "val")
+    first, count = 5, len(dataset) - 7
+    parts = [
+        batch
+        for rank in range(ranks)
+        for batch in judging_batches(shards, "val", first, count, 16, 0, rank, ranks)
+    ]
+    expected = dataset[np.arange(first, first + count)]
+    for part in range(3):
+        assert torch.equal(torch.cat([batch[part] for batch in parts]), expected[part])
+
+
+def test_standardiser_is_the_intensity_transform_of_each_specimen(shards):
+    batch = PatchDataset(shards, "train")[np.arange(0, 120, 3)]
+    source, target = Standardiser(shards.manifest, torch.device("cpu"))(batch)
+    assert source.dtype == torch.float32
+    specimens = batch.where[:, 0].tolist()
+    assert len(set(specimens)) == 3
+    for row, index in enumerate(specimens):
+        record = shards.manifest.specimens[index]
+        for found, stored, transform in (
+            (source, batch.source, record.source),
+            (target, batch.target, record.target),
+        ):
+            scaled = stored[row].numpy().astype(np.float32) / QUANTUM
+            expected = transform.standardise_scaled(scaled)
+            np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_shard_that_changed_after_opening_is_found_when_read(shard_folder, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(shard_folder, folder)
+    shards = ShardSet(folder)
+    path = shards.path(shards.shards("train")[0])
+    path.write_bytes(path.read_bytes()[:2048])
+    with pytest.raises(DataError, match=path.name):
+        PatchDataset(shards, "train")[np.arange(3)]
