@@ -123,7 +123,7 @@ class SpecimenRecord:
         overlap: Share of the target's foreground that the source covers.
         source: Intensity transform of the source.
         target: Intensity transform of the target.
-        source_sha256: Fingerprint of the source's voxels and affine.
+        source_sha256: Fingerprint of the source's voxels.
         target_sha256: Likewise for the target.
         mask_sha256: Checksum of the mask's file; None for training specimens, which have none.
     """

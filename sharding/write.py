@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset.writer import TarWriter
 
 from sharding.cohort import SPLITS, Specimen, Split, assign_splits
 from sharding.errors import DataError
@@ -239,6 +238,9 @@ def _write_shard(
     block: int,
 ) -> ShardRecord:
     """Write one tar; fixed owner and time stamps, so that its bytes depend on the patches only."""
+    # Imported here: it loads torch, which the processes that cut patches can do without.
+    from webdataset.writer import TarWriter
+
     name = shard_name(split, index)
     path = folder / name
     with path.open("wb") as file:

@@ -64,7 +64,7 @@ def page(table):
         {"Checkpoint": NASTY, NASTY: "value"},
         table,
         [report.Picture(comparison_figure({"net": volume}, volume, volume), f"One {NASTY}")],
-        report.Picture(curves_figure([{"step": 0, "train/recon": 1.0}]), "Curves"),
+        [report.Picture(curves_figure([{"step": 0, "train/recon": 1.0}]), "Curves")],
         {"loss": {"note": f"</pre>{NASTY}"}},
         {"torch": "2.9"},
     )
