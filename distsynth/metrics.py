@@ -59,11 +59,11 @@ def psnr(mse_value: float, peak: float) -> float:
         peak: Largest possible value, in the units of the volumes.
 
     Returns:
-        Decibels; infinity for an error of 0, NaN for one of NaN.
+        Decibels; infinity for an error of 0, minus infinity for an infinite one.
     """
     if mse_value < 0 or peak <= 0:
         raise ValueError(f"PSNR needs an error >= 0 and a peak > 0, got {mse_value} and {peak}")
-    return math.inf if mse_value == 0 else 20 * math.log10(peak / math.sqrt(mse_value))
+    return math.inf if mse_value == 0 else 20 * math.log10(peak) - 10 * math.log10(mse_value)
 
 
 def global_ssim(

@@ -215,8 +215,7 @@ class _Run:
         metrics: dict[str, float] = {}
         if done % config.train.validate_every == 0 or done == config.train.epochs:
             metrics = self.validator(generator)
-            if math.isnan(metrics[SCORE]):
-                raise self._diverged(SCORE, metrics[SCORE])
+            self._check_finite("val/mse", metrics["val/mse"])
             self.trackers.log(self.position.step, {"epoch": done, **metrics})
             self._show_samples()
             if self.accelerator.is_main_process:
@@ -276,12 +275,8 @@ class _Run:
         seconds, steps = now - window[0], self.position.step - window[1]
         row: dict[str, float] = {"epoch": epoch}
         for name, value in values.items():
-            if name.startswith("grad_norm/"):
-                row[name] = value
-                continue
-            row[f"train/{name}"] = value
-            if not math.isfinite(value):
-                raise self._diverged(f"train/{name}", value)
+            self._check_finite(name, value)
+            row[name if name.startswith("grad_norm/") else f"train/{name}"] = value
         for name, learner in self.learners.items():
             row[f"lr/{name}"] = learner.learning_rate(self.position.step - 1)
         row["throughput/patches_per_s"] = steps * self.config.train.batch_size / seconds
@@ -298,15 +293,17 @@ class _Run:
             average_buffers(learner.raw, self.accelerator)
         for name, value in self.sums.items():
             self.sums[name] = self.accelerator.reduce(value, "mean")  # type: ignore[assignment]
-            if not name.startswith("grad_norm/") and not self.sums[name].isfinite():
-                raise self._diverged(f"train/{name}", float(self.sums[name]))
+            self._check_finite(name, float(self.sums[name]))
 
-    def _diverged(self, name: str, value: float) -> FloatingPointError:
-        return FloatingPointError(
-            f"{name} is {value} at step {self.position.step}: the run diverged. "
-            "Lower optim.lr_generator or optim.lr_discriminator, set optim.clip_norm, or "
-            "use train.precision no or bf16"
-        )
+    def _check_finite(self, name: str, value: float) -> None:
+        """Raise FloatingPointError for a loss, or a gradient that no scaler makes skip its step."""
+        skipped = name.startswith("grad_norm/") and self.config.train.precision == "fp16"
+        if not skipped and not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name} is {value} at step {self.position.step}: the run diverged. "
+                "Lower optim.lr_generator or optim.lr_discriminator, set optim.clip_norm, or "
+                "use train.precision no or bf16"
+            )
 
     def _show_samples(self) -> None:
         """Log the first validation patches that hold some tissue, through the generator."""

@@ -102,7 +102,9 @@ def test_a_listing_row():
     }
     small = describe("small")
     assert small["generator"].endswith(", residual")
-    assert (small["discriminator"], small["lr_discriminator"]) == (None, None)
+    assert (small["discriminator"], small["lr_discriminator"]) == ("conv 8-16-32", 2e-4)
+    cnn = describe("dcsrn-l1")
+    assert (cnn["discriminator"], cnn["lr_discriminator"]) == (None, None)
 
 
 def test_unknown_names_get_a_suggestion():

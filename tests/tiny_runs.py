@@ -103,8 +103,6 @@ def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) ->
     Raises:
         TimeoutError: If one hangs; all are killed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distsynth.train"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -121,9 +119,7 @@ def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) ->
                 "MASTER_PORT": str(port),
             }
         own_log = log.with_name(f"{log.name}-{rank}")
-        process = context.Process(target=_child, args=(target, args, environment, own_log))
-        process.start()
-        processes.append(process)
+        processes.append(start(target, *args, environment=environment, log=own_log))
     deadline = time.monotonic() + SECONDS
     for process in processes:
         process.join(max(0, deadline - time.monotonic()))
@@ -134,6 +130,17 @@ def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) ->
     if hanging:
         raise TimeoutError(f"{len(hanging)} of {ranks} processes hang, see {log}")
     return [process.exitcode or 0 for process in processes]
+
+
+def start(
+    target: Callable[..., Any], *args: Any, environment: dict[str, str], log: Path
+) -> multiprocessing.process.BaseProcess:
+    """Start one process; its output goes to `log`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distsynth.train"])
+    process = context.Process(target=_child, args=(target, args, environment, log))
+    process.start()
+    return process
 
 
 def _child(target: Callable[..., Any], args: Any, environment: dict[str, str], log: Path) -> None:

@@ -23,6 +23,7 @@ class OfflineRun:
     name: str = ""
     project: str = ""
     group: str = ""
+    host: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     exit_code: int | None = None
@@ -39,6 +40,7 @@ def read_offline_run(path: Path) -> OfflineRun:
         if kind == "run":
             run.id, run.name = record.run.run_id, record.run.display_name
             run.project, run.group = record.run.project, record.run.run_group
+            run.host = record.run.host
             run.config |= _items(record.run.config.update)
         elif kind == "config":
             run.config |= _items(record.config.update)
@@ -71,4 +73,12 @@ def records(content: bytes) -> Iterator[bytes]:
 
 
 def _items(items: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    """Values by key; a path of several keys becomes nested dictionaries."""
+    values: dict[str, Any] = {}
+    for item in items:
+        *parents, leaf = item.nested_key or [item.key]
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = json.loads(item.value_json)
+    return values
