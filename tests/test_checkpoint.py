@@ -133,7 +133,8 @@ def test_other_files_are_refused(tmp_path, content, refused):
 
 
 @pytest.mark.parametrize(
-    "state", [[1], 3, torch.zeros(3), {}, {"version": 2}, {"version": 1}, {"version": 1, "config": 3}]
+    "state",
+    [[1], 3, torch.zeros(3), {}, {"version": 2}, {"version": 1}, {"version": 1, "config": 3}],
 )
 def test_other_torch_files_are_refused(tmp_path, state, refused):
     path = tmp_path / "last.pt"

@@ -62,7 +62,9 @@ def test_an_epoch_is_a_permutation_mixed_within_windows_of_shards(counts, seed, 
     owner = np.repeat(np.arange(len(counts)), counts)[order]
     place = 0
     while place < len(order):
-        ahead = sum(len(set(owner[place:end])) <= window for end in range(place + 1, len(order) + 1))
+        ahead = sum(
+            len(set(owner[place:end])) <= window for end in range(place + 1, len(order) + 1)
+        )
         opened = sorted(set(owner[place : place + ahead].tolist()))
         assert ahead == sum(counts[shard] for shard in opened)
         assert len(opened) <= window

@@ -142,7 +142,9 @@ def tracked(shard_folder, tmp_path_factory):
 
 
 def offline_runs(run_dir):
-    files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    files = sorted(
+        run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
+    )
     return [read_offline_run(path) for path in files]
 
 

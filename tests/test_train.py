@@ -76,8 +76,8 @@ def test_workers_accumulation_and_window_of_shards_do_not_change_the_sums(shard_
 
 
 GOLDEN = {
-    "supervised": [],
-    "adversarial": [],
+    "supervised": [1.319914, 1.225649, 1.301892, 1.083851, 1.031707],
+    "adversarial": [1.894538, 1.670308, 1.740617, 1.391312, 1.263373],
 }
 
 
@@ -86,7 +86,7 @@ def test_golden_losses(kind, shard_folder, tmp_path):
     """Refactoring must not change these; a change of the network, loss or data may."""
     trained(tmp_path, shard_folder, KINDS[kind], EVERY_STEP, {"train.epochs": 1})
     found = [row["train/generator"] for row in losses(tmp_path) if "train/generator" in row]
-    assert found == pytest.approx(GOLDEN[kind], rel=1e-3)
+    assert found == pytest.approx(GOLDEN[kind], rel=1e-4)
 
 
 KILLS = [
@@ -132,9 +132,7 @@ def assert_same_run(run_dir, expected):
 
 
 @pytest.mark.parametrize(("kind", "every", "what", "count"), KILLS)
-def test_killed_and_resumed_ends_as_if_never_killed(
-    kind, every, what, count, unbroken, tmp_path
-):
+def test_killed_and_resumed_ends_as_if_never_killed(kind, every, what, count, unbroken, tmp_path):
     config, expected = unbroken(kind, every)
     run_dir = tmp_path / "run"
     assert launch(run_killed, config, run_dir, what, count, log=tmp_path / "killed") == [-9]
@@ -332,7 +330,11 @@ def test_rows_are_means_over_the_steps_between_them(shard_folder, tmp_path):
     trained(tmp_path / "each", shard_folder, EVERY_STEP)
     trained(tmp_path / "some", shard_folder, {"train.log_every": 3})
     each = [row["train/recon"] for row in losses(tmp_path / "each") if "train/recon" in row]
-    some = {row["step"]: row["train/recon"] for row in losses(tmp_path / "some") if "lr/generator" in row}
+    some = {
+        row["step"]: row["train/recon"]
+        for row in losses(tmp_path / "some")
+        if "lr/generator" in row
+    }
     assert len(each) == 10
     # The window of steps 4 to 6 spans two epochs.
     assert some == {

@@ -137,7 +137,9 @@ def start(
 ) -> multiprocessing.process.BaseProcess:
     """Start one process; its output goes to `log`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distsynth.train"])
+    # The last two are loaded by the first optimizer step, which would take a second a process.
+    libraries = ["distsynth.train", "torch.distributed.tensor", "torch._dynamo"]
+    context.set_forkserver_preload(libraries)
     process = context.Process(target=_child, args=(target, args, environment, log))
     process.start()
     return process
@@ -148,7 +150,7 @@ def _child(target: Callable[..., Any], args: Any, environment: dict[str, str], l
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     torch.set_num_threads(1)
     try:
         target(*args)
