@@ -11,8 +11,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: install
 	jobs/demo.sh demo-output
 
+# One thread a process: two test processes share two cores.
 test: install
-	pytest -n 2 --dist loadfile --durations 10
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --durations 10
 
 check: install
 	ruff check .

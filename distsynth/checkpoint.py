@@ -15,13 +15,15 @@ import torch
 from pydantic import TypeAdapter
 
 from distsynth.config import RunConfig, from_dict, to_dict
+from sharding.atomic import atomic_path
 from sharding.cohort import Split
 from sharding.errors import DataError
 from sharding.preprocess import PreprocessConfig
 from sharding.shards import Manifest
-from sharding.volume import atomic_path
 
 FORMAT_VERSION = 1
+LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
+"""Where a run's folder keeps them."""
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,9 @@ def predict(args: Sequence[str]) -> None:
         """
 
         checkpoint: Positional[Path]
+        """A checkpoint, or a run's folder for its best one."""
         volume: Positional[Path]
+        """The source: a NIfTI file."""
         out: Out
         """NIfTI file to write."""
         like: Path | None = None
@@ -235,10 +237,10 @@ def evaluate(args: Sequence[str]) -> None:
     given = _parse("evaluate", Evaluate, args)
     if not given.checkpoints:
         raise ValueError("name at least one checkpoint or run folder")
+    from distsynth.evaluate import RESULTS_FILE, write_evaluation
     from distsynth.evaluate import evaluate as judge
-    from distsynth.evaluate import evaluation_folder, write_evaluation
     from distsynth.predict import load_predictor
-    from distsynth.train import BEST
+    from sharding.atomic import atomic_folder
     from sharding.cohort import read_cohort
 
     specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
@@ -247,11 +249,10 @@ def evaluate(args: Sequence[str]) -> None:
         run_dir = path.resolve() if path.is_dir() else path.resolve().parent.parent
         if run_dir.name in predictors:
             raise ValueError(f"two checkpoints are named {run_dir.name}: rename a run folder")
-        file = path / BEST if path.is_dir() else path
-        predictor = load_predictor(file, given.device)
+        predictor = load_predictor(path, given.device)
         predictors[run_dir.name] = predictor.stitched(**vars(given.stitch))
         run_dirs[run_dir.name] = run_dir
-    with evaluation_folder(given.out, given.overwrite) as folder:
+    with atomic_folder(given.out, RESULTS_FILE, given.overwrite) as folder:
         volumes = folder / "volumes" if given.save_volumes else None
         evaluation = judge(predictors, specimens, given.split, volumes)
         text = write_evaluation(folder, evaluation, predictors, run_dirs)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +18,12 @@ from distsynth.report import Picture, evaluation_page
 from distsynth.stitch import border_planes
 from distsynth.tables import results_table, table_csv, table_json, table_text
 from distsynth.tracking import METRICS_FILE, public_config, read_rows
+from sharding.atomic import atomic_write
 from sharding.cohort import Specimen, Split
 from sharding.errors import DataError
 from sharding.preprocess import Pair, PreprocessConfig, fingerprint, prepare_pair
 from sharding.progress import progress
-from sharding.volume import atomic_write, write_volume
+from sharding.volume import write_volume
 
 RESULTS_FILE = "results.json"
 Results = dict[str, dict[str, dict[str, float]]]
@@ -116,6 +114,9 @@ def evaluate(
         raise ConfigError("the cohort has no training specimen to fit the baselines on")
 
     baselines = _baselines(groups["train"], first.preprocess)
+    for baseline in baselines:
+        if baseline.name in predictors:
+            raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
     evaluation = Evaluation({}, [], split, len(groups["train"]))
     for specimen in judged:
         pair = prepare_pair(specimen, first.preprocess)
@@ -200,30 +201,6 @@ def _refuse_leak(specimen: Specimen, pair: Pair, seen: Sequence[str]) -> None:
                 "this scan was seen in training or validation and cannot be a test scan",
                 "Take the specimen out of the test split",
             )
-
-
-@contextlib.contextmanager
-def evaluation_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder to write an evaluation to; it becomes `out` only if the block succeeds.
-
-    Raises:
-        DataError: If `out` exists and may not be replaced, or is no evaluation.
-    """
-    if out.exists() and not overwrite:
-        raise DataError(out, "the folder exists already", "Give --overwrite or another one")
-    if out.exists() and not (out / RESULTS_FILE).is_file():
-        raise DataError(out, "exists and is no evaluation to overwrite", "Give another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
-        folder = work / "new"
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            out.replace(work / "replaced")
-        folder.replace(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_evaluation(

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from distsynth.checkpoint import Checkpoint, load_checkpoint
+from distsynth.checkpoint import BEST, Checkpoint, load_checkpoint
 from distsynth.config import ConfigError, with_overrides
 from distsynth.models import build_generator
 from distsynth.stitch import Stitcher
@@ -98,9 +98,14 @@ class Predictor:
 def load_predictor(path: Path, device: str = "auto") -> Predictor:
     """Build the generator of a checkpoint.
 
+    Args:
+        path: A checkpoint, or a run's folder for its best one.
+        device: auto takes a GPU where there is one.
+
     Raises:
         DataError: If the checkpoint is bad.
     """
+    path = path / BEST if path.is_dir() else path
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
     generator = build_generator(config.generator, config.data.patch_size)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distsynth.config import RunConfig, to_dict
-from sharding.volume import atomic_path, atomic_write
+from sharding.atomic import atomic_path, atomic_write
 
 Volume = NDArray[np.floating[Any]]
 METRICS_FILE = "metrics.jsonl"

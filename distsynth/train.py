@@ -19,6 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distsynth.checkpoint import (
+    BEST,
+    LAST,
     Checkpoint,
     DataRecord,
     Position,
@@ -48,12 +50,11 @@ from distsynth.tracking import (
     start_trackers,
 )
 from distsynth.validate import Validator
+from sharding.atomic import atomic_write
 from sharding.errors import DataError
 from sharding.shards import ShardSet
-from sharding.volume import atomic_write
 
 CONFIG_FILE = "config.json"
-LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, RUN_ID_FILE)
 RUN_FOLDERS = (LAST.parent, "samples", "wandb")
 SCORE = "val/psnr"
@@ -217,9 +218,9 @@ class _Run:
             metrics = self.validator(generator)
             self._check_finite("val/mse", metrics["val/mse"])
             self.trackers.log(self.position.step, {"epoch": done, **metrics})
-            self._show_samples()
             if self.accelerator.is_main_process:
                 _tell(f"epoch {done}/{config.train.epochs}: " + _summary(metrics))
+        self._show_samples()
         self.position = Position(done, 0, self.position.step)
         if metrics and metrics[SCORE] > self.best_score:
             self.best_score = metrics[SCORE]

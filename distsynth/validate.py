@@ -138,7 +138,8 @@ class Validator:
                 f"uncovered at the shards' stride of {shard_config.stride}: trim less, or shard "
                 "with a smaller stride"
             )
-        slices = np.flatnonzero(covered.any(axis=tuple({0, 1, 2} - {axis})))
+        # With slices along several axes, those along the first: others cross them as lines only.
+        slices = np.flatnonzero(covered.all(axis=tuple({0, 1, 2} - {axis})))
 
         def covered_part(volume: Tensor | NDArray[np.bool_]) -> NDArray:
             array = volume.cpu().numpy() if isinstance(volume, Tensor) else volume

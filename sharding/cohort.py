@@ -18,8 +18,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from sharding.atomic import atomic_write
 from sharding.errors import DataError
-from sharding.volume import atomic_write
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from sharding.atomic import atomic_write
 from sharding.cohort import Specimen, write_cohort
 from sharding.errors import DataError
 from sharding.preprocess import IntensityTransform
 from sharding.progress import progress
-from sharding.volume import Volume, atomic_write, read_volume, write_volume
+from sharding.volume import Volume, read_volume, write_volume
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import os
-import tempfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +23,7 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from sharding.atomic import atomic_path
 from sharding.errors import DataError
 
 FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
@@ -160,29 +157,6 @@ def write_volume(path: str | Path, volume: Volume) -> None:
     suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
     with atomic_path(path, suffix) as partial:
         nib.save(image, partial)
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Yield a temporary name beside `path`; it takes that name only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a small file in one atomic step."""
-    with atomic_path(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import multiprocessing
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sharding.atomic import atomic_folder, atomic_write
 from sharding.cohort import SPLITS, Specimen, Split, assign_splits
 from sharding.errors import DataError
 from sharding.patches import cut, dense_locations, random_locations
@@ -41,7 +41,6 @@ from sharding.shards import (
     record,
     shard_name,
 )
-from sharding.volume import atomic_write
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,9 @@ def write_shards(
         DataError: If `out` exists, a specimen is bad, or two specimens hold the same scan. What
             was written until then is removed.
     """
-    if out.exists() and not overwrite:
-        raise DataError(out, "the folder exists already", "Give --overwrite or another folder")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise DataError(out, "exists and is no shard set to overwrite", "Give another folder")
     splits = assign_splits(specimens, config.fractions, config.seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    partial_set, parts = work / "set", work / "parts"
-    try:
-        partial_set.mkdir()
+    with atomic_folder(out, MANIFEST, overwrite) as folder:
+        parts = folder / "parts"
         parts.mkdir()
         tasks = [
             _Task(index, specimen, splits[specimen.name], parts / f"{index:06d}")
@@ -98,21 +90,17 @@ def write_shards(
             shard
             for split in SPLITS
             for shard in _pack_split(
-                split, [task for task in tasks if task.split == split], partial_set, config
+                split, [task for task in tasks if task.split == split], folder, config
             )
         )
-        (partial_set / "masks").mkdir()
+        (folder / "masks").mkdir()
         for task in tasks:
             if task.split != "train":
-                (task.folder / "mask.npy").replace(partial_set / mask_name(task.specimen.name))
+                (task.folder / "mask.npy").replace(folder / mask_name(task.specimen.name))
+        shutil.rmtree(parts)
         manifest = Manifest(config, records, shards)
         check_no_leak(out, manifest)
-        atomic_write(partial_set / MANIFEST, manifest.to_json())
-        if out.exists():
-            out.replace(work / "replaced")
-        partial_set.replace(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        atomic_write(folder / MANIFEST, manifest.to_json())
     return manifest
 
 

@@ -93,7 +93,7 @@ def test_unknown_field_is_refused_with_its_path_and_the_nearest(values, field, h
 def test_unknown_override_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match=r"^los\.recon is not .* did you mean loss\.recon\?$"):
         with_overrides(RunConfig(), {"los.recon": "l1"})
-    with pytest.raises(ConfigError, match="^loss is not a field"):
+    with pytest.raises(ConfigError, match=r"^loss is not a field"):
         with_overrides(RunConfig(), {"loss": {}})
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import shutil
 import time
 
@@ -23,11 +24,11 @@ from tiny_runs import (
     tiny_config,
 )
 
-from distsynth.checkpoint import load_checkpoint
+from distsynth.checkpoint import BEST, LAST, load_checkpoint
 from distsynth.config import ConfigError, from_json
 from distsynth.steps import Learner
 from distsynth.tracking import METRICS_FILE, read_rows
-from distsynth.train import BEST, CONFIG_FILE, LAST, SCORE, train
+from distsynth.train import CONFIG_FILE, SCORE, train
 from sharding.errors import DataError
 from sharding.shards import ShardSet
 
@@ -171,6 +172,24 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(shard_folder, tmp_path):
     assert losses(tmp_path / "run") == before
 
 
+def test_random_draws_go_on_where_they_were(shard_folder, tmp_path, monkeypatch):
+    """No network of ours draws while it trains yet: let each update do so."""
+    update, draws = Learner.update, []
+
+    def drawing(self, step):
+        draws.append((random.random(), np.random.rand(), float(torch.rand(()))))  # noqa: NPY002
+        return update(self, step)
+
+    monkeypatch.setattr(Learner, "update", drawing)
+    trained(tmp_path / "whole", shard_folder)
+    expected, draws[:] = list(draws), []
+    trained(tmp_path / "run", shard_folder, {"train.epochs": 1})
+    random.seed(99)
+    trained(tmp_path / "run", shard_folder, resume=True)
+    assert draws == expected
+    assert len(set(draws)) == 10
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -309,6 +328,12 @@ def test_the_best_checkpoint_is_of_the_best_epoch(shard_folder, tmp_path):
     assert result.best_score == max(scores)
     assert same(tensors(tmp_path, BEST), kept[max(scores)])
     assert same(tensors(tmp_path, LAST), kept[scores[-1]])
+
+    for epochs in range(1, 7):
+        resumed = more | {"train.epochs": epochs}
+        again = trained(tmp_path / "again", shard_folder, resumed, resume=True)
+    assert again.best_score == max(scores)
+    assert same(tensors(tmp_path / "again", BEST), kept[max(scores)])
 
 
 def test_samples_show_as_many_patches_as_asked(shard_folder, tmp_path):

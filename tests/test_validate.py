@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,8 +35,6 @@ def specimens(phantom_cohort):
 
 
 def sharded(specimens, folder, **options):
-    from dataclasses import replace
-
     rows = [replace(row, split=split) for row, split in zip(specimens, SPLITS, strict=True)]
     defaults = {"patches_per_specimen": 8, "stride": 8, "block": 64}
     config = ShardConfig(**({"patch_size": (16, 16)} | defaults | options))
@@ -156,9 +155,7 @@ def test_a_perfect_network_has_perfect_numbers(options, whole, specimens, tmp_pa
     assert found["val/ssim_global"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
-    ("axes", "slices"), [((0,), 3), ((1,), 0), ((0, 1, 2), 0), ((0, 1, 2), 3)]
-)
+@pytest.mark.parametrize(("axes", "slices"), [((0,), 3), ((1,), 0), ((0, 1, 2), 0), ((0, 1, 2), 3)])
 def test_other_axes_and_few_slices_give_finite_numbers(axes, slices, specimens, tmp_path):
     shards = sharded(specimens, tmp_path / "s", dense_axes=axes, val_slices=slices, stride=16)
     judge, config = validator(shards)
@@ -211,8 +208,6 @@ def test_two_ranks_add_up_to_one(whole):
     alone, config = validator(whole)
     generator = network(config)
     expected = alone(generator)
-    first = Rank(0, [])
-    validator(whole, accelerator=first)[0](generator) if False else None
     shares = []
     for index in (0, 1):
         rank = Rank(index, [])

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sharding.atomic import atomic_path, atomic_write
 from sharding.errors import DataError
-from sharding.volume import Volume, atomic_path, atomic_write, read_volume, write_volume
+from sharding.volume import Volume, read_volume, write_volume
 
 SHAPE = (8, 7, 6)
 AFFINE = np.array([[0, 0.3, 0, -4], [-0.2, 0, 0, 5], [0, 0, 0.5, 6], [0, 0, 0, 1.0]])

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 import distsynth.train
-from distsynth.checkpoint import load_checkpoint
+from distsynth.checkpoint import LAST, load_checkpoint
 from distsynth.config import RunConfig, with_overrides
 from distsynth.tracking import METRICS_FILE, LocalTracker, read_rows
-from distsynth.train import LAST, train
+from distsynth.train import train
 
 SECONDS = 120
 """A process that takes longer hangs."""
