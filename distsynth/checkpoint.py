@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from distsynth.config import RunConfig, from_dict, to_dict
+from distsynth.config import ConfigError, RunConfig, dotted_fields, from_dict, to_dict
 from sharding.atomic import atomic_path
 from sharding.cohort import Split
 from sharding.errors import DataError
@@ -22,6 +22,9 @@ from sharding.preprocess import PreprocessConfig
 from sharding.shards import Manifest
 
 FORMAT_VERSION = 1
+MAY_CHANGE = ("data.shards", "data.workers", "train.device", "loss.vgg_weights")
+"""Fields that a resumed run may set anew, and tracking.*; train.epochs too if the learning rates
+are constant. All others would change its numbers."""
 LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
 """Where a run's folder keeps them."""
 
@@ -164,6 +167,27 @@ def _check_sums(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+
+
+def check_same_run(config: RunConfig, checkpoint: Checkpoint, manifest_sha256: str) -> None:
+    """Refuse to resume under another configuration or on other data.
+
+    Raises:
+        ConfigError: Names the field that may not change.
+    """
+    before, now = dict(dotted_fields(checkpoint.config)), dict(dotted_fields(config))
+    for name, value in now.items():
+        free = name in MAY_CHANGE or name.startswith("tracking.")
+        free |= name == "train.epochs" and config.optim.schedule == "constant"
+        if not free and before[name] != value:
+            raise ConfigError(
+                f"{name} must be {before[name]} as in the run being resumed, got {value}"
+            )
+    if checkpoint.data.manifest_sha256 != manifest_sha256:
+        raise ConfigError(
+            f"data.shards must hold the data of the run being resumed: {config.data.shards} has "
+            "another fingerprint"
+        )
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -9,6 +9,7 @@ configuration, 130 interrupted. Libraries load when a command needs them, so tha
 # its function, whose annotations must be real types for the parser.
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -180,7 +181,9 @@ def train(args: Sequence[str]) -> None:
     from distsynth.train import train as run_training
 
     result = run_training(config, given.run_dir, given.resume, given.overwrite)
-    print(result.best)
+    # One line, however many ranks a launcher started.
+    if os.environ.get("RANK", "0") == "0":
+        print(result.best)
 
 
 def predict(args: Sequence[str]) -> None:

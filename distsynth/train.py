@@ -24,12 +24,13 @@ from distsynth.checkpoint import (
     Checkpoint,
     DataRecord,
     Position,
+    check_same_run,
     load_checkpoint,
     random_state,
     save_checkpoint,
     set_random_state,
 )
-from distsynth.config import ConfigError, RunConfig, dotted_fields, to_json, validate
+from distsynth.config import ConfigError, RunConfig, to_json, validate
 from distsynth.loader import Batch, PatchDataset, Standardiser, TrainingBatches
 from distsynth.losses import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
@@ -59,8 +60,6 @@ RUN_FILES = (CONFIG_FILE, METRICS_FILE, RUN_ID_FILE)
 RUN_FOLDERS = (LAST.parent, "samples", "wandb")
 SCORE = "val/psnr"
 """What the best checkpoint maximises: stitched PSNR in the mask, mean over specimens."""
-MAY_CHANGE = ("data.shards", "data.workers", "train.epochs", "train.device", "loss.vgg_weights")
-"""Fields that a resumed run may set anew; tracking.* too. All others would change its numbers."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +147,8 @@ class _Run:
         # Sums of loss terms since the last row, on the device, and how many steps they hold.
         self.sums: Terms = {}
         self.summed = 0
+        # Time and step at the start of what throughput is measured over.
+        self.window = 0.0, 0
         self.trackers = Trackers()
 
         accelerator = self.accelerator
@@ -195,17 +196,19 @@ class _Run:
         config, accelerator = self.config, self.accelerator
         start = self.position.step_in_epoch
         batches = self.batches.epoch(epoch, start)
-        window = time.perf_counter(), self.position.step
+        self.window = time.perf_counter(), self.position.step
         for done, batch in enumerate(self._progress(batches, epoch, start), start=start + 1):
             step = self.position.step
             self._add(self._step(batch, step))
             self.position = Position(epoch, done, step + 1)
             if self.position.step % config.train.log_every == 0:
-                window = self._log(epoch, window)
+                self._log(epoch)
             every = config.train.checkpoint_every
             if every and self.position.step % every == 0 and done < self.batches.steps:
                 self._merge_ranks()
                 self._save(LAST)
+        if epoch + 1 == config.train.epochs and self.summed:
+            self._log(epoch)
         accelerator.wait_for_everyone()
 
     def close_epoch(self, epoch: int) -> EpochReport:
@@ -257,24 +260,17 @@ class _Run:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.summed += 1
 
-    def _log(self, epoch: int, window: tuple[float, int]) -> tuple[float, int]:
-        """Write a row of means over the steps since the last one.
-
-        Args:
-            epoch: The epoch, from 0.
-            window: Time and step at the start of what the throughput is measured over.
-
-        Returns:
-            The next window: time and step of now.
-        """
+    def _log(self, epoch: int) -> None:
+        """Write a row of means over the steps since the last one; `epoch` counts from 0."""
         names = list(self.sums)
         means: Tensor = torch.stack([self.sums[name] for name in names]) / self.summed
         means = self.accelerator.reduce(means, "mean")  # type: ignore[assignment]
         values = dict(zip(names, means.tolist(), strict=True))
         self.sums, self.summed = {}, 0
         now = time.perf_counter()
-        seconds, steps = now - window[0], self.position.step - window[1]
-        row: dict[str, float] = {"epoch": epoch}
+        seconds, steps = now - self.window[0], self.position.step - self.window[1]
+        self.window = now, self.position.step
+        row: dict[str, float] = {"epoch": epoch + 1}
         for name, value in values.items():
             self._check_finite(name, value)
             row[name if name.startswith("grad_norm/") else f"train/{name}"] = value
@@ -282,7 +278,6 @@ class _Run:
             row[f"lr/{name}"] = learner.learning_rate(self.position.step - 1)
         row["throughput/patches_per_s"] = steps * self.config.train.batch_size / seconds
         self.trackers.log(self.position.step, row)
-        return now, self.position.step
 
     def _merge_ranks(self) -> None:
         """Give all ranks the mean of what each keeps for itself.
@@ -355,7 +350,7 @@ class _Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take over the state of an interrupted run."""
-        _check_same_run(self.config, checkpoint, self.shards.manifest.sha256)
+        check_same_run(self.config, checkpoint, self.shards.manifest.sha256)
         for name, learner in self.learners.items():
             learner.load_state_dict(checkpoint.learners[name])
         self.position = checkpoint.position
@@ -430,22 +425,6 @@ def _build_loss(config: RunConfig, accelerator: Accelerator) -> GeneratorLoss:
     if config.loss.lambda_perceptual > 0:
         perceptual = PerceptualLoss(config.loss.vgg_weights)
     return GeneratorLoss(config.loss, perceptual).to(accelerator.device)
-
-
-def _check_same_run(config: RunConfig, checkpoint: Checkpoint, manifest_sha256: str) -> None:
-    """Refuse to resume under another configuration or on other data."""
-    before, now = dict(dotted_fields(checkpoint.config)), dict(dotted_fields(config))
-    for name, value in now.items():
-        free = name in MAY_CHANGE or name.startswith("tracking.")
-        if not free and before[name] != value:
-            raise ConfigError(
-                f"{name} must be {before[name]} as in the run being resumed, got {value}"
-            )
-    if checkpoint.data.manifest_sha256 != manifest_sha256:
-        raise ConfigError(
-            f"data.shards must hold the data of the run being resumed: {config.data.shards} has "
-            "another fingerprint"
-        )
 
 
 def _summary(metrics: dict[str, float]) -> str:
