@@ -152,6 +152,7 @@ class _Run:
         self.trackers = Trackers()
 
         accelerator = self.accelerator
+        _check_accumulation(config, accelerator.num_processes)
         set_seed(config.train.seed)
         self.standardise = Standardiser(self.shards.manifest, accelerator.device)
         self.batches = TrainingBatches(
@@ -418,6 +419,17 @@ def _accelerator(config: RunConfig) -> Accelerator:
     if config.train.precision == "fp16" and (cpu or not torch.cuda.is_available()):
         raise ConfigError("train.precision must be no or bf16 without a GPU, got fp16")
     return make_accelerator(config.train.precision, cpu)
+
+
+def _check_accumulation(config: RunConfig, ranks: int) -> None:
+    """Micro-batches of different sizes would not weigh every patch alike."""
+    parts = config.train.accumulation
+    share, rest = divmod(config.train.batch_size, ranks)
+    if not rest and share % parts:
+        raise ConfigError(
+            f"train.accumulation must be a divisor of the {share} patches that each of {ranks} "
+            f"ranks has in a batch, got {parts}"
+        )
 
 
 def _build_loss(config: RunConfig, accelerator: Accelerator) -> GeneratorLoss:

@@ -106,7 +106,7 @@ def test_an_error_of_one_rank_ends_both(rank, shard_folder, tmp_path):
     assert "this rank breaks" in (tmp_path / f"log-{rank}").read_text()
 
 
-@pytest.mark.parametrize("fault", ["shards", "ranks", "exists"])
+@pytest.mark.parametrize("fault", ["shards", "ranks", "accumulation", "exists"])
 def test_an_error_before_training_ends_both_with_its_message(fault, shard_folder, tmp_path):
     config = tiny_config(shard_folder)
     run_dir = tmp_path / "run"
@@ -116,6 +116,9 @@ def test_an_error_before_training_ends_both_with_its_message(fault, shard_folder
     elif fault == "ranks":
         config = tiny_config(shard_folder, {"train.batch_size": 9})
         message = "train.batch_size must be divisible by the 2 ranks, got 9"
+    elif fault == "accumulation":
+        config = tiny_config(shard_folder, {"train.accumulation": 8})
+        message = "a divisor of the 12 patches that each of 2 ranks has in a batch, got 8"
     else:
         run_dir.mkdir()
         (run_dir / "config.json").write_text("{}")
