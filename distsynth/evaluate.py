@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsynth.baselines import Baseline, Cubic, Identity, fitted_baselines
-from distsynth.config import ConfigError
+from distsynth.config import ConfigError, RunConfig
 from distsynth.figures import central_slice, comparison_figure, curves_figure, figure_png
 from distsynth.metrics import consistency_error, seam_index, volume_metrics
 from distsynth.predict import Predictor
@@ -269,11 +269,7 @@ def _judged(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> dict
     """What was judged and how, for the head of the report."""
     data = next(iter(predictors.values())).checkpoint.data
     stitching = {
-        name: (
-            f"patches of {'x'.join(map(str, config.data.patch_size))}, stride "
-            f"{config.stitch.stride}, trim {config.stitch.trim}, {config.stitch.weights} weights"
-        )
-        for name, config in ((n, p.checkpoint.config) for n, p in predictors.items())
+        name: _stitching(predictor.checkpoint.config) for name, predictor in predictors.items()
     }
     return {
         "split": f"{evaluation.split}: {', '.join(evaluation.specimens)}",
@@ -287,3 +283,12 @@ def _judged(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> dict
         **{f"stitching, {name}": value for name, value in stitching.items()},
         "data fingerprint": data.manifest_sha256[:16],
     }
+
+
+def _stitching(config: RunConfig) -> str:
+    """How a model's patches become a volume, in words."""
+    size, stitch = config.data.patch_size, config.stitch
+    cut = f"{'x'.join(map(str, size))} patches, stride {stitch.stride}, trim {stitch.trim}"
+    if len(size) == 2:
+        cut += f", slices along axes {', '.join(map(str, stitch.axes))}"
+    return f"{cut}, {stitch.weights} weights"

@@ -8,6 +8,7 @@ program goes into what W&B would upload.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,12 +58,12 @@ class LocalTracker:
         self._run_dir = run_dir
         path = run_dir / METRICS_FILE
         kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
-        atomic_write(path, "".join(json.dumps(row) + "\n" for row in kept))
+        atomic_write(path, "".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
-        """Append a line, at once."""
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        """Append a line, at once; JSON has no NaN, so a number that is not finite is null."""
+        self._file.write(_line({"step": step, **row}))
         self._file.flush()
 
     def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
@@ -173,16 +174,23 @@ def public_config(config: RunConfig) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line torn by a kill is left out."""
+    """Rows of a metrics.jsonl, null as NaN; a last line torn by a kill is left out."""
     if not path.is_file():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
+
+
+def _line(row: Mapping[str, float]) -> str:
+    """A row of a metrics.jsonl."""
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    return json.dumps(finite) + "\n"
 
 
 def patch_grid(source: Volume, synthetic: Volume, target: Volume) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import getpass
 import io
 import json
+import math
 import re
 import socket
 import sys
@@ -38,6 +39,18 @@ def test_rows_are_on_disk_at_once_in_order(tmp_path):
         '{"step": 2, "train/recon": 0.25, "epoch": 0}',
     ]
     tracker.finish()
+
+
+def test_a_number_that_is_not_finite_is_null_and_comes_back_as_nan(tmp_path):
+    tracker = LocalTracker(tmp_path, 0)
+    tracker.log(1, {"val/seam_index": math.nan, "val/psnr": math.inf})
+    tracker.finish()
+    line = '{"step": 1, "val/seam_index": null, "val/psnr": null}\n'
+    assert (tmp_path / METRICS_FILE).read_text() == line
+    (row,) = read_rows(tmp_path / METRICS_FILE)
+    assert math.isnan(row["val/seam_index"])
+    LocalTracker(tmp_path, 1).finish()
+    assert (tmp_path / METRICS_FILE).read_text() == line
 
 
 def test_resuming_drops_later_rows_and_a_torn_line(tmp_path):
