@@ -322,7 +322,7 @@ def test_an_existing_set_is_replaced_only_if_told_to(lab, refused):
 def test_a_folder_that_is_no_shard_set_is_never_replaced(lab, refused):
     before = tree(lab)
     for out in (lab, lab / "a_t.nii.gz"):
-        with refused(out, "no shard set", "another folder"):
+        with refused(out, "nothing of ours to overwrite", "another folder"):
             write_shards(rows(lab), out, SMALL, workers=1, overwrite=True)
     assert tree(lab) == before
 
