@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -139,17 +140,21 @@ def simulate_cohort(
     for path in sources.values():
         if path.resolve() in targets:
             raise DataError(path, "the source would replace a target", "Give another folder")
-    done: list[Specimen] = []
-    for specimen in progress(specimens, "simulating", len(specimens)):
-        target = read_volume(specimen.target)
-        try:
-            source, applied = simulate_source(target, config, specimen.name)
-        except ValueError as error:
-            raise DataError(specimen.target, str(error), "Leave the specimen out") from error
-        path = sources[specimen.name]
-        write_volume(path, source)
-        atomic_write(out / f"{specimen.name}_source.json", json.dumps(applied, indent=2) + "\n")
-        done.append(Specimen(specimen.name, specimen.target, path, specimen.split))
+    out.mkdir(parents=True, exist_ok=True)
+    # Gathered beside the output and moved into it in the end: a bad target leaves nothing behind.
+    with TemporaryDirectory(prefix=".simulating-", dir=out) as gathered:
+        for specimen in progress(specimens, "simulating", len(specimens)):
+            target = read_volume(specimen.target)
+            try:
+                source, applied = simulate_source(target, config, specimen.name)
+            except ValueError as error:
+                raise DataError(specimen.target, str(error), "Leave the specimen out") from error
+            write_volume(Path(gathered, sources[specimen.name].name), source)
+            record = json.dumps(applied, indent=2) + "\n"
+            atomic_write(Path(gathered, f"{specimen.name}_source.json"), record)
+        for path in sorted(Path(gathered).iterdir()):
+            path.replace(out / path.name)
+    done = [replace(specimen, source=sources[specimen.name]) for specimen in specimens]
     write_cohort(cohort_file, done)
     return cohort_file
 

@@ -222,11 +222,16 @@ def test_a_target_is_never_replaced_by_a_source(tmp_path, refused):
     assert content(tmp_path) == before
 
 
-def test_a_bad_target_leaves_no_cohort_file(tmp_path, cohort, refused):
+def test_a_bad_target_leaves_everything_as_it_was(tmp_path, cohort, refused):
+    out = tmp_path / "out"
+    simulate_cohort(cohort, out, SimulationConfig())
+    before = content(out)
     cohort[1].target.unlink()
-    with refused(cohort[1].target, "does not exist", "Check the path"):
-        simulate_cohort(cohort, tmp_path / "out", SimulationConfig())
-    assert "cohort.csv" not in content(tmp_path / "out")
+    for folder, expected in ((out, before), (tmp_path / "new", {})):
+        with refused(cohort[1].target, "does not exist", "Check the path"):
+            simulate_cohort(cohort, folder, SimulationConfig(seed=1), overwrite=True)
+        assert content(folder) == expected
+        assert len(list(folder.iterdir())) == len(expected)
 
 
 def test_a_target_too_small_to_downsample_is_refused(tmp_path, cohort, refused):
