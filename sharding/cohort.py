@@ -248,13 +248,19 @@ def _check(path: Path, specimens: Sequence[Specimen]) -> None:
         if name in names:
             raise DataError(path, f"the specimen {name} stands twice", "Keep one row a specimen")
         names.add(name)
-        for file in (specimen.source, specimen.target):
-            if file is None:
-                continue
+        files = [file for file in (specimen.source, specimen.target) if file]
+        for file in files:
             if not file.is_file():
                 raise DataError(file, f"the file of {name} does not exist", "Check its path")
+        if len({file.resolve() for file in files}) < len(files):
+            raise DataError(
+                specimen.target,
+                f"the file is both source and target of {name}",
+                "Give the specimen two files",
+            )
+        for file in files:
             owner = owners.setdefault(file.resolve(), name)
-            if owner != name or (specimen.source and specimen.source.samefile(specimen.target)):
+            if owner != name:
                 raise DataError(
                     file,
                     f"the file stands under {owner} and again under {name}",

@@ -95,6 +95,12 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
         ("specimen,target\n..,a_t.nii.gz\n", "cohort.csv", "must be letters", "Rename"),
         ("specimen,target\na,none.nii.gz\n", "none.nii.gz", "file of a does not exist", "path"),
         (
+            "specimen,source,target\na,a_t.nii.gz,none.nii.gz\n",
+            "none.nii.gz",
+            "file of a does not exist",
+            "path",
+        ),
+        (
             "specimen,target\na,a_t.nii.gz\nb,sub/../a_t.nii.gz\n",
             "a_t.nii.gz",
             "stands under a and again under b",
@@ -109,8 +115,8 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
         (
             "specimen,target,source\na,a_t.nii.gz,sub/../a_t.nii.gz\n",
             "a_t.nii.gz",
-            "stands under a and again under a",
-            "files of its own",
+            "both source and target of a",
+            "two files",
         ),
         ('specimen,target\n"a,a_t.nii.gz\n', "cohort.csv", "not a readable CSV", "UTF-8"),
     ],
