@@ -38,7 +38,7 @@ class DataConfig:
     """Processes that read batches ahead; 0 reads in the training process. Order and content of
     the batches do not depend on it."""
     shuffle_shards: int = 64
-    """Shards whose patches are shuffled together: the window of randomness, and of open files."""
+    """Shards whose patches are shuffled together; a larger split goes window by window."""
 
     @property
     def spatial_dims(self) -> int:

@@ -144,8 +144,7 @@ def _judge(
     axis = 2
     index = central_slice(pair.mask, axis)
     shown: dict[str, NDArray[np.float32]] = {}
-    nothing: list[NDArray[np.int64]] = [np.array([], np.int64)] * 3
-    for name, synthetic, borders in _predictions(pair, source, baselines, predictors, nothing):
+    for name, synthetic, borders in _predictions(pair, source, baselines, predictors):
         row = volume_metrics(synthetic, target, pair.target_transform.data_range, pair.mask)
         row["seam_index"] = seam_index(synthetic, target, borders, pair.mask)
         native = pair.source_transform.standardise(pair.native_source.data)
@@ -177,11 +176,11 @@ def _predictions(
     source: NDArray[np.float32],
     baselines: Sequence[Baseline],
     predictors: Mapping[str, Predictor],
-    nothing: list[NDArray[np.int64]],
 ) -> Iterator[tuple[str, NDArray[np.float32], list[NDArray[np.int64]]]]:
     """Yield (method, synthetic volume, borders of its patches: none for a baseline)."""
+    no_borders = [np.array([], np.int64)] * 3
     for baseline in baselines:
-        yield baseline.name, baseline.predict(pair), nothing
+        yield baseline.name, baseline.predict(pair), no_borders
     for name, predictor in predictors.items():
         synthetic = predictor(source, title=f"{name}, {pair.name}")
         config = predictor.checkpoint.config
