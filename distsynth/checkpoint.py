@@ -22,7 +22,7 @@ from sharding.preprocess import PreprocessConfig
 from sharding.shards import Manifest
 
 FORMAT_VERSION = 1
-MAY_CHANGE = ("data.shards", "data.workers", "train.device", "loss.vgg_weights")
+MAY_CHANGE = ("data.shards", "data.workers", "data.cache_gb", "train.device", "loss.vgg_weights")
 """Fields that a resumed run may set anew, and tracking.*; train.epochs too if the learning rates
 are constant. All others would change its numbers."""
 LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")

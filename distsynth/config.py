@@ -31,19 +31,28 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     shards: str = "shards"
-    """Folder that `distsynth shard` wrote."""
+    """Folder that `distsynth shard` wrote: a path, or a URL such as s3://bucket/shards."""
     patch_size: tuple[int, ...] = (64, 64)
     """Sides of a patch in voxels: two for slices, three for blocks. Must match the shards."""
+    neighbours: int = 0
+    """Slices on each side that a 2D source carries as channels (2.5D). Must match the shards."""
     workers: int = 0
     """Processes that read batches ahead; 0 reads in the training process. Order and content of
     the batches do not depend on it."""
     shuffle_shards: int = 64
     """Shards whose patches are shuffled together; a larger split goes window by window."""
+    cache_gb: float = 32.0
+    """Disk space for shards fetched from a remote folder, in GB; the least recently used go."""
 
     @property
     def spatial_dims(self) -> int:
         """2 for slices, 3 for blocks."""
         return len(self.patch_size)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a source: the slice itself and its neighbours."""
+        return 1 + 2 * self.neighbours
 
 
 @dataclass(frozen=True)
@@ -303,6 +312,10 @@ def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str, Any]]:
     yield "data.patch_size", min(sides, default=0) >= 4, "sides of at least 4 voxels", sides
     yield at_least("data.workers", data.workers, 0)
     yield at_least("data.shuffle_shards", data.shuffle_shards, 1)
+    yield "data.cache_gb", data.cache_gb > 0, "> 0", data.cache_gb
+    yield at_least("data.neighbours", data.neighbours, 0)
+    flat = len(sides) == 2 or data.neighbours == 0
+    yield "data.neighbours", flat, "0 for 3D patches", data.neighbours
 
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         widths, kernels = network.channels, network.kernels

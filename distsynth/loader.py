@@ -9,6 +9,8 @@ of ranks, workers and shards read at once. Workers only fetch what the plan says
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -31,8 +33,8 @@ class Batch(NamedTuple):
     """Patches as stored.
 
     Attributes:
-        source: uint16, shape (n, 1, *patch_size).
-        target: uint16, same shape.
+        source: uint16, shape (n, channels, *patch_size).
+        target: uint16, shape (n, 1, *patch_size).
         where: int32, shape (n, 5): specimen index in the manifest, axis, corner.
     """
 
@@ -108,7 +110,8 @@ class PatchDataset(Dataset[Batch]):
         self.shards = shards
         self.records = shards.shards(split)
         self.starts = np.concatenate([[0], np.cumsum([shard.patches for shard in self.records])])
-        self._mapped: OrderedDict[int, list[Block]] = OrderedDict()
+        self._numbers = {row.name: index for index, row in enumerate(shards.manifest.specimens)}
+        self._mapped: OrderedDict[int, _Mapped] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -118,27 +121,37 @@ class PatchDataset(Dataset[Batch]):
         return {**self.__dict__, "_mapped": OrderedDict()}
 
     def __getitem__(self, index: NDArray[np.int64]) -> Batch:
-        patch_size = self.shards.manifest.config.patch_size
-        source = np.empty((len(index), 1, *patch_size), np.uint16)
-        target = np.empty_like(source)
+        config = self.shards.manifest.config
+        source = np.empty((len(index), config.channels, *config.patch_size), np.uint16)
+        target = np.empty((len(index), 1, *config.patch_size), np.uint16)
         where = np.empty((len(index), 5), np.int32)
         shards = np.searchsorted(self.starts, index, side="right") - 1
         for row, (patch, shard) in enumerate(zip(index.tolist(), shards.tolist(), strict=True)):
             block, offset = self._locate(shard, patch - int(self.starts[shard]))
-            source[row, 0] = block.source[offset]
+            source[row] = block.source[offset]
             target[row, 0] = block.target[offset]
-            where[row] = block.where[offset]
+            where[row, 0] = self._numbers[block.specimen]
+            where[row, 1:] = block.where[offset]
         return Batch(*(torch.from_numpy(array) for array in (source, target, where)))
 
     def _locate(self, shard: int, offset: int) -> tuple[Block, int]:
-        blocks = self._mapped.get(shard)
-        if blocks is None:
-            blocks = self._mapped[shard] = self.shards.read(self.records[shard])
+        mapped = self._mapped.get(shard)
+        if mapped is None:
+            blocks = self.shards.read(self.records[shard])
+            ends = list(itertools.accumulate(len(block.where) for block in blocks))
+            mapped = self._mapped[shard] = _Mapped(blocks, ends)
             if len(self._mapped) > OPEN_SHARDS:
                 self._mapped.popitem(last=False)
-        # Every record but a shard's last holds the same number of patches.
-        size = len(blocks[0].where)
-        return blocks[offset // size], offset % size
+        number = bisect.bisect_right(mapped.ends, offset)
+        block = mapped.blocks[number]
+        return block, offset - (mapped.ends[number] - len(block.where))
+
+
+class _Mapped(NamedTuple):
+    """A shard's records, and how many patches lie in each and those before it."""
+
+    blocks: list[Block]
+    ends: list[int]
 
 
 class TrainingBatches:
@@ -163,10 +176,12 @@ class TrainingBatches:
             raise ConfigError(
                 f"train.batch_size must be divisible by the {ranks} ranks, got {batch_size}"
             )
+        _check_cache(shards, dataset, config)
         if len(dataset) < batch_size:
             raise ConfigError(
                 f"train.batch_size must be <= the {len(dataset)} training patches of "
-                f"{shards.folder}, got {batch_size}: use fewer ranks, a smaller batch or more data"
+                f"{shards.folder.url}, got {batch_size}: use fewer ranks, a smaller batch or "
+                "more data"
             )
         self._counts = [shard.patches for shard in dataset.records]
         self._window = config.shuffle_shards
@@ -186,15 +201,14 @@ class TrainingBatches:
 def judging_batches(
     shards: ShardSet,
     split: Split,
-    first: int,
-    count: int,
+    patches: NDArray[np.int64],
     batch_size: int,
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Batch]:
-    """Patches `first` to `first + count - 1` of a split, each on exactly one rank, in order."""
-    plan = [first + index for index in exact_plan(count, batch_size, rank, ranks)]
+    """Chosen patches of a split, by their numbers, each on exactly one rank, in order."""
+    plan = [patches[index] for index in exact_plan(len(patches), batch_size, rank, ranks)]
     yield from _loader(PatchDataset(shards, split), plan, workers, pin_memory=False)
 
 
@@ -211,7 +225,7 @@ class Standardiser:
         self._std = {which: column(which, "std") for which in ("source", "target")}
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Source and target, float32, shape (n, 1, *patch_size), zero mean and unit variance."""
+        """Source and target as float32, zero mean and unit variance; shapes as in Batch."""
         specimen = batch.where[:, 0].to(self._device, torch.int64, non_blocking=True)
         shape = (-1,) + (1,) * (batch.source.dim() - 1)
 
@@ -221,6 +235,18 @@ class Standardiser:
             return (scaled - mean.view(shape)) / std.view(shape)
 
         return standardise(batch.source, "source"), standardise(batch.target, "target")
+
+
+def _check_cache(shards: ShardSet, dataset: PatchDataset, config: DataConfig) -> None:
+    """The shards that are shuffled together must fit into the cache, or each is fetched often."""
+    sizes = sorted((shard.bytes for shard in dataset.records), reverse=True)
+    needed = sum(sizes[: config.shuffle_shards]) / 1e9
+    if shards.folder.local is None and needed > config.cache_gb:
+        raise ConfigError(
+            f"data.cache_gb must be >= {needed:.3g}, the size of {config.shuffle_shards} shards of "
+            f"{shards.folder.url} that are shuffled together, got {config.cache_gb}: allow more "
+            "space or lower data.shuffle_shards"
+        )
 
 
 def _loader(

@@ -14,11 +14,13 @@ from torch import nn
 from distsynth.checkpoint import BEST, Checkpoint, load_checkpoint
 from distsynth.config import ConfigError, with_overrides
 from distsynth.models import build_generator
+from distsynth.run_folder import local_file
 from distsynth.stitch import Stitcher
 from sharding.errors import DataError
-from sharding.patches import cut, dense_locations
+from sharding.patches import cut_channels, dense_locations
 from sharding.preprocess import place_source
 from sharding.progress import progress
+from sharding.storage import is_remote
 from sharding.volume import Volume, read_volume, write_volume
 
 BATCH = 64
@@ -79,7 +81,8 @@ class Predictor:
             ValueError: If a voxel is left uncovered.
         """
         stitch = self.checkpoint.config.stitch
-        patch_size = self.checkpoint.config.data.patch_size
+        data = self.checkpoint.config.data
+        patch_size = data.patch_size
         x, y, z = source.shape
         locations = self.locations((x, y, z))
         stitcher = Stitcher(source.shape, patch_size, stitch.trim, stitch.weights, self.device)
@@ -89,26 +92,27 @@ class Predictor:
         with torch.inference_mode(), autocast:
             for start in progress(starts, title, len(starts), quiet):
                 where = locations[start : start + BATCH]
-                patches = torch.from_numpy(cut(source, patch_size, where)).unsqueeze(1)
-                synthetic = self.generator(patches.to(self.device))
+                patches = cut_channels(source, patch_size, where, data.neighbours)
+                synthetic = self.generator(torch.from_numpy(patches).to(self.device))
                 stitcher.add(synthetic[:, 0].float(), where)
         return stitcher.volume().cpu().numpy()
 
 
-def load_predictor(path: Path, device: str = "auto") -> Predictor:
+def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     """Build the generator of a checkpoint.
 
     Args:
-        path: A checkpoint, or a run's folder for its best one.
+        path: A checkpoint, or a run's folder for its best one; a path or a URL.
         device: auto takes a GPU where there is one.
 
     Raises:
         DataError: If the checkpoint is bad.
     """
-    path = path / BEST if path.is_dir() else path
+    path = local_file(checkpoint_of(path))
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
-    generator = build_generator(config.generator, config.data.patch_size)
+    data = config.data
+    generator = build_generator(config.generator, data.patch_size, data.channels)
     try:
         generator.load_state_dict(checkpoint.learners["generator"]["network"])
     except (KeyError, RuntimeError) as error:
@@ -119,6 +123,19 @@ def load_predictor(path: Path, device: str = "auto") -> Predictor:
     name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     chosen = torch.device(name if device == "auto" else device)
     return Predictor(checkpoint, generator.to(chosen).eval(), chosen)
+
+
+def checkpoint_of(path: str | Path) -> str:
+    """The checkpoint itself, where a run's folder is given."""
+    if is_remote(path):
+        return str(path) if str(path).endswith(".pt") else f"{str(path).rstrip('/')}/{BEST}"
+    return str(Path(path) / BEST if Path(path).is_dir() else path)
+
+
+def run_dir_of(path: str | Path) -> Path:
+    """The folder of the run that a checkpoint is of; of a remote one only the name is real."""
+    checkpoint = checkpoint_of(path)
+    return (Path(checkpoint) if is_remote(path) else Path(checkpoint).resolve()).parent.parent
 
 
 def predict_file(

@@ -35,6 +35,7 @@ from distsynth.loader import Batch, PatchDataset, Standardiser, TrainingBatches
 from distsynth.losses import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.perceptual import PerceptualLoss
+from distsynth.run_folder import RunFolder, open_run
 from distsynth.steps import (
     Learner,
     Terms,
@@ -52,6 +53,7 @@ from distsynth.tracking import (
 )
 from distsynth.validate import Validator
 from sharding.atomic import atomic_write
+from sharding.cache import Cache
 from sharding.errors import DataError
 from sharding.shards import ShardSet
 
@@ -90,9 +92,9 @@ class TrainResult:
         best_score: The best epoch's stitched PSNR in the mask, in dB at the target's own range.
     """
 
-    run_dir: Path
-    best: Path
-    last: Path
+    run_dir: str | Path
+    best: str | Path
+    last: str | Path
     best_score: float
 
 
@@ -114,7 +116,8 @@ def train(
 
     Args:
         config: The whole run.
-        run_dir: Folder for config.json, metrics.jsonl, checkpoints/, samples/ and W&B's files.
+        run_dir: Folder for config.json, metrics.jsonl, checkpoints/, samples/ and W&B's files: a
+            path, or a URL such as s3://bucket/runs/one.
         resume: Go on from checkpoints/last.pt; starts afresh if there is none yet.
         overwrite: Remove an existing run in this folder first.
         on_epoch: Called on the first rank after each epoch, the checkpoint written. An exception
@@ -125,21 +128,23 @@ def train(
         DataError: If the shards or the checkpoint are bad.
         FloatingPointError: If a loss is no longer finite.
     """
-    run = _Run(validate(config), Path(run_dir))
-    with run.prepared(resume, overwrite):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(open_run(run_dir))
+        run = _Run(validate(config), folder)
+        stack.enter_context(run.prepared(resume, overwrite))
         for epoch in range(run.position.epoch, config.train.epochs):
             run.train_epoch(epoch)
             report = run.close_epoch(epoch)
             if run.accelerator.is_main_process:
                 on_epoch(report)
-    return TrainResult(run.run_dir, run.run_dir / BEST, run.run_dir / LAST, run.best_score)
+    return TrainResult(run_dir, folder.locate(BEST), folder.locate(LAST), run.best_score)
 
 
 class _Run:
     """The state of one training run in one process."""
 
-    def __init__(self, config: RunConfig, run_dir: Path) -> None:
-        self.config, self.run_dir = config, run_dir
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        self.config, self.folder, self.run_dir = config, folder, folder.path
         self.shards = _open_shards(config)
         self.accelerator = _accelerator(config)
         self.position = Position()
@@ -191,6 +196,8 @@ class _Run:
             failed = False
         finally:
             self.trackers.finish(failed)
+            if accelerator.is_main_process:
+                self.folder.publish(wandb=True)
 
     def train_epoch(self, epoch: int) -> None:
         """Take the steps of an epoch that are not taken yet."""
@@ -239,10 +246,11 @@ class _Run:
         def learner(network: torch.nn.Module, rate: float) -> Learner:
             return Learner(network, rate, config.optim, total, self.accelerator)
 
-        generator = build_generator(config.generator, config.data.patch_size)
+        size, channels = config.data.patch_size, config.data.channels
+        generator = build_generator(config.generator, size, channels)
         learners = {"generator": learner(generator, config.optim.lr_generator)}
         if config.adversarial:
-            discriminator = build_discriminator(config.discriminator, config.data.patch_size)
+            discriminator = build_discriminator(config.discriminator, size, channels)
             learners["discriminator"] = learner(discriminator, config.optim.lr_discriminator)
         return learners
 
@@ -314,7 +322,8 @@ class _Run:
         with torch.no_grad():
             synthetic = generator(source).float()
         generator.train()
-        parts = [part[:, 0].cpu().numpy() for part in (source, synthetic, target)]
+        # Of a source with neighbouring slices, the middle one.
+        parts = [part[:, part.shape[1] // 2].cpu().numpy() for part in (source, synthetic, target)]
         self.trackers.picture(self.position.step, "samples", patch_grid(*parts))
 
     def _sample_batch(self, count: int) -> Batch:
@@ -347,6 +356,7 @@ class _Run:
                 },
             )
             save_checkpoint(self.run_dir / name, checkpoint)
+            self.folder.publish()
         self.accelerator.wait_for_everyone()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -375,7 +385,7 @@ class _Run:
         if exists and not resume:
             if not overwrite:
                 raise DataError(
-                    self.run_dir,
+                    self.folder.url,
                     "the folder holds a run already",
                     "Give --resume to go on, --overwrite to replace it, or another --run-dir",
                 )
@@ -402,15 +412,15 @@ def _clear(run_dir: Path) -> None:
 
 def _open_shards(config: RunConfig) -> ShardSet:
     """Open the shards, check them and that the configuration fits them."""
-    shards = ShardSet(config.data.shards)
-    found = shards.manifest.config.patch_size
-    if tuple(found) != tuple(config.data.patch_size):
-        raise ConfigError(
-            f"data.patch_size must be {found}, the size of the patches in {config.data.shards}, "
-            f"got {config.data.patch_size}"
-        )
+    shards = ShardSet(config.data.shards, Cache(gigabytes=config.data.cache_gb))
+    for name in ("patch_size", "neighbours"):
+        found, given = getattr(shards.manifest.config, name), getattr(config.data, name)
+        if found != given:
+            raise ConfigError(
+                f"data.{name} must be {found}, as in the shards {config.data.shards}, got {given}"
+            )
     # On every rank, so that all of them stop.
-    shards.verify("train", "val")
+    shards.check_sums("train", "val")
     return shards
 
 

@@ -6,7 +6,6 @@ stitched and judged. Windowed SSIM is therefore two-dimensional here, slice by s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -63,8 +62,9 @@ class Validator:
         patches = 0
         rows = []
         with torch.no_grad():
-            for specimen, first in self._specimens():
-                row, terms = self._judge(generator, specimen, first)
+            numbers = self._shards.manifest.patch_numbers("val")
+            for specimen in self._specimens():
+                row, terms = self._judge(generator, specimen, numbers[specimen.name])
                 rows.append(row)
                 patches += specimen.patches
                 for name, value in terms.items():
@@ -78,16 +78,11 @@ class Validator:
             result[f"val/{name}"] = float(np.mean([row[name] for row in rows]))
         return result
 
-    def _specimens(self) -> Iterator[tuple[SpecimenRecord, int]]:
-        """Validation specimens with the number of their first patch: shards hold them in order."""
-        first = 0
-        for specimen in self._shards.manifest.specimens:
-            if specimen.split == "val":
-                yield specimen, first
-                first += specimen.patches
+    def _specimens(self) -> list[SpecimenRecord]:
+        return [row for row in self._shards.manifest.specimens if row.split == "val"]
 
     def _judge(
-        self, generator: nn.Module, specimen: SpecimenRecord, first: int
+        self, generator: nn.Module, specimen: SpecimenRecord, patches: NDArray[np.int64]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics of one stitched specimen, and this rank's sums of loss terms."""
         accelerator, config = self._accelerator, self._config
@@ -100,8 +95,7 @@ class Validator:
         batches = judging_batches(
             self._shards,
             "val",
-            first,
-            specimen.patches,
+            patches,
             BATCH,
             config.data.workers,
             accelerator.process_index,

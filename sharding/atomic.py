@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,12 +12,16 @@ from pathlib import Path
 
 from sharding.errors import DataError
 
+PARTIAL = ".partial-"
+PARTIAL_NAME = re.compile(r"\..+\.partial-\w+(\..+)?")
+"""Names of what is being written: hidden, and told from any other hidden file."""
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
     """Yield a temporary name beside `path`; it takes that name only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{PARTIAL}", suffix=suffix, dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -53,7 +58,7 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
         rule = f"exists and holds no {mark}, so it is nothing of ours to overwrite"
         raise DataError(path, rule, "Give another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent))
     try:
         folder = work / "new"
         folder.mkdir()
@@ -63,3 +68,10 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
         folder.replace(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder; no other may be writing to it."""
+    for path in sorted(folder.rglob(".*")):
+        if path.is_file() and PARTIAL_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)

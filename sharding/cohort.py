@@ -11,8 +11,8 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -35,12 +35,19 @@ class Specimen:
         target: The high-field volume.
         source: The low-field volume; None until it is simulated.
         split: Where the cohort puts it; None leaves that to assign_splits.
+        mask: Foreground on the target's grid; None leaves that to a threshold.
     """
 
     name: str
     target: Path
     source: Path | None = None
     split: Split | None = None
+    mask: Path | None = None
+
+    def resolved(self) -> Specimen:
+        """With paths that are valid in every process, whatever its working folder."""
+        source, mask = (path and path.resolve() for path in (self.source, self.mask))
+        return replace(self, target=self.target.resolve(), source=source, mask=mask)
 
 
 def read_cohort(
@@ -51,8 +58,8 @@ def read_cohort(
     """Read a cohort file, a folder that holds one, or a BIDS folder.
 
     Args:
-        path: A .csv file with the columns specimen, target and optionally source and split, paths
-            relative to the file; or a folder with a cohort.csv; or a BIDS folder (sub-*).
+        path: A .csv file with the columns specimen, target and optionally source, mask and split,
+            paths relative to the file; or a folder with a cohort.csv; or a BIDS folder (sub-*).
         source_pattern: For BIDS: glob of the source below each subject's folder, such as
             "ses-7T/anat/*_T2w.nii.gz".
         target_pattern: Likewise for the target.
@@ -79,17 +86,19 @@ def read_cohort(
 
 
 def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
-    """Write a cohort.csv with paths relative to it, in one atomic step."""
+    """Write a cohort.csv with paths relative to it, in one atomic step.
+
+    The column mask is written if any specimen has one.
+    """
     folder = path.parent.resolve()
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["specimen", "source", "target", "split"])
+    roles = ["source", "target"] + ["mask"] * any(specimen.mask for specimen in specimens)
+    rows.writerow(["specimen", *roles, "split"])
     for specimen in specimens:
-        files = [
-            os.path.relpath(file.resolve(), folder) if file else ""
-            for file in (specimen.source, specimen.target)
-        ]
-        rows.writerow([specimen.name, *files, specimen.split or ""])
+        files = [getattr(specimen, role) for role in roles]
+        paths = [os.path.relpath(file.resolve(), folder) if file else "" for file in files]
+        rows.writerow([specimen.name, *paths, specimen.split or ""])
     atomic_write(path, text.getvalue())
 
 
@@ -162,6 +171,39 @@ def assign_splits(
     return {name: given[name] for name in names}
 
 
+def extend_splits(
+    specimens: Sequence[Specimen],
+    before: Mapping[str, Split],
+    fractions: Sequence[float] = (0.7, 0.2, 0.1),
+    seed: int = 0,
+) -> dict[str, Split]:
+    """Splits of a cohort of which some specimens have theirs already.
+
+    Args:
+        specimens: All of the cohort. If it says the splits itself, that holds.
+        before: Specimen name to split, as it was; kept.
+        fractions: New specimens go, at random, to a split that is empty, or else where most are
+            missing for these shares.
+        seed: Fixes which go where.
+
+    Returns:
+        Specimen name to split.
+
+    Raises:
+        DataError: As assign_splits.
+    """
+    known = [specimen.name for specimen in specimens if specimen.name in before]
+    if not known or any(specimen.split for specimen in specimens):
+        return assign_splits(specimens, fractions, seed)
+    given = {name: before[name] for name in known}
+    new = sorted({specimen.name for specimen in specimens} - set(known))
+    sizes = dict(zip(SPLITS, split_sizes(max(len(specimens), len(SPLITS)), fractions), strict=True))
+    for name in np.random.default_rng(seed).permutation(new).tolist():
+        held = Counter(given.values())
+        given[name] = max(SPLITS, key=lambda split: (not held[split], sizes[split] - held[split]))
+    return assign_splits([replace(row, split=given[row.name]) for row in specimens])
+
+
 def _read_csv(path: Path) -> list[Specimen]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
@@ -189,12 +231,13 @@ def _specimen_of_row(path: Path, number: int, row: dict[str, str | None]) -> Spe
     split = values.get("split") or None
     if split is not None and split not in SPLITS:
         raise DataError(where, f"split must be one of {', '.join(SPLITS)}, got {split}", "Mend it")
-    source = values.get("source")
+    source, mask = values.get("source"), values.get("mask")
     return Specimen(
         name=values["specimen"],
         target=path.parent / values["target"],
         source=path.parent / source if source else None,
         split=split,
+        mask=path.parent / mask if mask else None,
     )
 
 
@@ -248,15 +291,15 @@ def _check(path: Path, specimens: Sequence[Specimen]) -> None:
         if name in names:
             raise DataError(path, f"the specimen {name} stands twice", "Keep one row a specimen")
         names.add(name)
-        files = [file for file in (specimen.source, specimen.target) if file]
+        files = [file for file in (specimen.source, specimen.target, specimen.mask) if file]
         for file in files:
             if not file.is_file():
                 raise DataError(file, f"the file of {name} does not exist", "Check its path")
         if len({file.resolve() for file in files}) < len(files):
             raise DataError(
                 specimen.target,
-                f"the file is both source and target of {name}",
-                "Give the specimen two files",
+                f"source, target and mask of {name} must be different files",
+                "Give the specimen a file for each",
             )
         for file in files:
             owner = owners.setdefault(file.resolve(), name)

@@ -1,13 +1,15 @@
 """Where patches lie in a volume: random ones for training, dense grids that cover it.
 
-A location is four integers: the slicing axis (-1 for a 3D block) and the corner voxel. Locations
-travel as one int32 array of shape (n, 4), the same in shards, in the loader and in stitching.
+There is one definition of a place, PatchLocation, for slices along any axis, for slices that carry
+their neighbours (2.5D) and for blocks. Many of them travel as one int32 array of shape (n, 4), the
+same in shards, in the loader and in stitching.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,21 @@ from numpy.typing import NDArray
 BLOCK = -1
 """The axis value of a 3D patch."""
 
-LOCATION_COLUMNS = ("axis", "corner_0", "corner_1", "corner_2")
+
+class PatchLocation(NamedTuple):
+    """Where a patch lies: a row of an array of locations.
+
+    Attributes:
+        axis: Slicing axis 0, 1 or 2 of a 2D patch; BLOCK for a 3D one.
+        corner_0: Its first voxel along the volume's first axis.
+        corner_1: Along the second.
+        corner_2: Along the third.
+    """
+
+    axis: int
+    corner_0: int
+    corner_1: int
+    corner_2: int
 
 
 def extent(patch_size: Sequence[int], axis: int) -> tuple[int, int, int]:
@@ -159,6 +175,40 @@ def cut(volume: NDArray, patch_size: Sequence[int], locations: NDArray[np.int32]
     for patch, (axis, *corner) in zip(patches, locations.tolist(), strict=True):
         patch[...] = volume[window(patch_size, axis, corner)].reshape(patch_size)
     return patches
+
+
+def cut_channels(
+    volume: NDArray, patch_size: Sequence[int], locations: NDArray[np.int32], neighbours: int
+) -> NDArray:
+    """Copy patches with the slices around them as channels (2.5D).
+
+    Args:
+        volume: Shape (x, y, z).
+        patch_size: Two or three sides in voxels.
+        locations: Shape (n, 4).
+        neighbours: Slices on each side, along the slicing axis; 0 gives one channel. Beyond the
+            volume's faces the outermost slice is repeated.
+
+    Returns:
+        Shape (n, 1 + 2 * neighbours, *patch_size), the volume's dtype; the patch itself is the
+        middle channel.
+
+    Raises:
+        ValueError: If blocks are to have neighbours.
+    """
+    if neighbours and len(patch_size) != 2:
+        raise ValueError("only patches of two sides have neighbouring slices")
+    if neighbours == 0:
+        return cut(volume, patch_size, locations)[:, None]
+    channels = []
+    rows, axes = np.arange(len(locations)), locations[:, 0]
+    for step in range(-neighbours, neighbours + 1):
+        moved = locations.copy()
+        if step:
+            last = np.array(volume.shape)[axes] - 1
+            moved[rows, axes + 1] = np.clip(locations[rows, axes + 1] + step, 0, last)
+        channels.append(cut(volume, patch_size, moved))
+    return np.stack(channels, axis=1)
 
 
 def window(patch_size: Sequence[int], axis: int, corner: Sequence[int]) -> tuple[slice, ...]:

@@ -1,16 +1,20 @@
 """From two files to one aligned, standardised pair on the target's grid (section 5.1, 5.2).
 
 The order is the paper's: clip, scale, bring the source onto the target grid, standardise. N4 bias
-correction and registration come before the resampling; until they run here, scans must be
-corrected and aligned by their affines.
+correction and registration come before: `sharding.prepare` runs them and writes a cohort of
+prepared volumes, for which nothing is left to move here. Other volumes are aligned by their
+affines alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 from scipy import ndimage
@@ -25,6 +29,15 @@ FWHM_TO_SIGMA = 1 / 2.355
 STRICT = ConfigDict(extra="forbid")
 """An unknown field in a manifest is an error, not ignored."""
 
+SCALED_MAX = 1000.0
+"""Prepared volumes run from 0 to this (section 5.1)."""
+
+FINER = 0.9
+"""A source whose voxels are below this share of the target's volume is clearly the finer one."""
+
+GRID_TOLERANCE = 0.1
+"""Share of a voxel by which the corners of one grid may differ in two headers."""
+
 
 @dataclass(frozen=True)
 class PreprocessConfig:
@@ -38,6 +51,8 @@ class PreprocessConfig:
     """Foreground is where the scaled target, 0 to 1, exceeds this, with holes filled."""
     min_overlap: float = 0.25
     """Least share of the target's foreground that the source must cover."""
+    allow_finer_source: bool = False
+    """Let the source's voxels be finer than the target's; else the files are taken for swapped."""
 
     def __post_init__(self) -> None:
         low, high = self.clip_percentiles
@@ -179,8 +194,7 @@ class Pair:
     def native_mask(self) -> NDArray[np.bool_]:
         """The mask on the source's own grid, within the target's field of view."""
         source, grid = self.native_source, self.grid
-        matrix = np.linalg.inv(grid.affine) @ source.affine
-        covered = _inside(grid.shape, matrix, source.shape)
+        covered = field_of_view(grid, source.shape, source.affine)
         return (self.degrade(self.mask.astype(np.float32)) > 0.5) & covered
 
 
@@ -188,32 +202,22 @@ def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
     """Read a specimen's two files and bring them onto the target's grid.
 
     Raises:
-        DataError: If a file is bad, the source is missing, or the two do not overlap.
+        DataError: If a file is bad, the source is missing or finer than the target, the mask does
+            not fit, or the two do not overlap.
     """
-    if specimen.source is None:
-        raise DataError(
-            specimen.name,
-            "the specimen has no source volume",
-            "Add a source column to the cohort, or run distsynth simulate",
-        )
+    source_file = source_of(specimen)
     target = read_volume(specimen.target)
-    target_transform = _fit(specimen.target, target, config)
+    target_transform = fit_intensities(specimen.target, target, config)
     target_scaled = target_transform.scale(target.data)
-    source = place_source(
-        read_volume(specimen.source), target.shape, target.affine, config, specimen.source
-    )
-    foreground = foreground_mask(target_scaled, config.foreground_threshold)
-    if not foreground.any():
-        raise DataError(
-            specimen.target,
-            f"no voxel of the scaled target exceeds {config.foreground_threshold}",
-            "Lower --preprocess.foreground-threshold",
-        )
+    native = read_volume(source_file)
+    check_not_finer(source_file, native, target, config)
+    source = place_source(native, target.shape, target.affine, config, source_file)
+    foreground = specimen_foreground(specimen, target.with_data(target_scaled), config)
     mask = foreground & source.inside
     overlap = float(mask.sum() / foreground.sum())
     if overlap < config.min_overlap:
         raise DataError(
-            specimen.source,
+            source_file,
             f"source and target must overlap: it covers {overlap:.0%} of the foreground of "
             f"{specimen.target}, at least {config.min_overlap:.0%} is needed",
             "Check the affines, or that the files belong together",
@@ -231,6 +235,86 @@ def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
     )
 
 
+def source_of(specimen: Specimen) -> Path:
+    """The specimen's source.
+
+    Raises:
+        DataError: If it has none.
+    """
+    if specimen.source is None:
+        raise DataError(
+            specimen.name,
+            "the specimen has no source volume",
+            "Add a source column to the cohort, or run distsynth simulate",
+        )
+    return specimen.source
+
+
+def check_not_finer(
+    where: object, source: Volume, target: Volume, config: PreprocessConfig
+) -> None:
+    """Refuse a source whose voxels are clearly smaller than the target's: swapped files.
+
+    Raises:
+        DataError: If so, unless the configuration allows it.
+    """
+    ours, theirs = np.prod(source.spacing_mm), np.prod(target.spacing_mm)
+    if ours < FINER * theirs and not config.allow_finer_source:
+        raise DataError(
+            str(where),
+            f"the source is finer than the target: swapped? Its voxels are {ours:.3g} mm3, those "
+            f"of the target {theirs:.3g} mm3",
+            "Swap the two, or give --preprocess.allow-finer-source if this is meant",
+        )
+
+
+def specimen_foreground(
+    specimen: Specimen, scaled: Volume, config: PreprocessConfig
+) -> NDArray[np.bool_]:
+    """The specimen's mask, or else the voxels of the target over the threshold.
+
+    Args:
+        specimen: Names the mask, if any.
+        scaled: The target, intensities in [0, 1].
+        config: Gives the threshold.
+
+    Raises:
+        DataError: If it is empty, or the mask is bad or lies on another grid.
+    """
+    if specimen.mask is not None:
+        return read_mask(specimen.mask, scaled)
+    foreground = foreground_mask(scaled.data, config.foreground_threshold)
+    if not foreground.any():
+        raise DataError(
+            specimen.target,
+            f"no voxel of the scaled target exceeds {config.foreground_threshold}",
+            "Lower --preprocess.foreground-threshold",
+        )
+    return foreground
+
+
+def read_mask(path: Path, grid: Volume) -> NDArray[np.bool_]:
+    """Read a mask: inside is where it is not zero.
+
+    Raises:
+        DataError: If the file is bad, lies on another grid, or is zero everywhere.
+    """
+    mask = read_volume(path, constant=True)
+    if mask.shape != grid.shape:
+        rule = f"a mask must have the target's shape {grid.shape}, found {mask.shape}"
+        raise DataError(path, rule, "Draw or resample it on the target's grid")
+    corners = np.array([*itertools.product(*((0, size - 1) for size in grid.shape))])
+    shifts = apply_affine(mask.affine, corners) - apply_affine(grid.affine, corners)
+    apart = np.linalg.norm(shifts, axis=1).max()
+    if apart > GRID_TOLERANCE * min(grid.spacing_mm):
+        rule = f"a mask must have the target's affine, its corners are up to {apart:.3g} mm away"
+        raise DataError(path, rule, "Draw or resample it on the target's grid")
+    inside = mask.data != 0
+    if not inside.any():
+        raise DataError(path, "the mask is zero everywhere", "Mark the specimen with ones")
+    return inside
+
+
 def place_source(
     source: Volume,
     shape: tuple[int, int, int],
@@ -243,12 +327,37 @@ def place_source(
     The intensity transform is fitted on the source's own voxels, so that it is the same whatever
     the grid, with a target at hand or without.
     """
-    transform = _fit(where, source, config)
+    transform = fit_intensities(where, source, config)
     clipped = source.with_data(np.clip(source.data, transform.low, transform.high))
     on_grid = resample(clipped, shape, affine, order=3)
-    inside = _inside(source.shape, np.linalg.inv(source.affine) @ affine, shape)
+    inside = field_of_view(source, shape, affine)
     on_grid[~inside] = transform.low
     return SourceOnGrid(transform.scale(on_grid), inside, source, transform)
+
+
+def fit_intensities(where: object, volume: Volume, config: PreprocessConfig) -> IntensityTransform:
+    """Fit the intensity transform on every voxel of a volume.
+
+    Raises:
+        DataError: If nearly all voxels are equal; `where` names the file.
+    """
+    try:
+        return IntensityTransform.fit(volume.data, config.clip_percentiles)
+    except ValueError as error:
+        raise DataError(str(where), str(error), "Crop the empty space around the object") from None
+
+
+def field_of_view(
+    source: Volume, shape: tuple[int, int, int], affine: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Grid voxels whose centre lies within the source's voxels, borders included."""
+    matrix = np.linalg.inv(source.affine) @ affine
+    grid = np.ogrid[tuple(slice(size) for size in shape)]
+    inside = np.ones(shape, bool)
+    for row, size in zip(matrix[:3], source.shape, strict=True):
+        index = sum(step * axis for step, axis in zip(row[:3], grid, strict=True)) + row[3]
+        inside &= (index > -0.5 - 1e-3) & (index < size - 0.5 + 1e-3)
+    return inside
 
 
 def resample(
@@ -310,25 +419,6 @@ def fingerprint(volume: Volume) -> str:
     return digest.hexdigest()
 
 
-def _fit(where: object, volume: Volume, config: PreprocessConfig) -> IntensityTransform:
-    try:
-        return IntensityTransform.fit(volume.data, config.clip_percentiles)
-    except ValueError as error:
-        raise DataError(str(where), str(error), "Crop the empty space around the object") from None
-
-
 def _scale(data: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
     scaled = (np.clip(data, low, high) - np.float32(low)) / np.float32(high - low)
     return np.clip(scaled, 0, 1).astype(np.float32)
-
-
-def _inside(
-    source_shape: tuple[int, int, int], matrix: NDArray[np.float64], shape: tuple[int, int, int]
-) -> NDArray[np.bool_]:
-    """Grid voxels whose centre lies within the source's voxels, borders included."""
-    grid = np.ogrid[tuple(slice(size) for size in shape)]
-    inside = np.ones(shape, bool)
-    for row, size in zip(matrix[:3], source_shape, strict=True):
-        index = sum(step * axis for step, axis in zip(row[:3], grid, strict=True)) + row[3]
-        inside &= (index > -0.5 - 1e-3) & (index < size - 0.5 + 1e-3)
-    return inside

@@ -1,21 +1,26 @@
 """The shard format: WebDataset tars of patch blocks and a manifest; one schema for both ways.
 
-A shard set is a folder:
+A shard set is a folder, on a disk or any storage that fsspec knows:
 
-    manifest.json                   Manifest: configuration, specimens, checksum of each shard
-    train/train-000000.tar ...      random patches, specimens mixed
-    val/val-000000.tar ...          dense patches, specimen by specimen
-    test/test-000000.tar ...        likewise
-    masks/SPECIMEN.npy              foreground bits of a val or test specimen, for judging
+    manifest.json                   Manifest: configuration, specimens, index and checksum of shards
+    train/train-000000.tar ...      random patches, specimen by specimen: the reader mixes them
+    val/val-000000.tar ...          dense patches, likewise
+    test/test-000000.tar ...        dense patches, likewise
+    masks/SPECIMEN-SUM.npy          foreground bits of a val or test specimen, for judging
 
-A record holds a block of patches as three plain arrays, aligned by row:
+A record holds a block of one specimen's patches as three plain arrays, aligned by row. Its key is
+the specimen's name, dots as plus signs, and the number of the block:
 
-    KEY.source.npy   uint16, (n, *patch_size)   source intensity, [0, 1] scaled to 0..65535
-    KEY.target.npy   uint16, (n, *patch_size)   target, likewise
-    KEY.where.npy    int32, (n, 5)              specimen index in the manifest, axis, corner
+    KEY.source.npy   uint16, (n, c, *patch_size)   source intensity, [0, 1] scaled to 0..65535; the
+                                                   c channels are neighbouring slices, mostly one
+    KEY.target.npy   uint16, (n, *patch_size)      target, likewise
+    KEY.where.npy    int32, (n, 4)                 PatchLocation: axis, corner
 
 Standardising is left to the reader's device: z = (value / 65535 - mean) / std with the mean and
 std of the specimen's intensity transform, which the manifest keeps.
+
+Nothing in a record depends on the rest of the cohort, so that specimens are cut in any order, on
+any machine, and stay as they are when others are added or change their split.
 """
 
 from __future__ import annotations
@@ -26,21 +31,23 @@ import math
 import mmap
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from sharding.cache import Cache
 from sharding.cohort import SPECIMEN_NAME, SPLITS, Split, split_sizes
 from sharding.errors import DataError
 from sharding.preprocess import STRICT, IntensityTransform, PreprocessConfig
+from sharding.storage import Folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 ARRAYS = ("source", "target", "where")
 SHARD_NAME = re.compile(r"(train|val|test)/\1-\d{6}\.tar")
@@ -64,6 +71,8 @@ class ShardConfig:
     """Share of training patches centred on foreground; the others lie anywhere."""
     stride: int = 20
     """Voxels between dense validation and test patches (section 5.2)."""
+    neighbours: int = 0
+    """Slices on each side of a 2D patch that its source carries as channels (2.5D)."""
     dense_axes: tuple[int, ...] = (2,)
     """Slicing axes of 2D dense patches."""
     val_slices: int = 0
@@ -73,7 +82,8 @@ class ShardConfig:
     block: int = 256
     """Patches in a record."""
     shard_mb: float = 64.0
-    """Size that the patches of a shard do not exceed, in MiB, unless one record does."""
+    """Target size of a shard in MiB: specimens are put together until it is reached, and a larger
+    one is cut between records. None exceeds it, unless one record does."""
     seed: int = 0
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
 
@@ -81,7 +91,7 @@ class ShardConfig:
         for name in ("patches_per_specimen", "stride", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("val_slices", "seed"):
+        for name in ("val_slices", "seed", "neighbours"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 < self.shard_mb < math.inf:
@@ -97,6 +107,8 @@ class ShardConfig:
                 f"stride must be at most the smallest patch side {min(self.patch_size)}, got "
                 f"{self.stride}: a larger one leaves voxels uncovered"
             )
+        if self.neighbours and len(self.patch_size) != 2:
+            raise ValueError(f"neighbours must be 0 for 3D patches, got {self.neighbours}")
         split_sizes(len(SPLITS), self.fractions)
         for name in ("axes", "dense_axes"):
             axes = getattr(self, name)
@@ -104,9 +116,9 @@ class ShardConfig:
                 raise ValueError(f"{name} must be distinct axes of 0, 1, 2, got {axes}")
 
     @property
-    def patch_bytes(self) -> int:
-        """Bytes of one stored pair of patches."""
-        return 2 * 2 * int(np.prod(self.patch_size))
+    def channels(self) -> int:
+        """Channels of a source patch: the slice itself and its neighbours."""
+        return 1 + 2 * self.neighbours
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,7 @@ class SpecimenRecord:
         target: Intensity transform of the target.
         source_sha256: Fingerprint of the source's voxels.
         target_sha256: Likewise for the target.
+        inputs_sha256: Checksum of the files that the specimen was read from, mask included.
         mask_sha256: Checksum of the mask's file; None for training specimens, which have none.
     """
 
@@ -141,12 +154,32 @@ class SpecimenRecord:
     target: IntensityTransform
     source_sha256: str
     target_sha256: str
+    inputs_sha256: str
     mask_sha256: str | None
 
 
 @dataclass(frozen=True)
+class Span:
+    """The records of one specimen within a shard.
+
+    Attributes:
+        specimen: Its name.
+        patches: How many they hold.
+        offset: First byte within the tar.
+        bytes: How many bytes.
+    """
+
+    __pydantic_config__ = STRICT
+
+    specimen: str
+    patches: int
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class ShardRecord:
-    """One tar: its name within the set, how many patches, its size and checksum."""
+    """One tar: its name within the set, what it holds in order, its size and checksum."""
 
     __pydantic_config__ = STRICT
 
@@ -155,18 +188,28 @@ class ShardRecord:
     patches: int
     bytes: int
     sha256: str
+    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What closes a shard set."""
+    """What closes a shard set.
+
+    Attributes:
+        config: What was cut.
+        specimens: In the order of their names.
+        shards: In the order of their names.
+        left_out: Specimens of the cohort that failed and were left out knowingly.
+        version: Of the format.
+    """
 
     __pydantic_config__ = STRICT
 
     config: ShardConfig
     specimens: tuple[SpecimenRecord, ...]
     shards: tuple[ShardRecord, ...]
-    version: Literal[1] = FORMAT_VERSION
+    left_out: tuple[str, ...] = ()
+    version: Literal[2] = FORMAT_VERSION
 
     def names(self, split: Split) -> list[str]:
         """Specimens of a split."""
@@ -175,6 +218,16 @@ class Manifest:
     def patches(self, split: Split) -> int:
         """Patches of a split."""
         return sum(shard.patches for shard in self.shards if shard.split == split)
+
+    def patch_numbers(self, split: Split) -> dict[str, NDArray[np.int64]]:
+        """Where each specimen's patches stand in a split, counted through its shards in order."""
+        numbers: dict[str, list[NDArray[np.int64]]] = {name: [] for name in self.names(split)}
+        first = 0
+        for shard in self.shards:
+            for span in shard.spans if shard.split == split else ():
+                numbers[span.specimen].append(np.arange(first, first + span.patches))
+                first += span.patches
+        return {name: np.concatenate(parts) for name, parts in numbers.items()}
 
     def to_json(self) -> str:
         """Indented JSON; the same manifest always gives the same bytes."""
@@ -191,56 +244,50 @@ _MANIFEST = TypeAdapter(Manifest)
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One record of a shard as arrays over the mapped file; see the module's schema."""
+    """One record of a shard as arrays over the mapped file; see the module's schema.
+
+    Attributes:
+        source: uint16, shape (n, channels, *patch_size).
+        target: uint16, shape (n, *patch_size).
+        where: int32, shape (n, 4).
+        specimen: Name of the specimen.
+    """
 
     source: NDArray[np.uint16]
     target: NDArray[np.uint16]
     where: NDArray[np.int32]
+    specimen: str
 
 
 class ShardSet:
     """A shard set opened for reading.
 
-    Opening checks the manifest and the size of every shard; `verify` checks the content.
+    Opening checks the manifest and, of a local set, the size of every shard; `check_sums` and
+    sharding.verify check the content. Shards of a remote set are fetched when they are read, into
+    a cache, and their content is checked on arrival.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: str | Path, cache: Cache | None = None, check_sizes: bool = True
+    ) -> None:
+        self.folder = Folder(folder, cache)
         self.manifest = read_manifest(self.folder)
-        check_no_leak(self.folder, self.manifest)
-        for specimen in self.manifest.specimens:
-            if not SPECIMEN_NAME.fullmatch(specimen.name):
-                raise DataError(
-                    self.folder / MANIFEST,
-                    f"not a name that a specimen can have: {specimen.name!r}",
-                    "Shard the cohort again",
-                )
-        for shard in self.manifest.shards:
-            path = self.path(shard)
-            match = SHARD_NAME.fullmatch(shard.name)
-            if not match or match[1] != shard.split:
-                raise DataError(
-                    self.folder / MANIFEST,
-                    f"not a name that a shard of {shard.split} can have: {shard.name!r}",
-                    "Shard the cohort again",
-                )
-            if not path.is_file():
-                raise DataError(path, "the shard is missing", "Shard the cohort again")
-            found = path.stat().st_size
-            if found != shard.bytes:
-                raise DataError(
-                    path,
-                    f"the shard must have {shard.bytes} bytes, found {found}: cut short or changed",
-                    "Copy it again or shard the cohort again",
-                )
+        check_manifest(self.folder / MANIFEST, self.manifest)
+        if self.folder.local and check_sizes:
+            for shard in self.manifest.shards:
+                self.path(shard)
 
     def shards(self, split: Split) -> list[ShardRecord]:
         """The shards of a split, in order."""
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def path(self, shard: ShardRecord) -> Path:
-        """Where a shard lies."""
-        return self.folder / shard.name
+        """A local path of a shard, to be opened at once.
+
+        Raises:
+            DataError: If it is missing or not of its size, or arrives with a wrong checksum.
+        """
+        return self.folder.fetch(shard.name, shard.sha256, shard.bytes)
 
     def mask(self, specimen: SpecimenRecord) -> NDArray[np.bool_]:
         """Foreground of a val or test specimen on the target grid, shape (x, y, z).
@@ -248,11 +295,11 @@ class ShardSet:
         Raises:
             DataError: If its file is missing or not as it was written.
         """
-        path = self.folder / mask_name(specimen.name)
-        content = path.read_bytes() if path.is_file() else b""
+        name = mask_name(specimen.name, str(specimen.mask_sha256))
+        content = self.folder.read(name) if self.folder.exists(name) else b""
         if hashlib.sha256(content).hexdigest() != specimen.mask_sha256:
             raise DataError(
-                path,
+                self.folder / name,
                 "the mask is missing or its checksum is not the manifest's",
                 "Copy it again or shard the cohort again",
             )
@@ -260,75 +307,123 @@ class ShardSet:
         count = int(np.prod(specimen.shape))
         return np.unpackbits(bits, count=count).reshape(specimen.shape).astype(bool)
 
-    def verify(self, *splits: Split) -> None:
-        """Check the sha256 of every shard of the splits (about 1 GB/s).
+    def check_sum(self, shard: ShardRecord) -> None:
+        """Check the sha256 of a shard (about 1 GB/s).
+
+        Raises:
+            DataError: If it is not as it was written.
+        """
+        with self.path(shard).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shard.sha256:
+            raise DataError(
+                self.folder / shard.name,
+                "the shard's checksum is not the manifest's: changed after writing",
+                "Copy it again or shard the cohort again",
+            )
+
+    def check_sums(self, *splits: Split) -> None:
+        """Check every shard of the splits; those of a remote set are checked on arrival instead.
 
         Raises:
             DataError: If a shard is not as it was written.
         """
         for shard in self.manifest.shards:
-            if shard.split in (splits or SPLITS):
-                with self.path(shard).open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                if found != shard.sha256:
-                    raise DataError(
-                        self.path(shard),
-                        "the shard's checksum is not the manifest's: changed after writing",
-                        "Copy it again or shard the cohort again",
-                    )
+            if self.folder.local and shard.split in (splits or SPLITS):
+                self.check_sum(shard)
 
     def read(self, shard: ShardRecord) -> list[Block]:
         """Map a shard into memory; nothing is copied.
 
         Raises:
-            DataError: If the tar does not follow the schema or the manifest's count.
+            DataError: If the tar does not follow the schema or holds other than the manifest says.
         """
-        path = self.path(shard)
+        where = self.folder / shard.name
         try:
-            blocks = read_blocks(path, self.manifest.config.patch_size)
+            blocks = read_blocks(self.path(shard), self.manifest.config)
         except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(
-                path, f"not a shard of this format ({error})", "Shard the cohort again"
+                where, f"not a shard of this format ({error})", "Shard the cohort again"
             ) from error
-        found = sum(len(block.where) for block in blocks)
-        if found != shard.patches:
+        found: dict[str, int] = {}
+        for block in blocks:
+            found[block.specimen] = found.get(block.specimen, 0) + len(block.where)
+        stated = {span.specimen: span.patches for span in shard.spans}
+        if found != stated:
             raise DataError(
-                path,
-                f"the shard must hold {shard.patches} patches, found {found}",
+                where,
+                f"the shard must hold these patches of each specimen: {stated}, found {found}",
                 "Copy it again or shard the cohort again",
-            )
-        own = [
-            index for index, row in enumerate(self.manifest.specimens) if row.split == shard.split
-        ]
-        if not all(np.isin(block.where[:, 0], own).all() for block in blocks):
-            raise DataError(
-                path,
-                f"the shard holds patches of a specimen outside the split {shard.split}",
-                "Shard the cohort again",
             )
         return blocks
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Folder) -> Manifest:
     """Read and validate a manifest.
 
     Raises:
         DataError: If it is missing, damaged or of another version.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise DataError(path, "no shard set here", "Run distsynth shard, or mend data.shards")
+    where = folder / MANIFEST
+    if not folder.exists(MANIFEST):
+        if any(name.startswith("parts/") for name in folder.names("parts")):
+            rule = "this shard set is not finished"
+            raise DataError(where, rule, "Run the same distsynth shard again: it goes on")
+        raise DataError(where, "no shard set here", "Run distsynth shard, or mend data.shards")
     try:
-        return _MANIFEST.validate_json(path.read_bytes())
+        return _MANIFEST.validate_json(folder.read(MANIFEST))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise DataError(
-            path, f"not a valid manifest ({name}: {first['msg']})", "Shard the cohort again"
+            where, f"not a valid manifest ({name}: {first['msg']})", "Shard the cohort again"
         ) from error
 
 
-def read_blocks(path: Path, patch_size: Sequence[int]) -> list[Block]:
+def check_manifest(where: str, manifest: Manifest) -> None:
+    """Refuse a manifest that contradicts itself.
+
+    Raises:
+        DataError: For a name that no specimen or shard can have, a specimen in two splits or with
+            another count than its shards state, or one scan in two specimens.
+    """
+    problem = next(_contradictions(manifest), None)
+    if problem:
+        raise DataError(where, problem, "Shard the cohort again")
+    check_no_leak(where, manifest)
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with a manifest by itself."""
+    specimens = {specimen.name: specimen for specimen in manifest.specimens}
+    if len(specimens) < len(manifest.specimens):
+        yield "a specimen stands twice"
+    for name in specimens:
+        if not SPECIMEN_NAME.fullmatch(name):
+            yield f"not a name that a specimen can have: {name!r}"
+    held = dict.fromkeys(specimens, 0)
+    for shard in manifest.shards:
+        match = SHARD_NAME.fullmatch(shard.name)
+        if not match or match[1] != shard.split:
+            yield f"not a name that a shard of {shard.split} can have: {shard.name!r}"
+        if sum(span.patches for span in shard.spans) != shard.patches:
+            yield f"{shard.name} states {shard.patches} patches, its spans others"
+        for span in shard.spans:
+            if span.specimen not in specimens:
+                yield f"{shard.name} holds a specimen that is not listed: {span.specimen!r}"
+                continue
+            split = specimens[span.specimen].split
+            if split != shard.split:
+                yield f"{shard.name} holds {span.specimen}, which is a {split} specimen"
+            held[span.specimen] += span.patches
+    for name, count in held.items():
+        if count != specimens[name].patches:
+            yield f"{name} states {specimens[name].patches} patches, its shards {count}"
+
+
+def read_blocks(path: Path, config: ShardConfig) -> list[Block]:
     """Map the records of one tar.
 
     Raises:
@@ -345,24 +440,56 @@ def read_blocks(path: Path, patch_size: Sequence[int]) -> list[Block]:
         if array not in ARRAYS:
             raise ValueError(f"unknown member {name}")
         records.setdefault(key, {})[array] = _map_array(mapped, member)
-    blocks = [Block(**arrays) for arrays in records.values() if len(arrays) == len(ARRAYS)]
+    blocks = [
+        Block(**arrays, specimen=specimen_of(key))
+        for key, arrays in records.items()
+        if len(arrays) == len(ARRAYS)
+    ]
     if len(blocks) != len(records):
         raise ValueError("a record lacks one of its arrays")
     for block in blocks:
-        if block.where.shape[1:] != (5,) or block.where.dtype != np.int32:
-            raise ValueError("locations must be int32 of 5 columns")
-        patches = (len(block.where), *patch_size)
-        if (block.source.shape, block.target.shape) != (patches, patches):
-            raise ValueError(f"patches have shape {block.source.shape}, not {patches}")
+        if block.where.shape[1:] != (4,) or block.where.dtype != np.int32:
+            raise ValueError("locations must be int32 of 4 columns")
+        target = (len(block.where), *config.patch_size)
+        source = (len(block.where), config.channels, *config.patch_size)
+        if (block.source.shape, block.target.shape) != (source, target):
+            raise ValueError(
+                f"patches have shapes {block.source.shape} and {block.target.shape}, "
+                f"not {source} and {target}"
+            )
         if block.source.dtype != np.uint16 or block.target.dtype != np.uint16:
             raise ValueError("patches must be uint16")
     return blocks
 
 
-def record(key: str, block: Block) -> dict[str, Any]:
-    """A block as a WebDataset sample of encoded arrays."""
-    arrays = {name: getattr(block, name) for name in ARRAYS}
-    return {"__key__": key, **{f"{name}.npy": _encode(array) for name, array in arrays.items()}}
+def write_record(file: BinaryIO, key: str, arrays: Mapping[str, NDArray[Any]]) -> int:
+    """Add a record to a tar; fixed owner and time, so that its bytes depend on the patches only.
+
+    Returns:
+        Bytes written.
+    """
+    written = 0
+    for name in ARRAYS:
+        array = np.ascontiguousarray(arrays[name])
+        header = _npy_header(array)
+        member = tarfile.TarInfo(f"{key}.{name}.npy")
+        member.size = len(header) + array.nbytes
+        member.mode, member.uname, member.gname = 0o444, "distsynth", "distsynth"
+        padding = bytes(-member.size % tarfile.BLOCKSIZE)
+        # The array as it lies in memory: tarfile would copy it thrice.
+        for part in (member.tobuf(), header, array.data, padding):
+            written += file.write(part)
+    return written
+
+
+def record_key(specimen: str, number: int) -> str:
+    """Key of a specimen's record: WebDataset ends keys at their first dot."""
+    return f"{specimen.replace('.', '+')}-{number:06d}"
+
+
+def specimen_of(key: str) -> str:
+    """Inverse of record_key."""
+    return key.rpartition("-")[0].replace("+", ".")
 
 
 def quantise(scaled: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -375,19 +502,21 @@ def shard_name(split: Split, index: int) -> str:
     return str(PurePosixPath(split) / f"{split}-{index:06d}.tar")
 
 
-def mask_name(specimen: str) -> str:
-    """Name of a specimen's mask within the set."""
-    return f"masks/{specimen}.npy"
+def mask_name(specimen: str, sha256: str) -> str:
+    """Name of a specimen's mask within the set; another mask has another name."""
+    return f"masks/{specimen}-{sha256[:8]}.npy"
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> bytes:
     """The content of a mask file: eight voxels a byte."""
-    return _encode(np.packbits(mask))
+    bits = np.packbits(mask)
+    return _npy_header(bits) + bits.tobytes()
 
 
-def _encode(array: NDArray[Any]) -> bytes:
+def _npy_header(array: NDArray[Any]) -> bytes:
+    """What stands before the values in an .npy file of version 1.0."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
+    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
     return buffer.getvalue()
 
 
@@ -404,15 +533,19 @@ def _map_array(mapped: mmap.mmap, member: tarfile.TarInfo) -> NDArray[Any]:
     return np.frombuffer(mapped, dtype, count, offset).reshape(shape)
 
 
-def check_no_leak(folder: Path, manifest: Manifest) -> None:
-    """Refuse a set in which one scan stands in two specimens."""
+def check_no_leak(where: str, manifest: Manifest) -> None:
+    """Refuse a set in which one scan stands in two specimens.
+
+    Raises:
+        DataError: Names the two.
+    """
     seen: dict[str, str] = {}
     for specimen in manifest.specimens:
         for digest in (specimen.source_sha256, specimen.target_sha256):
             owner = seen.setdefault(digest, specimen.name)
             if owner != specimen.name:
                 raise DataError(
-                    folder / MANIFEST,
+                    where,
                     f"{owner} and {specimen.name} hold the same scan: it would leak between splits",
                     "Remove one of the two from the cohort",
                 )

@@ -87,13 +87,17 @@ class Volume:
         return replace(self, data=np.asarray(data, np.float32))
 
 
-def read_volume(path: str | Path) -> Volume:
+def read_volume(path: str | Path, constant: bool = False) -> Volume:
     """Read a NIfTI file and refuse what cannot be used.
+
+    Args:
+        path: The file.
+        constant: Let all voxels be equal, as in a mask.
 
     Raises:
         DataError: If the file is missing, is no NIfTI, is cut short or claims more data than it
             can hold, is not 3D, is complex or coloured, has a singular affine, holds NaN or Inf,
-            or is constant.
+            or is constant and may not be.
     """
     path = Path(path)
     if not path.is_file():
@@ -135,7 +139,7 @@ def read_volume(path: str | Path) -> Volume:
             f"the voxels cannot be read, the file is cut short or damaged ({error})",
             "Copy or export it again",
         ) from error
-    _check_values(path, data)
+    _check_values(path, data, constant)
     header = image.header if isinstance(image.header, nib.Nifti1Header) else None
     return Volume(data, affine, header)
 
@@ -186,7 +190,7 @@ def _check_gzip(path: Path) -> None:
                 pass
 
 
-def _check_values(path: Path, data: NDArray[np.float32]) -> None:
+def _check_values(path: Path, data: NDArray[np.float32], constant: bool) -> None:
     finite = np.isfinite(data)
     if not finite.all():
         raise DataError(
@@ -194,7 +198,7 @@ def _check_values(path: Path, data: NDArray[np.float32]) -> None:
             f"voxels must be finite, found {int((~finite).sum())} NaN or Inf",
             "Repair or mask them out, then write the file again",
         )
-    if data.min() == data.max():
+    if not constant and data.min() == data.max():
         raise DataError(
             path,
             f"voxels must not all be equal, found {float(data.flat[0])} everywhere",

@@ -1,10 +1,14 @@
-"""A folder appears whole or not at all, and only where it may."""
+"""Files and folders appear whole or not at all, and only where they may."""
 
 from __future__ import annotations
 
-import pytest
+import os
 
-from sharding.atomic import atomic_folder
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharding.atomic import PARTIAL_NAME, atomic_folder, atomic_path, atomic_write, sweep
 from sharding.errors import DataError
 
 MARK = "results.json"
@@ -40,3 +44,44 @@ def test_a_foreign_folder_is_never_replaced(tmp_path):
     with pytest.raises(DataError, match="nothing of ours to overwrite"):
         atomic_folder(tmp_path / "home", MARK, True).__enter__()
     assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+# What killed processes leave
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("a.tar", ".tar"), ("a.b.nii.gz", ".nii.gz"), ("x", "")]
+)
+def test_what_is_being_written_is_swept_and_nothing_else(tmp_path, name, suffix):
+    folder = tmp_path / "set"
+    (folder / "deep").mkdir(parents=True)
+    kept = [".hidden", ".partial-abc", "a.partial-x.tar", ".git/config", "plain", ".x.partial-a b"]
+    for other in kept:
+        (folder / "deep" / other).parent.mkdir(exist_ok=True)
+        (folder / "deep" / other).write_text("another's")
+    (folder / ".y.partial-folder").mkdir()
+    atomic_write(folder / name, "whole")
+    with atomic_path(folder / "deep" / name, suffix) as partial:
+        partial.write_text("half")
+        assert PARTIAL_NAME.fullmatch(partial.name)
+        os.link(partial, tmp_path / "left")
+        left = partial
+    # As a killed process leaves it.
+    (tmp_path / "left").rename(left)
+    sweep(folder)
+    assert not left.exists()
+    assert (folder / name).read_text() == (folder / "deep" / name).read_text().replace(
+        "half", "whole"
+    )
+    assert all((folder / "deep" / other).read_text() == "another's" for other in kept)
+    assert (folder / ".y.partial-folder").is_dir()
+
+
+def test_there_may_be_nothing_to_sweep(tmp_path):
+    sweep(tmp_path)
+    sweep(tmp_path / "missing")
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
+def test_no_finished_file_is_taken_for_an_unfinished_one(name):
+    assert not PARTIAL_NAME.fullmatch(name)

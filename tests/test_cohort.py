@@ -12,6 +12,7 @@ from sharding.cohort import (
     SPLITS,
     Specimen,
     assign_splits,
+    extend_splits,
     read_cohort,
     split_sizes,
     write_cohort,
@@ -113,10 +114,28 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
             "leaks",
         ),
         (
+            "specimen,target,mask\na,a_t.nii.gz,none.nii.gz\n",
+            "none.nii.gz",
+            "file of a does not exist",
+            "path",
+        ),
+        (
+            "specimen,target,mask\na,a_t.nii.gz,./a_t.nii.gz\n",
+            "a_t.nii.gz",
+            "source, target and mask of a must be different",
+            "a file for each",
+        ),
+        (
+            "specimen,target,mask\na,a_t.nii.gz,a_s.nii.gz\nb,b_t.nii.gz,a_s.nii.gz\n",
+            "a_s.nii.gz",
+            "stands under a and again under b",
+            "leaks",
+        ),
+        (
             "specimen,target,source\na,a_t.nii.gz,sub/../a_t.nii.gz\n",
             "a_t.nii.gz",
-            "both source and target of a",
-            "two files",
+            "source, target and mask of a must be different",
+            "a file for each",
         ),
         ('specimen,target\n"a,a_t.nii.gz\n', "cohort.csv", "not a readable CSV", "UTF-8"),
     ],
@@ -192,6 +211,19 @@ def test_what_is_written_is_read_again(folder):
     assert [(row.name, row.split) for row in again] == [("a", "train"), ("b", None)]
     assert again[1].target.samefile(odd)
     assert again[1].source is None
+
+
+def test_masks_are_written_and_read_where_any_specimen_has_one(folder):
+    masked = Specimen(
+        "a", folder / "a_t.nii.gz", folder / "a_s.nii.gz", None, folder / "b_s.nii.gz"
+    )
+    write_cohort(folder / "cohort.csv", [masked, Specimen("b", folder / "b_t.nii.gz")])
+    assert (folder / "cohort.csv").read_text() == (
+        "specimen,source,target,mask,split\na,a_s.nii.gz,a_t.nii.gz,b_s.nii.gz,\nb,,b_t.nii.gz,,\n"
+    )
+    again = read_cohort(folder)
+    assert again[0] == masked
+    assert again[1].mask is None
 
 
 @pytest.mark.parametrize(
@@ -271,6 +303,80 @@ def test_a_half_filled_split_column_is_refused(refused):
 def test_fewer_specimens_than_splits_are_refused(refused, count):
     with refused("cohort", f"{count} specimens cannot fill 3 splits", "Add specimens"):
         assign_splits(specimens(None, ["a", "b"][:count]))
+
+
+def test_paths_are_resolved_for_other_processes(folder, monkeypatch):
+    write(folder, "specimen,target,source\na,a_t.nii.gz,sub/../a_s.nii.gz\nb,b_t.nii.gz,\n")
+    monkeypatch.chdir(folder / "sub")
+    first, second = (row.resolved() for row in read_cohort(".."))
+    assert first == Specimen("a", folder / "a_t.nii.gz", folder / "a_s.nii.gz")
+    assert second == Specimen("b", folder / "b_t.nii.gz")
+
+
+@given(NAMES, st.data(), st.integers(0, 9), FRACTIONS)
+def test_specimens_keep_their_splits_and_new_ones_fill_what_is_missing(names, data, seed, shares):
+    cohort = specimens(None, names)
+    before = data.draw(
+        st.dictionaries(st.sampled_from([*names, "gone"]), st.sampled_from(SPLITS)), "before"
+    )
+    known = {name: split for name, split in before.items() if name in names}
+    sizes = dict(zip(SPLITS, split_sizes(len(names), shares), strict=True))
+    held = Counter(known.values())
+    try:
+        splits = extend_splits(cohort, before, shares, seed)
+    except DataError as error:
+        # Nothing new is there to fill it.
+        assert "no specimen is in the split" in error.rule
+        assert len(known) > len(names) - sum(not held[split] for split in SPLITS)
+        return
+    assert splits == extend_splits(cohort[::-1], before, shares, seed), "whatever their order"
+    assert sorted(splits) == sorted(names)
+    assert known.items() <= splits.items()
+    found = Counter(splits.values())
+    for split in SPLITS:
+        assert found[split] <= max(sizes[split], held[split]), "no split is filled beyond its share"
+    if all(held[split] <= sizes[split] for split in SPLITS):
+        assert found == sizes
+
+
+@given(st.integers(0, 9))
+def test_step_by_step_the_shares_are_those_of_the_whole(seed):
+    names = [f"s{index:02d}" for index in range(44)]
+    splits = {}
+    for count in (3, 10, 11, 30, 44):
+        before = splits
+        splits = extend_splits(specimens(None, names[:count]), before, (0.7, 0.2, 0.1), seed)
+        assert before.items() <= splits.items()
+        found = Counter(splits.values())
+        assert tuple(found[split] for split in SPLITS) == split_sizes(count, (0.7, 0.2, 0.1))
+
+
+def test_which_new_specimen_goes_where_is_drawn_by_the_seed():
+    cohort = specimens(None, [f"s{index:02d}" for index in range(44)])
+    before = assign_splits(cohort[:5])
+    drawn = [extend_splits(cohort, before, seed=seed) for seed in range(3)]
+    assert drawn[0] != drawn[1] != drawn[2]
+
+
+def test_without_any_known_specimen_splits_are_assigned_as_ever():
+    cohort = specimens(None, ["a", "b", "c", "d"])
+    for before in ({}, {"z": "train"}):
+        assert extend_splits(cohort, before, seed=3) == assign_splits(cohort, seed=3)
+
+
+def test_the_cohorts_own_split_goes_before_the_old_one(refused):
+    cohort = specimens(None, ["a", "b", "c"], ["val", "train", "test"])
+    before = {"a": "train", "b": "val"}
+    assert extend_splits(cohort, before) == {"a": "val", "b": "train", "c": "test"}
+    half = specimens(None, ["a", "b", "c"], ["val", "train", None])
+    with refused("c", "some specimens .* have a split and this one has none", "all or leave"):
+        extend_splits(half, before | {"c": "test"})
+
+
+def test_a_split_that_is_emptied_is_refused(refused):
+    before = {"a": "train", "b": "val", "c": "test", "d": "train"}
+    with refused("cohort", "no specimen is in the split val", "at least one in each"):
+        extend_splits(specimens(None, ["a", "c", "d"]), before)
 
 
 def test_real_cohorts_are_read(real_t1w, real_pairs):

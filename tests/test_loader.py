@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lab import SHAPE, SMALL, make_lab, rows
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from distsynth.config import ConfigError, DataConfig
@@ -21,7 +23,9 @@ from distsynth.loader import (
     training_plan,
 )
 from sharding.errors import DataError
-from sharding.shards import QUANTUM, ShardSet
+from sharding.preprocess import PreprocessConfig, prepare_pair
+from sharding.shards import QUANTUM, ShardSet, quantise
+from sharding.write import write_shards
 
 SHARDS = st.lists(st.integers(1, 30), min_size=1, max_size=8)
 
@@ -114,6 +118,7 @@ def test_exact_plan_covers_each_patch_once(count, batch_size, ranks):
 
 def test_patches_are_those_of_the_shards_as_webdataset_reads_them(shards):
     read = {"source": [], "target": [], "where": []}
+    names = [row.name for row in shards.manifest.specimens]
     assert len(shards.shards("train")) > 1
     for shard in shards.shards("train"):
         # Not by wds.WebDataset, which leaves its files open.
@@ -122,15 +127,64 @@ def test_patches_are_those_of_the_shards_as_webdataset_reads_them(shards):
             for record in group_by_keys(members):
                 for name, parts in read.items():
                     parts.append(np.load(io.BytesIO(record[f"{name}.npy"])))
+                index = names.index(record["__key__"].rpartition("-")[0].replace("+", "."))
+                read["where"][-1] = np.insert(read["where"][-1], 0, index, axis=1)
     expected = {name: np.concatenate(parts) for name, parts in read.items()}
     dataset = PatchDataset(shards, "train")
     assert len(dataset) == len(expected["where"]) == shards.manifest.patches("train")
     order = np.random.default_rng(0).permutation(len(dataset))
     batch = dataset[order]
-    assert np.array_equal(batch.source[:, 0].numpy(), expected["source"][order])
+    assert np.array_equal(batch.source.numpy(), expected["source"][order])
     assert np.array_equal(batch.target[:, 0].numpy(), expected["target"][order])
     assert np.array_equal(batch.where.numpy(), expected["where"][order])
     assert batch.source.dtype == torch.uint16
+
+
+@pytest.mark.parametrize("neighbours", [1, 2])
+def test_neighbouring_slices_are_channels(neighbours, tmp_path):
+    lab = make_lab(tmp_path)
+    config = replace(SMALL, neighbours=neighbours, axes=(0, 2), dense_axes=(1, 2))
+    write_shards(rows(lab), lab / "deep", config, workers=1)
+    write_shards(rows(lab), lab / "flat", replace(config, neighbours=0), workers=1)
+    deep, flat = ShardSet(lab / "deep"), ShardSet(lab / "flat")
+    files = {row.name: row for row in rows(lab)}
+    records = deep.manifest.specimens
+    volumes = [
+        quantise(prepare_pair(files[row.name], PreprocessConfig()).source_scaled) for row in records
+    ]
+    edges = 0
+    for split in ("train", "val", "test"):
+        everything = np.arange(deep.manifest.patches(split))
+        batch = PatchDataset(deep, split)[everything]
+        assert batch.source.shape == (len(everything), 1 + 2 * neighbours, 8, 8)
+        assert batch.target.shape == (len(everything), 1, 8, 8)
+        # Slice by slice, from the volume.
+        for (index, axis, *corner), source in zip(batch.where.tolist(), batch.source, strict=True):
+            for channel, patch in enumerate(source.numpy()):
+                place = corner[axis] + channel - neighbours
+                inside = min(max(place, 0), SHAPE[axis] - 1)
+                edges += inside != place
+                plane = np.take(volumes[index], inside, axis)
+                x, y = (corner[dim] for dim in range(3) if dim != axis)
+                np.testing.assert_array_equal(patch, plane[x : x + 8, y : y + 8])
+        # The same patches as without, whatever the shards they lie in.
+        alone = PatchDataset(flat, split)[everything]
+        assert _by_place(batch, neighbours) == _by_place(alone, 0)
+    assert edges
+
+
+def _by_place(batch, middle):
+    return sorted(
+        (where.tolist(), source[middle].numpy().tobytes(), target.numpy().tobytes())
+        for where, source, target in zip(batch.where, batch.source, batch.target, strict=True)
+    )
+
+
+def test_a_batch_mixes_specimens_though_no_record_does(shards):
+    blocks = [block for shard in shards.shards("train") for block in shards.read(shard)]
+    assert len({block.specimen for block in blocks}) == 3
+    mixed = [len(set(batch.where[:, 0].tolist())) for batch in batches(shards)]
+    assert min(mixed) == 3
 
 
 def test_an_epoch_reads_each_patch_once_and_leaves_out_the_rest(shards):
@@ -198,23 +252,33 @@ def test_reading_draws_nothing_from_the_global_random_state(shards, workers):
     before = torch.get_rng_state()
     numpy_before = np.random.get_state()[1].copy()  # noqa: NPY002
     batches(shards, workers=workers)
-    list(judging_batches(shards, "val", 0, 20, 8, workers))
+    list(judging_batches(shards, "val", np.arange(20), 8, workers))
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_judging_batches_are_a_run_of_patches_in_order(shards, ranks):
+def test_judging_batches_are_the_chosen_patches_in_order(shards, ranks):
     dataset = PatchDataset(shards, "val")
-    first, count = 5, len(dataset) - 7
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:-7]
     parts = [
         batch
         for rank in range(ranks)
-        for batch in judging_batches(shards, "val", first, count, 16, 0, rank, ranks)
+        for batch in judging_batches(shards, "val", chosen, 16, 0, rank, ranks)
     ]
-    expected = dataset[np.arange(first, first + count)]
+    expected = dataset[chosen]
     for part in range(3):
         assert torch.equal(torch.cat([batch[part] for batch in parts]), expected[part])
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_numbers_of_a_specimens_patches_are_those_the_manifest_says(shards, split):
+    owner = PatchDataset(shards, split)[np.arange(shards.manifest.patches(split))].where[:, 0]
+    numbers = shards.manifest.patch_numbers(split)
+    for index, row in enumerate(shards.manifest.specimens):
+        if row.split == split:
+            assert np.array_equal(numbers[row.name], np.flatnonzero(owner.numpy() == index))
+    assert sum(map(len, numbers.values())) == len(owner)
 
 
 def test_standardiser_is_the_intensity_transform_of_each_specimen(shards):

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from sharding.patches import (
     BLOCK,
+    PatchLocation,
     check_fits,
     cut,
+    cut_channels,
     dense_locations,
     extent,
     patch_axes,
@@ -164,3 +166,55 @@ def test_cut_returns_the_voxels_at_the_location(case, axes, seed):
             if axis != BLOCK:
                 place.insert(axis, 0)
             assert patch[inner] == volume[tuple(np.add(corner, place))]
+
+
+@settings(max_examples=80, deadline=None)
+@given(volumes_and_patches(), AXES, st.integers(0, 4), st.integers(0, 2**32 - 1))
+def test_channels_are_the_slices_around_the_patch(case, axes, neighbours, seed):
+    shape, size = case
+    size = size[:2]
+    rng = np.random.default_rng(seed)
+    volume = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
+    locations = random_locations(volume >= 0, size, 7, axes, 0.5, rng)
+    before = locations.copy()
+    patches = cut_channels(volume, size, locations, neighbours)
+    assert patches.shape == (7, 1 + 2 * neighbours, *size)
+    assert patches.dtype == volume.dtype
+    np.testing.assert_array_equal(patches[:, neighbours], cut(volume, size, locations))
+    np.testing.assert_array_equal(locations, before)
+    # By another way: a volume whose outermost slices are repeated.
+    for axis in axes:
+        pad = [(neighbours, neighbours) if dim == axis else (0, 0) for dim in range(3)]
+        wide = np.pad(volume, pad, mode="edge")
+        for patch, row in zip(patches, locations.tolist(), strict=True):
+            place = PatchLocation(*row)
+            if place.axis == axis:
+                part = [slice(low, low + side) for low, side in zip(row[1:], shape, strict=True)]
+                across = [dim for dim in range(3) if dim != axis]
+                for dim, side in zip(across, size, strict=True):
+                    part[dim] = slice(row[1 + dim], row[1 + dim] + side)
+                part[axis] = slice(row[1 + axis], row[1 + axis] + 1 + 2 * neighbours)
+                expected = np.moveaxis(wide[tuple(part)], axis, 0)
+                np.testing.assert_array_equal(patch, expected)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (4, 5, 3)])
+def test_without_neighbours_there_is_one_channel(size):
+    volume = np.arange(9**3).reshape(9, 9, 9)
+    locations = dense_locations((9, 9, 9), size, 3, (0, 2))
+    np.testing.assert_array_equal(
+        cut_channels(volume, size, locations, 0)[:, 0], cut(volume, size, locations)
+    )
+
+
+def test_beyond_the_faces_the_outermost_slice_is_repeated():
+    volume = np.zeros((5, 4, 4), int) + np.arange(5)[:, None, None]
+    locations = np.array([[0, 0, 0, 0], [0, 4, 0, 0], [0, 2, 0, 0]], np.int32)
+    channels = cut_channels(volume, (4, 4), locations, 2)[:, :, 0, 0]
+    assert channels.tolist() == [[0, 0, 0, 1, 2], [2, 3, 4, 4, 4], [0, 1, 2, 3, 4]]
+
+
+def test_blocks_have_no_neighbours():
+    locations = np.array([[BLOCK, 0, 0, 0]], np.int32)
+    with pytest.raises(ValueError, match="only patches of two sides have neighbouring slices"):
+        cut_channels(np.zeros((9, 9, 9)), (4, 4, 4), locations, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ from sharding.preprocess import (
     prepare_pair,
     resample,
 )
-from sharding.volume import Volume, write_volume
+from sharding.volume import Volume, read_volume, write_volume
 
 SLOPE = np.array([0.7, -1.3, 2.1])
 
@@ -322,6 +324,72 @@ def test_volumes_that_do_not_overlap_are_refused(tmp_path, refused):
     assert not half.mask[:8].any()
     with refused("s.nii.gz", "covers 50% .* at least 90% is needed", "affines"):
         prepare_pair(files(tmp_path, affine), PreprocessConfig(min_overlap=0.9))
+
+
+def test_a_source_finer_than_the_target_is_taken_for_swapped(tmp_path, refused):
+    prepare_pair(files(tmp_path, np.diag([0.91, 1, 1, 1])), PreprocessConfig())
+    specimen = files(tmp_path, np.diag([0.9, 0.9, 1, 1]))
+    with refused(
+        "s.nii.gz",
+        r"finer than the target: swapped\?.* 0\.81 mm3",
+        "--preprocess.allow-finer-source",
+    ):
+        prepare_pair(specimen, PreprocessConfig())
+    prepare_pair(specimen, PreprocessConfig(allow_finer_source=True))
+
+
+def with_mask(tmp_path, data, affine=None):
+    write_volume(
+        tmp_path / "m.nii.gz",
+        Volume(data.astype(np.float32), np.eye(4) if affine is None else affine),
+    )
+    return replace(files(tmp_path, np.eye(4)), mask=tmp_path / "m.nii.gz")
+
+
+def test_a_mask_is_the_foreground_instead_of_the_threshold(tmp_path):
+    data = np.zeros((16, 16, 16))
+    data[4:9, 2:5] = -3
+    data[4, 2, 2] = 0.5
+    nearly = np.eye(4)
+    nearly[:3, 3] = 1e-3  # as headers round
+    specimen = with_mask(tmp_path, data, nearly)
+    # No voxel exceeds this threshold, which does not matter.
+    config = PreprocessConfig(foreground_threshold=0.999)
+    np.testing.assert_array_equal(prepare_pair(specimen, config).mask, data != 0)
+    everywhere = prepare_pair(with_mask(tmp_path, np.ones((16, 16, 16))), config)
+    assert everywhere.mask.all()
+
+
+def test_a_mask_is_cut_to_the_sources_field_of_view(tmp_path):
+    affine = np.eye(4)
+    affine[0, 3] = 4
+    specimen = with_mask(tmp_path, np.ones((16, 16, 16)))
+    write_volume(specimen.source, Volume(read_volume(specimen.source).data, affine))
+    pair = prepare_pair(specimen, PreprocessConfig())
+    assert pair.overlap == pytest.approx(0.75)
+    assert pair.mask[4:].all()
+    assert not pair.mask[:4].any()
+
+
+@pytest.mark.parametrize(
+    ("data", "shift", "rule"),
+    [
+        (np.ones((16, 16, 15)), 0, r"target's shape \(16, 16, 16\), found \(16, 16, 15\)"),
+        (np.ones((16, 16, 16)), 0.2, r"target's affine, its corners are up to 0\.2 mm away"),
+        (np.zeros((16, 16, 16)), 0, "zero everywhere"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(tmp_path, refused, data, shift, rule):
+    affine = np.eye(4)
+    affine[1, 3] = shift
+    with refused("m.nii.gz", rule, "target's grid|Mark the specimen"):
+        prepare_pair(with_mask(tmp_path, data, affine), PreprocessConfig())
+
+
+def test_a_flipped_mask_is_refused(tmp_path, refused):
+    flip = np.diag([-1.0, 1, 1, 1])
+    with refused("m.nii.gz", "target's affine", "target's grid"):
+        prepare_pair(with_mask(tmp_path, np.ones((16, 16, 16)), flip), PreprocessConfig())
 
 
 def test_a_specimen_without_source_is_refused(tmp_path, refused):

@@ -142,10 +142,6 @@ def test_nan_is_a_dash(table):
     assert "<td>-</td>" in report.specimens_html(table)
 
 
-def test_paragraph_is_escaped():
-    assert report.paragraph("a < b") == "<p>a &lt; b</p>"
-
-
 def test_versions_skip_what_is_not_installed():
     versions = report.installed_versions(("numpy", "no-such-package"))
     assert list(versions) == ["Python", "numpy"]

@@ -15,15 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from sharding.cohort import SPECIMEN_NAME
 from sharding.shards import (
     QUANTUM,
     ShardConfig,
     ShardSet,
     encode_mask,
+    mask_name,
     quantise,
     read_manifest,
+    record_key,
     shard_name,
+    specimen_of,
 )
+from sharding.storage import Folder
 
 
 @pytest.fixture
@@ -74,6 +79,8 @@ def npy(array):
         ({"shard_mb": float("inf")}, "shard_mb must be > 0, got inf"),
         ({"val_slices": -1}, "val_slices must be >= 0, got -1"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"neighbours": -1}, "neighbours must be >= 0, got -1"),
+        ({"patch_size": (64,) * 3, "neighbours": 1}, "neighbours must be 0 for 3D patches, got 1"),
         ({"foreground": 1.1}, "foreground must be from 0 to 1, got 1.1"),
         ({"patch_size": (64,)}, "two or three sides of at least 4"),
         ({"patch_size": (64, 3)}, "two or three sides of at least 4"),
@@ -107,14 +114,22 @@ def test_a_mask_takes_a_bit_a_voxel():
     assert len(encode_mask(np.ones((10, 10, 10), bool))) == 128 + 125
 
 
+@given(st.from_regex(SPECIMEN_NAME, fullmatch=True), st.integers(0, 999_999))
+def test_a_key_tells_its_specimen_and_has_no_dot(name, number):
+    key = record_key(name, number)
+    assert "." not in key
+    assert specimen_of(key) == name
+
+
 def test_the_manifest_round_trips(shard_folder):
-    manifest = read_manifest(shard_folder)
+    folder = Folder(shard_folder)
+    manifest = read_manifest(folder)
     text = (shard_folder / "manifest.json").read_text()
     assert manifest.to_json() == text
     digest = manifest.sha256
     assert manifest.to_json() == text, "its cached fingerprint is no part of it"
-    assert read_manifest(shard_folder) == manifest
-    assert read_manifest(shard_folder).sha256 == digest
+    assert read_manifest(folder) == manifest
+    assert read_manifest(folder).sha256 == digest
     other = replace(manifest, config=replace(manifest.config, seed=99))
     assert other.sha256 != digest
 
@@ -138,13 +153,16 @@ def test_splits_are_disjoint_and_counted(shard_folder, small_shards):
         ]
         blocks = [block for record in records for block in shards.read(record)]
         assert len(blocks) > len(records)
+        assert {block.specimen for block in blocks} == set(found)
         where = np.concatenate([block.where for block in blocks])
-        assert {manifest.specimens[index].name for index in where[:, 0]} == set(found)
         assert len(where) == manifest.patches(split)
-        for index, row in enumerate(manifest.specimens):
+        owners = np.concatenate([[block.specimen] * len(block.where) for block in blocks])
+        for row in manifest.specimens:
             if row.split == split:
-                assert (where[:, 0] == index).sum() == row.patches
-    shards.verify()
+                numbers = manifest.patch_numbers(split)[row.name]
+                np.testing.assert_array_equal(numbers, np.flatnonzero(owners == row.name))
+                assert len(numbers) == row.patches
+    shards.check_sums()
 
 
 def test_records_are_mapped_not_copied_and_read_only(shard_folder):
@@ -153,7 +171,7 @@ def test_records_are_mapped_not_copied_and_read_only(shard_folder):
     assert (block.source.dtype, block.where.dtype) == (np.uint16, np.int32)
     assert not block.source.flags.owndata
     with pytest.raises(ValueError, match="read-only"):
-        block.source[0, 0, 0] = 1
+        block.source[0, 0, 0, 0] = 1
 
 
 # WebDataset leaves its last shard open.
@@ -165,8 +183,9 @@ def test_webdataset_reads_the_shards_as_documented(shard_folder):
     dataset = webdataset.WebDataset(str(shards.path(record)), shardshuffle=False).decode()
     samples = list(dataset)
     blocks = shards.read(record)
+    (span,) = record.spans
     assert [sample["__key__"] for sample in samples] == [
-        f"train-000000-{number:04d}" for number in range(len(blocks))
+        f"{span.specimen}-{number:06d}" for number in range(len(blocks))
     ]
     for sample, block in zip(samples, blocks, strict=True):
         for name in ("source", "target", "where"):
@@ -183,7 +202,20 @@ def test_no_shard_set_is_refused(tmp_path, refused):
 
 def test_a_missing_shard_is_refused(copied, refused):
     (copied / "val" / "val-000001.tar").unlink()
-    with refused("val-000001.tar", "shard is missing", "Shard the cohort again"):
+    with refused("val-000001.tar", "there is no such file", "copy the file again"):
+        ShardSet(copied)
+    shards = ShardSet(copied, check_sizes=False)
+    with refused("val-000001.tar", "there is no such file", "copy the file again"):
+        shards.read(shards.shards("val")[1])
+
+
+def test_an_unfinished_shard_set_is_refused(copied, refused):
+    (copied / "manifest.json").unlink()
+    with refused(copied / "manifest.json", "no shard set here", "Run distsynth shard"):
+        ShardSet(copied)
+    (copied / "parts" / "specimens").mkdir(parents=True)
+    (copied / "parts" / "specimens" / "x.json").touch()
+    with refused(copied / "manifest.json", "not finished", "the same distsynth shard again"):
         ShardSet(copied)
 
 
@@ -205,7 +237,7 @@ def test_a_shard_cut_short_is_refused(copied, refused, where):
     # Even where the size were not told, the records are counted.
     forge(copied, lambda manifest: manifest["shards"][0].update(bytes=sides[where]))
     shards = ShardSet(copied)
-    with refused(path, "must hold 48 patches, found 32|not a shard of this format", "again"):
+    with refused(path, "must hold these patches .* 40.*32|not a shard of this format", "again"):
         shards.read(shards.manifest.shards[0])
 
 
@@ -215,10 +247,10 @@ def test_a_flipped_byte_is_found_by_verifying(copied, refused):
     content[3000] ^= 1
     path.write_bytes(content)
     shards = ShardSet(copied)
-    shards.verify("train", "test")
+    shards.check_sums("train", "test")
     for splits in ((), ("val",)):
         with refused(path, "checksum is not the manifest's", "Copy it again or shard"):
-            shards.verify(*splits)
+            shards.check_sums(*splits)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +259,15 @@ def test_a_flipped_byte_is_found_by_verifying(copied, refused):
         (lambda members: members[1:], "a record lacks one of its arrays"),
         (lambda members: [*members, ("a.mask.npy", b"")], "unknown member a.mask.npy"),
         (lambda members: [*members, ("../../evil.sh", b"")], "unknown member"),
-        (lambda members: members[3:], "must hold 48 patches, found 32"),
+        (lambda members: members[3:], "must hold these patches of each specimen: .* 40.*, found"),
+        (
+            lambda members: [
+                (name.replace("phantom-0", "somebody-"), content) for name, content in members
+            ],
+            "must hold these patches of each specimen: .* found .*somebody-",
+        ),
     ],
-    ids=["array-missing", "unknown-array", "traversal", "record-missing"],
+    ids=["array-missing", "unknown-array", "traversal", "record-missing", "another-specimen"],
 )
 def test_shards_that_break_the_schema_are_refused(copied, refused, change, rule):
     rewrite(copied, change)
@@ -238,20 +276,23 @@ def test_shards_that_break_the_schema_are_refused(copied, refused, change, rule)
         shards.read(shards.manifest.shards[0])
 
 
-WHERE = np.zeros((16, 5), np.int32)
+WHERE = np.zeros((16, 4), np.int32)
 PATCHES = np.zeros((16, 16, 16), np.uint16)
+SOURCES = PATCHES[:, None]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "rule"),
     [
-        ("where", npy(WHERE + 99), "a specimen outside the split train"),
-        ("where", npy(WHERE - 1), "a specimen outside the split train"),
-        ("where", npy(WHERE.astype(np.int64)), "int32 of 5 columns"),
-        ("where", npy(WHERE[:, :4]), "int32 of 5 columns"),
-        ("where", npy(np.int32(3)), "int32 of 5 columns"),
-        ("where", npy(WHERE[:15]), r"shape \(16, 16, 16\), not \(15, 16, 16\)"),
-        ("source", npy(PATCHES[:, :15]), r"shape \(16, 15, 16\), not"),
+        ("where", npy(WHERE.astype(np.int64)), "int32 of 4 columns"),
+        ("where", npy(np.zeros((16, 5), np.int32)), "int32 of 4 columns"),
+        ("where", npy(np.int32(3)), "int32 of 4 columns"),
+        ("where", npy(WHERE[:15]), r"\(16, 16, 16\), not \(15, 1, 16, 16\) and \(15, 16, 16\)"),
+        ("source", npy(SOURCES[..., :15]), r"shapes \(16, 1, 16, 15\) and .*, not"),
+        ("source", npy(PATCHES), r"shapes \(16, 16, 16\) and .*, not \(16, 1, 16, 16\)"),
+        ("source", npy(np.repeat(SOURCES, 3, 1)), r"shapes \(16, 3, 16, 16\) and"),
+        ("source", npy(SOURCES.astype(np.int16)), "must be uint16"),
+        ("target", npy(SOURCES), r"and \(16, 1, 16, 16\), not"),
         ("target", npy(PATCHES.astype(np.float32)), "must be uint16"),
         ("target", npy(PATCHES.astype(object)), "not a plain array"),
         ("target", npy(np.asfortranarray(PATCHES)), "not a plain array"),
@@ -261,14 +302,20 @@ PATCHES = np.zeros((16, 16, 16), np.uint16)
     ],
 )
 def test_arrays_that_break_the_schema_are_refused(copied, refused, name, content, rule):
-    member = f"train-000000-0000.{name}.npy"
-    rewrite(
-        copied,
-        lambda members: [(key, content if key == member else old) for key, old in members],
-    )
+    def change(members):
+        first = members[0][0].partition(".")[0]
+        member = f"{first}.{name}.npy"
+        assert member in dict(members)
+        return [(key, content if key == member else old) for key, old in members]
+
+    rewrite(copied, change)
     shards = ShardSet(copied)
     with refused("train-000000.tar", rule, "Shard the cohort again"):
         shards.read(shards.manifest.shards[0])
+
+
+def _first(manifest, split):
+    return next(row for row in manifest["specimens"] if row["split"] == split)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +325,14 @@ def test_arrays_that_break_the_schema_are_refused(copied, refused, name, content
         (lambda m: m["shards"][0].update(name="/etc/passwd"), "can have: '/etc/passwd'"),
         (lambda m: m["shards"][0].update(name="test/test-000000.tar"), "shard of train can have"),
         (lambda m: m["specimens"][0].update(name="../../x"), "specimen can have: '../../x'"),
-        (lambda m: m.update(version=2), "version: "),
+        (lambda m: m.update(version=1), "version: "),
+        (lambda m: m["specimens"][0].update(patches=39), "states 39 patches, its shards 512"),
+        (lambda m: m["shards"][0].update(patches=39), "000.tar states 39 patches, its spans oth"),
+        (lambda m: m["shards"][0]["spans"][0].update(specimen="x"), "holds a specimen .*: 'x'"),
+        (lambda m: m["specimens"].append(m["specimens"][0]), "a specimen stands twice"),
+        (lambda m: _first(m, "train").update(split="val"), ".*, which is a val specimen"),
+        (lambda m: m["shards"][0].update(split="val"), "shard of val can have: 'train/train-0"),
+        (lambda m: m["shards"].pop(), "patches, its shards"),
         (lambda m: m.update(extra=1), "extra: "),
         (lambda m: m["config"].update(strde=1), "config.strde: "),
         (lambda m: m["config"].update(stride=0), "config: .*stride must be >= 1"),
@@ -319,7 +373,7 @@ def test_masks_are_checked_when_read(copied, refused):
     shards = ShardSet(copied)
     specimen = next(row for row in shards.manifest.specimens if row.split == "val")
     assert shards.mask(specimen).shape == specimen.shape
-    path = copied / "masks" / f"{specimen.name}.npy"
+    path = copied / mask_name(specimen.name, specimen.mask_sha256)
     content = bytearray(path.read_bytes())
     content[-500] ^= 1
     path.write_bytes(content)
