@@ -154,13 +154,14 @@ def shrunken(volume: Volume, size_mm: float, max_voxels: int, scale: bool = True
         max_voxels: Blocks grow until there are no more.
         scale: Clip to the 0.1 and 99.9 percentiles and map to [0, 1].
     """
+    largest = [max(1, size // LEAST_VOXELS) for size in volume.shape]
     while True:
         blocks = [
-            max(1, min(round(size_mm / side), size // LEAST_VOXELS))
-            for side, size in zip(volume.spacing_mm, volume.shape, strict=True)
+            max(1, min(round(size_mm / side), most))
+            for side, most in zip(volume.spacing_mm, largest, strict=True)
         ]
         sizes = [size // block for size, block in zip(volume.shape, blocks, strict=True)]
-        if np.prod(sizes) <= max_voxels:
+        if np.prod(sizes) <= max_voxels or blocks == largest:
             break
         size_mm *= 1.26
     kept = volume.data[tuple(slice(n * k) for n, k in zip(sizes, blocks, strict=True))]

@@ -41,7 +41,7 @@ def remote(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.fixture
-def remote_shards(server: S3Server, remote: str, shard_folder: Path) -> str:
+def remote_shards(server: S3Server, remote: str, shard_folder: Path) -> str:  # noqa: ARG001
     folder = Folder(server.new_folder())
     for path in sorted(path for path in shard_folder.rglob("*") if path.is_file()):
         folder.write(path.relative_to(shard_folder).as_posix(), path.read_bytes())
@@ -81,7 +81,7 @@ def test_a_run_goes_on_from_the_bucket_on_another_machine(remote, shard_folder, 
     class LostError(Exception):
         pass
 
-    def lose(report: EpochReport) -> None:
+    def lose(_: EpochReport) -> None:
         raise LostError
 
     config = tiny_config(shard_folder, {"train.epochs": 3})
@@ -137,7 +137,7 @@ def test_a_model_on_a_bucket_predicts(remote, shard_folder):
 
 
 def test_a_missing_checkpoint_is_named(remote):
-    with pytest.raises(DataError, match="best.pt") as caught:
+    with pytest.raises(DataError, match=r"best\.pt") as caught:
         load_predictor(f"{remote}/nothing")
     assert remote in caught.value.where
 
