@@ -183,7 +183,7 @@ def measure_memory(cohort: Path, count: int) -> None:
 
 def main() -> None:
     """Print the three tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--specimens", type=int, default=12, help="of the largest cohort")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--measure-memory", nargs=2, help=argparse.SUPPRESS)

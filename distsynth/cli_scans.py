@@ -105,7 +105,6 @@ def prepare(args: Sequence[str]) -> None:
 def correct(args: Sequence[str]) -> None:
     """remove the bias field of one volume"""
     from sharding.correct import CorrectConfig, correct_bias
-
     from sharding.preprocess import read_mask
     from sharding.volume import read_volume, write_volume
 
