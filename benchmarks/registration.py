@@ -85,7 +85,7 @@ def known_motion(data: Path | None) -> None:
                 print(f"| {label} | {cells} | {seconds:.0f} |", flush=True)
 
 
-def moved_pairs(data: Path) -> None:
+def moved_pairs(data: Path, backends: list[str]) -> None:
     """How far alignment differs with and without an extra rigid motion of the source."""
     print("| pair | backend | displaced, mean mm | residual: mean mm | 95 % | largest | seconds |")
     print("|---|---|---|---|---|---|---|")
@@ -97,7 +97,7 @@ def moved_pairs(data: Path) -> None:
         moved = replace(source, affine=np.linalg.inv(motion) @ source.affine)
         points = apply_affine(target.affine, np.argwhere(inside)[::500])
         shift = np.linalg.norm(apply_affine(np.linalg.inv(motion), points) - points, axis=1)
-        for config in (RegisterConfig(), RegisterConfig(backend="greedy")):
+        for config in (row for row in BACKENDS[::2] if row.backend in backends):
             plain = register_affine(source, target, config, inside)
             start = time.perf_counter()
             found = register_affine(moved, target, config, inside)
@@ -149,13 +149,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("table", choices=("landmarks", "pairs", "bias"))
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--backends", nargs="+", default=["simpleitk", "greedy"])
     given = parser.parse_args()
     if given.table == "landmarks":
         known_motion(given.data)
     elif given.data is None:
         parser.error(f"{given.table} needs --data")
     elif given.table == "pairs":
-        moved_pairs(given.data)
+        moved_pairs(given.data, given.backends)
     else:
         known_bias(given.data)
 

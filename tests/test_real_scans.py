@@ -108,6 +108,6 @@ def test_a_prediction_lies_on_the_target(
 def test_two_real_acquisitions_make_shards(real_pairs: Path, tmp_path: Path) -> None:
     specimens = read_cohort(real_pairs)[:3]
     config = ShardConfig(patches_per_specimen=20, val_slices=1, stride=64)
-    manifest = write_shards(specimens, tmp_path / "shards", config, workers=1)
+    manifest = write_shards(specimens, tmp_path / "shards", config, workers=1).manifest
     assert [row.overlap > 0.8 for row in manifest.specimens] == [True] * 3
     shutil.rmtree(tmp_path / "shards")
