@@ -1,5 +1,10 @@
 """What to search: one module a space, each a function that returns a dict.
 
-A space maps dotted fields of RunConfig to Ray Tune domains; `with_overrides(preset, point)` turns
-a sampled point into a configuration. Spaces compose by merging their dicts.
+A space maps dotted fields of RunConfig to Ray Tune domains; a point of it maps the same fields to
+plain values. A bare `generator` or `discriminator` names a whole network of the paper; dotted
+fields below it are applied on top. Spaces compose by merging their dicts; where two speak of one
+field, the later wins.
+
+Nothing is imported here, because Ray Tune takes seconds: `tune_spaces.named` finds spaces by name
+or file, `tune_spaces.plain` writes them as YAML and JSON.
 """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ray import tune
 
+from tune_spaces.domains import Space
 
-def learning_rates() -> dict[str, Any]:
+
+def learning_rates() -> Space:
     """A decade beyond the paper's smallest and largest values, on a logarithmic scale."""
     return {
         "optim.lr_generator": tune.loguniform(5e-6, 2e-2),

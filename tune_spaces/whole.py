@@ -1,0 +1,17 @@
+"""Everything at once."""
+
+from __future__ import annotations
+
+from tune_spaces.architectures import architectures
+from tune_spaces.domains import Space
+from tune_spaces.learning_rates import learning_rates
+from tune_spaces.loss_weights import loss_weights
+
+
+def whole(perceptual: bool = False) -> Space:
+    """Loss weights, learning rates and architectures.
+
+    Args:
+        perceptual: Search lambda 4 too; it needs VGG16 weights.
+    """
+    return {**loss_weights(perceptual), **learning_rates(), **architectures()}
