@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import random
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,36 @@ from pydantic import TypeAdapter
 
 from distsynth.config import ConfigError, RunConfig, dotted_fields, from_dict, to_dict
 from sharding.atomic import atomic_path
-from sharding.cohort import Split
+from sharding.cohort import Specimen, Split
 from sharding.errors import DataError
-from sharding.preprocess import PreprocessConfig
+from sharding.preprocess import Pair, PreprocessConfig, fingerprint
 from sharding.shards import Manifest
 
 FORMAT_VERSION = 1
-MAY_CHANGE = ("data.shards", "data.workers", "data.cache_gb", "train.device", "loss.vgg_weights")
+MAY_CHANGE = (
+    "data.shards",
+    "data.workers",
+    "data.cache_gb",
+    "data.resident",
+    "train.compile",
+    "train.device",
+    "loss.vgg_weights",
+)
 """Fields that a resumed run may set anew, and tracking.*; train.epochs too if the learning rates
-are constant. All others would change its numbers."""
+are constant. All others would change its numbers by more than rounding."""
+_DIGEST = "sha256:"
+"""No specimen's name starts so: it has no colon."""
 LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
 """Where a run's folder keeps them."""
+
+
+def epoch_checkpoint(epoch: int) -> Path:
+    """Where a run's folder keeps the checkpoint of an epoch, from 1; see train.keep_epochs."""
+    return LAST.with_name(f"epoch-{epoch:05d}.pt")
+
+
+MAY_FORK = ("loss.lambda_", "optim.lr_")
+"""Starts of the fields in which a run may differ from the one that it is forked from."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +58,7 @@ class DataRecord:
         preprocess: How volumes became pairs.
         spacing_mm: Voxel size of the first training target: the grid to predict on.
         orientation: Axis directions of the targets, such as RAS.
-        splits: Specimen name to split.
+        splits: Specimen name to split; of an export, see `anonymous`, digest to split.
         seen_sha256: Fingerprints of every training and validation scan; none may be a test scan.
     """
 
@@ -64,6 +84,39 @@ class DataRecord:
                 digest for row in seen for digest in (row.source_sha256, row.target_sha256)
             ),
         )
+
+    def split_of(self, specimen: str) -> Split:
+        """Where a specimen stands; one that the shards did not hold counts as test."""
+        return self.splits.get(specimen) or self.splits.get(self._digest(specimen), "test")
+
+    def refuse_seen(self, specimen: Specimen, pair: Pair) -> None:
+        """A scan that a model was trained or chosen on shows nothing as a test scan.
+
+        Raises:
+            DataError: If this is one.
+        """
+        for file, volume in ((specimen.source, pair.native_source), (specimen.target, pair.grid)):
+            if fingerprint(volume) in self.seen_sha256:
+                raise DataError(
+                    str(file),
+                    "this scan was seen in training or validation and cannot be a test scan",
+                    "Take the specimen out of the test split",
+                )
+
+    def anonymous(self) -> DataRecord:
+        """The same with a digest in the place of each specimen's name.
+
+        Who knows a name finds its split; names that are hard to guess cannot be read from it.
+        """
+        splits = {
+            name if name.startswith(_DIGEST) else self._digest(name): split
+            for name, split in self.splits.items()
+        }
+        return replace(self, splits=splits)
+
+    def _digest(self, specimen: str) -> str:
+        content = f"{self.manifest_sha256}/{specimen}".encode()
+        return _DIGEST + hashlib.sha256(content).hexdigest()
 
 
 _DATA_RECORD = TypeAdapter(DataRecord)
@@ -188,6 +241,29 @@ def check_same_run(config: RunConfig, checkpoint: Checkpoint, manifest_sha256: s
             f"data.shards must hold the data of the run being resumed: {config.data.shards} has "
             "another fingerprint"
         )
+
+
+def fork(donor: Checkpoint, config: RunConfig, own: Checkpoint | None) -> Checkpoint:
+    """The state in which a run takes over another's networks and optimizers (PBT's exploit).
+
+    Args:
+        donor: Whose networks, position and random states to go on from.
+        config: Of the run; loss weights and learning rates may differ from the donor's.
+        own: What the run had before; its best score and past reports stay its own.
+
+    Raises:
+        ConfigError: If anything else differs.
+    """
+    before = dict(dotted_fields(donor.config))
+    for name, value in dotted_fields(config):
+        free = name in MAY_CHANGE or name.startswith(("tracking.", *MAY_FORK))
+        if not free and before[name] != value:
+            raise ConfigError(f"{name} must be {before[name]} as in the run copied, got {value}")
+    record = {"best_score": float("-inf"), "reports": []} | (own.record if own else {})
+    past = [report for report in record["reports"] if report["epoch"] <= donor.position.epoch]
+    # Sums since the last row are of losses with the donor's weights.
+    record |= {"sums": {}, "summed": 0, "reports": past}
+    return replace(donor, config=config, record=record)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -11,8 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from distsynth.arguments import tell
+from distsynth.cli_dashboard import dashboard
+from distsynth.cli_export import export
 from distsynth.cli_models import evaluate, predict, presets, train
+from distsynth.cli_reports import report
+from distsynth.cli_reproduce import reproduce
 from distsynth.cli_scans import carry_back, correct, phantom, prepare, shard, simulate, verify
+from distsynth.cli_sweeps import sweep
 from sharding.errors import DataError
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -25,8 +30,13 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
         verify,
         presets,
         train,
+        sweep,
+        reproduce,
         predict,
         evaluate,
+        report,
+        export,
+        dashboard,
         correct,
         carry_back,
     )

@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.arguments import Cohort, Out, parse
-from sharding.errors import DataError
+from distsynth.arguments import Cohort, Out, columns, parse, starting_config
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,10 @@ class Stitch:
     """Plain average of overlaps, or weights that fall towards the patch border."""
     axes: tuple[int, ...] | None = None
     """Slicing axes to average over."""
+    method: Literal["auto", "windows", "whole"] | None = None
+    """By windows, or whole slices at once; auto takes these where they give the same."""
+    memory_mb: int | None = None
+    """What the activations of a forward may take."""
 
 
 def presets(args: Sequence[str]) -> None:
@@ -50,13 +53,13 @@ def presets(args: Sequence[str]) -> None:
         print(json.dumps([describe(name) for name in PRESETS], indent=2))
     else:
         rows = [{key: _cell(value) for key, value in describe(name).items()} for name in PRESETS]
-        print(_columns([list(rows[0]), *(list(row.values()) for row in rows)]))
+        print(columns([list(rows[0]), *(list(row.values()) for row in rows)]))
 
 
 def train(args: Sequence[str]) -> None:
     """train a preset or a configuration file"""
-    from distsynth.config import RunConfig, from_json, validate
-    from distsynth.presets import PRESETS, preset
+    from distsynth.config import RunConfig, validate
+    from distsynth.presets import PRESETS
 
     if not args or args[0].startswith("-"):
         names = ", ".join(PRESETS)
@@ -66,12 +69,7 @@ def train(args: Sequence[str]) -> None:
             return
         raise ValueError(f"name a preset or a configuration file\n{usage}")
     name, *rest = args
-    if name.endswith(".json"):
-        if not Path(name).is_file():
-            raise DataError(name, "the configuration does not exist", "Check the path")
-        start = from_json(Path(name).read_text(encoding="utf-8"))
-    else:
-        start = preset(name)
+    start = starting_config(name)
 
     @dataclass(frozen=True)
     class Train:
@@ -107,7 +105,8 @@ def predict(args: Sequence[str]) -> None:
         """
 
         checkpoint: Positional[str]
-        """A checkpoint, or a run's folder for its best one; a path or a URL."""
+        """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
+        a URL."""
         volume: Positional[Path]
         """The source: a NIfTI file."""
         out: Out
@@ -133,8 +132,8 @@ def evaluate(args: Sequence[str]) -> None:
         """Judge checkpoints beside the baselines on stitched volumes."""
 
         checkpoints: Positional[tuple[str, ...]]
-        """Checkpoints or run folders (their best), paths or URLs; rows are named after the run
-        folder."""
+        """Checkpoints, run folders (their best) or exports, paths or URLs; rows are named after the
+        folder of the run or export."""
         cohort: Cohort
         """The cohort that the shards were cut from."""
         out: Out
@@ -180,11 +179,3 @@ def _cell(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {part:g}" for key, part in value.items())
     return "-" if value is None else str(value)
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

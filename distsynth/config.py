@@ -43,6 +43,9 @@ class DataConfig:
     """Shards whose patches are shuffled together; a larger split goes window by window."""
     cache_gb: float = 32.0
     """Disk space for shards fetched from a remote folder, in GB; the least recently used go."""
+    resident: Literal["auto", "never"] = "auto"
+    """Read the training patches once and keep them on the device where they take at most half of a
+    GPU's free memory, or a quarter of a rank's share of the host's. Changes no number."""
 
     @property
     def spatial_dims(self) -> int:
@@ -156,6 +159,15 @@ class TrainConfig:
     """Epochs between stitched validations; the last epoch is always validated."""
     checkpoint_every: int = 0
     """Steps between checkpoints within an epoch; 0 writes one at the end of each epoch only."""
+    keep_epochs: int = 0
+    """Checkpoints of the latest epochs that are kept besides the last and the best one."""
+    objective: Literal["psnr", "ssim_2d", "ssim_global", "mse"] = "psnr"
+    """Stitched validation metric, in the mask, by which the best epoch is chosen."""
+    seam_penalty: float = 0.0
+    """What a seam index of 2 costs, in units of the objective; 1, no seam, costs nothing."""
+    compile: bool = False
+    """Compile the networks by torch.compile, where there is a compiler: changes the rounding. It
+    takes a minute or more at the start, and on a CPU no step was found to be faster."""
     device: Literal["auto", "cpu"] = "auto"
 
 
@@ -173,6 +185,14 @@ class StitchConfig:
     """Plain average of overlaps (the paper), or weights that fall towards the patch border."""
     axes: tuple[int, ...] = (2,)
     """Slicing axes of 2D prediction; several are averaged. Ignored in 3D."""
+    method: Literal["auto", "windows", "whole"] = "auto"
+    """How a volume is predicted. windows: as above. whole: each slice, in 3D the volume, as one.
+    auto: whole where it gives the same as windows within float rounding (a stack of convolutions
+    or a dense network, without instance norm, trimmed by at least as far as it looks), windows
+    elsewhere. There, with a U-Net say, whole is another prediction, without seams."""
+    memory_mb: int = 512
+    """What the activations of a forward may take when predicting. A patch at a time goes through in
+    any case, and a slice that whole cannot cut into tiles without changing it."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +206,8 @@ class TrackingConfig:
     project: str = "distsynth"
     entity: str | None = None
     group: str | None = None
+    name: str | None = None
+    """Of the W&B run; None takes that of the run's folder."""
     samples: int = 4
     """Patches shown each epoch: source, synthetic, target, difference."""
 
@@ -355,12 +377,15 @@ def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str, Any]]:
     for name in ("epochs", "batch_size", "accumulation", "log_every", "validate_every"):
         yield at_least(f"train.{name}", getattr(train, name), 1)
     yield at_least("train.checkpoint_every", train.checkpoint_every, 0)
+    yield at_least("train.keep_epochs", train.keep_epochs, 0)
+    yield at_least("train.seam_penalty", train.seam_penalty, 0)
     yield at_least("train.seed", train.seed, 0)
     whole = train.batch_size % train.accumulation == 0
     yield "train.accumulation", whole, "a divisor of train.batch_size", train.accumulation
 
     yield at_least("stitch.stride", stitch.stride, 1)
     yield at_least("stitch.trim", stitch.trim, 0)
+    yield at_least("stitch.memory_mb", stitch.memory_mb, 1)
     kept = min(sides) - 2 * stitch.trim
     yield "stitch.trim", kept >= stitch.stride, "small enough that patches meet", stitch.trim
     axes = stitch.axes
@@ -378,8 +403,14 @@ def _kernel_count(network: GeneratorConfig | DiscriminatorConfig) -> int:
     return layers[network.family]
 
 
+def first_complaint(error: ValidationError) -> str:
+    """Pydantic's first complaint: the dotted field, and what is wrong with it."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 def _explain(error: ValidationError) -> str:
-    """Pydantic's first complaint, as one line that starts with the dotted field."""
+    """Pydantic's first complaint, with the value, or the field that was perhaps meant."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "unexpected_keyword_argument":
@@ -388,4 +419,4 @@ def _explain(error: ValidationError) -> str:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{name} is not a field of the configuration{hint}"
-    return f"{name}: {first['msg']}, got {first.get('input')!r}"
+    return f"{first_complaint(error)}, got {first.get('input')!r}"

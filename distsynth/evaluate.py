@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsynth.baselines import Baseline, Cubic, Identity, fitted_baselines
-from distsynth.config import ConfigError, RunConfig
+from distsynth.checkpoint import DataRecord
+from distsynth.config import ConfigError
 from distsynth.figures import central_slice, comparison_figure, curves_figure, figure_png
 from distsynth.metrics import consistency_error, seam_index, volume_metrics
 from distsynth.predict import Predictor
@@ -20,8 +21,7 @@ from distsynth.tables import results_table, table_csv, table_json, table_text
 from distsynth.tracking import METRICS_FILE, public_config, read_rows
 from sharding.atomic import atomic_write
 from sharding.cohort import Specimen, Split
-from sharding.errors import DataError
-from sharding.preprocess import Pair, PreprocessConfig, fingerprint, prepare_pair
+from sharding.preprocess import Pair, PreprocessConfig, prepare_pair
 from sharding.progress import progress
 from sharding.volume import write_volume
 
@@ -79,6 +79,8 @@ def evaluate(
     specimens: Sequence[Specimen],
     split: Split = "test",
     volumes: Path | None = None,
+    baselines: Sequence[Baseline] | None = None,
+    data: DataRecord | None = None,
 ) -> Evaluation:
     """Judge models beside the baselines.
 
@@ -92,6 +94,8 @@ def evaluate(
         split: Which specimens to judge, by the split of the shards; a specimen that the shards
             did not hold counts as test.
         volumes: Folder to write every model's synthetic volumes to, in the source's units.
+        baselines: What else to judge; None fits the usual ones.
+        data: What shards were cut from; None takes that of the models.
 
     Returns:
         Every number, and slices for pictures.
@@ -100,20 +104,20 @@ def evaluate(
         ConfigError: If the models were trained on different data, or no specimen is in the split.
         DataError: If a test specimen's scan was seen in training, or a file is bad.
     """
-    first = next(iter(predictors.values())).checkpoint.data
+    first = data or next(iter(predictors.values())).checkpoint.data
     for name, predictor in predictors.items():
-        if predictor.checkpoint.data != first:
+        if predictor.checkpoint.data.anonymous() != first.anonymous():
             raise ConfigError(f"{name} was trained on other shards: judge it by itself")
     groups: dict[str, list[Specimen]] = {"train": [], "val": [], "test": []}
     for specimen in specimens:
-        groups[first.splits.get(specimen.name, "test")].append(specimen)
+        groups[first.split_of(specimen.name)].append(specimen)
     judged = groups[split]
     if not judged:
         raise ConfigError(f"the cohort has no specimen in the split {split}")
-    if not groups["train"]:
-        raise ConfigError("the cohort has no training specimen to fit the baselines on")
-
-    baselines = _baselines(groups["train"], first.preprocess)
+    if baselines is None:
+        if not groups["train"]:
+            raise ConfigError("the cohort has no training specimen to fit the baselines on")
+        baselines = usual_baselines(groups["train"], first.preprocess)
     for baseline in baselines:
         if baseline.name in predictors:
             raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
@@ -121,12 +125,13 @@ def evaluate(
     for specimen in judged:
         pair = prepare_pair(specimen, first.preprocess)
         if split == "test":
-            _refuse_leak(specimen, pair, first.seen_sha256)
+            first.refuse_seen(specimen, pair)
         _judge(evaluation, pair, baselines, predictors, volumes)
     return evaluation
 
 
-def _baselines(training: Sequence[Specimen], config: PreprocessConfig) -> list[Baseline]:
+def usual_baselines(training: Sequence[Specimen], config: PreprocessConfig) -> list[Baseline]:
+    """Identity, cubic, and what is fitted on training specimens."""
     pairs = (prepare_pair(specimen, config) for specimen in training)
     fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)))
     return [Identity(), Cubic(), *fitted]
@@ -189,17 +194,6 @@ def _predictions(
             locations, pair.grid.shape, config.data.patch_size, config.stitch.trim
         )
         yield name, synthetic, list(borders)
-
-
-def _refuse_leak(specimen: Specimen, pair: Pair, seen: Sequence[str]) -> None:
-    """A scan that a model was trained or chosen on cannot judge it."""
-    for file, volume in ((specimen.source, pair.native_source), (specimen.target, pair.grid)):
-        if fingerprint(volume) in seen:
-            raise DataError(
-                str(file),
-                "this scan was seen in training or validation and cannot be a test scan",
-                "Take the specimen out of the test split",
-            )
 
 
 def write_evaluation(
@@ -267,9 +261,7 @@ def write_evaluation(
 def _judged(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> dict[str, str]:
     """What was judged and how, for the head of the report."""
     data = next(iter(predictors.values())).checkpoint.data
-    stitching = {
-        name: _stitching(predictor.checkpoint.config) for name, predictor in predictors.items()
-    }
+    stitching = {name: _stitching(predictor) for name, predictor in predictors.items()}
     return {
         "split": f"{evaluation.split}: {', '.join(evaluation.specimens)}",
         "intensities": "standardised by the target's own clip, mean and deviation",
@@ -284,9 +276,13 @@ def _judged(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> dict
     }
 
 
-def _stitching(config: RunConfig) -> str:
+def _stitching(predictor: Predictor) -> str:
     """How a model's patches become a volume, in words."""
+    config = predictor.checkpoint.config
     size, stitch = config.data.patch_size, config.stitch
+    if predictor.whole and not predictor.exact:
+        axes = ", ".join(map(str, stitch.axes))
+        return f"whole slices along axes {axes}" if len(size) == 2 else "the whole volume at once"
     cut = f"{'x'.join(map(str, size))} patches, stride {stitch.stride}, trim {stitch.trim}"
     if len(size) == 2:
         cut += f", slices along axes {', '.join(map(str, stitch.axes))}"

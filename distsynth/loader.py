@@ -5,42 +5,28 @@ split a seed and epoch, cut into global batches, of which each rank takes its sh
 has the same number of batches, no patch is read twice in an epoch, what does not fill a global
 batch is left out (other patches each epoch), and the global batches are the same for any number
 of ranks, workers and shards read at once. Workers only fetch what the plan says.
+
+Where the training split fits into the memory of the device (see distsynth.memory) it is read once,
+shard after shard, and every batch is then a selection of rows there: the same patches in the same
+order. Where it does not, batches are read from the mapped shards as they are needed.
 """
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections import OrderedDict
+import multiprocessing
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from distsynth.config import ConfigError, DataConfig
+from distsynth.memory import keepable_bytes
+from distsynth.stored import CPU, Batch, PatchDataset, ResidentPatches
 from sharding.cohort import Split
-from sharding.shards import QUANTUM, Block, Manifest, ShardSet
-
-OPEN_SHARDS = 128
-"""Shards that one process keeps mapped: far below the usual limit of open files."""
-
-
-class Batch(NamedTuple):
-    """Patches as stored.
-
-    Attributes:
-        source: uint16, shape (n, channels, *patch_size).
-        target: uint16, shape (n, 1, *patch_size).
-        where: int32, shape (n, 5): specimen index in the manifest, axis, corner.
-    """
-
-    source: Tensor
-    target: Tensor
-    where: Tensor
+from sharding.shards import QUANTUM, Manifest, ShardSet
 
 
 def epoch_order(
@@ -103,59 +89,17 @@ def exact_plan(count: int, batch_size: int, rank: int, ranks: int) -> list[NDArr
     return [own[low : low + batch_size] for low in range(0, len(own), batch_size)]
 
 
-class PatchDataset(Dataset[Batch]):
-    """The patches of a split; an index is an array of patch numbers and gives a whole batch."""
-
-    def __init__(self, shards: ShardSet, split: Split) -> None:
-        self.shards = shards
-        self.records = shards.shards(split)
-        self.starts = np.concatenate([[0], np.cumsum([shard.patches for shard in self.records])])
-        self._numbers = {row.name: index for index, row in enumerate(shards.manifest.specimens)}
-        self._mapped: OrderedDict[int, _Mapped] = OrderedDict()
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getstate__(self) -> dict[str, object]:
-        # Mapped files stay behind; a worker process maps its own.
-        return {**self.__dict__, "_mapped": OrderedDict()}
-
-    def __getitem__(self, index: NDArray[np.int64]) -> Batch:
-        config = self.shards.manifest.config
-        source = np.empty((len(index), config.channels, *config.patch_size), np.uint16)
-        target = np.empty((len(index), 1, *config.patch_size), np.uint16)
-        where = np.empty((len(index), 5), np.int32)
-        shards = np.searchsorted(self.starts, index, side="right") - 1
-        for row, (patch, shard) in enumerate(zip(index.tolist(), shards.tolist(), strict=True)):
-            block, offset = self._locate(shard, patch - int(self.starts[shard]))
-            source[row] = block.source[offset]
-            target[row, 0] = block.target[offset]
-            where[row, 0] = self._numbers[block.specimen]
-            where[row, 1:] = block.where[offset]
-        return Batch(*(torch.from_numpy(array) for array in (source, target, where)))
-
-    def _locate(self, shard: int, offset: int) -> tuple[Block, int]:
-        mapped = self._mapped.get(shard)
-        if mapped is None:
-            blocks = self.shards.read(self.records[shard])
-            ends = list(itertools.accumulate(len(block.where) for block in blocks))
-            mapped = self._mapped[shard] = _Mapped(blocks, ends)
-            if len(self._mapped) > OPEN_SHARDS:
-                self._mapped.popitem(last=False)
-        number = bisect.bisect_right(mapped.ends, offset)
-        block = mapped.blocks[number]
-        return block, offset - (mapped.ends[number] - len(block.where))
-
-
-class _Mapped(NamedTuple):
-    """A shard's records, and how many patches lie in each and those before it."""
-
-    blocks: list[Block]
-    ends: list[int]
-
-
 class TrainingBatches:
     """The training split, epoch by epoch, for one rank.
+
+    A split that fits is read into the memory of the device at the start of the first epoch, and
+    stays there. It fits if it takes no more than `keepable_bytes`: half of a GPU's free memory, or
+    a quarter of a rank's share of what its host has available. Every rank keeps the whole split,
+    for each epoch gives it other patches.
+
+    Attributes:
+        steps: Batches an epoch.
+        resident: Whether the split is kept in memory; its batches then lie on the device.
 
     Raises:
         ConfigError: If the ranks do not divide the batch, or a batch needs more than there is.
@@ -169,9 +113,9 @@ class TrainingBatches:
         seed: int,
         rank: int = 0,
         ranks: int = 1,
-        pin_memory: bool = False,
+        device: torch.device = CPU,
     ) -> None:
-        dataset = PatchDataset(shards, "train")
+        self._dataset = dataset = PatchDataset(shards, "train")
         if batch_size % ranks:
             raise ConfigError(
                 f"train.batch_size must be divisible by the {ranks} ranks, got {batch_size}"
@@ -188,13 +132,22 @@ class TrainingBatches:
         self._batch_size, self._seed, self._rank, self._ranks = batch_size, seed, rank, ranks
         self.steps = len(dataset) // batch_size
         self._plan: list[NDArray[np.int64]] = []
-        self._loader = _loader(dataset, self._plan, config.workers, pin_memory, persistent=True)
+        pinned = device.type == "cuda"
+        self._loader = _loader(dataset, self._plan, config.workers, pinned, persistent=True)
+        self._device = device
+        self.resident = config.resident == "auto" and dataset.bytes <= keepable_bytes(device, ranks)
+        self._patches: ResidentPatches | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's batches of an epoch, from step `start` on; skipping costs nothing."""
         order = epoch_order(self._counts, self._seed, epoch, self._window)
-        plan = training_plan(order, self._batch_size, self._rank, self._ranks)
-        self._plan[:] = list(plan[start:])
+        plan = training_plan(order, self._batch_size, self._rank, self._ranks)[start:]
+        if self.resident:
+            if self._patches is None:
+                self._patches = ResidentPatches(self._dataset, self._device)
+            yield from self._patches.batches(plan)
+            return
+        self._plan[:] = list(plan)
         yield from self._loader
 
 
@@ -216,25 +169,26 @@ class Standardiser:
     """Stored intensities to standardised ones, on the device (section 5.2)."""
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
-        def column(which: str, value: str) -> Tensor:
-            values = [getattr(getattr(row, which), value) for row in manifest.specimens]
+        def table(which: str) -> Tensor:
+            transforms = [getattr(row, which) for row in manifest.specimens]
+            values = [[each.mean for each in transforms], [each.std for each in transforms]]
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         self._device = device
-        self._mean = {which: column(which, "mean") for which in ("source", "target")}
-        self._std = {which: column(which, "std") for which in ("source", "target")}
+        self._source, self._target = table("source"), table("target")
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Source and target as float32, zero mean and unit variance; shapes as in Batch."""
         specimen = batch.where[:, 0].to(self._device, torch.int64, non_blocking=True)
-        shape = (-1,) + (1,) * (batch.source.dim() - 1)
+        shape = (2, -1) + (1,) * (batch.source.dim() - 1)
 
-        def standardise(patches: Tensor, which: str) -> Tensor:
-            scaled = patches.to(self._device, non_blocking=True).to(torch.float32) / QUANTUM
-            mean, std = self._mean[which][specimen], self._std[which][specimen]
-            return (scaled - mean.view(shape)) / std.view(shape)
+        def standardise(patches: Tensor, table: Tensor) -> Tensor:
+            mean, std = table[:, specimen].view(shape)
+            scaled = patches.to(self._device, non_blocking=True).to(torch.float32)
+            # In place: for a small batch, memory to write to costs more than the arithmetic.
+            return scaled.div_(QUANTUM).sub_(mean).div_(std)
 
-        return standardise(batch.source, "source"), standardise(batch.target, "target")
+        return standardise(batch.source, self._source), standardise(batch.target, self._target)
 
 
 def _check_cache(shards: ShardSet, dataset: PatchDataset, config: DataConfig) -> None:
@@ -256,11 +210,18 @@ def _loader(
     pin_memory: bool,
     persistent: bool = False,
 ) -> DataLoader[Batch]:
+    context = None
+    if workers:
+        # A process of its own forks them, which has no threads: a fork of one that has, W&B's or a
+        # storage's, may wait for ever for a lock that a thread held.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([PatchDataset.__module__])
     return DataLoader(
         dataset,
         sampler=plan,  # type: ignore[arg-type]
         batch_size=None,
         num_workers=workers,
+        multiprocessing_context=context,
         persistent_workers=persistent and workers > 0,
         pin_memory=pin_memory,
         # One of its own, so that iterating does not draw from the global random state.

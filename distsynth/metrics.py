@@ -228,6 +228,17 @@ def consistency_error(degraded: Volume, source: Volume, mask: Mask | None = None
     Raises:
         ValueError: Also if the source is constant in the mask.
     """
+    residual = consistency_residual(degraded, source, mask)
+    return float(np.sqrt(np.mean(residual**2)))
+
+
+def consistency_residual(
+    degraded: Volume, source: Volume, mask: Mask | None = None
+) -> NDArray[np.float64]:
+    """What consistency_error sums up: of each voxel of the mask, in their order, what is left.
+
+    In standard deviations of the source; arguments and errors as there.
+    """
     a, b = (values.astype(np.float64).ravel() for values in _masked(mask, degraded, source))
     spread = b.std()
     if spread == 0:
@@ -237,8 +248,7 @@ def consistency_error(degraded: Volume, source: Volume, mask: Mask | None = None
     terms = np.polynomial.legendre.legvander(scaled, 3)
     centred = b - b.mean()
     weights = np.linalg.lstsq(terms.T @ terms, terms.T @ centred, rcond=None)[0]
-    residual = centred - terms @ weights
-    return float(np.sqrt(np.mean(residual**2)) / spread)
+    return (centred - terms @ weights) / spread
 
 
 def volume_metrics(

@@ -122,10 +122,15 @@ def _grey_to_colour(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
+def weights_path(weights: str | Path | None) -> Path:
+    """Where the VGG16 weights are looked for; None is this user's torch hub cache."""
+    default = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
+    return default if weights is None else Path(weights).expanduser()
+
+
 def _read_weights(weights: str | Path | None, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """The wanted tensors of a VGG16 file, float32; those of later layers are left."""
-    default = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
-    path = default if weights is None else Path(weights).expanduser()
+    path, default = weights_path(weights), weights_path(None)
     if not path.is_file():
         raise ConfigError(
             f"loss.vgg_weights must be a file with torchvision's VGG16 weights, got {path}, which "

@@ -1,7 +1,9 @@
-"""A volume through a checkpoint: dense patches, stitched (section 5.2)."""
+"""A volume through a checkpoint: dense patches, stitched (section 5.2), or what equals them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,22 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 from distsynth.checkpoint import BEST, Checkpoint, load_checkpoint
 from distsynth.config import ConfigError, with_overrides
-from distsynth.models import build_generator
+from distsynth.exported import COPY_AGAIN, WEIGHTS, is_export, read_export
+from distsynth.models import Generator, build_generator
+from distsynth.planes import Method, forwards, predict_volume
+from distsynth.room import room
 from distsynth.run_folder import local_file
-from distsynth.stitch import Stitcher
+from distsynth.whole import Whole
+from distsynth.windows import Windows, plane_weight
 from sharding.errors import DataError
-from sharding.patches import cut_channels, dense_locations
+from sharding.patches import BLOCK, check_fits, dense_locations, patch_axes
 from sharding.preprocess import place_source
 from sharding.progress import progress
-from sharding.storage import is_remote
+from sharding.storage import Folder, is_remote
 from sharding.volume import Volume, read_volume, write_volume
-
-BATCH = 64
-"""Patches a forward; it changes no number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class Predictor:
     """
 
     checkpoint: Checkpoint
-    generator: nn.Module
+    generator: Generator
     device: torch.device
 
     def stitched(self, **changes: Any) -> Predictor:
@@ -52,7 +55,7 @@ class Predictor:
         return replace(self, checkpoint=replace(self.checkpoint, config=config))
 
     def locations(self, shape: tuple[int, int, int]) -> NDArray[np.int32]:
-        """The dense patches that a prediction is made of."""
+        """The dense patches that a prediction is made of, or equals."""
         stitch = self.checkpoint.config.stitch
         patch_size = self.checkpoint.config.data.patch_size
         try:
@@ -80,45 +83,96 @@ class Predictor:
             ConfigError: If the patches do not fit the volume.
             ValueError: If a voxel is left uncovered.
         """
-        stitch = self.checkpoint.config.stitch
-        data = self.checkpoint.config.data
-        patch_size = data.patch_size
-        x, y, z = source.shape
-        locations = self.locations((x, y, z))
-        stitcher = Stitcher(source.shape, patch_size, stitch.trim, stitch.weights, self.device)
-        starts = range(0, len(locations), BATCH)
-        half = self.checkpoint.config.train.precision == "bf16"
+        config = self.checkpoint.config
+        patch_size, stitch = config.data.patch_size, config.stitch
+        methods = self._methods(source.shape)
+        total = forwards(source.shape, methods)
+        ticks = progress(range(total), title, total, quiet)
+        half = config.train.precision == "bf16"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+        def forward(planes: Tensor) -> Tensor:
+            next(ticks)
+            return self.generator(planes)[:, 0].float()
+
         with torch.inference_mode(), autocast:
-            for start in progress(starts, title, len(starts), quiet):
-                where = locations[start : start + BATCH]
-                patches = cut_channels(source, patch_size, where, data.neighbours)
-                synthetic = self.generator(torch.from_numpy(patches).to(self.device))
-                stitcher.add(synthetic[:, 0].float(), where)
-        return stitcher.volume().cpu().numpy()
+            synthetic = predict_volume(
+                source,
+                methods,
+                config.data.neighbours,
+                forward,
+                self.device,
+                lambda sides: plane_weight(sides, patch_size, stitch),
+            )
+        next(ticks, None)  # the last line of progress
+        return synthetic
+
+    @property
+    def exact(self) -> bool:
+        """Whether whole planes and windows give the same: trimmed by as far as it looks."""
+        reach = self.generator.reach
+        return reach is not None and self.checkpoint.config.stitch.trim >= reach
+
+    @property
+    def whole(self) -> bool:
+        """Whether planes are predicted as a whole, not by windows: see StitchConfig.method."""
+        method = self.checkpoint.config.stitch.method
+        return self.exact if method == "auto" else method == "whole"
+
+    def _methods(self, shape: Sequence[int]) -> dict[int, Method]:
+        """Axis, BLOCK for 3D, to how its planes are predicted.
+
+        Raises:
+            ConfigError: If the patches do not fit the volume.
+        """
+        config, generator = self.checkpoint.config, self.generator
+        data, stitch, patch_size = config.data, config.stitch, config.data.patch_size
+        free = room(config.generator, patch_size, data.channels, stitch.memory_mb, self.device)
+        methods: dict[int, Method] = {}
+        for axis in patch_axes(patch_size, stitch.axes):
+            try:
+                check_fits(shape, patch_size, axis)
+            except ValueError as error:
+                raise ConfigError(f"stitch: {error}") from None
+            count = 1 if axis == BLOCK else shape[axis]
+            sides = tuple(size for dim, size in enumerate(shape) if dim != axis)
+            if self.whole:
+                least = math.prod(patch_size)
+                methods[axis] = Whole(
+                    sides, count, generator.multiple, generator.reach, free, least
+                )
+            else:
+                methods[axis] = Windows(sides, count, patch_size, data.channels, stitch, free)
+        return methods
 
 
 def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
-    """Build the generator of a checkpoint.
+    """Build the generator of a checkpoint or of an export.
 
     Args:
-        path: A checkpoint, or a run's folder for its best one; a path or a URL.
+        path: A checkpoint, a run's folder for its best one, or the folder of an export; a path or
+            a URL.
         device: auto takes a GPU where there is one.
 
     Raises:
-        DataError: If the checkpoint is bad.
+        DataError: If the checkpoint or a file of the export is bad.
     """
-    path = local_file(checkpoint_of(path))
-    checkpoint = load_checkpoint(path)
+    if is_export(path):
+        checkpoint, remedy = read_export(path), COPY_AGAIN
+        path = Folder(path) / WEIGHTS
+    else:
+        path, remedy = local_file(checkpoint_of(path)), "Take another checkpoint"
+        checkpoint = load_checkpoint(path)
     config = checkpoint.config
     data = config.data
-    generator = build_generator(config.generator, data.patch_size, data.channels)
     try:
+        generator = build_generator(config.generator, data.patch_size, data.channels)
         generator.load_state_dict(checkpoint.learners["generator"]["network"])
-    except (KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ConfigError, KeyError, RuntimeError) as error:
+        # Torch's first line names the network, its second what is wrong.
+        reason = str(error).splitlines()[:2][-1].strip()
         raise DataError(
-            path, f"the weights do not fit the configuration ({reason})", "Take another checkpoint"
+            path, f"the weights do not fit the configuration ({reason})", remedy
         ) from error
     name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     chosen = torch.device(name if device == "auto" else device)
@@ -133,7 +187,12 @@ def checkpoint_of(path: str | Path) -> str:
 
 
 def run_dir_of(path: str | Path) -> Path:
-    """The folder of the run that a checkpoint is of; of a remote one only the name is real."""
+    """The folder of the run that a checkpoint is of; of a remote one only the name is real.
+
+    An export is a folder by itself.
+    """
+    if is_export(path):
+        return Path(str(path)) if is_remote(path) else local_file(path).resolve()
     checkpoint = checkpoint_of(path)
     return (Path(checkpoint) if is_remote(path) else Path(checkpoint).resolve()).parent.parent
 

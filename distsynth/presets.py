@@ -39,6 +39,28 @@ DCSRN = GeneratorConfig("dense", (24, 24, 24, 24, 24), (3,))
 SMALL = GeneratorConfig("conv", (32,) * 6, (3,), norm="none", residual=True)
 SMALL_JUDGE = DiscriminatorConfig("conv", (8, 16, 32), (3,), norm="none")
 
+GENERATORS = {
+    "dcgan-1": A,
+    "dcgan-2": C,
+    "dcgan-3": E,
+    "unet": G,
+    "fcn-1": FCN_1,
+    "fcn-2": FCN_2,
+    "dcsrn": DCSRN,
+    "small": SMALL,
+}
+"""Whole generators by the name that a search space gives them."""
+
+DISCRIMINATORS = {
+    "dcgan-1": B,
+    "dcgan-2": D,
+    "dcgan-3": F,
+    "pix2pix": H,
+    "small": SMALL_JUDGE,
+    "none": DiscriminatorConfig(),
+}
+"""Whole discriminators by name, likewise."""
+
 
 def _gan(
     generator: GeneratorConfig,
@@ -90,14 +112,15 @@ PRESETS: dict[str, RunConfig] = {
     "dcsrn-l2":         _cnn(DCSRN, LossConfig(0.0, 1.0, "l2", 0.0, 0.0)),
     "dcsrn-perceptual": _cnn(DCSRN, LossConfig(0.0, 0.0, "l1", 0.0, 1.0)),
 
-    # Predicted along all three axes: each sees what the other two cannot.
+    # Predicted along all three axes: each sees what the other two cannot. Trimmed by as far as the
+    # network looks, so that whole slices take the place of windows; patches of 32 meet at 16.
     "small": RunConfig(
         generator=SMALL,
         discriminator=SMALL_JUDGE,
         loss=LossConfig(0.01, 1.0, "l1", 0.0, 0.0),
         optim=OptimConfig(2e-3, 2e-4, schedule="cosine"),
         train=TrainConfig(epochs=20, batch_size=32),
-        stitch=StitchConfig(trim=4, axes=(0, 1, 2)),
+        stitch=StitchConfig(stride=16, trim=7, axes=(0, 1, 2)),
     ),
 }
 # fmt: on

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distsynth.config import OptimConfig
 from distsynth.losses import GeneratorLoss, discriminator_loss
@@ -49,6 +50,7 @@ class Learner:
     Attributes:
         network: The network as prepared by Accelerate, wrapped for DDP where there are ranks.
         raw: The same network without the wrapper.
+        mixes_batch: Whether what it says of a patch depends on the others of its batch.
     """
 
     def __init__(
@@ -63,8 +65,13 @@ class Learner:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network: nn.Module = accelerator.prepare_model(network)
         self.raw: nn.Module = accelerator.unwrap_model(self.network)
+        self.mixes_batch = any(isinstance(part, _BatchNorm) for part in self.raw.modules())
         self.optimizer = torch.optim.Adam(
-            self.raw.parameters(), lr=learning_rate, betas=(config.beta1, config.beta2)
+            self.raw.parameters(),
+            lr=learning_rate,
+            betas=(config.beta1, config.beta2),
+            # All of a step in one pass over the weights.
+            fused=accelerator.device.type in ("cpu", "cuda"),
         )
         self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
             accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
@@ -102,8 +109,10 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         self.scaler.unscale_(self.optimizer)
-        limit = self._clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.raw.parameters(), limit)
+        gradients = [weight.grad for weight in self.raw.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self._clip:
+            nn.utils.clip_grads_with_norm_(self.raw.parameters(), self._clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -172,8 +181,7 @@ def adversarial_step(
         with torch.set_grad_enabled(whole):
             synthetic = generator.network(source) if whole else generator.raw(source)
         with discriminator.synchronised(last=number == len(micro_batches)):
-            real_logits = discriminator.network(target, source)
-            fake_logits = discriminator.network(synthetic.detach(), source)
+            real_logits, fake_logits = _judge(discriminator, source, target, synthetic.detach())
             judged = discriminator_loss(real_logits, fake_logits)
             discriminator.backward(judged * share)
         _add(totals, {"discriminator": judged}, share)
@@ -198,6 +206,17 @@ def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
     for buffer in network.buffers():
         if buffer.is_floating_point():
             buffer.copy_(accelerator.reduce(buffer, "mean"))  # type: ignore[arg-type]
+
+
+def _judge(
+    discriminator: Learner, source: Tensor, target: Tensor, synthetic: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits of target and synthetic, in one pass unless BatchNorm would mix their statistics."""
+    if discriminator.mixes_batch:
+        return discriminator.network(target, source), discriminator.network(synthetic, source)
+    images, sources = torch.cat((target, synthetic)), torch.cat((source, source))
+    real_logits, fake_logits = discriminator.network(images, sources).chunk(2)
+    return real_logits, fake_logits
 
 
 def _add(totals: Terms, terms: Terms, share: float) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from sharding.patches import BLOCK, extent
 
+Place = tuple[slice, ...]
+
 
 class Stitcher:
     """Averages patches into one volume (section 5.2), trimmed at their borders (section 7.2).
@@ -75,14 +77,11 @@ class Stitcher:
         expected = (len(locations), *self.patch_size)
         if tuple(patches.shape) != expected:
             raise ValueError(f"patches must have shape {expected}, got {tuple(patches.shape)}")
-        lows, highs = _kept(locations, self.shape, self.patch_size, self.trim)
-        values = patches.detach().to(self.total.device, torch.float64)
+        where = places(locations, self.shape, self.patch_size, self.trim)
+        values = patches.detach().to(self.total.device)
         if self._window is not None:
             values = values * self._window
-        rows = zip(values, locations.tolist(), lows.tolist(), highs.tolist(), strict=True)
-        for patch, (axis, *corner), low, high in rows:
-            place = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-            part = tuple(slice(p.start - c, p.stop - c) for p, c in zip(place, corner, strict=True))
+        for patch, axis, (place, part) in zip(values, locations[:, 0], where, strict=True):
             self.total[place] += _with_axis(patch, axis)[part]
             if self._window is None:
                 self.weight[place] += 1
@@ -134,6 +133,38 @@ def smooth_window(patch_size: Sequence[int], trim: int = 0) -> Tensor:
         index = (torch.arange(side, dtype=torch.float64) - trim).clamp(0, kept - 1)
         window = window.unsqueeze(-1) * torch.sin(math.pi * (index + 0.5) / kept) ** 2
     return window
+
+
+def places(
+    locations: NDArray[np.int32], shape: Sequence[int], patch_size: Sequence[int], trim: int = 0
+) -> list[tuple[Place, Place]]:
+    """Where patches count.
+
+    Args:
+        locations: Shape (n, 4): slicing axis and corner of each patch.
+        shape: Volume shape (x, y, z) in voxels.
+        patch_size: Two or three sides in voxels.
+        trim: Voxels cut from each patch side, as in Stitcher.
+
+    Returns:
+        Of each patch: its part of the volume that the trim leaves, and that part within the patch,
+        of one voxel along a slicing axis.
+
+    Raises:
+        ValueError: If a patch leaves the volume, or locations have another shape.
+    """
+    lows, highs = _kept(locations, shape, patch_size, trim)
+    corners = locations[:, 1:]
+    return [
+        (tuple(map(slice, low, high)), tuple(map(slice, first, last)))
+        for low, high, first, last in zip(
+            lows.tolist(),
+            highs.tolist(),
+            (lows - corners).tolist(),
+            (highs - corners).tolist(),
+            strict=True,
+        )
+    ]
 
 
 def border_planes(

@@ -7,10 +7,12 @@ program goes into what W&B would upload.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import secrets
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +21,9 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
-from distsynth.config import RunConfig, to_dict
+from distsynth.config import RunConfig, TrackingConfig, to_dict
 from sharding.atomic import atomic_path, atomic_write
+from sharding.storage import Folder
 
 Volume = NDArray[np.floating[Any]]
 METRICS_FILE = "metrics.jsonl"
@@ -89,27 +92,13 @@ class WandbTracker:
             project=tracking.project,
             entity=tracking.entity,
             group=tracking.group,
-            name=run_dir.resolve().name,
+            name=tracking.name or run_dir.resolve().name,
             id=run_id(run_dir),
             resume="allow" if resumed else None,
             dir=run_dir,
             mode="online" if tracking.mode == "online" else "offline",
             config={**public_config(config), "data_sha256": data_sha256},
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                save_code=False,
-                disable_code=True,
-                disable_git=True,
-                disable_job_creation=True,
-                host="",
-                program="",
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                x_save_requirements=False,
-                # The default of 15 s loses what a killed process logged last.
-                x_transaction_log_flush_interval=0.5,
-            ),
+            settings=_private_settings(),
         )
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
@@ -123,6 +112,98 @@ class WandbTracker:
     def finish(self, failed: bool = False) -> None:
         """Flush and close."""
         self._run.finish(exit_code=int(failed))
+
+
+def _private_settings() -> Any:
+    """Settings of a W&B run that tell nothing of this machine, its user or the program."""
+    import wandb
+
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        save_code=False,
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        host="",
+        program="",
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        # The default of 15 s loses what a killed process logged last.
+        x_transaction_log_flush_interval=0.5,
+    )
+
+
+def log_table(
+    folder: Folder,
+    tracking: TrackingConfig,
+    run_id: str,
+    name: str,
+    group: str,
+    kind: str,
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """A table as a W&B run of its own, its first row as the summary.
+
+    An offline run lies below the folder's `wandb/`, in the place of an earlier one of this id.
+
+    Args:
+        folder: What the table sums up: a path or a URL.
+        tracking: Project and mode; nothing happens if disabled.
+        run_id: Of the W&B run.
+        name: Likewise.
+        group: Likewise.
+        kind: What the table is, such as leaderboard: its key and the run's job type.
+        rows: Column to value; all have the same columns.
+    """
+    if tracking.mode == "disabled" or not rows:
+        return
+    import wandb
+
+    with tempfile.TemporaryDirectory(prefix="distsynth-") as scratch:
+        run = wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            group=group,
+            name=name,
+            id=run_id,
+            job_type=kind,
+            dir=scratch,
+            mode="online" if tracking.mode == "online" else "offline",
+            settings=_private_settings(),
+        )
+        cells: list[Any] = [list(row.values()) for row in rows]
+        names: list[Any] = list(rows[0])
+        shown = wandb.Table(columns=names, data=cells)
+        # A table that is already bound is media of the run alone. W&B would else make an artifact
+        # of it too, whose content lies outside the run's folder, and name that path.
+        shown.bind_to_run(run, kind, 0)
+        run.log({kind: shown}, step=0)
+        run.summary.update({f"best/{column}": value for column, value in rows[0].items()})
+        run.finish()
+        _bring_in(folder, Path(scratch), run_id)
+
+
+def _bring_in(folder: Folder, made: Path, run_id: str) -> None:
+    """Copy an offline run into a folder, then remove those before it: one is always whole."""
+    found = (path for path in (made / "wandb").rglob("*") if not path.is_symlink())
+    files = {path.relative_to(made).as_posix(): path for path in found if path.is_file()}
+    known = [name for name in folder.names("wandb") if f"-{run_id}/" in name]
+    for name, path in sorted(files.items()):
+        folder.write(name, path.read_bytes())
+    for name in known:
+        if name not in files:
+            folder.remove(name)
+            if folder.local is not None:
+                _remove_empty(folder.local / name, folder.local)
+
+
+def _remove_empty(path: Path, top: Path) -> None:
+    """Remove the folders from a path up to `top` that are empty now."""
+    with contextlib.suppress(OSError):
+        for parent in path.relative_to(top).parents:
+            (top / parent).rmdir()
 
 
 class Trackers:
@@ -154,7 +235,31 @@ def start_trackers(
     local = LocalTracker(run_dir, step)
     if config.tracking.mode == "disabled":
         return Trackers(local)
-    return Trackers(local, WandbTracker(run_dir, config, data_sha256, resumed))
+    wandb = WandbTracker(run_dir, config, data_sha256, resumed)
+    if resumed and config.tracking.mode == "offline":
+        _tell_again(wandb, run_dir, step)
+    return Trackers(local, wandb)
+
+
+def _tell_again(tracker: Tracker, run_dir: Path, step: int) -> None:
+    """Give a resumed offline run what was logged before.
+
+    Each part of an offline run is a file of its own, and a process that is killed takes its last
+    half second with it: so told, the last file is whole by itself.
+    """
+    pictures: dict[int, list[Path]] = {}
+    for path in sorted((run_dir / "samples").glob("*.png")):
+        pictures.setdefault(int(path.stem.rpartition("-")[2]), []).append(path)
+    rows = [row for row in read_rows(run_dir / METRICS_FILE) if row["step"] <= step]
+    steps = sorted({row["step"] for row in rows} | {at for at in pictures if at <= step})
+    for at in steps:
+        for row in rows:
+            if row["step"] == at:
+                tracker.log(at, {name: value for name, value in row.items() if name != "step"})
+        for path in pictures.get(at, ()):
+            with Image.open(path) as picture:
+                image = np.asarray(picture.convert("RGB"))
+            tracker.picture(at, path.stem.rpartition("-")[0], image)
 
 
 def run_id(run_dir: Path) -> str:

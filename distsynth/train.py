@@ -7,13 +7,13 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
@@ -25,15 +25,19 @@ from distsynth.checkpoint import (
     DataRecord,
     Position,
     check_same_run,
+    epoch_checkpoint,
     load_checkpoint,
     random_state,
     save_checkpoint,
     set_random_state,
 )
+from distsynth.compiling import compile_networks
 from distsynth.config import ConfigError, RunConfig, to_json, validate
 from distsynth.loader import Batch, PatchDataset, Standardiser, TrainingBatches
 from distsynth.losses import GeneratorLoss
+from distsynth.memory import keep_freed_memory
 from distsynth.models import build_discriminator, build_generator
+from distsynth.objective import score
 from distsynth.perceptual import PerceptualLoss
 from distsynth.run_folder import RunFolder, open_run
 from distsynth.steps import (
@@ -60,25 +64,35 @@ from sharding.shards import ShardSet
 CONFIG_FILE = "config.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, RUN_ID_FILE)
 RUN_FOLDERS = (LAST.parent, "samples", "wandb")
-SCORE = "val/psnr"
-"""What the best checkpoint maximises: stitched PSNR in the mask, mean over specimens."""
+RECORDED = ("epoch", "step", "metrics", "score", "best_score")
+"""Fields of an EpochReport that a checkpoint keeps."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What `on_epoch` gets after each epoch, on the first rank.
+    """How a run stands after an epoch.
 
     Attributes:
         epoch: Epochs done, from 1.
         step: Optimizer steps taken in the run.
         metrics: Stitched validation metrics, empty in an epoch without validation.
-        checkpoint: The checkpoint just written.
+        score: What the best epoch is chosen by, higher being better; NaN without validation.
+        best_score: Of this epoch and all before it.
+        checkpoint: The checkpoint just written; of a past epoch the run's last one.
+        past: Whether the epoch was done before the run was resumed.
     """
 
     epoch: int
     step: int
     metrics: dict[str, float]
+    score: float
+    best_score: float
     checkpoint: Path
+    past: bool = False
+
+    def to_record(self) -> dict[str, Any]:
+        """As plain values, without what depends on where the run lies."""
+        return {name: getattr(self, name) for name in RECORDED}
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,8 @@ class TrainResult:
         run_dir: Its folder.
         best: Checkpoint of the best validation score.
         last: Checkpoint of the last epoch.
-        best_score: The best epoch's stitched PSNR in the mask, in dB at the target's own range.
+        best_score: Of the best epoch, see distsynth.objective; by default its stitched PSNR in the
+            mask, in dB at the target's own range.
     """
 
     run_dir: str | Path
@@ -128,15 +143,51 @@ def train(
         DataError: If the shards or the checkpoint are bad.
         FloatingPointError: If a loss is no longer finite.
     """
+    run = epochs(config, run_dir, resume, overwrite)
+    with contextlib.closing(run):
+        while True:
+            try:
+                report = next(run)
+            except StopIteration as end:
+                return end.value
+            if report.past or not PartialState().is_main_process:
+                continue
+            try:
+                on_epoch(report)
+            except BaseException as error:
+                # Into the loop, so that the run's records tell that it failed.
+                run.throw(error)
+
+
+def epochs(
+    config: RunConfig, run_dir: str | Path, resume: bool = False, overwrite: bool = False
+) -> Generator[EpochReport, None, TrainResult]:
+    """The loop of `train`, an epoch at a time, on every rank.
+
+    Closing the generator ends the run in good order after the epoch that it yielded: its records
+    are complete and it can be resumed.
+
+    Args:
+        config: As for `train`, with the other arguments.
+        run_dir: Likewise.
+        resume: Likewise.
+        overwrite: Likewise.
+
+    Yields:
+        A report of each epoch, its checkpoint written; of a resumed run, first those of the epochs
+        that were done before.
+
+    Returns:
+        What the run leaves.
+    """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(open_run(run_dir))
         run = _Run(validate(config), folder)
         stack.enter_context(run.prepared(resume, overwrite))
+        yield from list(run.reports)
         for epoch in range(run.position.epoch, config.train.epochs):
             run.train_epoch(epoch)
-            report = run.close_epoch(epoch)
-            if run.accelerator.is_main_process:
-                on_epoch(report)
+            yield run.close_epoch(epoch)
     return TrainResult(run_dir, folder.locate(BEST), folder.locate(LAST), run.best_score)
 
 
@@ -149,6 +200,7 @@ class _Run:
         self.accelerator = _accelerator(config)
         self.position = Position()
         self.best_score = float("-inf")
+        self.reports: list[EpochReport] = []
         # Sums of loss terms since the last row, on the device, and how many steps they hold.
         self.sums: Terms = {}
         self.summed = 0
@@ -159,6 +211,8 @@ class _Run:
         accelerator = self.accelerator
         _check_accumulation(config, accelerator.num_processes)
         set_seed(config.train.seed)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.standardise = Standardiser(self.shards.manifest, accelerator.device)
         self.batches = TrainingBatches(
             self.shards,
@@ -167,7 +221,7 @@ class _Run:
             config.train.seed,
             accelerator.process_index,
             accelerator.num_processes,
-            pin_memory=accelerator.device.type == "cuda",
+            accelerator.device,
         )
         self.loss = _build_loss(config, accelerator)
         self.learners = self._build_learners()
@@ -194,6 +248,10 @@ class _Run:
         try:
             yield
             failed = False
+        except GeneratorExit:
+            # Ended from outside between two epochs.
+            failed = False
+            raise
         finally:
             self.trackers.finish(failed)
             if accelerator.is_main_process:
@@ -233,11 +291,19 @@ class _Run:
                 _tell(f"epoch {done}/{config.train.epochs}: " + _summary(metrics))
         self._show_samples()
         self.position = Position(done, 0, self.position.step)
-        if metrics and metrics[SCORE] > self.best_score:
-            self.best_score = metrics[SCORE]
+        found = score(metrics, config.train)
+        better = found > self.best_score
+        if better:
+            self.best_score = found
+        last = self.run_dir / LAST
+        report = EpochReport(done, self.position.step, metrics, found, self.best_score, last)
+        self.reports.append(report)
+        if better:
             self._save(BEST)
+        if config.train.keep_epochs:
+            self._keep_epoch(done)
         self._save(LAST)
-        return EpochReport(done, self.position.step, metrics, self.run_dir / LAST)
+        return report
 
     def _build_learners(self) -> dict[str, Learner]:
         config = self.config
@@ -252,6 +318,9 @@ class _Run:
         if config.adversarial:
             discriminator = build_discriminator(config.discriminator, size, channels)
             learners["discriminator"] = learner(discriminator, config.optim.lr_discriminator)
+        if config.train.compile:
+            networks = (each.raw for each in learners.values())
+            compile_networks(networks, self.accelerator.device)
         return learners
 
     def _step(self, batch: Batch, step: int) -> Terms:
@@ -353,11 +422,20 @@ class _Run:
                     "best_score": self.best_score,
                     "sums": {term: value.cpu() for term, value in self.sums.items()},
                     "summed": self.summed,
+                    "reports": [report.to_record() for report in self.reports],
                 },
             )
             save_checkpoint(self.run_dir / name, checkpoint)
             self.folder.publish()
         self.accelerator.wait_for_everyone()
+
+    def _keep_epoch(self, epoch: int) -> None:
+        """Write the checkpoint of an epoch and remove those that are no longer among the latest."""
+        self._save(epoch_checkpoint(epoch))
+        if self.accelerator.is_main_process:
+            kept = sorted((self.run_dir / LAST.parent).glob("epoch-*.pt"))
+            for path in kept[: -self.config.train.keep_epochs]:
+                path.unlink()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take over the state of an interrupted run."""
@@ -369,6 +447,10 @@ class _Run:
         self.best_score = record["best_score"]
         self.sums = {name: value.to(device) for name, value in record["sums"].items()}
         self.summed = record["summed"]
+        # Runs of older versions kept none.
+        last = self.run_dir / LAST
+        past = record.get("reports", ())
+        self.reports = [EpochReport(**report, checkpoint=last, past=True) for report in past]
         rank = self.accelerator.process_index
         if rank < len(checkpoint.random):
             set_random_state(checkpoint.random[rank], device)

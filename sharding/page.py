@@ -6,6 +6,7 @@ Functions return HTML as str; each escapes the text that it is given.
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -57,15 +58,38 @@ pre { background: #f5f6f8; padding: 0.9rem 1.1rem; overflow-x: auto; font-size: 
 """
 
 
-def html_page(title: str, *sections: str) -> str:
-    """A document of sections, each already HTML."""
+def html_page(title: str, *sections: str, script: str = "", style: str = "") -> str:
+    """A document of sections, each already HTML.
+
+    Args:
+        title: Plain text.
+        sections: In order.
+        script: JavaScript of our own, run at the end. The policy allows it by its hash; any other
+            script stays forbidden.
+        style: CSS beside STYLE.
+
+    Raises:
+        ValueError: If script or style would end its own element.
+    """
+    if any(mark in part for part in (script, style) for mark in ("</", "<!--", "\r")):
+        raise ValueError("script and style must be without </, <!-- and carriage returns")
+    policy = POLICY + (f"; script-src '{script_hash(script)}'" if script else "")
+    element = f"<script>{script}</script>\n" if script else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{escape(title)}</h1>\n" + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
+        f"<body>\n<main>\n<h1>{escape(title)}</h1>\n"
+        + "\n".join(sections)
+        + f"\n</main>\n{element}</body>\n</html>\n"
     )
+
+
+def script_hash(script: str) -> str:
+    """How a content security policy names a script."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return "sha256-" + base64.b64encode(digest).decode("ascii")
 
 
 def section(heading: str, *blocks: str) -> str:

@@ -44,6 +44,9 @@ class Generator(nn.Module):
 
     Attributes:
         multiple: Every side of the source must be divisible by it; 1 where any side serves.
+        reach: In eval mode, voxels on each side of a voxel of the source that its output depends
+            on; None where it depends on where the source starts and ends, which is so wherever
+            resolution is halved and with instance norm.
     """
 
     def __init__(
@@ -56,6 +59,9 @@ class Generator(nn.Module):
         self.sharpen = nn.Identity() if config.sharpen == "none" else Sharpen(config.sharpen, dims)
         self.residual = config.residual
         self.multiple: int = getattr(self.network, "multiple", 1)
+        self.reach: int | None = getattr(self.network, "reach", None)
+        if self.reach is not None and isinstance(self.sharpen, Sharpen):
+            self.reach += self.sharpen.reach
 
     def forward(self, source: Tensor) -> Tensor:
         """Predict the target.

@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from distsynth.config import GeneratorConfig
-from distsynth.models.layers import conv, kernel_sizes, normalisation
+from distsynth.models.layers import conv, kernel_sizes, normalisation, reach
 
 
 class ConvStack(nn.Module):
@@ -24,6 +24,7 @@ class ConvStack(nn.Module):
         super().__init__()
         dims = len(patch_size)
         *hidden, last = kernel_sizes(config.kernels, len(config.channels) + 1)
+        self.reach = reach(config.norm, (*hidden, last))
         widths = pairwise((in_channels, *config.channels))
         layers = []
         for index, ((inputs, outputs), kernel) in enumerate(zip(widths, hidden, strict=True)):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distsynth.config import GeneratorConfig
-from distsynth.models.layers import conv, normalisation
+from distsynth.models.layers import conv, normalisation, reach
 
 
 class DenseStack(nn.Module):
@@ -38,6 +38,7 @@ class DenseStack(nn.Module):
             self.units.append(unit(width, growth))
             width += growth
         self.last = unit(width, 1)
+        self.reach = reach(config.norm, [kernel] * (len(growths) + 2))
 
     def forward(self, source: Tensor) -> Tensor:
         """(batch, in_channels, *spatial) -> (batch, 1, *spatial), any sides."""

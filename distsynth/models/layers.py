@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,6 +43,16 @@ def normalisation(norm: str, dims: int, channels: int) -> nn.Module:
     if norm == "instance":
         return _INSTANCE_NORM[dims](channels, affine=True)
     return nn.Identity()
+
+
+def reach(norm: str, kernels: Iterable[int]) -> int | None:
+    """How far layers of stride 1 look, all kernels together.
+
+    Returns:
+        Voxels on each side of a voxel that its output depends on; None with instance norm, which
+        depends on all that the network is shown.
+    """
+    return None if norm == "instance" else sum(kernel // 2 for kernel in kernels)
 
 
 def correlate(image: Tensor, kernel: Tensor) -> Tensor:

@@ -17,6 +17,11 @@ class Sharpen(nn.Module):
         super().__init__()
         self.register_buffer("kernel", sharpening_kernel(name, dims), persistent=False)
 
+    @property
+    def reach(self) -> int:
+        """Voxels on each side of a voxel that it is filtered from."""
+        return self.kernel.shape[0] // 2
+
     def forward(self, image: Tensor) -> Tensor:
         """(batch, 1, *spatial) -> same shape; the border is replicated (ours)."""
         return correlate(image, self.kernel)

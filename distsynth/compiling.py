@@ -1,0 +1,38 @@
+"""torch.compile for the networks of a run, where the machine can."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
+    """Compile networks in place; parameters, their names and so checkpoints stay as they are.
+
+    Where there is no working compiler the networks stay as they are too, and a line on standard
+    error says why. Rounding differs from that of the plain networks.
+    """
+    reason = why_not(device)
+    if reason:
+        print(f"train.compile: going on without, {reason}", file=sys.stderr, flush=True)
+        return
+    for network in networks:
+        network.compile()
+
+
+def why_not(device: torch.device) -> str | None:
+    """What keeps torch.compile from working on a device; None if it works."""
+    try:
+        torch.compile(_probe)(torch.ones(2, device=device))
+    except Exception as error:
+        # Each backend has errors of its own for a compiler that is missing or broken.
+        lines = str(error).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+    return None
+
+
+def _probe(value: torch.Tensor) -> torch.Tensor:
+    return value.sin() + 1

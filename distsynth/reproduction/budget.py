@@ -1,0 +1,75 @@
+"""How much of the paper's training is done, and with what; quick to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distsynth.config import STRICT, ConfigError
+
+if TYPE_CHECKING:
+    from distsynth.forest import ForestConfig
+
+PAPER_PATCHES = 300
+"""Training patches a specimen (section 5.2)."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the paper's training is done; printed beside every number."""
+
+    __pydantic_config__ = STRICT
+
+    epochs: float = 1.0
+    """Fraction of each row's epochs; at least one is trained."""
+    patches: int = PAPER_PATCHES
+    """Training patches a specimen; the paper's 300."""
+    stride: int = 20
+    """Voxels between the patches of a stitched prediction; the paper's 20."""
+    val_slices: int = 8
+    """Slices that each epoch is validated on; 0 for all."""
+    trees: int = 200
+    """Of the random forest."""
+    tree_rows: int = 100_000
+    """Voxels that each of its trees is grown on."""
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("epochs", 0 < self.epochs <= 1, "in (0, 1]"),
+            ("patches", self.patches >= 1, ">= 1"),
+            ("stride", 1 <= self.stride <= 48, "from 1 to 48: patches must meet"),
+            ("val_slices", self.val_slices >= 0, ">= 0"),
+            ("trees", self.trees >= 1, ">= 1"),
+            ("tree_rows", self.tree_rows >= 1, ">= 1"),
+        )
+        for name, holds, rule in rules:
+            if not holds:
+                raise ConfigError(f"budget.{name} must be {rule}, got {getattr(self, name)}")
+
+    def epochs_of(self, full: int) -> int:
+        """Epochs that a row of so many is trained."""
+        return max(1, round(full * self.epochs))
+
+    def told(self, epochs: int) -> str:
+        """The budget of a row of so many epochs, in words."""
+        patches = f"{self.patches} of {PAPER_PATCHES} patches a specimen"
+        return f"{self.epochs_of(epochs)} of {epochs} epochs, {patches}, stride {self.stride}"
+
+    def told_of_forest(self, config: ForestConfig) -> str:
+        """The budget of a forest in words."""
+        patches = f"{self.patches} of {PAPER_PATCHES} patches a specimen"
+        return f"{config.trees} trees of {config.max_samples} rows, {patches}"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each run gets."""
+
+    cpus: int = 1
+    """CPU cores, and so threads, of each run."""
+    gpus: float = 0.0
+    """GPUs of each run: whole ones, or a fraction so that runs share one."""
+    concurrent: int = 0
+    """Most runs at a time; 0 leaves that to the resources."""
+    retries: int = 3
+    """How often a run that crashes, or loses its node, goes on from its checkpoint."""

@@ -1,0 +1,171 @@
+"""A row on the test split, on stitched volumes; what was judged once is not judged again."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from distsynth.checkpoint import DataRecord
+from distsynth.config import STRICT, first_complaint
+from distsynth.evaluate import Evaluation, evaluate, usual_baselines
+from distsynth.forest import fit_boosted, fit_forest
+from distsynth.predict import Predictor, load_predictor
+from distsynth.reproduction.task import Task
+from sharding.cohort import Specimen, read_cohort
+from sharding.errors import DataError
+from sharding.shards import ShardSet
+from sharding.storage import Folder
+
+JUDGED = "judged"
+BASELINES = "baselines"
+Results = dict[str, dict[str, dict[str, float | None]]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a row showed on the test split.
+
+    Attributes:
+        name: Of the run, or of what is no network.
+        results: Method, or way of stitching, to specimen to metric; None where it has no meaning.
+        seconds: That fitting (of what is no network) and predicting took.
+        facts: What else there is to tell of it.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    results: Results
+    seconds: float
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def values(self, method: str) -> dict[str, dict[str, float]]:
+        """Specimen to metric to value of a method; NaN where it has no meaning."""
+        return {
+            specimen: {key: np.nan if value is None else value for key, value in row.items()}
+            for specimen, row in self.results[method].items()
+        }
+
+
+_JUDGED = TypeAdapter(Judged)
+
+
+def stitching_name(stitching: Mapping[str, Any]) -> str:
+    """A way of stitching in words."""
+    return f"trim {stitching['trim']}, {stitching['weights']} weights"
+
+
+def judge_network(
+    folder: Folder, task: Task, name: str, run_dir: str, stitchings: Sequence[Mapping[str, Any]]
+) -> None:
+    """Judge the best checkpoint of a run, as it is and under other ways of stitching."""
+    predictor = load_predictor(run_dir)
+    predictors: dict[str, Predictor] = {name: predictor}
+    predictors |= {stitching_name(changes): predictor.stitched(**changes) for changes in stitchings}
+    start = time.monotonic()
+    evaluation = evaluate(predictors, _cohort(task), baselines=())
+    _keep(folder, name, evaluation, time.monotonic() - start, {})
+
+
+def judge_baselines(folder: Folder, task: Task) -> None:
+    """Fit and judge identity, cubic, intensity map and neighbourhood regression."""
+    data, training = _training(task)
+    start = time.monotonic()
+    baselines = usual_baselines(training, data.preprocess)
+    evaluation = evaluate({}, _cohort(task), baselines=baselines, data=data)
+    pictures = {
+        f"{example.specimen}/{name}": getattr(example, name)
+        for example in evaluation.examples
+        for name in ("source", "target", "mask")
+    }
+    facts = {"fitted on": f"{len(training)} training specimens"}
+    _keep(folder, BASELINES, evaluation, time.monotonic() - start, facts, pictures)
+
+
+def judge_forest(folder: Folder, task: Task, name: str, jobs: int) -> None:
+    """Fit a forest on the training patches, keep it, and judge it."""
+    start = time.monotonic()
+    fit = {"rfsr": fit_forest, "rfsr-boosted": fit_boosted}[name]
+    forest = fit(ShardSet(task.shards), task.forest_config(name, jobs), quiet=True)
+    with folder.writer(f"forests/{name}.npz") as partial:
+        forest.save(partial)
+    evaluation = evaluate({}, _cohort(task), baselines=[forest], data=_training(task)[0])
+    facts = {
+        "rows": f"{forest.fit.rows}",
+        "seconds to fit": f"{forest.fit.seconds:.0f}",
+        "nodes": f"{forest.fit.nodes}",
+    }
+    _keep(folder, name, evaluation, time.monotonic() - start, facts)
+
+
+def read_judged(folder: Folder, name: str) -> Judged | None:
+    """What a row showed; None if it has not been judged.
+
+    Raises:
+        DataError: If its record cannot be read.
+    """
+    file = f"{JUDGED}/{name}.json"
+    if not folder.exists(file):
+        return None
+    try:
+        return _JUDGED.validate_json(folder.read(file))
+    except ValidationError as error:
+        rule = f"not a judgement ({first_complaint(error)})"
+        raise DataError(folder / file, rule, "Remove it to judge the row again") from None
+
+
+def read_slices(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
+    """SPECIMEN/METHOD to the slice that holds most tissue: shape (x, y, 1), standardised."""
+    with np.load(io.BytesIO(folder.read(f"{JUDGED}/{name}.npz")), allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def with_threads(threads: int) -> None:
+    """Compute with so many threads in this process."""
+    torch.set_num_threads(threads)
+
+
+def _cohort(task: Task) -> list[Specimen]:
+    return read_cohort(Path(task.cohort))
+
+
+def _training(task: Task) -> tuple[DataRecord, list[Specimen]]:
+    data = DataRecord.of(ShardSet(task.shards).manifest)
+    return data, [row for row in _cohort(task) if data.splits.get(row.name) == "train"]
+
+
+def _keep(
+    folder: Folder,
+    name: str,
+    evaluation: Evaluation,
+    seconds: float,
+    facts: dict[str, str],
+    pictures: Mapping[str, NDArray[Any]] | None = None,
+) -> None:
+    """Write the slices, then the numbers: these mark that all is there."""
+    slices = dict(pictures or {}) | {
+        f"{example.specimen}/{method}": synthetic
+        for example in evaluation.examples
+        for method, synthetic in example.synthetic.items()
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **slices)  # type: ignore[arg-type]
+    folder.write(f"{JUDGED}/{name}.npz", buffer.getvalue())
+    results: Results = {
+        method: {
+            specimen: {key: value if np.isfinite(value) else None for key, value in row.items()}
+            for specimen, row in by.items()
+        }
+        for method, by in evaluation.results.items()
+    }
+    judged = Judged(name, results, round(seconds, 1), facts)
+    folder.write(f"{JUDGED}/{name}.json", _JUDGED.dump_json(judged, indent=1).decode() + "\n")

@@ -1,0 +1,106 @@
+"""What is compared: the paper's networks, the random forest, and the controls that it lacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from distsynth.comparison import CNN, CONTROL, GAN
+from distsynth.config import ConfigError, RunConfig, with_overrides
+from distsynth.presets import preset
+
+FORESTS = ("rfsr", "rfsr-boosted")
+"""The paper's residual random forest; and boosted trees on the same rows, another model (ours)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the comparison, before any budget.
+
+    Attributes:
+        name: Of the row and its run.
+        group: Which part of the table it stands in.
+        preset: What it starts from.
+        changes: Dotted fields that differ from the preset.
+    """
+
+    name: str
+    group: str
+    preset: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> RunConfig:
+        """The run in the paper's full length."""
+        config = preset(self.preset)
+        alone = self.changes.get("loss.lambda_bce") == 0
+        # What the generator does not feel is not trained.
+        more = {"discriminator.family": "none"} if alone else {}
+        return with_overrides(config, more | self.changes)
+
+
+# fmt: off
+CNNS = ("fcn-1", "fcn-2", "dcsrn-l1", "dcsrn-l2", "dcsrn-perceptual")
+GANS = ("dcgan-1", "dcgan-2", "dcgan-3", "dcgan-4", "unet-5", "unet-6", "unet-7", "unet-8",
+        "pix2pix-9", "pix2pix-10", "pix2pix-11")
+# fmt: on
+
+ALONE = {"loss.lambda_bce": 0.0}
+NO_GRADIENT = {"loss.lambda_gradient": 0.0}
+NETWORKS = {
+    row.name: row
+    for row in (
+        *(Row(name, CNN, name) for name in CNNS),
+        *(Row(name, GAN, name) for name in GANS),
+        Row("dcgan-2-alone", CONTROL, "dcgan-2", ALONE),
+        Row("unet-7-alone", CONTROL, "unet-7", ALONE),
+        Row("unet-5-no-gradient", CONTROL, "unet-5", NO_GRADIENT),
+        Row("unet-6-no-gradient", CONTROL, "unet-6", NO_GRADIENT),
+    )
+}
+"""Every network by name. `alone` is the same generator without its discriminator, under the same
+reconstruction loss: what the adversarial term adds is seen by itself. `no-gradient` leaves out the
+gradient term; unet-5 and unet-6 differ in nothing but the sharpening kernel."""
+
+ROWS = (*NETWORKS, *FORESTS)
+
+QUESTIONS = (
+    # What the adversarial term adds to one and the same generator.
+    ("dcgan-2", "dcgan-2-alone", "psnr_mask"),
+    ("dcgan-2", "dcgan-2-alone", "ssim_mask"),
+    ("unet-7", "unet-7-alone", "psnr_mask"),
+    ("unet-7", "unet-7-alone", "ssim_mask"),
+    # GAN against CNN, L1 against L2.
+    ("unet-7", "dcsrn-l1", "ssim_mask"),
+    ("dcgan-2", "dcsrn-l1", "ssim_mask"),
+    ("dcsrn-l1", "dcsrn-l2", "psnr_mask"),
+    ("dcsrn-l1", "dcsrn-l2", "ssim_mask"),
+    ("pix2pix-9", "pix2pix-10", "psnr_mask"),
+    ("pix2pix-9", "pix2pix-10", "ssim_mask"),
+    # What the gradient term and the sharpening kernel do to the seams.
+    ("unet-5", "unet-5-no-gradient", "seam_index"),
+    ("unet-6", "unet-6-no-gradient", "seam_index"),
+    ("unet-6", "unet-5", "seam_index"),
+    ("unet-6-no-gradient", "unet-5-no-gradient", "seam_index"),
+)
+"""(First, second, metric): what the paper concludes or leaves open, asked of pairs of rows."""
+SEAM_ROWS = ("unet-5", "unet-5-no-gradient", "unet-6", "unet-6-no-gradient")
+"""Gradient term on and off, crossed with the sharpening kernel."""
+STITCHINGS: tuple[dict[str, Any], ...] = (
+    {"trim": 0, "weights": "uniform"},
+    {"trim": 0, "weights": "smooth"},
+    {"trim": 8, "weights": "uniform"},
+    {"trim": 8, "weights": "smooth"},
+)
+"""How the patches of each of SEAM_ROWS are joined, for the paper's open question."""
+
+
+def chosen_rows(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The rows of these names in the order of the table; all for none.
+
+    Raises:
+        ConfigError: If a name is no row.
+    """
+    if unknown := [name for name in names if name not in ROWS]:
+        raise ConfigError(f"{unknown[0]} is not a row of the comparison (rows: {', '.join(ROWS)})")
+    return tuple(name for name in ROWS if not names or name in names)

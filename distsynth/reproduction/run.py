@@ -1,0 +1,206 @@
+"""All rows trained and judged, in parallel where there is room; what is done stays done.
+
+REPRODUCTION/
+  reproduction.json   the Task
+  sweep.json          the same as a plan of a sweep, whose trials are the rows' runs
+  shards/             what was cut from the cohort
+  trials/, runs/      as in a sweep
+  judged/             what each row showed on the test split
+  comparison.*        tables and page; see distsynth.reproduction.tables and .report
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.tune.schedulers import FIFOScheduler
+
+from distsynth.config import RunConfig, TrackingConfig, dotted_fields, with_overrides
+from distsynth.reproduction.budget import Resources
+from distsynth.reproduction.judge import (
+    BASELINES,
+    judge_baselines,
+    judge_forest,
+    judge_network,
+    read_judged,
+    with_threads,
+)
+from distsynth.reproduction.rows import NETWORKS, SEAM_ROWS, STITCHINGS
+from distsynth.reproduction.task import TASK_FILE, Task, check_same_task, read_task, task_from_json
+from distsynth.sweep.cluster import cluster
+from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord
+from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.tuning import fit, listed
+from distsynth.sweep.watch import Watch
+from sharding.cohort import read_cohort
+from sharding.errors import DataError
+from sharding.progress import progress
+from sharding.storage import Folder
+from sharding.write import write_shards
+
+
+def reproduce(
+    folder: SweepFolder,
+    task: Task,
+    tracking: TrackingConfig,
+    resources: Resources,
+    address: str | None = None,
+    resume: bool = False,
+) -> list[str]:
+    """Train and judge every row of a task, or what is left of it.
+
+    Args:
+        folder: Where it lies.
+        task: What is compared.
+        tracking: Of every run; its group becomes the folder's name.
+        resources: Of every run.
+        address: A Ray cluster; None starts one on this machine.
+        resume: Go on if it was begun; more rows and seeds may be asked for then, and what failed
+            is tried again.
+
+    Returns:
+        Runs that could not be trained or judged, each with the cause; rows whose needs are missing
+        are none of them.
+
+    Raises:
+        DataError: If it was begun and `resume` is false, or a scan is bad.
+        ConfigError: If it was begun as another task.
+    """
+    with folder.folder.lock():
+        _open(folder, task, resume)
+        _cut(folder, task)
+        plan = _plan(folder, task, tracking, resources)
+        records = folder.records()
+        wanted = _wanted(plan, task, records)
+        todo = [record for record in wanted.values() if record.status not in ENDED]
+        with cluster(address):
+            if todo:
+                watch = Watch(folder, plan, records | wanted)
+                for record in todo:
+                    watch.add(record)
+                fit(folder, plan, watch, listed(todo), None, FIFOScheduler())
+                wanted = {name: watch.records[name] for name in wanted}
+            return [
+                *(f"{name}: {record.cause}" for name, record in wanted.items() if record.cause),
+                *_judge_all(folder, task, wanted, resources),
+            ]
+
+
+def _open(folder: SweepFolder, task: Task, resume: bool) -> None:
+    """Keep the task, unless another one is there."""
+    if folder.folder.exists(TASK_FILE):
+        if not resume:
+            raise DataError(
+                folder.url,
+                "there is a reproduction already",
+                "Give --resume to go on with it, or another --out",
+            )
+        check_same_task(read_task(folder.folder), task)
+    folder.folder.write(TASK_FILE, task.to_json())
+
+
+def _cut(folder: SweepFolder, task: Task) -> None:
+    """Cut the cohort, unless the shards are somebody else's."""
+    if task.shards == folder.folder / "shards":
+        write_shards(read_cohort(Path(task.cohort)), task.shards, task.shard_config())
+
+
+def _plan(folder: SweepFolder, task: Task, tracking: TrackingConfig, resources: Resources) -> Plan:
+    """The plan that the runs belong to; its id stays."""
+    changes = {f"tracking.{name}": value for name, value in dotted_fields(tracking)}
+    base = with_overrides(RunConfig(), changes | {"data.shards": task.shards})
+    sweep = SweepConfig(
+        trials=max(1, len(task.networks()) * task.seeds),
+        search="grid",
+        final="none",
+        cpus=resources.cpus,
+        gpus=resources.gpus,
+        concurrent=resources.concurrent,
+        retries=resources.retries,
+    )
+    if folder.exists():
+        plan = replace(folder.plan(), base=base, sweep=sweep)
+    else:
+        plan = Plan(folder.name, secrets.token_hex(4), base, {}, sweep)
+    folder.write_plan(plan)
+    return plan
+
+
+def _wanted(plan: Plan, task: Task, records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
+    """The runs of the rows that can be run, with what is known of them; the failed ones again."""
+    found = {}
+    for row in task.networks():
+        if reason := task.missing(row):
+            _tell(f"{row} is not run: {reason}")
+            continue
+        for seed, name in enumerate(task.run_names(row)):
+            point = _differences(plan.base, task.config(row, seed))
+            known = records.get(name) or TrialRecord(name, point, preset=NETWORKS[row].preset)
+            failed = known.status == "failed"
+            found[name] = replace(known, status="waiting", cause=None) if failed else known
+    return found
+
+
+def _differences(base: RunConfig, config: RunConfig) -> dict[str, Any]:
+    """What makes a run of the base: everything but where the data is and what is tracked."""
+    before = dict(dotted_fields(base))
+    return {
+        name: value
+        for name, value in dotted_fields(config)
+        if before[name] != value and not name.startswith(("data.", "tracking."))
+    }
+
+
+def _judge_all(
+    folder: SweepFolder,
+    task: Task,
+    runs: Mapping[str, TrialRecord],
+    resources: Resources,
+) -> list[str]:
+    """Judge what has not been judged, one row a task of the cluster; what failed, and why."""
+    here = folder.lasting_url
+    tasks = {}
+    if read_judged(folder.folder, BASELINES) is None:
+        tasks[BASELINES] = ("baselines", ())
+    for name in task.forests():
+        if read_judged(folder.folder, name) is None:
+            tasks[name] = ("forest", (name, resources.cpus))
+    for name, record in runs.items():
+        if record.status == "finished" and read_judged(folder.folder, name) is None:
+            stitchings = STITCHINGS if name in SEAM_ROWS else ()
+            tasks[name] = ("network", (name, folder.run_dir(name), stitchings))
+    each = _judge.options(num_cpus=resources.cpus, num_gpus=resources.gpus)  # type: ignore[attr-defined]
+    waiting = {
+        each.remote(kind, here, task.to_json(), resources.cpus, args): name
+        for name, (kind, args) in tasks.items()
+    }
+    failed = []
+    for _ in progress(range(len(waiting)), "judging", len(waiting)):
+        (ended,), _ = ray.wait(list(waiting), num_returns=1)
+        name = waiting.pop(ended)
+        try:
+            ray.get(ended)
+        except ray.exceptions.RayError as error:
+            # Its own error, or that of a process that was killed again and again.
+            failed.append(f"{name}, when judged: {getattr(error, 'cause', None) or error}")
+    return failed
+
+
+@ray.remote(max_retries=2)
+def _judge(kind: str, here: str, task: str, cpus: int, args: tuple[Any, ...]) -> None:
+    with_threads(cpus)
+    folder, asked = Folder(here), task_from_json(task, here)
+    {"baselines": judge_baselines, "forest": judge_forest, "network": judge_network}[kind](
+        folder, asked, *args
+    )
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,169 @@
+"""The comparison, the paper's questions and the seams, from what was judged.
+
+comparison.txt, .csv, .tex, .json   all rows
+questions.csv                       differences between pairs of rows
+seams.txt, .csv, .tex, .json        gradient term, sharpening, trim and blend weights
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from distsynth.comparison import (
+    BASELINE,
+    FOREST,
+    ComparedRow,
+    Comparison,
+    compare,
+    with_seeds,
+)
+from distsynth.comparison_files import comparison_csv, comparison_json, controls_csv
+from distsynth.comparison_tables import comparison_latex, comparison_text
+from distsynth.config import RunConfig
+from distsynth.models import build_generator, parameter_count
+from distsynth.reproduction.judge import BASELINES, Judged, read_judged, stitching_name
+from distsynth.reproduction.rows import NETWORKS, QUESTIONS, SEAM_ROWS, STITCHINGS
+from distsynth.reproduction.task import Task
+from distsynth.run_report import run_rows
+from distsynth.sweep.folder import SweepFolder, TrialRecord
+from distsynth.tracking import log_table
+from sharding.storage import Folder
+
+
+def write_tables(folder: SweepFolder, task: Task) -> str:
+    """Write every table, and log the comparison as a W&B run of the group.
+
+    Returns:
+        The comparison, and the seams where they were judged, as text.
+    """
+    compared = comparison_of(folder, task)
+    seams = seams_of(folder, task)
+    texts = [comparison_text(compared)]
+    _write(folder.folder, "comparison", compared)
+    folder.folder.write("questions.csv", controls_csv(compared))
+    if seams:
+        texts.append(comparison_text(seams))
+        _write(folder.folder, "seams", seams)
+    plan = folder.plan()
+    log_table(
+        folder.folder,
+        plan.base.tracking,
+        plan.trial_id("comparison"),
+        f"{plan.name}-comparison",
+        plan.name,
+        "comparison",
+        _logged_rows(compared),
+    )
+    return "\n".join(texts)
+
+
+def comparison_of(folder: SweepFolder, task: Task) -> Comparison:
+    """All rows that were asked for, and the baselines."""
+    records = folder.records()
+    rows = [_network_row(folder, task, name, records) for name in task.networks()]
+    rows += [_forest_row(folder, task, name) for name in task.forests()]
+    if judged := read_judged(folder.folder, BASELINES):
+        rows += [
+            ComparedRow(name, BASELINE, None, _fitting(name, judged), results=judged.values(name))
+            for name in judged.results
+        ]
+    names = {row.name for row in rows}
+    questions = [question for question in QUESTIONS if names.issuperset(question[:2])]
+    return compare(rows, questions)
+
+
+def seams_of(folder: SweepFolder, task: Task) -> Comparison | None:
+    """Each of SEAM_ROWS under each way of stitching; None if none was judged."""
+    rows = []
+    for name in task.networks():
+        judged = read_judged(folder.folder, name) if name in SEAM_ROWS else None
+        if judged:
+            told = task.budget.told(NETWORKS[name].config.train.epochs)
+            rows += [
+                ComparedRow(f"{name}, {way}", name, None, told, results=judged.values(way))
+                for way in map(stitching_name, STITCHINGS)
+            ]
+    return compare(rows) if rows else None
+
+
+def ranked(compared: Comparison) -> list[ComparedRow]:
+    """The rows that were run, the best PSNR in the mask first."""
+    if compared.table is None:
+        return []
+    summary = compared.table.summary
+    return sorted(compared.run, key=lambda row: summary[row.name]["psnr_mask"].mean, reverse=True)
+
+
+def _logged_rows(compared: Comparison) -> list[dict[str, Any]]:
+    """What W&B's table shows: means over specimens, what they cost, and what was not run."""
+    metrics = compared.table.columns if compared.table else ()
+
+    def cells(row: ComparedRow) -> dict[str, Any]:
+        summary = compared.table.summary[row.name] if compared.table and row.results else {}
+        means = {name: summary[name].mean if name in summary else math.nan for name in metrics}
+        return {
+            "method": row.name,
+            "group": row.group,
+            **{name: None if math.isnan(mean) else mean for name, mean in means.items()},
+            "parameters": row.parameters,
+            "seconds": row.seconds,
+            "budget": row.trained,
+            "not run": row.reason,
+        }
+
+    return [cells(row) for row in (*ranked(compared), *compared.not_run)]
+
+
+def _network_row(
+    folder: SweepFolder, task: Task, name: str, records: Mapping[str, TrialRecord]
+) -> ComparedRow:
+    row, config = NETWORKS[name], task.config(name)
+    told = task.budget.told(row.config.train.epochs)
+    size = parameter_count(build_generator(config.generator, config.data.patch_size))
+    start = ComparedRow(name, row.group, size, told, reason="it has not been judged yet")
+    if reason := task.missing(name):
+        return replace(start, reason=reason)
+    names = task.run_names(name)
+    judged = [found for run in names if (found := read_judged(folder.folder, run))]
+    if not judged:
+        causes = [found.cause for run in names if (found := records.get(run)) and found.cause]
+        return replace(start, reason=f"it failed: {causes[0]}") if causes else start
+    seconds = [_seconds(folder, found.name, config) for found in judged]
+    averaged = with_seeds(start, [found.values(found.name) for found in judged])
+    known = [value for value in seconds if value is not None]
+    return replace(averaged, seconds=sum(known) / len(known) if known else None)
+
+
+def _forest_row(folder: SweepFolder, task: Task, name: str) -> ComparedRow:
+    told = task.budget.told_of_forest(task.forest_config(name))
+    judged = read_judged(folder.folder, name)
+    if judged is None:
+        return ComparedRow(name, FOREST, None, told, reason="it has not been judged yet")
+    seconds = float(judged.facts["seconds to fit"])
+    return ComparedRow(name, FOREST, None, told, seconds, results=judged.values(name))
+
+
+def _fitting(name: str, judged: Judged) -> str:
+    return "nothing to fit" if name in ("identity", "cubic") else judged.facts["fitted on"]
+
+
+def _seconds(folder: SweepFolder, run: str, config: RunConfig) -> float | None:
+    """Time that the steps of a run took, from their mean throughput."""
+    rows = run_rows(Folder(folder.run_dir(run)))
+    speeds = [row[key] for row in rows if (key := "throughput/patches_per_s") in row]
+    if not speeds:
+        return None
+    steps = max(row["step"] for row in rows)
+    return float(steps * config.train.batch_size / np.mean(speeds))
+
+
+def _write(folder: Folder, name: str, comparison: Comparison) -> None:
+    folder.write(f"{name}.txt", comparison_text(comparison))
+    folder.write(f"{name}.csv", comparison_csv(comparison))
+    folder.write(f"{name}.tex", comparison_latex(comparison))
+    folder.write(f"{name}.json", comparison_json(comparison))

@@ -1,0 +1,103 @@
+"""Joining a Ray cluster, or starting one on this machine that nobody else can reach."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+
+from sharding.errors import DataError
+
+LOCAL = "local"
+
+
+@contextlib.contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """A Ray cluster for the time of the block.
+
+    Args:
+        address: Of a running cluster, "auto" for the one that this machine belongs to; None or
+            "local" starts one on this machine, on loopback, and ends it with the block. A
+            connection that the process has already is used and kept.
+
+    Raises:
+        DataError: If no cluster answers there.
+    """
+    # Ray's usage statistics would leave the machine.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Trials work in the sweep's folder, not in one of Tune's.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # The records of the trials are ours: Tune's own would be written beside them.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Its table of the experiment's settings comes even at verbosity 0; ours is the live one.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    local = address in (None, LOCAL)
+    if local:
+        # All of Ray's ports on 127.0.0.1; read when ray is imported, and by what it starts.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+    from ray._private import ray_constants
+
+    if ray.is_initialized():
+        yield
+        return
+    if local:
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    if not local:
+        _check_answers(str(address))
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    from ray.exceptions import AuthenticationError
+
+    try:
+        if local:
+            cores = len(os.sched_getaffinity(0))
+            ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (
+        AuthenticationError,
+        ConnectionError,
+        ValueError,
+        RuntimeError,
+        SystemExit,
+    ) as error:
+        raise _refused(str(address), error) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _refused(address: str, error: BaseException) -> DataError:
+    """Why nobody could join the cluster."""
+    reason: BaseException | None = error
+    while reason is not None:
+        # Ray hands some of its errors on as text.
+        if "AuthenticationError" in f"{type(reason).__name__}: {reason}":
+            return DataError(
+                address,
+                "the cluster there lets in only who shows its token",
+                "Set RAY_AUTH_MODE=token, with the token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
+            )
+        reason = reason.__cause__ or reason.__context__
+    return DataError(
+        address,
+        f"no Ray cluster answers there ({error})",
+        "Start it, or give --local for one on this machine",
+    )
+
+
+def _check_answers(address: str) -> None:
+    """Raise DataError if nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=10).close()
+    except OSError as error:
+        rule = f"no Ray cluster answers there ({error})"
+        raise DataError(
+            address, rule, "Start it, or give --local for one on this machine"
+        ) from None

@@ -1,0 +1,218 @@
+"""What a sweep keeps, as plain files on any storage; nothing else is needed to go on with it.
+
+    SWEEP/
+      sweep.json         the Plan
+      trials/00007.json  a TrialRecord: point, status, every epoch's report
+      runs/00007/        the trial's run: config.json, metrics.jsonl, checkpoints/, W&B's files
+      leaderboard.csv, leaderboard.json
+      best/1-00007/      the best trials, as `distsynth predict` takes them
+      evaluation/        they and the baselines on the test split
+      ray/               Ray Tune's own files, of no use after the process that wrote them
+
+Ray's own snapshots are pickles of its internal state, which know nothing of a changed space and
+lose the scheduler. So a sweep is resumed from these files alone, with any version of Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+
+from distsynth.config import STRICT, first_complaint
+from distsynth.sweep.plan import Plan, plan_from_json
+from sharding.errors import DataError
+from sharding.storage import Folder
+
+PLAN_FILE = "sweep.json"
+Status = Literal["waiting", "running", "finished", "stopped", "failed"]
+ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
+
+
+def _tuples(value: Any) -> Any:
+    """The value with every list as a tuple."""
+    if isinstance(value, dict):
+        return {key: _tuples(part) for key, part in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+Values = Annotated[dict[str, Any], AfterValidator(_tuples)]
+"""Field to plain value; JSON has lists for tuples."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One epoch of a trial; see distsynth.train.EpochReport."""
+
+    __pydantic_config__ = STRICT
+
+    epoch: int
+    step: int
+    metrics: dict[str, float | None]
+    score: float | None
+    best_score: float | None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Population based training: a trial took over another's networks and changed its point.
+
+    Attributes:
+        epoch: Epochs that the trial had done.
+        trial: Whose networks it took.
+        point: What it goes on with.
+    """
+
+    __pydantic_config__ = STRICT
+
+    epoch: int
+    trial: str
+    point: Values
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        name: Its number, five digits.
+        point: Dotted field to value; of population based training the latest one.
+        status: waiting, running, finished (all epochs), stopped (by the scheduler) or failed.
+        reports: One an epoch, in order.
+        failures: What each crash said; the trial went on from its checkpoint.
+        cause: Why it failed for good.
+        copies: What population based training did to it.
+        preset: The preset that the point is, where it is one of Table 1.
+        taken_from: Sweep and trial that it was taken over from.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    point: Values
+    status: Status = "waiting"
+    reports: tuple[Report, ...] = ()
+    failures: tuple[str, ...] = ()
+    cause: str | None = None
+    copies: tuple[Copy, ...] = ()
+    preset: str | None = None
+    taken_from: str | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done."""
+        return self.reports[-1].epoch if self.reports else 0
+
+    @property
+    def best(self) -> Report | None:
+        """The report of the best epoch."""
+        scored = [report for report in self.reports if report.score is not None]
+        return max(scored, key=lambda report: report.score or 0.0, default=None)
+
+    def with_reports(self, reports: Iterable[Report]) -> TrialRecord:
+        """With more epochs; one that is known already is replaced."""
+        merged = {report.epoch: report for report in (*self.reports, *reports)}
+        return replace(self, reports=tuple(merged[epoch] for epoch in sorted(merged)))
+
+    def to_json(self) -> str:
+        """Indented JSON."""
+        return _RECORD.dump_json(self, indent=1).decode() + "\n"
+
+
+_RECORD = TypeAdapter(TrialRecord)
+_REPORT = TypeAdapter(Report)
+
+
+def report_of(values: dict[str, Any]) -> Report:
+    """A report from plain values; numbers that are not finite become None, as in JSON."""
+    clean = {
+        name: _finite(value) if name != "metrics" else {k: _finite(v) for k, v in value.items()}
+        for name, value in values.items()
+    }
+    return _REPORT.validate_python(clean)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def searched(records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
+    """The trials of the search, without those that train a finalist anew."""
+    return {name: record for name, record in records.items() if name.isdigit()}
+
+
+class SweepFolder:
+    """A sweep's folder: a path, or a URL such as s3://bucket/sweeps/lambdas.
+
+    Attributes:
+        folder: The storage below it.
+        url: As given.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        self.folder = Folder(url)
+        self.url = self.folder.url
+
+    @property
+    def lasting_url(self) -> str:
+        """The folder's name wherever a trial runs: absolute."""
+        local = self.folder.local
+        return self.url if local is None else str(local.resolve())
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    def exists(self) -> bool:
+        """Whether a sweep was started here."""
+        return self.folder.exists(PLAN_FILE)
+
+    def plan(self) -> Plan:
+        """What was asked.
+
+        Raises:
+            DataError: If there is no sweep here.
+            ConfigError: If its plan cannot be read.
+        """
+        if not self.exists():
+            raise DataError(
+                self.url,
+                f"no sweep here (no {PLAN_FILE}), or its storage is not mounted on this machine",
+                "Check the name and --storage; on a cluster give storage that every node reaches",
+            )
+        return plan_from_json(self.folder.read(PLAN_FILE), self.folder / PLAN_FILE)
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep what was asked."""
+        self.folder.write(PLAN_FILE, plan.to_json())
+
+    def records(self) -> dict[str, TrialRecord]:
+        """Every trial by its name, in order.
+
+        Raises:
+            DataError: If a record cannot be read.
+        """
+        found = {}
+        for file in self.folder.names("trials"):
+            try:
+                record = _RECORD.validate_json(self.folder.read(file))
+            except ValidationError as error:
+                raise DataError(
+                    self.folder / file,
+                    f"not a trial's record ({first_complaint(error)})",
+                    "Remove it to try the trial again",
+                ) from None
+            found[record.name] = record
+        return dict(sorted(found.items()))
+
+    def write_record(self, record: TrialRecord) -> None:
+        """Keep a trial."""
+        self.folder.write(f"trials/{record.name}.json", record.to_json())
+
+    def run_dir(self, trial: str) -> str:
+        """Where a trial's run lies."""
+        return self.folder / f"runs/{trial}"

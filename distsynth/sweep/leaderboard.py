@@ -1,0 +1,203 @@
+"""Trials in order of their score, as text, CSV and JSON.
+
+Nothing in it depends on clocks, machines or interruptions: two sweeps that did the same have the
+same leaderboard to the byte.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distsynth.objective import OBJECTIVES
+from distsynth.sweep.folder import Report, SweepFolder, TrialRecord
+from distsynth.sweep.plan import Plan
+
+CSV_FILE, JSON_FILE = "leaderboard.csv", "leaderboard.json"
+METRICS = ("psnr", "ssim_2d", "ssim_global", "mse", "seam_index")
+"""Stitched validation metrics, in the mask, that a row shows."""
+DIGITS = {"psnr": 2, "ssim_2d": 4, "ssim_global": 4, "mse": 4, "seam_index": 3}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial of the leaderboard.
+
+    Attributes:
+        rank: From 1; None while a trial has no score.
+        trial: Its record.
+        best: Its best epoch.
+        pareto: With several objectives, whether no other trial is better in all.
+    """
+
+    rank: int | None
+    trial: TrialRecord
+    best: Report | None
+    pareto: bool | None = None
+
+
+def rank_trials(plan: Plan, records: Mapping[str, TrialRecord]) -> list[Row]:
+    """Rows by score, then by number; those without a score last. A failed trial has no rank."""
+    scored, others = [], []
+    for record in records.values():
+        failed = record.status == "failed"
+        (others if failed or record.best is None else scored).append(record)
+    others.sort(key=lambda record: record.name)
+    scored.sort(key=lambda record: (-_score(record), record.name))
+    front = pareto_front(plan, scored) if len(plan.sweep.objective) > 1 else None
+    rows = [
+        Row(rank, record, record.best, None if front is None else record.name in front)
+        for rank, record in enumerate(scored, start=1)
+    ]
+    return rows + [Row(None, record, record.best) for record in others]
+
+
+def pareto_front(plan: Plan, records: Sequence[TrialRecord]) -> set[str]:
+    """Names of the trials that no other is at least as good as in all objectives, better in one."""
+    values = {record.name: objectives(plan, record) for record in records}
+
+    def dominated(own: tuple[float, ...]) -> bool:
+        return any(
+            other != own and all(b >= a for a, b in zip(own, other, strict=True))
+            for other in values.values()
+        )
+
+    return {name for name, own in values.items() if not dominated(own)}
+
+
+def objectives(plan: Plan, record: TrialRecord) -> tuple[float, ...]:
+    """A trial's scores, higher being better: of its best epoch, the first with the seam penalty.
+
+    Raises:
+        ValueError: If the trial has no score yet.
+    """
+    best = record.best
+    if best is None:
+        raise ValueError(f"trial {record.name} has no score")
+    others = []
+    for name in plan.sweep.objective[1:]:
+        value = best.metrics.get(f"val/{name}")
+        sign = 1.0 if OBJECTIVES[name] else -1.0
+        others.append(float("-inf") if value is None else sign * value)
+    return (_score(record), *others)
+
+
+def write_leaderboard(
+    folder: SweepFolder,
+    plan: Plan,
+    records: Mapping[str, TrialRecord],
+    importance: Mapping[str, float] | None = None,
+) -> None:
+    """Write leaderboard.csv and leaderboard.json."""
+    rows = rank_trials(plan, records)
+    folder.folder.write(CSV_FILE, leaderboard_csv(plan, rows))
+    folder.folder.write(JSON_FILE, leaderboard_json(plan, rows, importance))
+
+
+def table(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One flat row a trial: rank, trial, status, score, metrics, the point, the cause."""
+    several = len(plan.sweep.objective) > 1
+    found = []
+    for row in rows:
+        record, best = row.trial, row.best
+        metrics = best.metrics if best else {}
+        found.append(
+            {
+                "rank": row.rank,
+                "trial": record.name,
+                "status": record.status,
+                "epochs": record.epochs,
+                "score": best.score if best else None,
+                "best_epoch": best.epoch if best else None,
+                **({"pareto": row.pareto} if several else {}),
+                **{name: metrics.get(f"val/{name}") for name in METRICS},
+                **{name: _cell(record.point.get(name)) for name in plan.space},
+                "preset": record.preset,
+                "cause": record.cause,
+            }
+        )
+    return found
+
+
+def leaderboard_csv(plan: Plan, rows: Sequence[Row]) -> str:
+    """Full precision; an empty field where there is nothing."""
+    flat = table(plan, rows)
+    buffer = io.StringIO()
+    if flat:
+        writer = csv.DictWriter(buffer, list(flat[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+    return buffer.getvalue()
+
+
+def leaderboard_json(
+    plan: Plan, rows: Sequence[Row], importance: Mapping[str, float] | None
+) -> str:
+    """The rows, what was searched for, and what each parameter matters."""
+    content = {
+        "sweep": plan.name,
+        "objective": list(plan.sweep.objective),
+        "seam_penalty": plan.sweep.seam_penalty,
+        "trials": table(plan, rows),
+        "importance": importance,
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def text_rows(plan: Plan, rows: Sequence[Row], most: int | None = None) -> list[list[str]]:
+    """Header and rows for a terminal: rounded, the fields by their last names."""
+    names = [*plan.space]
+    head = ["rank", "trial", "status", "epoch", "score", *METRICS]
+    if any(row.pareto is not None for row in rows):
+        head.insert(5, "front")
+    lines = [[*head, *(name.rpartition(".")[2] for name in names)]]
+    for flat in table(plan, rows)[:most]:
+        cells = [
+            "-" if flat["rank"] is None else str(flat["rank"]),
+            flat["trial"] + (f" {flat['preset']}" if flat["preset"] else ""),
+            flat["status"],
+            f"{flat['epochs']}/{plan.base.train.epochs}",
+            _number(flat["score"], 4),
+            *(_number(flat[name], DIGITS[name]) for name in METRICS),
+            *(_short(flat[name]) for name in names),
+        ]
+        if "front" in head:
+            cells.insert(5, "*" if flat.get("pareto") else "")
+        lines.append(cells)
+    return lines
+
+
+def counts(plan: Plan, records: Mapping[str, TrialRecord]) -> str:
+    """How many trials are in each state, in words."""
+    found: dict[str, int] = {}
+    for record in records.values():
+        found[record.status] = found.get(record.status, 0) + 1
+    order = ("finished", "stopped", "running", "waiting", "failed")
+    told = ", ".join(f"{found[name]} {name}" for name in order if name in found) or "no trials yet"
+    # Optuna's trials become known one by one.
+    missing = plan.sweep.trials - len(records) if plan.sweep.search == "optuna" else 0
+    return f"{told}, {missing} to be suggested" if missing > 0 else told
+
+
+def _score(record: TrialRecord) -> float:
+    best = record.best
+    assert best is not None and best.score is not None
+    return best.score
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "-" if value is None else str(value)

@@ -1,0 +1,323 @@
+"""A sweep from its first trial to its last: start, resume, extend."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+
+from distsynth.config import ConfigError, RunConfig, with_overrides
+from distsynth.sweep.cluster import cluster
+from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
+from distsynth.sweep.leaderboard import write_leaderboard
+from distsynth.sweep.plan import Plan, SweepConfig, check_same_sweep
+from distsynth.sweep.points import (
+    Point,
+    Space,
+    check_shards,
+    check_space,
+    draw_points,
+    grid_points,
+    mutations,
+    presets_in,
+)
+from distsynth.sweep.search import importances
+from distsynth.sweep.trial import FINAL
+from distsynth.sweep.tuning import fit, listed, remove_all, scores_of, search
+from distsynth.sweep.watch import Watch
+from sharding.errors import DataError
+from sharding.storage import Folder, is_remote
+from tune_spaces.plain import space_from_plain, space_to_plain
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended.
+
+    Attributes:
+        folder: Its folder.
+        records: Every trial by name.
+        complete: Whether every trial has ended; else it was interrupted.
+    """
+
+    folder: SweepFolder
+    records: dict[str, TrialRecord]
+    complete: bool
+
+
+def make_plan(
+    name: str,
+    base: RunConfig,
+    space: Mapping[str, Any],
+    sweep: SweepConfig,
+    extends: str | None = None,
+) -> Plan:
+    """A plan with the objective in its base and paths that hold on every node.
+
+    Raises:
+        ConfigError: If the space has points that cannot be run, or its shards do not match.
+    """
+    domains = searchable(space)
+    base = with_overrides(
+        base,
+        {
+            "train.objective": sweep.objective[0],
+            "train.seam_penalty": sweep.seam_penalty,
+            "data.shards": _lasting(base.data.shards),
+        },
+    )
+    if sweep.cohort is not None:
+        sweep = replace(sweep, cohort=_lasting(sweep.cohort))
+    if "data.shards" in domains:
+        shards = [_lasting(folder) for folder in domains["data.shards"].categories]
+        check_shards(shards)
+        domains["data.shards"] = tune.choice(shards)
+    check_space(domains, base, sweep.seed)
+    if sweep.scheduler == "pbt":
+        mutations(domains)
+    return Plan(name, secrets.token_hex(4), base, space_to_plain(domains), sweep, extends)
+
+
+def searchable(space: Mapping[str, Any]) -> dict[str, Any]:
+    """The space with Tune's `grid_search` entries as choices."""
+    return {
+        name: tune.choice(domain["grid_search"]) if isinstance(domain, Mapping) else domain
+        for name, domain in space.items()
+    }
+
+
+def start_sweep(folder: SweepFolder, plan: Plan, address: str | None = None) -> SweepResult:
+    """Run a new sweep to its end.
+
+    Raises:
+        DataError: If there is a sweep of this name already.
+        ConfigError: If the plan cannot be carried out.
+    """
+    # First the cluster: without one there is no sweep, which the same line may then start.
+    with folder.folder.lock(), cluster(address):
+        _refuse_existing(folder)
+        # Left by a start that was killed before there was a plan.
+        remove_all(folder.folder, "trials")
+        folder.write_plan(plan)
+        return _carry_out(folder, plan, {}, address)
+
+
+def resume_sweep(
+    folder: SweepFolder,
+    plan: Plan | None = None,
+    address: str | None = None,
+    retry_failed: bool = False,
+) -> SweepResult:
+    """Go on with a sweep whose driver ended, from its files alone.
+
+    What has ended stays; what was running goes on from its last checkpoint.
+
+    Args:
+        folder: The sweep's.
+        plan: What is asked now, where it is given anew; fields of plan.FREE may differ.
+        address: As for `cluster`.
+        retry_failed: Try failed trials again, from their last checkpoints.
+
+    Raises:
+        DataError: If there is no such sweep.
+        ConfigError: If the plan differs; shows the differences.
+    """
+    before = folder.plan()
+    if plan is not None:
+        check_same_sweep(before, plan)
+        plan = replace(plan, id=before.id, extends=before.extends)
+    with folder.folder.lock():
+        folder.write_plan(plan or before)
+        records = folder.records()
+        for record in records.values():
+            if record.status == "failed" and retry_failed:
+                records[record.name] = replace(record, status="waiting", cause=None)
+        return _carry_out(folder, plan or before, records, address)
+
+
+def extend_sweep(
+    old: SweepFolder, new: SweepFolder, trials: int, epochs: int | None, address: str | None = None
+) -> SweepResult:
+    """Start a sweep that begins where a finished one ended.
+
+    The old trials are taken over with their observations and checkpoints: optuna learns from them,
+    they stand in the leaderboard, and with more epochs they go on from where they were.
+
+    Args:
+        old: A finished sweep.
+        new: The folder of the new one.
+        trials: How many more points to try.
+        epochs: Of every trial, old and new; None keeps the old number. Learning rates must then be
+            constant over a run.
+
+    Raises:
+        DataError: If the old sweep has not ended or the new one exists.
+    """
+    plan, records = old.plan(), old.records()
+    open_trials = [name for name, record in records.items() if record.status not in ENDED]
+    if open_trials or not records:
+        raise DataError(
+            old.url, f"{len(open_trials)} of its trials have not ended", "Resume it first"
+        )
+    _refuse_existing(new)
+    base = plan.base
+    longer = epochs is not None and epochs > base.train.epochs
+    if epochs is not None and not longer and epochs != base.train.epochs:
+        raise ConfigError(f"train.epochs must be >= {base.train.epochs}, got {epochs}")
+    if longer and base.optim.schedule != "constant":
+        raise ConfigError(
+            "train.epochs cannot grow with a learning rate schedule, which spans the whole run"
+        )
+    if longer:
+        base = with_overrides(base, {"train.epochs": epochs})
+    known = searched(records)
+    sweep = replace(plan.sweep, trials=len(known) + trials, presets_first=False)
+    extended = Plan(new.name, secrets.token_hex(4), base, plan.space, sweep, plan.name)
+    with new.folder.lock():
+        _refuse_existing(new)
+        taken = {}
+        for name, record in known.items():
+            _copy_run(old, new, name)
+            goes_on = longer and record.status == "finished"
+            status = "waiting" if goes_on else record.status
+            taken[name] = replace(record, status=status, taken_from=f"{plan.name}/{name}")
+            new.write_record(taken[name])
+        # Last: before this the old trials are not all here.
+        new.write_plan(extended)
+        return _carry_out(new, extended, taken, address)
+
+
+def _refuse_existing(folder: SweepFolder) -> None:
+    if folder.exists():
+        raise DataError(
+            folder.url,
+            "there is a sweep of this name already",
+            "Give --resume to go on with it, or another --name",
+        )
+
+
+def _carry_out(
+    folder: SweepFolder, plan: Plan, records: dict[str, TrialRecord], address: str | None
+) -> SweepResult:
+    """Search, from wherever the records are, until every trial has ended."""
+    space = space_from_plain(plan.space)
+    for name, record in _points(plan, space, records).items():
+        if name not in records:
+            records[name] = record
+            folder.write_record(record)
+    records = dict(sorted(records.items()))
+    watch = Watch(folder, plan, records)
+    if _unended(plan, records):
+        with cluster(address):
+            search(folder, plan, space, watch)
+    _close_board(folder, plan, records)
+    return SweepResult(folder, records, not _unended(plan, records))
+
+
+def run_final(
+    folder: SweepFolder, plan: Plan, names: Iterable[str], address: str | None = None
+) -> dict[str, TrialRecord]:
+    """Train trials anew, as runs `final-NAME` of the same sweep, as many at a time as there is
+    room for.
+
+    Returns:
+        Their records by name.
+    """
+    records = folder.records()
+    wanted = {}
+    for name in names:
+        again = f"{FINAL}{name}"
+        start = TrialRecord(again, records[name].point)
+        found = records.get(again, start)
+        wanted[again] = found if found.point == start.point else start
+    watch = Watch(folder, plan, records | wanted)
+    open_runs = [record for record in wanted.values() if record.status not in ENDED]
+    if open_runs:
+        with folder.folder.lock(), cluster(address):
+            for record in open_runs:
+                watch.add(record)
+            fit(folder, plan, watch, listed(open_runs), None, FIFOScheduler())
+            _close_board(folder, plan, watch.records)
+    return {name: watch.records[name] for name in wanted}
+
+
+def _points(plan: Plan, space: Space, records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
+    """Every trial that is known before it runs; the same whenever it is asked.
+
+    Args:
+        plan: What is searched.
+        space: Its domains.
+        records: Trials so far; those taken over from another sweep come first.
+    """
+    sweep = plan.sweep
+    taken = [record for record in searched(records).values() if record.taken_from]
+    points: list[tuple[str | None, Point]] = []
+    if sweep.presets_first:
+        found = presets_in(space, plan.base)
+        points += list(found.items())
+        told = ", ".join(found) or "none"
+        _tell(f"presets of Table 1 that lie in the space, tried first: {told}")
+    if sweep.search == "grid":
+        points += [(None, point) for point in grid_points(space, plan.base)]
+    elif sweep.search == "random":
+        count = max(0, sweep.trials - len(points) - len(taken))
+        # An extended sweep must not draw the points of the old one again.
+        seed = sweep.seed + len(taken)
+        drawn, refused = draw_points(space, plan.base, count, seed, sweep.scheduler == "pbt")
+        points += [(None, point) for point in drawn]
+        if refused:
+            _tell(
+                f"{len(refused)} of {len(drawn) + len(refused)} points make no valid configuration "
+                f"and were drawn again: {refused[0]}"
+            )
+    known = [record.point for record in taken]
+    found_trials: dict[str, TrialRecord] = {}
+    for preset, point in points:
+        if point not in known:
+            name = f"{len(known):05d}"
+            found_trials[name] = TrialRecord(name, point, preset=preset)
+            known.append(point)
+    return found_trials
+
+
+def _close_board(folder: SweepFolder, plan: Plan, records: Mapping[str, TrialRecord]) -> None:
+    """Write the leaderboard with what each field matters for the first objective."""
+    space, trials = space_from_plain(plan.space), searched(records)
+    scored = [
+        (record.point, scores[0])
+        for record in trials.values()
+        if record.status in ENDED and (scores := scores_of(plan, record))
+    ]
+    # A population may be seeded with what its space does not hold.
+    inside = [row for row in scored if all(space[n].is_valid(row[0][n]) for n in space)]
+    write_leaderboard(folder, plan, trials, importances(space, inside) or None)
+
+
+def _unended(plan: Plan, records: Mapping[str, TrialRecord]) -> bool:
+    trials = searched(records).values()
+    missing = plan.sweep.search == "optuna" and len(trials) < plan.sweep.trials
+    return missing or any(record.status not in ENDED for record in trials)
+
+
+def _lasting(path: str) -> str:
+    """A path that means the same wherever a trial runs."""
+    return path if is_remote(path) else str(Path(path.removeprefix("file://")).resolve())
+
+
+def _copy_run(old: SweepFolder, new: SweepFolder, name: str) -> None:
+    """A run's checkpoints and record, without W&B's files, which belong to the old run."""
+    source, target = Folder(old.run_dir(name)), Folder(new.run_dir(name))
+    for file in source.names():
+        if file.startswith(("checkpoints/", "config.json", "metrics.jsonl")):
+            with target.writer(file) as partial:
+                partial.write_bytes(source.read(file))
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

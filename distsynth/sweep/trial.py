@@ -1,0 +1,187 @@
+"""One run of a sweep, as Ray Tune sees it: `train()`'s own loop, an epoch a step.
+
+The truth about a trial lies in its run's folder. Wherever and whenever a trial is started, it goes
+on from the last checkpoint there; Tune's checkpoints are pointers to it, a hundred bytes each,
+which population based training needs to tell whose networks to copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.tune import Trainable
+from ray.tune.result import DONE
+
+from distsynth.checkpoint import LAST, epoch_checkpoint, fork, load_checkpoint, save_checkpoint
+from distsynth.config import ConfigError, RunConfig, to_dict, with_overrides
+from distsynth.run_folder import local_file
+from distsynth.sweep.folder import SweepFolder
+from distsynth.sweep.gang import Gang
+from distsynth.sweep.plan import Plan
+from distsynth.sweep.points import configure
+from distsynth.tracking import RUN_ID_FILE
+from distsynth.train import EpochReport, TrainResult, epochs
+from sharding.storage import Folder
+
+POINTER = "pointer.json"
+KEPT_EPOCHS = 3
+"""Checkpoints of a member of a population that others may still copy."""
+FINAL = "final-"
+"""Start of the name of a run that trains the best trial anew."""
+
+
+def run_config(plan: Plan, name: str, point: dict[str, Any]) -> RunConfig:
+    """The run of a trial.
+
+    Raises:
+        ConfigError: If the point makes no valid configuration.
+    """
+    sweep, population = plan.sweep, plan.sweep.scheduler == "pbt"
+    config = configure(plan.base, point, keep_judge=population)
+    more: dict[str, Any] = {
+        "tracking.group": plan.name,
+        "tracking.name": f"{plan.name}-{name}",
+        "train.device": "auto" if sweep.gpus else "cpu",
+    }
+    if name.startswith(FINAL):
+        more["train.seed"] = config.train.seed + 1
+        more["train.epochs"] = sweep.final_epochs or config.train.epochs
+    elif population:
+        more["train.keep_epochs"] = KEPT_EPOCHS
+    return with_overrides(config, more)
+
+
+class SweepTrial(Trainable):
+    """A trial; its configuration holds the sweep's folder and the point, its name the rest."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Find out what to do; training starts with the first step."""
+        # W&B's service of the driver, where the cluster inherited it, outlives this process, and
+        # would hold the run of a trial that crashed.
+        os.environ.pop("WANDB_SERVICE", None)
+        self._run: Generator[EpochReport, None, TrainResult] | None = None
+        self._gang: Gang | None = None
+        self._take(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Serve another trial with the same process, which has loaded everything already."""
+        self._close()
+        # What the trial before had of a card is free again for those that share the card.
+        torch.cuda.empty_cache()
+        self._take(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train an epoch.
+
+        Returns:
+            epoch, score and best_score (absent without validation), `reports` with the epochs that
+            were not reported by this process yet, `copied` with the trials taken over since,
+            `failed` with the reason if going on is useless.
+        """
+        try:
+            if self._run is None:
+                self._start()
+            return self._next()
+        except (FloatingPointError, ConfigError) as error:
+            # Tried again it would end the same way.
+            self._close()
+            return {DONE: True, "failed": str(error), "reports": []}
+        except Exception as error:
+            if self._gang and self._gang.error:
+                raise self._gang.error from error
+            raise
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Point to the run and its epoch."""
+        pointer = {"trial": self.trial_name, "epoch": self._epoch}
+        Path(checkpoint_dir, POINTER).write_text(json.dumps(pointer), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Take over what a pointer of another trial points to; the own run needs no pointer."""
+        pointer = json.loads(Path(checkpoint, POINTER).read_text(encoding="utf-8"))
+        if pointer["trial"] != self.trial_name:
+            self._copy(pointer["trial"], pointer["epoch"])
+
+    def cleanup(self) -> None:
+        """End the run in good order: W&B gets its last rows, the other ranks end."""
+        self._close()
+
+    def _take(self, config: dict[str, Any]) -> None:
+        self._folder = SweepFolder(config["sweep"])
+        self._plan = self._folder.plan()
+        self._config = run_config(self._plan, self.trial_name, config["trial"]["point"])
+        self._run_dir = self._folder.run_dir(self.trial_name)
+        self._epoch = 0
+        self._copied: list[dict[str, Any]] = []
+
+    def _start(self) -> None:
+        sweep = self._plan.sweep
+        torch.set_num_threads(sweep.cpus)
+        run = Folder(self._run_dir)
+        if not run.exists(RUN_ID_FILE):
+            run.write(RUN_ID_FILE, self._plan.trial_id(self.trial_name))
+        if sweep.workers > 1:
+            values = to_dict(self._config)
+            self._gang = Gang(self._folder.url, self.trial_name, values, sweep.workers)
+        self._run = epochs(self._config, self._run_dir, resume=True)
+
+    def _next(self) -> dict[str, Any]:
+        assert self._run is not None
+        reports = []
+        done = False
+        try:
+            while not reports or reports[-1].past:
+                reports.append(next(self._run))
+            if reports[-1].epoch == self._config.train.epochs:
+                # To the end, so that all records are closed before Tune may end this process.
+                next(self._run)
+        except StopIteration:
+            done = True
+        if not reports:
+            return {DONE: True, "reports": []}
+        last = reports[-1]
+        self._epoch = last.epoch
+        result: dict[str, Any] = {
+            "epoch": last.epoch,
+            "reports": [report.to_record() for report in reports],
+            "copied": self._copied,
+            DONE: done,
+        }
+        self._copied = []
+        if not math.isnan(last.score):
+            result |= {"score": last.score, "best_score": last.best_score}
+        return result
+
+    def _copy(self, trial: str, epoch: int) -> None:
+        """Go on from another trial's networks under this trial's point."""
+        donor = Folder(self._folder.run_dir(trial))
+        # The epoch that was pointed to may be gone if the donor has gone on; a later one serves.
+        kept = sorted(name for name in donor.names("checkpoints") if "/epoch-" in name)
+        wanted = epoch_checkpoint(epoch).as_posix()
+        later = [name for name in kept if name >= wanted]
+        chosen = later[0] if later else LAST.as_posix()
+        own = Folder(self._run_dir)
+        before = None
+        if own.exists(LAST.as_posix()):
+            before = load_checkpoint(local_file(own / LAST.as_posix()))
+        state = fork(load_checkpoint(local_file(donor / chosen)), self._config, before)
+        with own.writer(LAST.as_posix()) as partial:
+            save_checkpoint(partial, state)
+        point = self.config["trial"]["point"]
+        self._copied.append({"epoch": state.position.epoch, "trial": trial, "point": point})
+
+    def _close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            if self._gang:
+                stack.callback(self._gang.close)
+            if self._run:
+                self._run.close()
+        self._run = self._gang = None
