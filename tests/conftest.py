@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ DATA = Path(
 )
 
 Refused = Callable[[str | Path, str, str], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_meeting_place() -> None:
+    """Processes meet at sockets in here; made before a test moves TMPDIR to a long path."""
+    get_temp_dir()
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,10 @@ def _sleeps(process: BaseProcess) -> bool:
 
 
 def until(
-    reached: Callable[[], bool], process: BaseProcess | None = None, seconds: float = SECONDS
+    reached: Callable[[], bool],
+    process: BaseProcess | None = None,
+    seconds: float = SECONDS,
+    pause: float = 0.0005,
 ) -> None:
     """Look until something is so, or the process has ended.
 
@@ -164,7 +167,7 @@ def until(
     while not reached() and (process is None or process.is_alive()):
         if time.monotonic() > deadline:
             raise TimeoutError("it did not come to it")
-        time.sleep(0.0005)
+        time.sleep(pause)
 
 
 def children(process: int) -> list[int]:

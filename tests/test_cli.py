@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ from sharding.cohort import read_cohort
 from sharding.shards import ShardSet
 from sharding.volume import read_volume
 
-COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "predict", "evaluate")
+COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
 
 
 class Ended(NamedTuple):
@@ -200,6 +202,20 @@ def test_help_of_each_command(command):
     ended = done(command, "--help")
     assert f"distsynth {command}" in ended.out
     assert ended.err == ""
+
+
+def test_help_needs_none_of_the_large_libraries():
+    code = f"""
+import contextlib, sys
+from distsynth.cli import main
+main(["--help"])
+for command in {COMMANDS}:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+sys.exit(", ".join({{"torch", "ray", "wandb"}} & set(sys.modules)) or None)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_usage_and_version():

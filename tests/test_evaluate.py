@@ -206,3 +206,15 @@ def test_models_of_other_data_and_names_of_baselines_are_refused(predictor, spec
         evaluate({"first": predictor, "second": other}, specimens)
     with pytest.raises(ConfigError, match="a baseline is named cubic too"):
         evaluate({"cubic": predictor}, specimens)
+
+
+def test_whole_slices_are_judged_beside_windows_and_told(predictor, specimens, tmp_path):
+    both = {"windows": predictor, "whole": predictor.stitched(method="whole")}
+    evaluation = evaluate(both, specimens, baselines=())
+    for windows, whole in zip(*(evaluation.results[name].values() for name in both), strict=True):
+        assert whole["psnr_mask"] == pytest.approx(windows["psnr_mask"], abs=1)
+        assert whole["psnr_mask"] != windows["psnr_mask"], "untrimmed windows end where they end"
+    write_evaluation(tmp_path, evaluation, both, {})
+    page = (tmp_path / "report.html").read_text()
+    assert "whole slices along axes 2" in page
+    assert "16x16 patches, stride 8" in page

@@ -228,7 +228,7 @@ def test_shares_of_the_ranks_make_the_batches_of_one_process(shards, ranks):
 
 
 def test_a_small_window_and_few_open_shards_lose_nothing(shards, monkeypatch):
-    monkeypatch.setattr("distsynth.loader.OPEN_SHARDS", 1)
+    monkeypatch.setattr("distsynth.stored.OPEN_SHARDS", 1)
     found = identity(batches(shards, batch_size=8, window=1))
     assert len(set(found)) == 120
 
@@ -306,3 +306,78 @@ def test_a_shard_that_changed_after_opening_is_found_when_read(shard_folder, tmp
     path.write_bytes(path.read_bytes()[:2048])
     with pytest.raises(DataError, match=path.name):
         PatchDataset(shards, "train")[np.arange(3)]
+
+
+def loader_of(shards, resident, batch_size=16, **more):
+    config = DataConfig(patch_size=(16, 16), resident=resident, **more)
+    return TrainingBatches(shards, config, batch_size, seed=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_patches_kept_in_memory_are_those_that_are_streamed(shards, workers):
+    kept = loader_of(shards, "auto", workers=workers)
+    streamed = loader_of(shards, "never", workers=workers)
+    assert kept.resident
+    assert not streamed.resident
+    for epoch, start in ((3, 5), (0, 0), (1, 2)):
+        found = list(kept.epoch(epoch, start))
+        assert_same(found, list(streamed.epoch(epoch, start)))
+        assert found[0].source.dtype == torch.uint16
+        assert found[0].where.dtype == torch.int32
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_that_keep_patches_in_memory_have_the_same_shares(shards, ranks):
+    for rank in range(ranks):
+        config = DataConfig(patch_size=(16, 16), resident="never")
+        streamed = TrainingBatches(shards, config, 16, 1, rank, ranks)
+        assert_same(batches(shards, rank=rank, ranks=ranks), list(streamed.epoch(0)))
+
+
+def test_shards_are_read_once_and_no_worker_starts_when_patches_are_kept(shards, monkeypatch):
+    read, seen = ShardSet.read, []
+
+    def spy(self, shard):
+        seen.append(shard.name)
+        return read(self, shard)
+
+    monkeypatch.setattr(ShardSet, "read", spy)
+    monkeypatch.setattr("distsynth.loader.DataLoader.__iter__", None)
+    loader = loader_of(shards, "auto", workers=2)
+    for epoch in range(3):
+        list(loader.epoch(epoch))
+    assert seen == [shard.name for shard in shards.shards("train")]
+
+
+def test_a_batch_that_is_changed_leaves_the_patches_in_memory_alone(shards):
+    loader = loader_of(shards, "auto")
+    for batch in loader.epoch(0):
+        for part in batch:
+            part.zero_()
+    assert_same(list(loader.epoch(0)), batches(shards))
+
+
+def test_a_split_too_large_for_the_memory_is_streamed(shards, monkeypatch):
+    size = PatchDataset(shards, "train").bytes
+    assert size == 120 * (2 * 2 * 16 * 16 + 5 * 4)
+    for room, fits in ((size, True), (size - 1, False)):
+        monkeypatch.setattr("distsynth.loader.keepable_bytes", lambda *_, r=room: r)
+        loader = loader_of(shards, "auto")
+        assert loader.resident is fits
+        assert_same(list(loader.epoch(0)), batches(shards))
+
+
+def test_standardising_in_place_leaves_the_stored_patches_alone(shards):
+    batch = PatchDataset(shards, "train")[np.arange(30)]
+    before = [part.clone() for part in batch]
+    found = Standardiser(shards.manifest, torch.device("cpu"))(batch)
+    again = Standardiser(shards.manifest, torch.device("cpu"))(batch)
+    assert_same([batch, found], [before, again])
+    # To the bit what the steps give one by one.
+    for stored, role, value in zip(batch, ("source", "target"), found, strict=False):
+        records = [getattr(shards.manifest.specimens[n], role) for n in batch.where[:, 0].tolist()]
+        mean, std = (
+            torch.tensor([getattr(row, name) for row in records]).view(-1, 1, 1, 1)
+            for name in ("mean", "std")
+        )
+        assert torch.equal(value, (stored.float() / QUANTUM - mean) / std)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -24,6 +21,7 @@ from lab import (
     tree,
     until,
 )
+from ray_cluster import loopback_cluster, node
 from tiny_runs import start
 from work_items import end_at, root, run_waiting, wait_for
 
@@ -112,42 +110,11 @@ def test_an_address_that_nobody_has_is_refused(refused):
         list(run_each(root, [1], address="nowhere"))
 
 
-def node(cores):
-    return {"num_cpus": cores, "include_dashboard": False, "object_store_memory": 80 * 2**20}
-
-
 @pytest.fixture(scope="module")
 def cluster():
-    """A head without cores, whose one node has two. They listen on loopback only."""
-    folder = tempfile.mkdtemp(prefix="ray-")  # short: the names of sockets may not be long
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_AUTH_TOKEN": "for-the-tests-of-this-machine-only",
-            "RAY_TMPDIR": folder,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_health_check_initial_delay_ms": "500",
-            "RAY_health_check_period_ms": "500",
-            "PYTHONPATH": str(Path(__file__).parent),
-            "OMP_NUM_THREADS": "1",
-        }.items():
-            patch.setenv(name, value)
-        import ray
-        from ray._private import ray_constants
-        from ray.cluster_utils import Cluster
-
-        # Read when ray is imported, which another test may have done.
-        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-        # Nodes of a cluster have working folders of their own.
-        with contextlib.chdir(folder):
-            cluster = Cluster(initialize_head=True, head_node_args=node(0))
-        try:
-            cluster.add_node(**node(2))
-            yield cluster
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    """A head without cores, whose one node has two."""
+    with loopback_cluster(0, 2) as cluster:
+        yield cluster
 
 
 @pytest.fixture

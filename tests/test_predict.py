@@ -198,7 +198,7 @@ def test_uncompressed_output_has_no_free_text(predictor, specimen, tmp_path):
 def test_predictions_do_not_depend_on_patches_a_forward(predictor, monkeypatch):
     source = np.random.default_rng(0).normal(size=(20, 20, 8)).astype(np.float32)
     expected = predictor(source, quiet=True)
-    monkeypatch.setattr("distsynth.predict.BATCH", 3)
+    monkeypatch.setattr("distsynth.room.CACHE", 3 * 16 * 16 * 4 * 4)
     np.testing.assert_allclose(predictor(source, quiet=True), expected, atol=1e-5)
 
 

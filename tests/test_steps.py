@@ -13,6 +13,7 @@ from distsynth.losses import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.steps import (
     Learner,
+    _judge,
     adversarial_step,
     average_buffers,
     make_accelerator,
@@ -294,3 +295,52 @@ def test_losses_are_float32_under_bf16():
     exact = supervised_step(generator(), GeneratorLoss(SUPERVISED), pairs(), 0)
     torch.testing.assert_close(terms["recon"], exact["recon"], rtol=0.05, atol=0)
     assert F.l1_loss(terms["recon"], exact["recon"]) > 0
+
+
+def two_passes(judge, source, target, synthetic):
+    return judge.network(target, source), judge.network(synthetic, source)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("norm", ["none", "instance", "batch"])
+def test_one_pass_of_the_discriminator_judges_as_two(norm, conditional):
+    source, target, synthetic = torch.randn(3, 6, 1, *PATCH)
+    results = []
+    for judging in (_judge, two_passes):
+        judge = discriminator(conditional, norm)
+        logits = judging(judge, source, target, synthetic)
+        torch.autograd.backward([part.square().sum() for part in logits])
+        gradients = {name: value.grad for name, value in judge.raw.named_parameters()}
+        results.append(({"real": logits[0], "fake": logits[1]}, gradients, weights(judge)))
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize(("norm", "passes"), [("none", 1), ("instance", 1), ("batch", 2)])
+def test_batch_norm_never_sees_target_and_synthetic_together(norm, passes):
+    judge, seen = discriminator(norm=norm), []
+    judge.raw.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    adversarial_step(generator(), judge, GeneratorLoss(LOSS), pairs(), 0)
+    # The last one is the generator's.
+    assert seen == [16 // passes] * passes + [8]
+
+
+def test_fused_adam_descends_as_the_plain_one():
+    fused, plain = generator(), generator()
+    assert fused.optimizer.defaults["fused"]
+    plain.optimizer = torch.optim.Adam(plain.raw.parameters(), lr=0.05, fused=False, foreach=False)
+    for step in range(5):
+        for made in (fused, plain):
+            supervised_step(made, GeneratorLoss(SUPERVISED), pairs(), step)
+    assert_close(weights(fused), weights(plain))
+
+
+def test_a_state_of_plain_adam_is_taken_over():
+    """Checkpoints of before go on as they began."""
+    before, after = generator(), generator()
+    before.optimizer = torch.optim.Adam(before.raw.parameters(), lr=0.05)
+    supervised_step(before, GeneratorLoss(SUPERVISED), pairs(), 0)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    for made in (before, after):
+        supervised_step(made, GeneratorLoss(SUPERVISED), pairs(), 1)
+    assert not moved(after, weights(before))

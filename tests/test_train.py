@@ -28,10 +28,11 @@ from distsynth.checkpoint import BEST, LAST, load_checkpoint
 from distsynth.config import ConfigError, from_json
 from distsynth.steps import Learner
 from distsynth.tracking import METRICS_FILE, read_rows
-from distsynth.train import CONFIG_FILE, SCORE, train
+from distsynth.train import CONFIG_FILE, train
 from sharding.errors import DataError
 from sharding.shards import ShardSet
 
+SCORE = "val/psnr"
 EVERY_STEP = {"train.log_every": 1}
 FULL = ADVERSARIAL | BATCH_NORM
 KINDS = {"supervised": {}, "adversarial": FULL}
@@ -421,3 +422,61 @@ def test_the_run_describes_itself(shard_folder, tmp_path):
     found = load_checkpoint(result.best)
     assert found.config == config
     assert found.data.manifest_sha256 == ShardSet(shard_folder).manifest.sha256
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patches_kept_in_memory_change_no_bit(kind, shard_folder, tmp_path):
+    for resident in ("auto", "never"):
+        trained(tmp_path / resident, shard_folder, KINDS[kind], {"data.resident": resident})
+    assert same(tensors(tmp_path / "auto"), tensors(tmp_path / "never"))
+    assert losses(tmp_path / "auto") == losses(tmp_path / "never")
+
+
+@pytest.mark.parametrize(("before", "after"), [("auto", "never"), ("never", "auto")])
+def test_a_run_goes_on_within_an_epoch_with_or_without_patches_in_memory(
+    before, after, shard_folder, tmp_path, monkeypatch
+):
+    more = FULL, {"train.checkpoint_every": 1, "data.resident": before}
+    trained(tmp_path / "whole", shard_folder, *more)
+    update = Learner.update
+
+    def breaking(self, step):
+        if step == 7:
+            raise RuntimeError("broken off")
+        return update(self, step)
+
+    monkeypatch.setattr(Learner, "update", breaking)
+    with pytest.raises(RuntimeError, match="broken off"):
+        trained(tmp_path / "run", shard_folder, *more)
+    monkeypatch.undo()
+    position = load_checkpoint(tmp_path / "run" / LAST).position
+    assert (position.epoch, position.step_in_epoch) == (1, 2)
+    trained(tmp_path / "run", shard_folder, *more, {"data.resident": after}, resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_run_leaves_the_checkpoint_of_a_plain_one(shard_folder, tmp_path, monkeypatch):
+    """By a backend that computes as the plain network does; see test_compiling for the real one."""
+    compile_in_place = torch.nn.Module.compile
+    monkeypatch.setattr("distsynth.compiling.why_not", lambda _: None)
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self: compile_in_place(self, backend="eager")
+    )
+    compiled = {"train.compile": True}
+    trained(tmp_path / "plain", shard_folder, FULL)
+    trained(tmp_path / "compiled", shard_folder, FULL, compiled)
+    assert same(tensors(tmp_path / "plain"), tensors(tmp_path / "compiled"))
+    # And each goes on from the other's.
+    trained(tmp_path / "mixed", shard_folder, FULL, compiled, {"train.epochs": 1})
+    trained(tmp_path / "mixed", shard_folder, FULL, resume=True)
+    assert same(tensors(tmp_path / "plain"), tensors(tmp_path / "mixed"))
+
+
+def test_a_run_without_a_compiler_goes_on_and_says_why(shard_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("distsynth.compiling.why_not", lambda _: "no compiler here")
+    trained(tmp_path / "plain", shard_folder)
+    assert "train.compile" not in capsys.readouterr().err
+    trained(tmp_path / "wished", shard_folder, {"train.compile": True})
+    assert "train.compile: going on without, no compiler here" in capsys.readouterr().err
+    assert same(tensors(tmp_path / "plain"), tensors(tmp_path / "wished"))

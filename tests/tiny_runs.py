@@ -5,6 +5,7 @@ Processes come from a fork server that has loaded the libraries once; each may e
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -135,18 +136,28 @@ def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) ->
 def start(
     target: Callable[..., Any], *args: Any, environment: dict[str, str], log: Path
 ) -> multiprocessing.process.BaseProcess:
-    """Start one process; its output goes to `log`."""
+    """Start one process, with the environment of now and more; its output goes to `log`.
+
+    W&B's service is none of its business: it would share that of this process.
+    """
     context = multiprocessing.get_context("forkserver")
     # The last two are loaded by the first optimizer step, which would take a second a process.
     libraries = ["distsynth.train", "torch.distributed.tensor", "torch._dynamo"]
     context.set_forkserver_preload(libraries)
-    process = context.Process(target=_child, args=(target, args, environment, log))
+    name = target.__module__, target.__qualname__
+    own = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    process = context.Process(target=_child, args=(name, args, own | environment, log))
     process.start()
     return process
 
 
-def _child(target: Callable[..., Any], args: Any, environment: dict[str, str], log: Path) -> None:
+def _child(name: tuple[str, str], args: Any, environment: dict[str, str], log: Path) -> None:
+    # The server that forked this process has the environment of when it was started, and Ray reads
+    # it when it is imported: the target's module comes after.
+    os.environ.clear()
     os.environ.update(environment)
+    module, function = name
+    target = getattr(importlib.import_module(module), function)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

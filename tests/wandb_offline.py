@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,15 @@ FILE_HEADER, CHUNK_HEADER = 7, 7
 FIRST, LAST, FULL = 2, 4, 1
 
 
+@dataclass(frozen=True)
+class Staged:
+    """What lies outside the run's folder until an artifact of it is uploaded."""
+
+    local_path: Path
+    md5: bytes
+    size: int
+
+
 @dataclass
 class OfflineRun:
     """What `wandb sync` would upload of a run."""
@@ -26,6 +36,9 @@ class OfflineRun:
     host: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    staged: list[Staged] = field(default_factory=list)
     exit_code: int | None = None
     content: bytes = b""
 
@@ -46,6 +59,15 @@ def read_offline_run(path: Path) -> OfflineRun:
             run.config |= _items(record.config.update)
         elif kind == "history":
             run.rows.append(_items(record.history.item))
+        elif kind == "summary":
+            run.summary |= _items(record.summary.update)
+        elif kind == "files":
+            run.files += [item.path for item in record.files.files]
+        elif kind == "artifact":
+            run.staged += [
+                Staged(Path(entry.local_path), base64.b64decode(entry.digest), entry.size)
+                for entry in record.artifact.manifest.contents
+            ]
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run
