@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from distsynth.room import Forward
 from sharding.patches import BLOCK
+from sharding.slabs import Empty, in_memory, slabs
 
 
 class Method(Protocol):
@@ -29,8 +29,10 @@ class Method(Protocol):
     images: int
     forwards: int
 
-    def __call__(self, planes: Tensor, forward: Forward) -> Tensor:
-        """Predict planes (n, channels, *sides) as (n, *sides), float32."""
+    def __call__(
+        self, planes: NDArray[np.float32], forward: Forward, out: NDArray[np.float32]
+    ) -> None:
+        """Predict planes (n, channels, *sides) into an array (n, *sides)."""
         ...
 
 
@@ -39,8 +41,8 @@ def predict_volume(
     methods: Mapping[int, Method],
     neighbours: int,
     forward: Forward,
-    device: torch.device,
     weight: Callable[[Sequence[int]], Tensor],
+    empty: Empty = in_memory,
 ) -> NDArray[np.float32]:
     """Predict a volume along one axis, or the weighted mean of several.
 
@@ -49,28 +51,32 @@ def predict_volume(
         methods: Axis, BLOCK for 3D, to how its planes are predicted.
         neighbours: Slices on each side that a plane carries as channels.
         forward: The generator.
-        device: Where it computes; the volume stays on the CPU.
         weight: Sides of a plane to how much each of its voxels counts beside those of other axes;
             not asked for a single axis.
+        empty: Makes the arrays that are as large as the volume.
 
     Returns:
         Synthetic, same shape.
     """
-    mean = np.empty(source.shape, np.float32)
+    mean = empty(source.shape)
     if len(methods) == 1:
         ((axis, method),) = methods.items()
-        for part, planes in _predicted(source, axis, method, neighbours, forward, device):
-            stack(mean, axis)[part] = planes
+        for part, planes in _parts(source, axis, method, neighbours):
+            method(planes, forward, stack(mean, axis)[part])
         return mean
-    total = np.zeros(source.shape)
+    total = empty(source.shape, np.float64)
+    for slab in slabs(source.shape):
+        total[slab] = 0
     weights = []
     for axis, method in methods.items():
         own = weight(stack(source, axis).shape[1:]).numpy()
-        for part, planes in _predicted(source, axis, method, neighbours, forward, device):
-            stack(total, axis)[part] += planes * own
+        for part, planes in _parts(source, axis, method, neighbours):
+            predicted = np.empty((len(planes), *planes.shape[2:]), np.float32)
+            method(planes, forward, predicted)
+            stack(total, axis)[part] += predicted * own
         weights.append(np.broadcast_to(np.expand_dims(own, axis), source.shape))
-    for x in range(len(mean)):  # so that the weights never fill a volume
-        mean[x] = total[x] / sum(own[x] for own in weights)
+    for slab in slabs(source.shape):  # so that the weights never fill a volume
+        mean[slab] = total[slab] / sum(own[slab] for own in weights)
     return mean
 
 
@@ -87,19 +93,16 @@ def forwards(shape: Sequence[int], methods: Mapping[int, Method]) -> int:
     )
 
 
-def _predicted(
-    source: NDArray[np.float32],
-    axis: int,
-    method: Method,
-    neighbours: int,
-    forward: Forward,
-    device: torch.device,
+def _parts(
+    source: NDArray[np.float32], axis: int, method: Method, neighbours: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Yield which planes, and their predictions; a neighbour beyond a face is the outermost."""
+    """Yield which planes, and these with their channels: (n, channels, *sides)."""
     planes = stack(source, axis)
     steps = np.arange(-neighbours, neighbours + 1)
     for low in range(0, len(planes), method.images):
         part = slice(low, min(low + method.images, len(planes)))
-        channels = (np.arange(len(planes))[part, None] + steps).clip(0, len(planes) - 1)
-        given = torch.from_numpy(np.ascontiguousarray(planes[channels])).to(device)
-        yield part, method(given, forward).cpu().numpy()
+        if neighbours:  # beyond a face the outermost
+            channels = (np.arange(len(planes))[part, None] + steps).clip(0, len(planes) - 1)
+            yield part, planes[channels]
+        else:
+            yield part, planes[part, None]

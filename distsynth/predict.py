@@ -18,7 +18,7 @@ from distsynth.config import ConfigError, with_overrides
 from distsynth.exported import COPY_AGAIN, WEIGHTS, is_export, read_export
 from distsynth.models import Generator, build_generator
 from distsynth.planes import Method, forwards, predict_volume
-from distsynth.room import room
+from distsynth.room import MEGABYTE, room
 from distsynth.run_folder import local_file
 from distsynth.whole import Whole
 from distsynth.windows import Windows, plane_weight
@@ -26,6 +26,7 @@ from sharding.errors import DataError
 from sharding.patches import BLOCK, check_fits, dense_locations, patch_axes
 from sharding.preprocess import place_source
 from sharding.progress import progress
+from sharding.slabs import Empty, Scratch, in_memory
 from sharding.storage import Folder, is_remote
 from sharding.volume import Volume, read_volume, write_volume
 
@@ -68,6 +69,7 @@ class Predictor:
         source: NDArray[np.float32],
         title: str = "predicting",
         quiet: bool = False,
+        empty: Empty = in_memory,
     ) -> NDArray[np.float32]:
         """Predict a standardised target from a standardised source.
 
@@ -75,6 +77,7 @@ class Predictor:
             source: Shape (x, y, z), zero mean and unit variance.
             title: Of the progress bar.
             quiet: No progress bar.
+            empty: Makes the arrays that are as large as the volume.
 
         Returns:
             Synthetic, same shape, standardised.
@@ -85,7 +88,7 @@ class Predictor:
         """
         config = self.checkpoint.config
         patch_size, stitch = config.data.patch_size, config.stitch
-        methods = self._methods(source.shape)
+        methods = self._methods(source.shape, empty)
         total = forwards(source.shape, methods)
         ticks = progress(range(total), title, total, quiet)
         half = config.train.precision == "bf16"
@@ -101,8 +104,8 @@ class Predictor:
                 methods,
                 config.data.neighbours,
                 forward,
-                self.device,
                 lambda sides: plane_weight(sides, patch_size, stitch),
+                empty,
             )
         next(ticks, None)  # the last line of progress
         return synthetic
@@ -119,7 +122,7 @@ class Predictor:
         method = self.checkpoint.config.stitch.method
         return self.exact if method == "auto" else method == "whole"
 
-    def _methods(self, shape: Sequence[int]) -> dict[int, Method]:
+    def _methods(self, shape: Sequence[int], empty: Empty) -> dict[int, Method]:
         """Axis, BLOCK for 3D, to how its planes are predicted.
 
         Raises:
@@ -139,10 +142,12 @@ class Predictor:
             if self.whole:
                 least = math.prod(patch_size)
                 methods[axis] = Whole(
-                    sides, count, generator.multiple, generator.reach, free, least
+                    sides, count, generator.multiple, generator.reach, free, least, self.device
                 )
             else:
-                methods[axis] = Windows(sides, count, patch_size, data.channels, stitch, free)
+                methods[axis] = Windows(
+                    sides, count, patch_size, data.channels, stitch, free, self.device, empty
+                )
         return methods
 
 
@@ -208,7 +213,9 @@ def predict_file(
 
     The grid is that of `like`; or the source's own if its voxels have the size of the training
     targets; or else one of that size over the source's field of view. Intensities are brought
-    back to the source's scale.
+    back to the source's scale. Arrays of a volume that take more than `stitch.memory_mb` lie in
+    files without a name in the folder of `out`, so that a volume larger than memory streams
+    through.
 
     Args:
         predictor: From load_predictor.
@@ -218,21 +225,27 @@ def predict_file(
         overwrite: Replace `out`.
 
     Raises:
-        DataError: If the file is bad, `out` exists, or the volume is smaller than a patch.
+        DataError: If the file is bad, `out` exists, the volume is smaller than a patch, or the
+            disk is full.
     """
     if out.exists() and not overwrite:
         raise DataError(out, "the file exists already", "Give --overwrite or another name")
     if not out.name.endswith((".nii", ".nii.gz")):
         raise DataError(out, "the output must be a .nii or .nii.gz file", "Rename it")
     data = predictor.checkpoint.data
-    source = read_volume(path)
-    grid = read_volume(like) if like else prediction_grid(source, data.spacing_mm, data.orientation)
-    placed = place_source(source, grid.shape, grid.affine, data.preprocess, path)
+    empty = Scratch(out.parent, predictor.checkpoint.config.stitch.memory_mb * MEGABYTE)
+    source = read_volume(path, empty=empty)
+    if like:
+        grid = read_volume(like, empty=empty)
+    else:
+        grid = prediction_grid(source, data.spacing_mm, data.orientation)
+    placed = place_source(source, grid.shape, grid.affine, data.preprocess, path, empty)
+    standardised = placed.transform.standardise_scaled(placed.scaled, empty)
     try:
-        synthetic = predictor(placed.transform.standardise_scaled(placed.scaled))
+        synthetic = predictor(standardised, empty=empty)
     except ConfigError as error:
         raise DataError(path, str(error), "Give a larger volume, or use smaller patches") from None
-    write_volume(out, grid.with_data(placed.transform.restore(synthetic)))
+    write_volume(out, grid.with_data(placed.transform.restore(synthetic, empty)))
     return out
 
 
@@ -250,13 +263,14 @@ def prediction_grid(
         orientation: Of the training targets, such as RAS.
 
     Returns:
-        A volume whose shape, affine and header matter; its data is empty.
+        A volume whose shape, affine and header matter; its data is zero and takes no memory.
     """
-    oriented = source.reoriented(orientation)
+    no_data = np.broadcast_to(np.float32(0), source.shape)
+    oriented = source.with_data(no_data).reoriented(orientation)
     ratio = np.array(oriented.spacing_mm) / np.array(spacing_mm)
     if np.abs(ratio - 1).max() < 0.01:
         return oriented
     # The last voxel centre must not lie beyond the border of the last source voxel.
     sizes = np.floor((np.array(oriented.shape) - 0.5) * ratio + 1e-3).astype(int) + 1
     affine = oriented.affine @ np.diag([*(1 / ratio), 1])
-    return Volume(np.zeros(sizes, np.float32), affine, source.header)
+    return Volume(np.broadcast_to(np.float32(0), sizes), affine, source.header)

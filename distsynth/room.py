@@ -19,6 +19,8 @@ MEGABYTE = 2**20
 COPIES = 4
 """Maps of the widest layer's size that are alive at once: a dense unit holds its input, normalised
 and activated, and the convolution may copy it."""
+NARROW = 8
+"""Channels up to which torch unfolds the source of a 3D convolution on a CPU, for small images."""
 CACHE = 8 * MEGABYTE
 """Size of the widest map up to which images go together on a CPU. Measured on dcgan-1, dcgan-2,
 fcn-1, dcsrn, unet-7 and small: more at once are no faster, and beyond the cache slower."""
@@ -68,15 +70,24 @@ def room(
 def widest_map(config: GeneratorConfig, patch_size: tuple[int, ...], channels: int) -> float:
     """Bytes of a generator's largest activation for each voxel of the source.
 
+    What a narrow 3D convolution unfolds takes the place of COPIES maps.
+
     Found on the smallest source that shows it, by a generator made for this alone: hooks of others
     see nothing of it, and no random number is taken from them.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         generator = build_generator(config, patch_size, channels).eval()
         source = torch.zeros(1, channels, *[max(8, generator.multiple)] * len(patch_size))
-        sizes = [source.numel()]
+        sizes: list[float] = [source.numel()]
         for module in generator.modules():
             module.register_forward_hook(lambda _module, _given, out: sizes.append(out.numel()))
+            if isinstance(module, torch.nn.Conv3d) and module.in_channels <= NARROW:
+                unfolded = math.prod(module.kernel_size) / COPIES
+                module.register_forward_hook(
+                    lambda _module, given, _out, times=unfolded: sizes.append(
+                        times * given[0].numel()
+                    )
+                )
         generator(source)
     return 4 * max(sizes) * channels / source.numel()
 

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
 
 from distsynth.room import Forward, Room, evenly
 from distsynth.stitch import Place
@@ -45,6 +46,7 @@ class Whole:
         reach: Of the generator; None takes each plane in one forward, whatever memory it takes.
         room: Of the generator. Planes that exceed it go in tiles with a halo of `reach`.
         least: Voxels of the smallest tile worth a forward, those of a patch.
+        device: Of the generator.
 
     Attributes:
         images: Planes to give at once.
@@ -59,24 +61,27 @@ class Whole:
         reach: int | None,
         room: Room,
         least: int,
+        device: torch.device,
     ) -> None:
         voxels = math.prod(sides)
-        self._sides, self._multiple = tuple(sides), multiple
+        self._sides, self._multiple, self._device = tuple(sides), multiple, device
         self._tiles = tiles(sides, reach or 0, voxels if reach is None else max(room.most, least))
         self.images = evenly(count, room.images(voxels))
         self.forwards = len(self._tiles)
 
-    def __call__(self, planes: Tensor, forward: Forward) -> Tensor:
-        """Predict planes (n, channels, *sides) as (n, *sides), float32."""
+    def __call__(
+        self, planes: NDArray[np.float32], forward: Forward, out: NDArray[np.float32]
+    ) -> None:
+        """Predict planes (n, channels, *sides) into an array (n, *sides)."""
+        given = torch.from_numpy(planes)
         if self.forwards == 1:
             far = [(0, -side % self._multiple) for side in reversed(self._sides)]
-            padded = F.pad(planes, list(itertools.chain(*far)))
-            return forward(padded)[(..., *map(slice, self._sides))]
-        whole = planes.new_empty((len(planes), *self._sides), dtype=torch.float32)
+            padded = F.pad(given.to(self._device), list(itertools.chain(*far)))
+            out[...] = forward(padded)[(..., *map(slice, self._sides))].cpu().numpy()
+            return
         for tile in self._tiles:
-            part = forward(planes[(..., *tile.read)])
-            whole[(..., *tile.write)] = part[(..., *tile.inner)]
-        return whole
+            part = forward(given[(..., *tile.read)].contiguous().to(self._device))
+            out[(..., *tile.write)] = part[(..., *tile.inner)].cpu().numpy()
 
 
 def tiles(sides: Sequence[int], halo: int, most: int) -> list[Tile]:

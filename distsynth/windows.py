@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -12,18 +14,22 @@ from torch import Tensor
 
 from distsynth.config import StitchConfig
 from distsynth.room import MEGABYTE, Forward, Room, evenly
-from distsynth.stitch import Place, Stitcher, places, smooth_window
-from sharding.patches import dense_locations, window
+from distsynth.stitch import smooth_window
+from sharding.patches import grid_starts
+from sharding.slabs import Empty, in_memory
 
 PLANE_BYTES = 24
 """Of a voxel of a plane while its windows are summed, besides those of its source."""
+Interval = tuple[slice, slice, slice]
+"""Of a window along one side: where it is cut, where it counts, and that part within it."""
 
 
 class Windows:
     """Predicts planes as the Stitcher joins a dense grid of their patches.
 
     All planes have the same grid: a window is cut from several of them, and added to their sums,
-    at once; the sums of weights are one plane's.
+    at once. Windows are the product of intervals along each side, and so are their weights and
+    the sum of all weights at a voxel.
 
     Args:
         sides: Of a plane in voxels: two of a slice, three of the volume that blocks are cut from.
@@ -32,6 +38,8 @@ class Windows:
         channels: Of a source.
         stitch: Stride, trim, weights, and the memory that the sums may take.
         room: Of the generator.
+        device: Of the generator.
+        empty: Makes the sums of a plane that exceeds the memory.
 
     Attributes:
         images: Planes to give at once.
@@ -49,30 +57,58 @@ class Windows:
         channels: int,
         stitch: StitchConfig,
         room: Room,
+        device: torch.device,
+        empty: Empty = in_memory,
     ) -> None:
-        self._weight = plane_weight(sides, patch_size, stitch)
+        self._intervals = intervals(sides, patch_size, stitch)
+        self._lines = weight_lines(sides, patch_size, stitch)
         smooth = stitch.weights == "smooth"
-        self._window = smooth_window(patch_size, stitch.trim) if smooth else None
-        windows = _windows(sides, patch_size, stitch)
+        self._window = smooth_window(patch_size, stitch.trim).to(device) if smooth else None
         together = room.images(math.prod(patch_size))
-        plane_bytes = math.prod(sides) * (PLANE_BYTES + 4 * channels)
-        self.images = evenly(count, min(together, stitch.memory_mb * MEGABYTE // plane_bytes))
-        each = max(1, together // self.images)
-        self._batches = [windows[at : at + each] for at in range(0, len(windows), each)]
-        self.forwards = len(self._batches)
+        most = stitch.memory_mb * MEGABYTE // (math.prod(sides) * (PLANE_BYTES + 4 * channels))
+        self._fits, self._device, self._empty = most > 0, device, empty
+        self.images = evenly(count, min(together, most))
+        self._each = max(1, together // self.images)
+        self.forwards = math.ceil(math.prod(map(len, self._intervals)) / self._each)
 
-    def __call__(self, planes: Tensor, forward: Forward) -> Tensor:
-        """Predict planes (n, channels, *sides) as (n, *sides), float32."""
-        count, device = len(planes), planes.device
-        weights = None if self._window is None else self._window.to(device)
-        total = torch.zeros((count, *self._weight.shape), dtype=torch.float64, device=device)
-        for batch in self._batches:
-            patches = forward(torch.cat([planes[(..., *cut)] for cut, _, _ in batch]))
-            if weights is not None:
-                patches = patches * weights
+    def __call__(
+        self, planes: NDArray[np.float32], forward: Forward, out: NDArray[np.float32]
+    ) -> None:
+        """Predict planes (n, channels, *sides) into an array (n, *sides)."""
+        given, count = torch.from_numpy(planes), len(planes)
+        if self._fits:
+            given = given.contiguous().to(self._device)
+        total = self._zeros(count, planes.shape[2:])
+        for batch in self._batches():
+            cut = torch.cat([given[(..., *cut)] for cut, _, _ in batch])
+            patches = forward(cut.to(self._device))
+            if self._window is not None:
+                patches = patches * self._window
+            patches = patches.to(total.device)
             for (_, place, part), patch in zip(batch, patches.split(count), strict=True):
                 total[(..., *place)] += patch[(..., *part)]
-        return (total / self._weight.to(device)).float()
+        for part, weight in self._weights():
+            mean = total[..., part] / weight.to(total.device)
+            out[..., part] = mean.float().cpu().numpy()
+
+    def _batches(self) -> Iterator[list[tuple[tuple[slice, ...], ...]]]:
+        """Windows that go together: of each the slices along all sides, in Interval's order."""
+        windows = (zip(*sides, strict=True) for sides in itertools.product(*self._intervals))
+        while batch := [tuple(window) for window in itertools.islice(windows, self._each)]:
+            yield batch
+
+    def _zeros(self, count: int, sides: Sequence[int]) -> Tensor:
+        """The sums, where the generator is if they fit."""
+        if self._fits:
+            return torch.zeros((count, *sides), dtype=torch.float64, device=self._device)
+        return torch.from_numpy(self._empty(sides, np.float64)).zero_()[None]
+
+    def _weights(self) -> Iterator[tuple[slice, Tensor]]:
+        """Runs along the last side and the sums of weights there: all at once if they fit."""
+        *others, last = self._lines
+        step = len(last) if self._fits else 1
+        for low in range(0, len(last), step):
+            yield slice(low, low + step), _product([*others, last[low : low + step]])
 
 
 def plane_weight(sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig) -> Tensor:
@@ -81,30 +117,49 @@ def plane_weight(sides: Sequence[int], patch_size: Sequence[int], stitch: Stitch
     Raises:
         ValueError: If a voxel is left uncovered.
     """
-    shape, locations = _grid(sides, patch_size, stitch.stride)
-    stitcher = Stitcher(shape, patch_size, stitch.trim, stitch.weights)
-    stitcher.add(torch.ones(()).expand(len(locations), *patch_size), locations)
-    stitcher.volume()  # refuses gaps
-    return stitcher.weight.view(*sides)
+    return _product(weight_lines(sides, patch_size, stitch))
 
 
-def _windows(
+def weight_lines(
     sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig
-) -> list[tuple[Place, Place, Place]]:
-    """Of each window of a plane: where it is cut, where it counts, and that part within it."""
-    shape, locations = _grid(sides, patch_size, stitch.stride)
-    dims = len(sides)
-    return [
-        (window(patch_size, axis, corner)[-dims:], place[-dims:], part[-dims:])
-        for (axis, *corner), (place, part) in zip(
-            locations.tolist(), places(locations, shape, patch_size, stitch.trim), strict=True
-        )
-    ]
+) -> list[Tensor]:
+    """The factors of plane_weight, float64: a line for each side.
+
+    Raises:
+        ValueError: If a voxel is left uncovered.
+    """
+    lines = []
+    for side, patch, found in zip(
+        sides, patch_size, intervals(sides, patch_size, stitch), strict=True
+    ):
+        smooth = stitch.weights == "smooth"
+        profile = smooth_window([patch], stitch.trim) if smooth else torch.ones(patch)
+        line = torch.zeros(side, dtype=torch.float64)
+        for _, place, part in found:
+            line[place] += profile[part]
+        lines.append(line)
+    voxels, covered = math.prod(sides), math.prod(int((line > 0).sum()) for line in lines)
+    if covered < voxels:
+        rule = f"{voxels - covered} of {voxels} voxels lie in no patch"
+        raise ValueError(f"{rule}: use a smaller stride or trim, or cover every slice")
+    return lines
 
 
-def _grid(
-    sides: Sequence[int], patch_size: Sequence[int], stride: int
-) -> tuple[tuple[int, ...], NDArray[np.int32]]:
-    """A plane as a volume, of one slice along axis 0 unless it is one, and its dense patches."""
-    shape = (1, *sides)[-3:]
-    return shape, dense_locations(shape, patch_size, stride, (0,))
+def intervals(
+    sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig
+) -> list[list[Interval]]:
+    """Along each side, those whose products are the windows of a plane; trim as in Stitcher."""
+    found = []
+    for side, patch in zip(sides, patch_size, strict=True):
+        along: list[Interval] = []
+        for start in grid_starts(side, patch, stitch.stride):
+            low = start + stitch.trim if start > 0 else 0
+            high = start + patch - stitch.trim if start + patch < side else side
+            part = slice(low - start, high - start)
+            along.append((slice(start, start + patch), slice(low, high), part))
+        found.append(along)
+    return found
+
+
+def _product(lines: Sequence[Tensor]) -> Tensor:
+    return reduce(lambda product, line: product.unsqueeze(-1) * line, lines)

@@ -105,7 +105,7 @@ def dense_locations(
     for axis in patch_axes(patch_size, axes):
         check_fits(shape, patch_size, axis)
         starts = [
-            _slice_starts(size, slices) if dim == axis else _grid_starts(size, side, stride)
+            _slice_starts(size, slices) if dim == axis else grid_starts(size, side, stride)
             for dim, (size, side) in enumerate(zip(shape, extent(patch_size, axis), strict=True))
         ]
         order = [axis, *(dim for dim in range(3) if dim != axis)] if axis != BLOCK else [0, 1, 2]
@@ -113,6 +113,12 @@ def dense_locations(
         corners = corners[:, np.argsort(order)]
         rows.append(np.column_stack([np.full(len(corners), axis, np.int32), corners]))
     return np.concatenate(rows)
+
+
+def grid_starts(size: int, side: int, stride: int) -> list[int]:
+    """Starts of a dense grid's patches along one axis; the last one ends at the face."""
+    last = size - side
+    return [*range(0, last, stride), last]
 
 
 def random_locations(
@@ -215,12 +221,6 @@ def window(patch_size: Sequence[int], axis: int, corner: Sequence[int]) -> tuple
     """The slices that select a patch from its volume."""
     sides = extent(patch_size, axis)
     return tuple(slice(low, low + side) for low, side in zip(corner, sides, strict=True))
-
-
-def _grid_starts(size: int, side: int, stride: int) -> list[int]:
-    """Starts of patches along one axis; the last one ends at the face."""
-    last = size - side
-    return [*range(0, last, stride), last]
 
 
 def _slice_starts(size: int, slices: int) -> list[int]:

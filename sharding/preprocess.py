@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from scipy import ndimage
 
 from sharding.cohort import Specimen
 from sharding.errors import DataError
+from sharding.slabs import Empty, by_slabs, filter_lines, in_memory, slabs
 from sharding.volume import Volume, read_volume
 
 FWHM_TO_SIGMA = 1 / 2.355
@@ -34,6 +38,10 @@ SCALED_MAX = 1000.0
 
 FINER = 0.9
 """A source whose voxels are below this share of the target's volume is clearly the finer one."""
+
+SPLINE_PAD = 12
+"""Voxels by which a volume is continued before it is turned into spline coefficients, so that the
+border has no echo: the pole's 12th power is below 2e-7."""
 
 GRID_TOLERANCE = 0.1
 """Share of a voxel by which the corners of one grid may differ in two headers."""
@@ -87,43 +95,69 @@ class IntensityTransform:
     std: float
 
     @classmethod
-    def fit(cls, data: NDArray[np.float32], percentiles: tuple[float, float]) -> IntensityTransform:
+    def fit(
+        cls,
+        data: NDArray[np.float32],
+        percentiles: tuple[float, float],
+        empty: Empty = in_memory,
+    ) -> IntensityTransform:
         """Fit on every voxel of a volume.
+
+        Args:
+            data: Shape (x, y, z).
+            percentiles: Two, from 0 to 100.
+            empty: Makes the arrays that are as large as the volume.
 
         Raises:
             ValueError: If the percentiles coincide: nearly all voxels are equal.
         """
-        low, high = (float(value) for value in np.percentile(data, percentiles))
+        sorted_in_part = empty(data.shape, order="F")
+        for slab in slabs(data.shape):
+            sorted_in_part[slab] = data[slab]
+        found = np.percentile(sorted_in_part.ravel("K"), percentiles, overwrite_input=True)
+        low, high = (float(value) for value in found)
         if not high > low:
             raise ValueError(
                 f"the {percentiles[0]} and {percentiles[1]} percentiles must differ, "
                 f"both are {low:g}"
             )
-        scaled = _scale(data, low, high)
-        mean, std = float(scaled.mean(dtype=np.float64)), float(scaled.std(dtype=np.float64))
-        return cls(low, high, mean, std)
+        mean = _mean(_scale(data[slab], low, high) for slab in slabs(data.shape))
+        variance = _mean(
+            np.square(_scale(data[slab], low, high) - np.float64(mean))
+            for slab in slabs(data.shape)
+        )
+        return cls(low, high, mean, math.sqrt(variance))
 
     @property
     def data_range(self) -> float:
         """Width of the standardised intensities: the honest peak for PSNR."""
         return 1 / self.std
 
-    def scale(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
+    def scale(self, data: NDArray[np.float32], empty: Empty = in_memory) -> NDArray[np.float32]:
         """Clip and map to [0, 1]."""
-        return _scale(data, self.low, self.high)
+        return by_slabs(partial(_scale, low=self.low, high=self.high), data, empty)
 
     def standardise(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
         """Clip, map to [0, 1], then to zero mean and unit variance."""
         return self.standardise_scaled(self.scale(data))
 
-    def standardise_scaled(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
+    def standardise_scaled(
+        self, scaled: NDArray[np.float32], empty: Empty = in_memory
+    ) -> NDArray[np.float32]:
         """The last step alone, for intensities already in [0, 1]."""
-        return ((scaled - np.float32(self.mean)) / np.float32(self.std)).astype(np.float32)
+        mean, std = np.float32(self.mean), np.float32(self.std)
+        return by_slabs(lambda slab: (slab - mean) / std, scaled, empty)
 
-    def restore(self, standardised: NDArray[np.float32]) -> NDArray[np.float32]:
+    def restore(
+        self, standardised: NDArray[np.float32], empty: Empty = in_memory
+    ) -> NDArray[np.float32]:
         """Back to the file's units; what was clipped stays clipped."""
-        scaled = standardised.astype(np.float64) * self.std + self.mean
-        return (scaled * (self.high - self.low) + self.low).astype(np.float32)
+        width = self.high - self.low
+        return by_slabs(
+            lambda slab: (slab.astype(np.float64) * self.std + self.mean) * width + self.low,
+            standardised,
+            empty,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,47 +355,74 @@ def place_source(
     affine: NDArray[np.float64],
     config: PreprocessConfig,
     where: object = "source",
+    empty: Empty = in_memory,
 ) -> SourceOnGrid:
     """Bring a source onto a grid by the affines, scaled to [0, 1].
 
     The intensity transform is fitted on the source's own voxels, so that it is the same whatever
     the grid, with a target at hand or without.
+
+    Args:
+        source: The volume.
+        shape: Of the grid.
+        affine: Of the grid, index to world millimetres.
+        config: Percentiles to clip at.
+        where: Names the source in errors.
+        empty: Makes the arrays that are as large as a volume.
+
+    Raises:
+        DataError: If nearly all voxels of the source are equal.
     """
-    transform = fit_intensities(where, source, config)
-    clipped = source.with_data(np.clip(source.data, transform.low, transform.high))
-    on_grid = resample(clipped, shape, affine, order=3)
-    inside = field_of_view(source, shape, affine)
-    on_grid[~inside] = transform.low
-    return SourceOnGrid(transform.scale(on_grid), inside, source, transform)
+    transform = fit_intensities(where, source, config, empty)
+    clip = partial(np.clip, a_min=transform.low, a_max=transform.high)
+    clipped = source.with_data(by_slabs(clip, source.data, empty))
+    on_grid = resample(clipped, shape, affine, 3, empty)
+    inside = field_of_view(source, shape, affine, empty)
+    for slab in slabs(shape):
+        on_grid[slab][~inside[slab]] = transform.low
+        on_grid[slab] = _scale(on_grid[slab], transform.low, transform.high)
+    return SourceOnGrid(on_grid, inside, source, transform)
 
 
-def fit_intensities(where: object, volume: Volume, config: PreprocessConfig) -> IntensityTransform:
+def fit_intensities(
+    where: object, volume: Volume, config: PreprocessConfig, empty: Empty = in_memory
+) -> IntensityTransform:
     """Fit the intensity transform on every voxel of a volume.
 
     Raises:
         DataError: If nearly all voxels are equal; `where` names the file.
     """
     try:
-        return IntensityTransform.fit(volume.data, config.clip_percentiles)
+        return IntensityTransform.fit(volume.data, config.clip_percentiles, empty)
     except ValueError as error:
         raise DataError(str(where), str(error), "Crop the empty space around the object") from None
 
 
 def field_of_view(
-    source: Volume, shape: tuple[int, int, int], affine: NDArray[np.float64]
+    source: Volume,
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    empty: Empty = in_memory,
 ) -> NDArray[np.bool_]:
     """Grid voxels whose centre lies within the source's voxels, borders included."""
     matrix = np.linalg.inv(source.affine) @ affine
-    grid = np.ogrid[tuple(slice(size) for size in shape)]
-    inside = np.ones(shape, bool)
-    for row, size in zip(matrix[:3], source.shape, strict=True):
-        index = sum(step * axis for step, axis in zip(row[:3], grid, strict=True)) + row[3]
-        inside &= (index > -0.5 - 1e-3) & (index < size - 0.5 + 1e-3)
+    inside = empty(shape, np.bool_)
+    for slab in slabs(shape):
+        grid = np.ogrid[slab]
+        part = np.ones(inside[slab].shape, bool)
+        for row, size in zip(matrix[:3], source.shape, strict=True):
+            index = sum(step * axis for step, axis in zip(row[:3], grid, strict=True)) + row[3]
+            part &= (index > -0.5 - 1e-3) & (index < size - 0.5 + 1e-3)
+        inside[slab] = part
     return inside
 
 
 def resample(
-    volume: Volume, shape: tuple[int, int, int], affine: NDArray[np.float64], order: int
+    volume: Volume,
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    order: int,
+    empty: Empty = in_memory,
 ) -> NDArray[np.float32]:
     """Interpolate a volume on another grid in the same world space.
 
@@ -373,6 +434,7 @@ def resample(
         shape: Shape of the grid.
         affine: Grid index to world millimetres, shape (4, 4).
         order: 0 nearest, 1 linear, 3 cubic B-spline.
+        empty: Makes the arrays that are as large as a volume.
 
     Returns:
         float32, shape `shape`; the volume's border value beyond its field of view.
@@ -383,23 +445,58 @@ def resample(
     data = volume.data
     steps = np.abs(matrix[:3, :3]).max(axis=1)
     if order > 0 and (steps > 1.01).any():
-        sigma = np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0)
-        data = np.asarray(ndimage.gaussian_filter(data, sigma, mode="nearest"), np.float32)
+        data = _blurred(data, np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0), empty)
     linear, offset = matrix[:3, :3], matrix[:3, 3]
+    on_grid = empty(shape)
     if np.array_equal(linear, np.eye(3)) and not offset.any() and shape == volume.shape:
-        return data.copy()
-    diagonal = np.diag(np.diag(linear))
-    on_grid = np.empty(shape, np.float32)
-    ndimage.affine_transform(
-        data,
-        np.diag(linear) if np.array_equal(linear, diagonal) else linear,
-        offset.tolist(),
-        output_shape=shape,
-        output=on_grid,
-        order=order,
-        mode="nearest",
-    )
+        for slab in slabs(shape):
+            on_grid[slab] = data[slab]
+        return on_grid
+    if order > 1:
+        data, offset = _spline_coefficients(data, order, empty), offset + SPLINE_PAD
+    diagonal = np.array_equal(linear, np.diag(np.diag(linear)))
+    for slab in slabs(shape):
+        ndimage.affine_transform(
+            data,
+            np.diag(linear) if diagonal else linear,
+            (offset + linear[:, 2] * slab[2].start).tolist(),
+            output=on_grid[slab],
+            order=order,
+            mode="nearest",
+            prefilter=False,
+        )
     return on_grid
+
+
+def _blurred(
+    data: NDArray[np.float32], sigma: NDArray[np.float64], empty: Empty
+) -> NDArray[np.float32]:
+    """A volume blurred by a Gaussian of this many voxels along each axis."""
+    blurred = by_slabs(lambda slab: slab, data, empty)
+
+    def blur(lines: NDArray, axis: int, out: NDArray) -> None:
+        if sigma[axis] > 0:
+            ndimage.gaussian_filter1d(lines, sigma[axis], axis, output=out, mode="nearest")
+
+    filter_lines(blur, blurred)
+    return blurred
+
+
+def _spline_coefficients(
+    data: NDArray[np.float32], order: int, empty: Empty
+) -> NDArray[np.float64]:
+    """B-spline coefficients of a volume that its border continues by SPLINE_PAD voxels."""
+    pad = SPLINE_PAD
+    found = empty([size + 2 * pad for size in data.shape], np.float64)
+    for slab in slabs(found.shape):
+        planes = (np.arange(found.shape[2])[slab[2]] - pad).clip(0, data.shape[2] - 1)
+        found[slab] = np.pad(data[:, :, planes], ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+
+    def coefficients(lines: NDArray, axis: int, out: NDArray) -> None:
+        ndimage.spline_filter1d(lines, order, axis, out, "nearest")  # type: ignore
+
+    filter_lines(coefficients, found)
+    return found
 
 
 def foreground_mask(scaled: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
@@ -410,6 +507,15 @@ def foreground_mask(scaled: NDArray[np.float32], threshold: float) -> NDArray[np
         threshold: Between 0 and 1.
     """
     return np.asarray(ndimage.binary_fill_holes(scaled > threshold), bool)
+
+
+def _mean(slabs_of_values: Iterator[NDArray]) -> float:
+    """Mean of all values, summed as float64."""
+    total, count = 0.0, 0
+    for values in slabs_of_values:
+        total += float(values.sum(dtype=np.float64))
+        count += values.size
+    return total / count
 
 
 def fingerprint(volume: Volume) -> str:

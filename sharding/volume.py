@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.orientations import (
     aff2axcodes,
     apply_orientation,
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from sharding.atomic import atomic_path
 from sharding.errors import DataError
+from sharding.slabs import Empty, in_memory, slabs
 
 FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
 """Header fields that scanners fill with names, dates and hosts; never written by us."""
@@ -76,23 +78,23 @@ class Volume:
         return "".join(str(code) for code in aff2axcodes(self.affine))
 
     def reoriented(self, orientation: str) -> Volume:
-        """The same image with axes flipped and permuted; no interpolation."""
+        """The same image with axes flipped and permuted: a view, nothing is interpolated."""
         change = ornt_transform(io_orientation(self.affine), axcodes2ornt(orientation))
-        data = np.ascontiguousarray(apply_orientation(self.data, change))
         affine = self.affine @ inv_ornt_aff(change, self.shape)
-        return Volume(data.astype(np.float32, copy=False), affine, self.header)
+        return Volume(apply_orientation(self.data, change), affine, self.header)
 
     def with_data(self, data: NDArray) -> Volume:
         """Another image on the same grid."""
         return replace(self, data=np.asarray(data, np.float32))
 
 
-def read_volume(path: str | Path, constant: bool = False) -> Volume:
+def read_volume(path: str | Path, constant: bool = False, empty: Empty = in_memory) -> Volume:
     """Read a NIfTI file and refuse what cannot be used.
 
     Args:
         path: The file.
         constant: Let all voxels be equal, as in a mask.
+        empty: Makes the array of voxels.
 
     Raises:
         DataError: If the file is missing, is no NIfTI, is cut short or claims more data than it
@@ -131,8 +133,7 @@ def read_volume(path: str | Path, constant: bool = False) -> Volume:
         )
     try:
         with np.errstate(over="ignore"):  # What float32 cannot hold is refused as Inf.
-            data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-        _check_gzip(path)
+            data = _read_voxels(path, image, shape, empty)
     except UNREADABLE as error:
         raise DataError(
             path,
@@ -182,25 +183,40 @@ def _is_gzip(file: BinaryIO) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _check_gzip(path: Path) -> None:
-    """Read to the end: nibabel stops at the last voxel, before the checksum."""
-    if _is_gzip(path.open("rb")):
-        with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
+def _read_voxels(
+    path: Path, image: nib.Nifti1Image, shape: tuple[int, int, int], empty: Empty
+) -> NDArray[np.float32]:
+    """Scaled intensities, read once from the first voxel to the end of the file.
+
+    nibabel stops at the last voxel, before the checksum of a compressed file.
+    """
+    stored = image.dataobj
+    assert isinstance(stored, ArrayProxy)
+    plane = shape[0] * shape[1] * stored.dtype.itemsize
+    data = empty(shape, np.float32, "F")
+    with ImageOpener(str(path), "rb") as file:
+        for slab in slabs(shape):
+            low, high = slab[2].start, slab[2].stop
+            part = ((*shape[:2], high - low), stored.dtype, stored.offset + low * plane)
+            scaled = ArrayProxy(file, (*part, stored.slope, stored.inter), mmap=False)
+            data[slab] = np.asarray(scaled, dtype=np.float32)
+        while file.read(2**20):
+            pass
+    return data
 
 
 def _check_values(path: Path, data: NDArray[np.float32], constant: bool) -> None:
-    finite = np.isfinite(data)
-    if not finite.all():
+    parts = [data[slab] for slab in slabs(data.shape)]
+    bad = sum(int((~np.isfinite(part)).sum()) for part in parts)
+    if bad:
         raise DataError(
             path,
-            f"voxels must be finite, found {int((~finite).sum())} NaN or Inf",
+            f"voxels must be finite, found {bad} NaN or Inf",
             "Repair or mask them out, then write the file again",
         )
-    if not constant and data.min() == data.max():
+    if not constant and min(part.min() for part in parts) == max(part.max() for part in parts):
         raise DataError(
             path,
-            f"voxels must not all be equal, found {float(data.flat[0])} everywhere",
+            f"voxels must not all be equal, found {float(data[0, 0, 0])} everywhere",
             "Check the export of this volume",
         )
