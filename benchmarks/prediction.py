@@ -30,6 +30,7 @@ from torch import Tensor
 
 from distsynth.checkpoint import Checkpoint, DataRecord, Position
 from distsynth.config import StitchConfig, with_overrides
+from distsynth.memory import keep_freed_memory
 from distsynth.models import build_generator
 from distsynth.predict import Predictor
 from distsynth.presets import preset
@@ -264,6 +265,9 @@ def main() -> None:
         return
     slices, repetitions = (1, 1) if given.quick else (given.slices, given.repetitions)
     source = random_volume((*SIDES, slices))
+    keep_freed_memory(
+        any_size=False
+    )  # as our prediction does, so that its peers have the same from the start
     # TorchIO's own; nothing that is measured here.
     warnings.filterwarnings("ignore", module="torchio|monai|torch.utils.data")
     print(

@@ -14,8 +14,10 @@ import torch
 GPU_SHARE, HOST_SHARE = 1 / 2, 1 / 4
 """Parts of the free memory that may be filled for good."""
 CGROUPS = Path("/sys/fs/cgroup")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters of glibc's mallopt."""
+LARGEST_MMAP_THRESHOLD = 32 * 2**20
+"""That glibc takes."""
 
 
 def keepable_bytes(device: torch.device, ranks: int = 1) -> int:
@@ -53,14 +55,22 @@ def _left_in_groups(own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS)
         yield int(limit.read_text()) - int(used["anon"]) - int(used["shmem"])
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(any_size: bool = True) -> None:
     """Let this process keep what it frees for its next step, where the C library is glibc.
 
-    By default large blocks go back to the system at once, and each step of a training on the CPU
-    waits for fresh pages again. Changes no number. The process stays as large as its largest step.
+    By default large blocks go back to the system at once, and each step of a training, or forward
+    of a prediction, on the CPU waits for fresh pages again. Changes no number. The process stays
+    as large as its largest step.
+
+    Args:
+        any_size: Keep blocks above 32 MB too. They leave gaps between them, so that the process
+            takes up to twice what it uses: for training, not where memory is to be bounded.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-            mallopt(M_MMAP_MAX, 0)
+            if any_size:
+                mallopt(M_MMAP_MAX, 0)
+            else:
+                mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)

@@ -16,6 +16,7 @@ from torch import Tensor
 from distsynth.checkpoint import BEST, Checkpoint, load_checkpoint
 from distsynth.config import ConfigError, with_overrides
 from distsynth.exported import COPY_AGAIN, WEIGHTS, is_export, read_export
+from distsynth.memory import keep_freed_memory
 from distsynth.models import Generator, build_generator
 from distsynth.planes import Method, forwards, predict_volume
 from distsynth.room import MEGABYTE, room
@@ -89,6 +90,8 @@ class Predictor:
         config = self.checkpoint.config
         patch_size, stitch = config.data.patch_size, config.stitch
         methods = self._methods(source.shape, empty)
+        if self.device.type == "cpu":
+            keep_freed_memory(any_size=False)
         total = forwards(source.shape, methods)
         ticks = progress(range(total), title, total, quiet)
         half = config.train.precision == "bf16"

@@ -16,9 +16,9 @@ from distsynth.models import build_generator
 Forward = Callable[[Tensor], Tensor]
 """Sources (n, channels, *sides) -> predictions (n, *sides), float32, on the same device."""
 MEGABYTE = 2**20
-COPIES = 4
-"""Maps of the widest layer's size that are alive at once: a dense unit holds its input, normalised
-and activated, and the convolution may copy it."""
+COPIES = 6
+"""Maps of the widest layer's size that the memory must hold: a dense unit has its input, normalised
+and activated, the convolution may copy it, and gaps are left between blocks that come and go."""
 NARROW = 8
 """Channels up to which torch unfolds the source of a 3D convolution on a CPU, for small images."""
 CACHE = 8 * MEGABYTE
