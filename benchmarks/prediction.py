@@ -3,8 +3,9 @@
     python -m benchmarks.prediction [--slices N] [--repetitions N] [--quick]
 
 One axis, windows of 64x64 at a stride of 20, plain average. The programs take turns, so that what
-else the machine does falls on all of them. Then the peak memory of a prediction, each in a process
-of its own. monai and torchio are needed: pip install monai torchio.
+else the machine does falls on all of them. Then the peak memory of a prediction, and of whole files
+kept in memory or on disk, each in a process of its own. monai and torchio are needed:
+pip install monai torchio.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -32,11 +35,12 @@ from distsynth.checkpoint import Checkpoint, DataRecord, Position
 from distsynth.config import StitchConfig, with_overrides
 from distsynth.memory import keep_freed_memory
 from distsynth.models import build_generator
-from distsynth.predict import Predictor
+from distsynth.predict import Predictor, predict_file
 from distsynth.presets import preset
 from distsynth.room import room
 from sharding.patches import cut_channels
 from sharding.preprocess import PreprocessConfig
+from sharding.volume import Volume, write_volume
 
 SIDES = (164, 192)
 PATCH, STRIDE = 64, 20
@@ -49,6 +53,8 @@ HEAD = (
     "counted saving reached | largest difference"
 )
 MEMORY_HEAD = "prediction | memory_mb | volume | peak memory above an idle process (MB)"
+FILE_HEAD = "file to file, small | memory_mb | MB a volume | peak memory of its own (MB) | s"
+FILE_SIDES = (192, 288, 384)
 Run = Callable[[], NDArray[np.float32] | None]
 
 
@@ -243,6 +249,50 @@ def print_peak(kind: str, memory_mb: int, factor: int) -> None:
     print("x".join(map(str, shape)), most_memory() - before)
 
 
+def print_file(memory_mb: int, side: int) -> None:
+    """Predict a file onto a grid of half its spacing: megabytes and seconds.
+
+    What is mapped from files does not count: the system takes it back when it is short of memory.
+    """
+    model = predictor("small", NETWORKS["small"], **{"stitch.memory_mb": memory_mb})
+    model(random_volume((64, 64, 4)), quiet=True)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    with tempfile.TemporaryDirectory() as folder, Sampler() as sampler:
+        source = Path(folder) / "source.nii"
+        write_volume(source, Volume(random_volume((side // 2,) * 3), affine))
+        start = time.perf_counter()
+        predict_file(model, source, Path(folder) / "synthetic.nii")
+        print(4e-6 * side**3, sampler.most, time.perf_counter() - start)
+
+
+class Sampler(threading.Thread):
+    """The most memory of its own that this process takes while the sampler is open (Linux).
+
+    Attributes:
+        most: Megabytes above the start.
+    """
+
+    def __enter__(self) -> Sampler:
+        self.most, self._before, self._done = 0.0, self.now(), threading.Event()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._done.wait(0.002):
+            self.most = max(self.most, self.now() - self._before)
+
+    @staticmethod
+    def now() -> float:
+        """Megabytes that are no file's."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith("RssAnon"))
+        return int(line.split()[1]) / 1e3
+
+
 def most_memory() -> float:
     """Megabytes that this process has held at most (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -258,10 +308,14 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--quick", action="store_true", help="one slice, once")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--file", nargs=2, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peak:
         kind, memory_mb, factor = given.peak
         print_peak(kind, int(memory_mb), int(factor))
+        return
+    if given.file:
+        print_file(*given.file)
         return
     slices, repetitions = (1, 1) if given.quick else (given.slices, given.repetitions)
     source = random_volume((*SIDES, slices))
@@ -293,6 +347,22 @@ def main() -> None:
             shape, megabytes = peak_memory(kind, memory_mb, factor)
             name = kind.replace(",", ", ")
             print(f"| {name} | {memory_mb} | {shape} | {megabytes:.0f} |", flush=True)
+    print(f"\n| {FILE_HEAD} |\n" + "|" + "---|" * len(FILE_HEAD.split(" | ")), flush=True)
+    for side in FILE_SIDES[: 1 if given.quick else None]:
+        for where, memory_mb in (("in memory", 2**16), ("on disk", 16)):
+            command = [sys.executable, "-m", "benchmarks.prediction", "--file"]
+            done = subprocess.run(
+                [*command, str(memory_mb), str(side)], check=True, capture_output=True, text=True
+            )
+            volume, most, seconds = map(float, done.stdout.split())
+            cells = (
+                f"{side}^3, {where}",
+                memory_mb,
+                f"{volume:.0f}",
+                f"{most:.0f}",
+                f"{seconds:.1f}",
+            )
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

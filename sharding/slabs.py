@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sharding.errors import DataError
 
-SLAB = 2**24
+SLAB = 2**22
 """Voxels of a slab, at most but for a single plane."""
 Slab = tuple[slice, ...]
 
