@@ -192,7 +192,8 @@ class StitchConfig:
     elsewhere. There, with a U-Net say, whole is another prediction, without seams."""
     memory_mb: int = 512
     """What the activations of a forward may take when predicting. A patch at a time goes through in
-    any case, and a slice that whole cannot cut into tiles without changing it."""
+    any case, and a slice that whole cannot cut into tiles without changing it. An array of a whole
+    volume that takes more lies in a file beside the prediction while it is made."""
 
 
 @dataclass(frozen=True)

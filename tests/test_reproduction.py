@@ -264,6 +264,7 @@ def test_a_bad_scan_is_named_before_anything_is_trained(cohort, tmp_path, capsys
     said = capsys.readouterr().err
     assert str(scan) in said
     assert re.search(rule, said), said
+    assert "or give --skip-failed" not in said
     assert not (out / "trials").exists()
 
 

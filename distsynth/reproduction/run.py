@@ -40,7 +40,7 @@ from distsynth.sweep.plan import Plan, SweepConfig
 from distsynth.sweep.tuning import fit, listed
 from distsynth.sweep.watch import Watch
 from sharding.cohort import read_cohort
-from sharding.errors import DataError
+from sharding.errors import CohortError, DataError
 from sharding.progress import progress
 from sharding.storage import Folder
 from sharding.write import write_shards
@@ -108,8 +108,18 @@ def _open(folder: SweepFolder, task: Task, resume: bool) -> None:
 
 def _cut(folder: SweepFolder, task: Task) -> None:
     """Cut the cohort, unless the shards are somebody else's."""
-    if task.shards == folder.folder / "shards":
+    if task.shards != folder.folder / "shards":
+        return
+    try:
         write_shards(read_cohort(Path(task.cohort)), task.shards, task.shard_config())
+    except CohortError as error:
+        raise CohortError(
+            error.where,
+            error.failures,
+            error.total,
+            "Mend them and give --resume, which cuts only what is missing; or cut the others by "
+            "distsynth shard --skip-failed, and give that folder as --shards",
+        ) from None
 
 
 def _plan(folder: SweepFolder, task: Task, tracking: TrackingConfig, resources: Resources) -> Plan:
