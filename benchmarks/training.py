@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.whole_table import Step, step_flops
+from benchmarks.whole_table import Step, ceiling, step_flops
 from distsynth.config import RunConfig, with_overrides
 from distsynth.losses import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
@@ -168,16 +168,6 @@ def measure(config: RunConfig, steps: int, folder: Path) -> tuple[list[float], .
     return [row[name] for row in rows if name in row][1:], bare, plain
 
 
-def ceiling(precision: str, device: torch.device, side: int) -> float:
-    """FLOP/s of a product of square matrices, in the precision of the step."""
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    # As convolutions do it.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-    found = [rate(lambda: left @ right, 3, 2 * side**3, device) for _ in range(4)]
-    return median(found[1:])
-
-
 def cell(found: list[float]) -> str:
     """Median and spread."""
     return f"{median(found):,.1f} ({min(found):,.1f} to {max(found):,.1f})"
@@ -195,7 +185,9 @@ def main(options: argparse.Namespace) -> None:
     steps, turns = (4, 2) if options.quick else (10, 7)
     if device.type == "cuda":
         steps *= 10
-    peak = ceiling(options.precision, device, 8192 if device.type == "cuda" else 1024)
+    # As convolutions do it.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    peak = ceiling(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
     title = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(
         f"{title}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "

@@ -58,6 +58,8 @@ def predict_volume(
     Returns:
         Synthetic, same shape.
     """
+    if min(source.strides) < 0 or not source.flags.writeable:
+        source = source.copy()  # torch takes neither
     mean = empty(source.shape)
     if len(methods) == 1:
         ((axis, method),) = methods.items()

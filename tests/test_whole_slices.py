@@ -294,6 +294,18 @@ def test_a_slice_is_no_smaller_than_a_patch(method):
         model(random_volume((16, 11, 3)), quiet=True)
 
 
+def test_any_array_serves_as_source():
+    model = predictor(CONV)
+    source = random_volume((20, 18, 7))
+    fixed = source.copy()
+    fixed.setflags(write=False)
+    expected = model(source, quiet=True)
+    assert np.array_equal(model(fixed, quiet=True), expected)
+    assert np.array_equal(model(np.asfortranarray(source), quiet=True), expected)
+    flipped = np.ascontiguousarray(source[::-1, :, ::-1])[::-1, :, ::-1]
+    assert np.array_equal(model(flipped, quiet=True), expected)
+
+
 def test_progress_counts_forwards(capsys):
     model = predictor(CONV, axes=(0, 1, 2))
     source = random_volume((20, 20, 20))
