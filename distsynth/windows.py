@@ -80,8 +80,8 @@ class Windows:
             given = given.contiguous().to(self._device)
         total = self._zeros(count, planes.shape[2:])
         for batch in self._batches():
-            cut = torch.cat([given[(..., *cut)] for cut, _, _ in batch])
-            patches = forward(cut.to(self._device))
+            sources = torch.cat([given[(..., *cut)] for cut, _, _ in batch])
+            patches = forward(sources.to(self._device))
             if self._window is not None:
                 patches = patches * self._window
             patches = patches.to(total.device)
