@@ -24,8 +24,11 @@ from distsynth.checkpoint import (
     save_checkpoint,
 )
 from distsynth.config import ConfigError, RunConfig
+from distsynth.sweep.trial import donated
 from distsynth.tracking import Trackers
 from distsynth.train import CONFIG_FILE, RUN_FILES, EpochReport, epochs, train
+from sharding.errors import DataError
+from sharding.storage import Folder
 
 FULL = ADVERSARIAL | BATCH_NORM
 KINDS: dict[str, dict[str, Any]] = {"supervised": {}, "adversarial": FULL}
@@ -476,3 +479,29 @@ def test_the_objective_of_a_run_may_not_change(changed, shard_folder, tmp_path):
     with pytest.raises(ConfigError, match=f"{next(iter(changed))} must be"):
         train(tiny_config(shard_folder, changed), tmp_path, resume=True)
     assert (tmp_path / CONFIG_FILE).read_text() == before
+
+
+def test_a_donor_that_goes_on_gives_the_first_epoch_that_is_left(
+    shard_folder, tmp_path, monkeypatch
+):
+    """Epochs are removed before, and while, they are looked for."""
+    config = tiny_config(shard_folder, {"train.epochs": 4, "train.keep_epochs": 4})
+    train(config, tmp_path / "run")
+    donor = Folder(tmp_path / "run")
+    assert donated(donor, 2).position.epoch == 2
+    (donor.local / epoch_checkpoint(1)).unlink()
+    assert donated(donor, 1).position.epoch == 2
+    assert donated(donor, 9).position.epoch == 4  # the last checkpoint
+
+    listed = donor.names("checkpoints")
+    for epoch in (2, 3):
+        (donor.local / epoch_checkpoint(epoch)).unlink()
+    lists = [listed]
+    names = Folder.names
+    monkeypatch.setattr(Folder, "names", lambda *given: lists.pop() if lists else names(*given))
+    assert donated(donor, 2).position.epoch == 4
+    assert not lists
+
+    (donor.local / epoch_checkpoint(4)).write_bytes(b"cut")
+    with pytest.raises(DataError, match="epoch-00004"):
+        donated(donor, 4)

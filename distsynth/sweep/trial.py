@@ -19,7 +19,14 @@ import torch
 from ray.tune import Trainable
 from ray.tune.result import DONE
 
-from distsynth.checkpoint import LAST, epoch_checkpoint, fork, load_checkpoint, save_checkpoint
+from distsynth.checkpoint import (
+    LAST,
+    Checkpoint,
+    epoch_checkpoint,
+    fork,
+    load_checkpoint,
+    save_checkpoint,
+)
 from distsynth.config import ConfigError, RunConfig, to_dict, with_overrides
 from distsynth.run_folder import local_file
 from distsynth.sweep.folder import SweepFolder
@@ -28,6 +35,7 @@ from distsynth.sweep.plan import Plan
 from distsynth.sweep.points import configure
 from distsynth.tracking import RUN_ID_FILE
 from distsynth.train import EpochReport, TrainResult, epochs
+from sharding.errors import DataError
 from sharding.storage import Folder
 
 POINTER = "pointer.json"
@@ -163,16 +171,11 @@ class SweepTrial(Trainable):
     def _copy(self, trial: str, epoch: int) -> None:
         """Go on from another trial's networks under this trial's point."""
         donor = Folder(self._folder.run_dir(trial))
-        # The epoch that was pointed to may be gone if the donor has gone on; a later one serves.
-        kept = sorted(name for name in donor.names("checkpoints") if "/epoch-" in name)
-        wanted = epoch_checkpoint(epoch).as_posix()
-        later = [name for name in kept if name >= wanted]
-        chosen = later[0] if later else LAST.as_posix()
         own = Folder(self._run_dir)
         before = None
         if own.exists(LAST.as_posix()):
             before = load_checkpoint(local_file(own / LAST.as_posix()))
-        state = fork(load_checkpoint(local_file(donor / chosen)), self._config, before)
+        state = fork(donated(donor, epoch), self._config, before)
         with own.writer(LAST.as_posix()) as partial:
             save_checkpoint(partial, state)
         point = self.config["trial"]["point"]
@@ -185,3 +188,28 @@ class SweepTrial(Trainable):
             if self._run:
                 self._run.close()
         self._run = self._gang = None
+
+
+def donated(donor: Folder, epoch: int) -> Checkpoint:
+    """The checkpoint of a run's epoch or, if the run has gone on and removed it, of a later one.
+
+    It goes on meanwhile too, and may remove between the listing and the reading what was listed.
+
+    Args:
+        donor: Folder of the run.
+        epoch: The epoch wanted.
+
+    Raises:
+        DataError: If the checkpoint is there and bad.
+    """
+    wanted = epoch_checkpoint(epoch).as_posix()
+    for _ in range(KEPT_EPOCHS):
+        kept = sorted(name for name in donor.names("checkpoints") if "/epoch-" in name)
+        chosen = next((name for name in kept if name >= wanted), LAST.as_posix())
+        try:
+            return load_checkpoint(local_file(donor / chosen))
+        except (DataError, OSError):
+            if donor.exists(chosen):
+                raise
+    # This one is replaced, never removed.
+    return load_checkpoint(local_file(donor / LAST.as_posix()))
