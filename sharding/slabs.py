@@ -49,7 +49,7 @@ class Scratch:
     serve. The files vanish with the arrays, or with the process.
 
     Attributes:
-        folder: Where the files lie.
+        folder: Where the files lie; made if it is not there.
         most: Bytes of an array in memory.
     """
 
@@ -67,6 +67,7 @@ class Scratch:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size <= self.most:
             return in_memory(shape, dtype, order)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 _reserve(file.fileno(), size)

@@ -252,12 +252,14 @@ def test_a_file_on_disk_is_predicted_like_one_in_memory(like, tmp_path, monkeypa
     predict_file(model, tmp_path / "a.nii.gz", tmp_path / "memory.nii.gz", target)
     monkeypatch.setattr(sharding.slabs, "SLAB", 2000)
     monkeypatch.setattr("distsynth.predict.MEGABYTE", 1)
-    predict_file(model, tmp_path / "a.nii.gz", tmp_path / "disk.nii.gz", target)
-    one, two = (read_volume(tmp_path / f"{name}.nii.gz") for name in ("memory", "disk"))
+    # Its folder is made, as in memory.
+    predict_file(model, tmp_path / "a.nii.gz", tmp_path / "new" / "disk.nii.gz", target)
+    one, two = (read_volume(tmp_path / f"{name}.nii.gz") for name in ("memory", "new/disk"))
     assert np.array_equal(one.affine, two.affine)
     np.testing.assert_allclose(two.data, one.data, atol=1e-4 * np.ptp(one.data))
     names = {found.name for found in tmp_path.iterdir()}
-    assert names == {"a.nii.gz", "like.nii.gz", "memory.nii.gz", "disk.nii.gz", path.name}
+    assert names == {"a.nii.gz", "like.nii.gz", "memory.nii.gz", "new", path.name}
+    assert [found.name for found in (tmp_path / "new").iterdir()] == ["disk.nii.gz"]
 
 
 @pytest.mark.parametrize("network", ["whole slices", "windows", "whole blocks", "block windows"])
