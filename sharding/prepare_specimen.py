@@ -34,7 +34,6 @@ from sharding.prepare_plan import SPLINE_ORDER, STEPS, Plan, PrepareConfig
 from sharding.preprocess import (
     SCALED_MAX,
     check_not_finer,
-    field_of_view,
     fit_intensities,
     read_mask,
     source_of,
@@ -43,6 +42,7 @@ from sharding.preprocess import (
 from sharding.quality import SpecimenQuality, noise_estimate, pair_quality
 from sharding.quality_page import pair_pictures
 from sharding.register import register_affine, register_deformable
+from sharding.resample import field_of_view
 from sharding.step_cache import finished, json_text, run_step, sweep
 from sharding.transform import Transform
 from sharding.volume import Volume, read_volume, write_volume

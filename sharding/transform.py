@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from sharding.atomic import atomic_path, atomic_write
 from sharding.errors import DataError
-from sharding.preprocess import FWHM_TO_SIGMA
+from sharding.resample import FWHM_TO_SIGMA
 from sharding.volume import UNREADABLE, Volume
 
 AFFINE_FILE = "affine.tfm"
@@ -134,7 +134,7 @@ class Transform:
         """Sample a source on a grid in the target's space.
 
         Where the grid is coarser than the source, the source is first blurred as
-        `sharding.preprocess.resample` does.
+        `sharding.resample.resample` does.
 
         Args:
             source: What to sample.

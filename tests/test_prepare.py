@@ -29,7 +29,8 @@ from sharding.cohort import Specimen, read_cohort, write_cohort
 from sharding.phantom import write_phantom_cohort
 from sharding.prepare import STEPS, PrepareConfig, carry_back, prepare_cohort
 from sharding.prepare_specimen import jacobian_range
-from sharding.preprocess import PreprocessConfig, prepare_pair, resample
+from sharding.preprocess import PreprocessConfig, prepare_pair
+from sharding.resample import resample
 from sharding.simulate import SimulationConfig
 from sharding.step_cache import read_record
 from sharding.transform import Transform

@@ -18,8 +18,8 @@ from sharding.preprocess import (
     foreground_mask,
     place_source,
     prepare_pair,
-    resample,
 )
+from sharding.resample import resample
 from sharding.volume import Volume, read_volume, write_volume
 
 SLOPE = np.array([0.7, -1.3, 2.1])

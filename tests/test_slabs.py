@@ -25,7 +25,8 @@ from distsynth.models import build_generator
 from distsynth.predict import load_predictor, predict_file
 from sharding.errors import DataError
 from sharding.phantom import phantom_volume
-from sharding.preprocess import IntensityTransform, PreprocessConfig, resample
+from sharding.preprocess import IntensityTransform, PreprocessConfig
+from sharding.resample import resample
 from sharding.slabs import Scratch, by_slabs, filter_lines, slabs
 from sharding.volume import Volume, read_volume, write_volume
 

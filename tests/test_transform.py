@@ -11,7 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 from sharding import transform as transform_module
 from sharding.motion import Motion, landmarks, random_motion
 from sharding.phantom import phantom_volume
-from sharding.preprocess import resample
+from sharding.resample import resample
 from sharding.transform import AFFINE_FILE, WARP_FILE, Transform
 from sharding.volume import Volume, write_volume
 
