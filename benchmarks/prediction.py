@@ -31,16 +31,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distsynth.checkpoint import Checkpoint, DataRecord, Position
 from distsynth.config import StitchConfig, with_overrides
-from distsynth.memory import keep_freed_memory
+from distsynth.data.memory import keep_freed_memory
+from distsynth.inference.memory_budget import room
+from distsynth.inference.predictor import Predictor, predict_file
 from distsynth.models import build_generator
-from distsynth.predict import Predictor, predict_file
 from distsynth.presets import preset
-from distsynth.room import room
-from sharding.patches import cut_channels
-from sharding.preprocess import PreprocessConfig
-from sharding.volume import Volume, write_volume
+from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from sharding.shards.patches import cut_channels
+from sharding.volumes.intensities import PreprocessConfig
+from sharding.volumes.volume import Volume, write_volume
 
 SIDES = (164, 192)
 PATCH, STRIDE = 64, 20

@@ -37,13 +37,13 @@ from benchmarks.reading_peers import (
     write_volumes,
 )
 from distsynth.config import DataConfig
-from distsynth.loader import Batch, PatchDataset, Standardiser, TrainingBatches
-from distsynth.memory import keep_freed_memory
-from sharding.cohort import read_cohort
-from sharding.phantom import write_phantom_cohort
-from sharding.preprocess import prepare_pair
-from sharding.shards import ShardConfig, ShardSet
-from sharding.write import write_shards
+from distsynth.data.loader import Batch, PatchDataset, Standardiser, TrainingBatches
+from distsynth.data.memory import keep_freed_memory
+from sharding.shards.format import ShardConfig, ShardSet
+from sharding.shards.write import write_shards
+from sharding.simulation.phantom import write_phantom_cohort
+from sharding.volumes.cohort import read_cohort
+from sharding.volumes.intensities import prepare_pair
 
 SIZE = 64
 RESIDENT, LIMIT = "ours, resident", "gather from memory (the limit)"

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from distsynth.loader import Batch, Standardiser
-from sharding.volume import Volume, write_volume
+from distsynth.data.loader import Batch, Standardiser
+from sharding.volumes.volume import Volume, write_volume
 
 BATCH = 32
 SHUFFLED = 1000

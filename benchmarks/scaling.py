@@ -37,14 +37,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from benchmarks.whole_table import Step, seconds_each, step_flops
 from distsynth.config import RunConfig, with_overrides
-from distsynth.predict import load_predictor, predict_file
+from distsynth.inference.predictor import load_predictor, predict_file
 from distsynth.presets import preset
-from distsynth.steps import make_accelerator
-from distsynth.train import epochs
-from sharding.cohort import Split, read_cohort
-from sharding.phantom import write_phantom_cohort
-from sharding.shards import ShardConfig
-from sharding.write import write_shards
+from distsynth.training.loop import epochs
+from distsynth.training.steps import make_accelerator
+from sharding.shards.format import ShardConfig
+from sharding.shards.write import write_shards
+from sharding.simulation.phantom import write_phantom_cohort
+from sharding.volumes.cohort import Split, read_cohort
 
 COUNTED = ("small", "unet-7", "dcgan-2")
 GPUS = (1, 2, 4, 8, 16, 32, 64)

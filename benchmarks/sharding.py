@@ -33,16 +33,16 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding.cohort import Specimen, read_cohort
-from sharding.cut import part_file, write_records
-from sharding.patches import cut, random_locations
-from sharding.phantom import phantom_volume
-from sharding.preprocess import Pair, PreprocessConfig, prepare_pair
-from sharding.shards import ShardConfig, quantise
-from sharding.simulate import SimulationConfig, simulate_cohort
-from sharding.storage import Folder
-from sharding.volume import write_volume
-from sharding.write import Piece, ShardPlan, pack_shard, write_shards
+from sharding.volumes.cohort import Specimen, read_cohort
+from sharding.shards.cut import part_file, write_records
+from sharding.shards.patches import cut, random_locations
+from sharding.simulation.phantom import phantom_volume
+from sharding.volumes.intensities import Pair, PreprocessConfig, prepare_pair
+from sharding.shards.format import ShardConfig, quantise
+from sharding.simulation.simulate import SimulationConfig, simulate_cohort
+from sharding.io.storage import Folder
+from sharding.volumes.volume import write_volume
+from sharding.shards.write import Piece, ShardPlan, pack_shard, write_shards
 
 SHAPE = (128, 128, 96)
 CONFIG = ShardConfig(patches_per_specimen=2000)

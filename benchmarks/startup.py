@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 PYTHON = [sys.executable, "-c"]
-DISTSYNTH = [sys.executable, "-m", "distsynth.cli"]
+DISTSYNTH = [sys.executable, "-m", "distsynth"]
 CASES: dict[str, list[str]] = {
     "python itself": [*PYTHON, ""],
     "import distsynth": [*PYTHON, "import distsynth"],
@@ -28,7 +28,7 @@ CASES: dict[str, list[str]] = {
     "distsynth train unet-7 --help": [*DISTSYNTH, "train", "unet-7", "--help"],
     "distsynth presets": [*DISTSYNTH, "presets"],
     "import torch": [*PYTHON, "import torch"],
-    "import distsynth.train": [*PYTHON, "import distsynth.train"],
+    "import distsynth.training.loop": [*PYTHON, "import distsynth.training.loop"],
     "import distsynth.sweep.run": [*PYTHON, "import distsynth.sweep.run"],
 }
 

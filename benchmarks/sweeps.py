@@ -32,22 +32,22 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
-import distsynth.train
+import distsynth.training.loop
 from distsynth.config import RunConfig, with_overrides
-from distsynth.loader import PatchDataset
+from distsynth.data.loader import PatchDataset
 from distsynth.presets import preset
+from distsynth.runs.tracking import Trackers
+from distsynth.sweep.callback import Watch
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import SweepFolder, TrialRecord
 from distsynth.sweep.plan import Plan, SweepConfig
 from distsynth.sweep.run import make_plan, start_sweep
 from distsynth.sweep.trial import run_config
-from distsynth.sweep.watch import Watch
-from distsynth.tracking import Trackers
-from distsynth.train import train
-from sharding.cohort import read_cohort
-from sharding.phantom import write_phantom_cohort
-from sharding.shards import ShardConfig, ShardSet
-from sharding.write import write_shards
+from distsynth.training.loop import train
+from sharding.shards.format import ShardConfig, ShardSet
+from sharding.shards.write import write_shards
+from sharding.simulation.phantom import write_phantom_cohort
+from sharding.volumes.cohort import read_cohort
 from tune_spaces.named import named_space
 
 SPACE = ["loss-weights", "learning-rates"]
@@ -182,10 +182,10 @@ def trained(folder: Path, sweep: Swept) -> tuple[float, dict[str, float]]:
     train(with_overrides(configs[0], {"train.epochs": 1}), folder / "first")
     spent: dict[str, float] = defaultdict(float)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(timed(spent, "tracking", distsynth.train, "start_trackers"))
+        stack.enter_context(timed(spent, "tracking", distsynth.training.loop, "start_trackers"))
         for name in ("log", "picture", "finish"):
             stack.enter_context(timed(spent, "tracking", Trackers, name))
-        stack.enter_context(timed(spent, "checkpoints", distsynth.train, "save_checkpoint"))
+        stack.enter_context(timed(spent, "checkpoints", distsynth.training.loop, "save_checkpoint"))
         started = time.perf_counter()
         for number, config in enumerate(configs):
             train(config, folder / str(number))

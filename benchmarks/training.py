@@ -31,16 +31,16 @@ from torch.nn import functional as F
 
 from benchmarks.whole_table import Step, ceiling, step_flops
 from distsynth.config import RunConfig, with_overrides
-from distsynth.losses import GeneratorLoss
+from distsynth.losses.terms import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.presets import preset
-from distsynth.steps import make_accelerator
-from distsynth.tracking import METRICS_FILE, read_rows
-from distsynth.train import epochs
-from sharding.cohort import read_cohort
-from sharding.phantom import write_phantom_cohort
-from sharding.shards import ShardConfig
-from sharding.write import write_shards
+from distsynth.runs.tracking import METRICS_FILE, read_rows
+from distsynth.training.loop import epochs
+from distsynth.training.steps import make_accelerator
+from sharding.shards.format import ShardConfig
+from sharding.shards.write import write_shards
+from sharding.simulation.phantom import write_phantom_cohort
+from sharding.volumes.cohort import read_cohort
 
 NAMES = ("small", "unet-7", "dcgan-1", "dcsrn-l1")
 WARM_UP = 2

@@ -25,11 +25,17 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from distsynth.config import RunConfig, with_overrides
-from distsynth.losses import GeneratorLoss
+from distsynth.losses.perceptual import PerceptualLoss, vgg16_features
+from distsynth.losses.terms import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
-from distsynth.perceptual import PerceptualLoss, vgg16_features
 from distsynth.presets import PRESETS, preset
-from distsynth.steps import Learner, Terms, adversarial_step, make_accelerator, supervised_step
+from distsynth.training.steps import (
+    Learner,
+    Terms,
+    adversarial_step,
+    make_accelerator,
+    supervised_step,
+)
 
 PATCHES = 9_300
 """Training patches of the paper: 300 of each of 31 specimens."""

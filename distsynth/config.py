@@ -15,13 +15,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-STRICT = ConfigDict(extra="forbid")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the dotted field and the rule."""
+from distsynth.errors import ConfigError
+from sharding.io.records import STRICT, first_complaint
 
 
 @dataclass(frozen=True)
@@ -402,12 +399,6 @@ def _kernel_count(network: GeneratorConfig | DiscriminatorConfig) -> int:
     if network.family == "conv":
         return widths + 1 if isinstance(network, GeneratorConfig) else widths
     return layers[network.family]
-
-
-def first_complaint(error: ValidationError) -> str:
-    """Pydantic's first complaint: the dotted field, and what is wrong with it."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _explain(error: ValidationError) -> str:

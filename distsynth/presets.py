@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from distsynth.config import (
-    ConfigError,
     DiscriminatorConfig,
     GeneratorConfig,
     LossConfig,
@@ -16,6 +15,7 @@ from distsynth.config import (
     StitchConfig,
     TrainConfig,
 )
+from distsynth.errors import ConfigError
 
 # Generators of figure 13: (a), (c), (e), (g). Which kernel sharpened model 6 is not said: ours.
 A = GeneratorConfig("conv", (8, 20, 24, 4), (3,), norm_first=False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 
-from distsynth.cli import main
+from distsynth.cli.main import main
 
 if __name__ == "__main__":
     given = sys.argv[1:]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from distsynth.cli import main
+from distsynth.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

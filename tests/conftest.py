@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from sharding.cohort import read_cohort
-from sharding.errors import DataError
-from sharding.phantom import write_phantom_cohort
-from sharding.shards import ShardConfig
-from sharding.write import write_shards
+from sharding.io.errors import DataError
+from sharding.shards.format import ShardConfig
+from sharding.shards.write import write_shards
+from sharding.simulation.phantom import write_phantom_cohort
+from sharding.volumes.cohort import read_cohort
 
 PHANTOM_SHAPE = (40, 36, 32)
 DATA = Path(

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsynth.config import (
-    ConfigError,
     RunConfig,
     dotted_fields,
     from_dict,
@@ -19,6 +18,7 @@ from distsynth.config import (
     validate,
     with_overrides,
 )
+from distsynth.errors import ConfigError
 from distsynth.presets import PRESETS
 
 WEIGHTS = st.floats(0, 1e6)

@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from distsynth.config import ConfigError, from_json, to_json, validate, with_overrides
+from distsynth.config import from_json, to_json, validate, with_overrides
+from distsynth.errors import ConfigError
 from distsynth.models import build_discriminator, build_generator
 from distsynth.presets import PRESETS, describe, preset
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from distsynth.config import with_overrides
-from distsynth.evaluate import Evaluation, evaluate, write_evaluation
-from distsynth.predict import load_predictor, predict_file
+from distsynth.evaluation.evaluate import Evaluation, evaluate
+from distsynth.inference.predictor import load_predictor, predict_file
 from distsynth.presets import preset
-from distsynth.train import train
-from sharding.cohort import Specimen, read_cohort
-from sharding.shards import ShardConfig
-from sharding.simulate import SimulationConfig, simulate_cohort
-from sharding.write import write_shards
+from distsynth.reporting.evaluation_files import write_evaluation
+from distsynth.training.loop import train
+from sharding.shards.format import ShardConfig
+from sharding.shards.write import write_shards
+from sharding.simulation.simulate import SimulationConfig, simulate_cohort
+from sharding.volumes.cohort import Specimen, read_cohort
 
 PEOPLE = {"sub-02": "train", "sub-04": "train", "sub-01": "val", "sub-03": "test"}
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from distsynth.config import ConfigError, DiscriminatorConfig, GeneratorConfig
+from distsynth.config import DiscriminatorConfig, GeneratorConfig
+from distsynth.errors import ConfigError
 from distsynth.models.conv_stack import ConvStack
 from distsynth.models.dense import DenseStack
 from distsynth.models.discriminators import ConvDiscriminator, PatchGAN

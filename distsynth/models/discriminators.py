@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from distsynth.config import ConfigError, DiscriminatorConfig
+from distsynth.config import DiscriminatorConfig
+from distsynth.errors import ConfigError
 from distsynth.models.layers import conv, kernel_sizes, max_pool, normalisation
 
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from distsynth.config import ConfigError, GeneratorConfig
+from distsynth.config import GeneratorConfig
+from distsynth.errors import ConfigError
 from distsynth.models.layers import conv, kernel_sizes, max_pool, normalisation, transposed_conv
 
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from distsynth.config import ConfigError, GeneratorConfig
+from distsynth.config import GeneratorConfig
+from distsynth.errors import ConfigError
 from distsynth.models.layers import conv, normalisation, transposed_conv
 
 

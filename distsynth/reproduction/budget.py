@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distsynth.config import STRICT, ConfigError
+from distsynth.config import STRICT
+from distsynth.errors import ConfigError
 
 if TYPE_CHECKING:
-    from distsynth.forest import ForestConfig
+    from distsynth.evaluation.forest import ForestConfig
 
 PAPER_PATCHES = 300
 """Training patches a specimen (section 5.2)."""

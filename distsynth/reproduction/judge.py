@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from distsynth.checkpoint import DataRecord
-from distsynth.config import STRICT, first_complaint
-from distsynth.evaluate import Evaluation, evaluate, usual_baselines
-from distsynth.forest import fit_boosted, fit_forest
-from distsynth.predict import Predictor, load_predictor
+from distsynth.evaluation.evaluate import Evaluation, evaluate, usual_baselines
+from distsynth.evaluation.forest import fit_boosted, fit_forest
+from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.reproduction.task import Task
-from sharding.cohort import Specimen, read_cohort
-from sharding.errors import DataError
-from sharding.shards import ShardSet
-from sharding.storage import Folder
+from distsynth.runs.checkpoint import DataRecord
+from sharding.io.errors import DataError
+from sharding.io.records import STRICT, first_complaint
+from sharding.io.storage import Folder
+from sharding.shards.format import ShardSet
+from sharding.volumes.cohort import Specimen, read_cohort
 
 JUDGED = "judged"
 BASELINES = "baselines"

@@ -5,26 +5,26 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from distsynth.checkpoint import DataRecord
-from distsynth.comparison import Comparison
-from distsynth.comparison_tables import comparison_html
-from distsynth.figures import comparison_figure
-from distsynth.report import Picture, picture_html
-from distsynth.report_sections import (
+from distsynth.reporting.evaluation_page import Picture, picture_html
+from distsynth.reporting.figures import comparison_figure
+from distsynth.reporting.run_page import Extras, picture_sections, record_facts, run_rows
+from distsynth.reporting.sections import (
     details_section,
     report_page,
     training_section,
     values_sections,
 )
+from distsynth.reproduction.comparison import Comparison
+from distsynth.reproduction.comparison_tables import comparison_html
 from distsynth.reproduction.judge import BASELINES, read_judged, read_slices
 from distsynth.reproduction.rows import NETWORKS
 from distsynth.reproduction.tables import comparison_of, ranked, seams_of
 from distsynth.reproduction.task import Task, read_task
-from distsynth.run_report import Extras, picture_sections, record_facts, run_rows
+from distsynth.runs.checkpoint import DataRecord
 from distsynth.sweep.folder import SweepFolder
-from sharding.page import facts_html, section
-from sharding.shards import ShardSet
-from sharding.storage import Folder
+from sharding.io.page import facts_html, section
+from sharding.io.storage import Folder
+from sharding.shards.format import ShardSet
 
 PAGE_FILE = "comparison.html"
 PICTURES = 8

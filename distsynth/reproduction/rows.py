@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from distsynth.comparison import CNN, CONTROL, GAN
-from distsynth.config import ConfigError, RunConfig, with_overrides
+from distsynth.config import RunConfig, with_overrides
+from distsynth.errors import ConfigError
 from distsynth.presets import preset
+from distsynth.reproduction.comparison import CNN, CONTROL, GAN
 
 FORESTS = ("rfsr", "rfsr-boosted")
 """The paper's residual random forest; and boosted trees on the same rows, another model (ours)."""

@@ -34,16 +34,16 @@ from distsynth.reproduction.judge import (
 )
 from distsynth.reproduction.rows import NETWORKS, SEAM_ROWS, STITCHINGS
 from distsynth.reproduction.task import TASK_FILE, Task, check_same_task, read_task, task_from_json
+from distsynth.sweep.callback import Watch
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord
 from distsynth.sweep.plan import Plan, SweepConfig
-from distsynth.sweep.tuning import fit, listed
-from distsynth.sweep.watch import Watch
-from sharding.cohort import read_cohort
-from sharding.errors import CohortError, DataError
-from sharding.progress import progress
-from sharding.storage import Folder
-from sharding.write import write_shards
+from distsynth.sweep.tuner import fit, listed
+from sharding.io.errors import CohortError, DataError
+from sharding.io.progress import progress
+from sharding.io.storage import Folder
+from sharding.shards.write import write_shards
+from sharding.volumes.cohort import read_cohort
 
 
 def reproduce(

@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from distsynth.comparison import (
+from distsynth.config import RunConfig
+from distsynth.models import build_generator, parameter_count
+from distsynth.reporting.run_page import run_rows
+from distsynth.reproduction.comparison import (
     BASELINE,
     FOREST,
     ComparedRow,
@@ -22,17 +25,14 @@ from distsynth.comparison import (
     compare,
     with_seeds,
 )
-from distsynth.comparison_files import comparison_csv, comparison_json, controls_csv
-from distsynth.comparison_tables import comparison_latex, comparison_text
-from distsynth.config import RunConfig
-from distsynth.models import build_generator, parameter_count
+from distsynth.reproduction.comparison_files import comparison_csv, comparison_json, controls_csv
+from distsynth.reproduction.comparison_tables import comparison_latex, comparison_text
 from distsynth.reproduction.judge import BASELINES, Judged, read_judged, stitching_name
 from distsynth.reproduction.rows import NETWORKS, QUESTIONS, SEAM_ROWS, STITCHINGS
 from distsynth.reproduction.task import Task
-from distsynth.run_report import run_rows
+from distsynth.runs.tracking import log_table
 from distsynth.sweep.folder import SweepFolder, TrialRecord
-from distsynth.tracking import log_table
-from sharding.storage import Folder
+from sharding.io.storage import Folder
 
 
 def write_tables(folder: SweepFolder, task: Task) -> str:

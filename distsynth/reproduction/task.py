@@ -9,14 +9,16 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from distsynth.config import STRICT, ConfigError, RunConfig, first_complaint, with_overrides
-from distsynth.forest import BOOSTED, ForestConfig
-from distsynth.perceptual import weights_path
+from distsynth.config import RunConfig, with_overrides
+from distsynth.errors import ConfigError
+from distsynth.evaluation.forest import BOOSTED, ForestConfig
+from distsynth.losses.perceptual import weights_path
 from distsynth.reproduction.budget import Budget
 from distsynth.reproduction.rows import FORESTS, NETWORKS
-from sharding.errors import DataError
-from sharding.shards import ShardConfig
-from sharding.storage import Folder
+from sharding.io.errors import DataError
+from sharding.io.records import STRICT, first_complaint
+from sharding.io.storage import Folder
+from sharding.shards.format import ShardConfig
 
 TASK_FILE = "reproduction.json"
 VALIDATIONS = 10

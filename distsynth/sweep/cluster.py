@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 
-from sharding.errors import DataError
+from sharding.io.errors import DataError
 
 LOCAL = "local"
 

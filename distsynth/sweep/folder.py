@@ -22,10 +22,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-from distsynth.config import STRICT, first_complaint
 from distsynth.sweep.plan import Plan, plan_from_json
-from sharding.errors import DataError
-from sharding.storage import Folder
+from sharding.io.errors import DataError
+from sharding.io.records import STRICT, first_complaint
+from sharding.io.storage import Folder
 
 PLAN_FILE = "sweep.json"
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -45,7 +45,7 @@ Values = Annotated[dict[str, Any], AfterValidator(_tuples)]
 
 @dataclass(frozen=True)
 class Report:
-    """One epoch of a trial; see distsynth.train.EpochReport."""
+    """One epoch of a trial; see distsynth.training.loop.EpochReport."""
 
     __pydantic_config__ = STRICT
 

@@ -13,13 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distsynth.objective import OBJECTIVES
+from distsynth.metrics.objective import OBJECTIVES, VALIDATION_METRICS
 from distsynth.sweep.folder import Report, SweepFolder, TrialRecord
 from distsynth.sweep.plan import Plan
 
 CSV_FILE, JSON_FILE = "leaderboard.csv", "leaderboard.json"
-METRICS = ("psnr", "ssim_2d", "ssim_global", "mse", "seam_index")
-"""Stitched validation metrics, in the mask, that a row shows."""
 DIGITS = {"psnr": 2, "ssim_2d": 4, "ssim_global": 4, "mse": 4, "seam_index": 3}
 
 
@@ -114,7 +112,7 @@ def table(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "score": best.score if best else None,
                 "best_epoch": best.epoch if best else None,
                 **({"pareto": row.pareto} if several else {}),
-                **{name: metrics.get(f"val/{name}") for name in METRICS},
+                **{name: metrics.get(f"val/{name}") for name in VALIDATION_METRICS},
                 **{name: _cell(record.point.get(name)) for name in plan.space},
                 "preset": record.preset,
                 "cause": record.cause,
@@ -151,7 +149,7 @@ def leaderboard_json(
 def text_rows(plan: Plan, rows: Sequence[Row], most: int | None = None) -> list[list[str]]:
     """Header and rows for a terminal: rounded, the fields by their last names."""
     names = [*plan.space]
-    head = ["rank", "trial", "status", "epoch", "score", *METRICS]
+    head = ["rank", "trial", "status", "epoch", "score", *VALIDATION_METRICS]
     if any(row.pareto is not None for row in rows):
         head.insert(5, "front")
     lines = [[*head, *(name.rpartition(".")[2] for name in names)]]
@@ -162,7 +160,7 @@ def text_rows(plan: Plan, rows: Sequence[Row], most: int | None = None) -> list[
             flat["status"],
             f"{flat['epochs']}/{plan.base.train.epochs}",
             _number(flat["score"], 4),
-            *(_number(flat[name], DIGITS[name]) for name in METRICS),
+            *(_number(flat[name], DIGITS[name]) for name in VALIDATION_METRICS),
             *(_short(flat[name]) for name in names),
         ]
         if "front" in head:

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from distsynth.checkpoint import MAY_CHANGE
-from distsynth.config import STRICT, ConfigError, RunConfig, dotted_fields, first_complaint
-from distsynth.objective import check_objective
+from distsynth.config import RunConfig, dotted_fields
+from distsynth.errors import ConfigError
+from distsynth.metrics.objective import check_objective
+from distsynth.runs.checkpoint import MAY_CHANGE
+from sharding.io.records import STRICT, first_complaint
 
 FORMAT_VERSION = 1
 FREE = ("trials", "concurrent", "retries", "top", "final", "final_epochs", "cohort")

@@ -7,23 +7,30 @@ from dataclasses import asdict
 from html import escape
 from typing import Any
 
-from distsynth.report import Picture, picture_html
-from distsynth.report_sections import (
+from distsynth.reporting.dashboard import STAND_INS, Dashboard
+from distsynth.reporting.evaluation_page import Picture, picture_html
+from distsynth.reporting.run_page import (
+    Extras,
+    data_facts,
+    judged_table,
+    picture_sections,
+    run_rows,
+)
+from distsynth.reporting.sections import (
     details_section,
     report_page,
     results_section,
     training_section,
     values_sections,
 )
-from distsynth.run_report import Extras, data_facts, judged_table, picture_sections, run_rows
+from distsynth.runs.tracking import public_config
 from distsynth.sweep.figures import parallel_figure, parameter_figure
-from distsynth.sweep.finish import BEST_FOLDER
+from distsynth.sweep.finalists import BEST_FOLDER
 from distsynth.sweep.folder import SweepFolder, searched
 from distsynth.sweep.leaderboard import Row, counts, rank_trials, text_rows
 from distsynth.sweep.plan import Plan
-from distsynth.tracking import public_config
-from sharding.page import facts_html, paragraph, section
-from sharding.storage import Folder
+from sharding.io.page import facts_html, paragraph, section
+from sharding.io.storage import Folder
 
 LEFT_COLUMNS = 3
 """Columns of the leaderboard that hold words."""
@@ -119,3 +126,16 @@ def _config(plan: Plan) -> Mapping[str, Any]:
 
 def _kind(column: int) -> str:
     return " class='text'" if 0 < column < LEFT_COLUMNS else ""
+
+
+def sweep_dashboard(plan: Plan, project: str | None = None, entity: str | None = None) -> Dashboard:
+    """The dashboard of a sweep's runs; project and entity are the plan's unless given."""
+    searched = [part for name in plan.space for part in STAND_INS.get(name, (name,))]
+    tracking = plan.base.tracking
+    return Dashboard(
+        project or tracking.project,
+        entity or tracking.entity or "",
+        plan.name,
+        tuple(dict.fromkeys(searched)),
+        plan.sweep.objective,
+    )

@@ -12,12 +12,13 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from distsynth.config import ConfigError, RunConfig, with_overrides
+from distsynth.config import RunConfig, with_overrides
+from distsynth.errors import ConfigError
+from distsynth.sweep.callback import Watch
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
 from distsynth.sweep.leaderboard import write_leaderboard
-from distsynth.sweep.plan import Plan, SweepConfig, check_same_sweep
-from distsynth.sweep.points import (
+from distsynth.sweep.parameters import (
     Point,
     Space,
     check_shards,
@@ -27,12 +28,12 @@ from distsynth.sweep.points import (
     mutations,
     presets_in,
 )
-from distsynth.sweep.search import importances
+from distsynth.sweep.plan import Plan, SweepConfig, check_same_sweep
+from distsynth.sweep.searcher import importances
 from distsynth.sweep.trial import FINAL
-from distsynth.sweep.tuning import fit, listed, remove_all, scores_of, search
-from distsynth.sweep.watch import Watch
-from sharding.errors import DataError
-from sharding.storage import Folder, is_remote
+from distsynth.sweep.tuner import fit, listed, remove_all, scores_of, search
+from sharding.io.errors import DataError
+from sharding.io.storage import Folder, is_remote
 from tune_spaces.plain import space_from_plain, space_to_plain
 
 

@@ -21,8 +21,8 @@ from ray.tune.schedulers import (
 )
 
 from distsynth.sweep.folder import TrialRecord
+from distsynth.sweep.parameters import Space, bounded, draw, invalid, mutations
 from distsynth.sweep.plan import Plan
-from distsynth.sweep.points import Space, bounded, draw, invalid, mutations
 
 
 def make_scheduler(plan: Plan, space: Space, records: Iterable[TrialRecord]) -> TrialScheduler:

@@ -19,7 +19,9 @@ import torch
 from ray.tune import Trainable
 from ray.tune.result import DONE
 
-from distsynth.checkpoint import (
+from distsynth.config import RunConfig, to_dict, with_overrides
+from distsynth.errors import ConfigError
+from distsynth.runs.checkpoint import (
     LAST,
     Checkpoint,
     epoch_checkpoint,
@@ -27,16 +29,15 @@ from distsynth.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from distsynth.config import ConfigError, RunConfig, to_dict, with_overrides
-from distsynth.run_folder import local_file
+from distsynth.runs.folder import local_file
+from distsynth.runs.tracking import RUN_ID_FILE
+from distsynth.sweep.ddp_workers import Gang
 from distsynth.sweep.folder import SweepFolder
-from distsynth.sweep.gang import Gang
+from distsynth.sweep.parameters import configure
 from distsynth.sweep.plan import Plan
-from distsynth.sweep.points import configure
-from distsynth.tracking import RUN_ID_FILE
-from distsynth.train import EpochReport, TrainResult, epochs
-from sharding.errors import DataError
-from sharding.storage import Folder
+from distsynth.training.loop import EpochReport, TrainResult, epochs
+from sharding.io.errors import DataError
+from sharding.io.storage import Folder
 
 POINTER = "pointer.json"
 KEPT_EPOCHS = 3

@@ -1,0 +1,77 @@
+"""The command that makes W&B show what runs log."""
+
+# No "from __future__ import annotations" here: the arguments of a command are a dataclass within
+# its function, whose annotations must be real types for the parser.
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distsynth.cli.arguments import Out, parse, tell
+from sharding.io.errors import DataError
+
+WORKSPACE_FILE, REPORT_FILE = "workspace.json", "report.json"
+
+
+def dashboard(args: Sequence[str]) -> None:
+    """make a W&B workspace and report for the runs of a project or a sweep"""
+
+    @dataclass(frozen=True)
+    class Show:
+        """Write a W&B workspace and a report, as JSON files; with --online send them instead.
+
+        Without --online nothing is sent and no login is needed.
+        """
+
+        project: str | None = None
+        """W&B project of the runs."""
+        entity: str | None = None
+        """User or team that owns it; needed with --online."""
+        group: str | None = None
+        """Only runs of this W&B group."""
+        fields: tuple[str, ...] = ()
+        """Searched fields of the configuration, such as loss.lambda_bce."""
+        objective: tuple[str, ...] = ()
+        """Stitched validation metrics that were searched by, the first ranks; psnr by default."""
+        sweep: str | None = None
+        """Folder of a sweep, a path or a URL: gives project, group, fields and objective."""
+        out: Out = Path("dashboard")
+        """Folder to write the two files to."""
+        overwrite: bool = False
+        online: bool = False
+        """Send both to W&B's server, under your login; each call makes new ones."""
+
+    given = parse("dashboard", Show, args)
+    if given.sweep is not None and (given.group or given.fields or given.objective):
+        raise ValueError("--sweep gives --group, --fields and --objective: leave them out")
+    if given.sweep is None and not given.project:
+        raise ValueError("name the runs: --project PROJECT or --sweep FOLDER")
+    from distsynth.reporting.dashboard import Dashboard, apply, report, spec_json, workspace
+
+    if given.sweep is not None:
+        from distsynth.sweep.folder import SweepFolder
+        from distsynth.sweep.report import sweep_dashboard
+
+        plan = SweepFolder(given.sweep).plan()
+        shown = sweep_dashboard(plan, given.project, given.entity)
+    else:
+        assert given.project
+        objectives = given.objective or ("psnr",)
+        shown = Dashboard(given.project, given.entity or "", given.group, given.fields, objectives)
+    if given.online:
+        print(*apply(shown), sep="\n")
+        return
+    from sharding.io.atomic import atomic_write
+
+    files = {WORKSPACE_FILE: workspace, REPORT_FILE: report}
+    for name in files:
+        if (given.out / name).exists() and not given.overwrite:
+            raise DataError(
+                given.out / name, "the file exists already", "Give --overwrite or another --out"
+            )
+    for name, build in files.items():
+        atomic_write(given.out / name, spec_json(build(shown)))
+        print(given.out / name)
+    again = [*args, *(() if shown.entity else ("--entity", "ENTITY")), "--online"]
+    tell(f"nothing was sent; to apply it: distsynth dashboard {shlex.join(again)}")

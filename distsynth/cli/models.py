@@ -1,0 +1,182 @@
+"""The commands that go from shards to a judged model."""
+
+# No "from __future__ import annotations" here: the arguments of a command are a dataclass within
+# its function, whose annotations must be real types for the parser.
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from distsynth.cli.arguments import Cohort, Out, columns, parse, starting_config
+
+
+@dataclass(frozen=True)
+class Stitch:
+    """How patches become a volume, where it shall differ from the checkpoint's configuration."""
+
+    stride: int | None = None
+    """Voxels between patches."""
+    trim: int | None = None
+    """Voxels cut from each patch side."""
+    weights: Literal["uniform", "smooth"] | None = None
+    """Plain average of overlaps, or weights that fall towards the patch border."""
+    axes: tuple[int, ...] | None = None
+    """Slicing axes to average over."""
+    method: Literal["auto", "windows", "whole"] | None = None
+    """By windows, or whole slices at once; auto takes these where they give the same."""
+    memory_mb: int | None = None
+    """What the activations of a forward may take."""
+
+
+def presets(args: Sequence[str]) -> None:
+    """list the presets, or print one as a configuration"""
+    from distsynth.config import to_json
+    from distsynth.presets import PRESETS, describe, preset
+
+    @dataclass(frozen=True)
+    class Presets:
+        """List the presets, or print the whole configuration of one."""
+
+        name: Positional[str | None] = None
+        json: bool = False
+        """For programs."""
+
+    given = parse("presets", Presets, args)
+    if given.name:
+        print(to_json(preset(given.name)), end="")
+    elif given.json:
+        print(json.dumps([describe(name) for name in PRESETS], indent=2))
+    else:
+        rows = [{key: _cell(value) for key, value in describe(name).items()} for name in PRESETS]
+        print(columns([list(rows[0]), *(list(row.values()) for row in rows)]))
+
+
+def train(args: Sequence[str]) -> None:
+    """train a preset or a configuration file"""
+    from distsynth.config import RunConfig, validate
+    from distsynth.presets import PRESETS
+
+    if not args or args[0].startswith("-"):
+        names = ", ".join(PRESETS)
+        usage = f"distsynth train PRESET|CONFIG.json [options]\n\npresets: {names}\n"
+        if args and args[0] in ("-h", "--help"):
+            print(usage + "\noptions: distsynth train PRESET --help")
+            return
+        raise ValueError(f"name a preset or a configuration file\n{usage}")
+    name, *rest = args
+    start = starting_config(name)
+
+    @dataclass(frozen=True)
+    class Train:
+        """Train from the named preset; every field of the configuration is an option."""
+
+        run_dir: Annotated[str, arg(aliases=["-o"])]
+        """Folder of the run: a path, or a URL such as s3://bucket/runs/one."""
+        config: Annotated[RunConfig, arg(name="")] = field(default_factory=lambda: start)
+        resume: bool = False
+        """Go on from the last checkpoint in the folder."""
+        overwrite: bool = False
+        """Replace a run in the folder."""
+
+    given = parse(f"train {name}", Train, rest)
+    config = validate(given.config)
+
+    from distsynth.training.loop import train as run_training
+
+    result = run_training(config, given.run_dir, given.resume, given.overwrite)
+    # One line, however many ranks a launcher started.
+    if os.environ.get("RANK", "0") == "0":
+        print(result.best)
+
+
+def predict(args: Sequence[str]) -> None:
+    """turn a source volume into a synthetic target"""
+
+    @dataclass(frozen=True)
+    class Predict:
+        """Turn a source volume into a synthetic target, stitched from dense patches.
+
+        Research use only: synthetic detail is not measured detail.
+        """
+
+        checkpoint: Positional[str]
+        """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
+        a URL."""
+        volume: Positional[Path]
+        """The source: a NIfTI file."""
+        out: Out
+        """NIfTI file to write."""
+        like: Path | None = None
+        """Predict on the grid of this volume."""
+        stitch: Stitch = field(default_factory=Stitch)
+        device: Literal["auto", "cpu"] = "auto"
+        overwrite: bool = False
+
+    given = parse("predict", Predict, args)
+    from distsynth.inference.predictor import load_predictor, predict_file
+
+    predictor = load_predictor(given.checkpoint, given.device).stitched(**vars(given.stitch))
+    print(predict_file(predictor, given.volume, given.out, given.like, given.overwrite))
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """judge checkpoints beside the baselines on stitched volumes"""
+
+    @dataclass(frozen=True)
+    class Evaluate:
+        """Judge checkpoints beside the baselines on stitched volumes."""
+
+        checkpoints: Positional[tuple[str, ...]]
+        """Checkpoints, run folders (their best) or exports, paths or URLs; rows are named after the
+        folder of the run or export."""
+        cohort: Cohort
+        """The cohort that the shards were cut from."""
+        out: Out
+        """Folder for results.csv, results.json, table.txt, pictures and report.html."""
+        split: Literal["train", "val", "test"] = "test"
+        source_pattern: str | None = None
+        target_pattern: str | None = None
+        stitch: Stitch = field(default_factory=Stitch)
+        save_volumes: bool = False
+        """Write the synthetic volumes too."""
+        device: Literal["auto", "cpu"] = "auto"
+        overwrite: bool = False
+
+    given = parse("evaluate", Evaluate, args)
+    if not given.checkpoints:
+        raise ValueError("name at least one checkpoint or run folder")
+    from distsynth.evaluation.evaluate import evaluate as judge
+    from distsynth.inference.predictor import load_predictor, run_dir_of
+    from distsynth.metrics.results import RESULTS_FILE
+    from distsynth.reporting.evaluation_files import write_evaluation
+    from sharding.io.atomic import atomic_folder
+    from sharding.volumes.cohort import read_cohort
+
+    specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
+    predictors, run_dirs = {}, {}
+    for path in given.checkpoints:
+        run_dir = run_dir_of(path)
+        if run_dir.name in predictors:
+            raise ValueError(f"two checkpoints are named {run_dir.name}: rename a run folder")
+        predictor = load_predictor(path, given.device)
+        predictors[run_dir.name] = predictor.stitched(**vars(given.stitch))
+        run_dirs[run_dir.name] = run_dir
+    with atomic_folder(given.out, RESULTS_FILE, given.overwrite) as folder:
+        volumes = folder / "volumes" if given.save_volumes else None
+        evaluation = judge(predictors, specimens, given.split, volumes)
+        text = write_evaluation(folder, evaluation, predictors, run_dirs)
+    print(text)
+    print(given.out / "report.html")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part:g}" for key, part in value.items())
+    return "-" if value is None else str(value)

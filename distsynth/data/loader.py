@@ -1,0 +1,230 @@
+"""Shards to batches, by an explicit plan of (epoch, rank).
+
+The plan is arithmetic on patch numbers and knows nothing of workers: one permutation of the whole
+split a seed and epoch, cut into global batches, of which each rank takes its share. So every rank
+has the same number of batches, no patch is read twice in an epoch, what does not fill a global
+batch is left out (other patches each epoch), and the global batches are the same for any number
+of ranks, workers and shards read at once. Workers only fetch what the plan says.
+
+Where the training split fits into the memory of the device (see distsynth.data.memory) it is read
+once, shard after shard, and every batch is then a selection of rows there: the same patches in
+the same order. Where it does not, batches are read from the mapped shards as they are needed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from distsynth.config import DataConfig
+from distsynth.data.dataset import CPU, Batch, PatchDataset, ResidentPatches
+from distsynth.data.memory import keepable_bytes
+from distsynth.errors import ConfigError
+from sharding.shards.format import QUANTUM, Manifest, ShardSet
+from sharding.volumes.cohort import Split
+
+
+def epoch_order(
+    shard_patches: Sequence[int], seed: int, epoch: int, window: int
+) -> NDArray[np.int64]:
+    """The order of a split's patches in one epoch: a function of its arguments alone.
+
+    Shards are permuted, then patches within each window of shards, so that a split larger than
+    memory is still read one window at a time.
+
+    Args:
+        shard_patches: Patches in each shard.
+        seed: Of the run.
+        epoch: From 0; each gives another order.
+        window: Shards whose patches are mixed.
+
+    Returns:
+        Every patch number from 0 to the sum of `shard_patches`, once.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    starts = [0, *np.cumsum(shard_patches).tolist()]
+    shards = rng.permutation(len(shard_patches)).tolist()
+    chunks = [
+        rng.permutation(
+            np.concatenate(
+                [
+                    np.arange(starts[shard], starts[shard + 1])
+                    for shard in shards[low : low + window]
+                ]
+            )
+        )
+        for low in range(0, len(shards), window)
+    ]
+    return np.concatenate(chunks)
+
+
+def training_plan(
+    order: NDArray[np.int64], batch_size: int, rank: int, ranks: int
+) -> NDArray[np.int64]:
+    """One rank's share of every full global batch.
+
+    Args:
+        order: From epoch_order.
+        batch_size: Patches a step over all ranks.
+        rank: 0 to ranks - 1.
+        ranks: Must divide batch_size.
+
+    Returns:
+        Patch numbers, shape (steps, batch_size / ranks).
+    """
+    steps = len(order) // batch_size
+    share = batch_size // ranks
+    batches = order[: steps * batch_size].reshape(steps, batch_size)
+    return batches[:, rank * share : (rank + 1) * share]
+
+
+def exact_plan(count: int, batch_size: int, rank: int, ranks: int) -> list[NDArray[np.int64]]:
+    """One rank's run of patches 0 to count - 1, each on exactly one rank; the last is short."""
+    own = np.array_split(np.arange(count), ranks)[rank]
+    return [own[low : low + batch_size] for low in range(0, len(own), batch_size)]
+
+
+class TrainingBatches:
+    """The training split, epoch by epoch, for one rank.
+
+    A split that fits is read into the memory of the device at the start of the first epoch, and
+    stays there. It fits if it takes no more than `keepable_bytes`: half of a GPU's free memory, or
+    a quarter of a rank's share of what its host has available. Every rank keeps the whole split,
+    for each epoch gives it other patches.
+
+    Attributes:
+        steps: Batches an epoch.
+        resident: Whether the split is kept in memory; its batches then lie on the device.
+
+    Raises:
+        ConfigError: If the ranks do not divide the batch, or a batch needs more than there is.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        device: torch.device = CPU,
+    ) -> None:
+        self._dataset = dataset = PatchDataset(shards, "train")
+        if batch_size % ranks:
+            raise ConfigError(
+                f"train.batch_size must be divisible by the {ranks} ranks, got {batch_size}"
+            )
+        _check_cache(shards, dataset, config)
+        if len(dataset) < batch_size:
+            raise ConfigError(
+                f"train.batch_size must be <= the {len(dataset)} training patches of "
+                f"{shards.folder.url}, got {batch_size}: use fewer ranks, a smaller batch or "
+                "more data"
+            )
+        self._counts = [shard.patches for shard in dataset.records]
+        self._window = config.shuffle_shards
+        self._batch_size, self._seed, self._rank, self._ranks = batch_size, seed, rank, ranks
+        self.steps = len(dataset) // batch_size
+        self._plan: list[NDArray[np.int64]] = []
+        pinned = device.type == "cuda"
+        self._loader = _loader(dataset, self._plan, config.workers, pinned, persistent=True)
+        self._device = device
+        self.resident = config.resident == "auto" and dataset.bytes <= keepable_bytes(device, ranks)
+        self._patches: ResidentPatches | None = None
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's batches of an epoch, from step `start` on; skipping costs nothing."""
+        order = epoch_order(self._counts, self._seed, epoch, self._window)
+        plan = training_plan(order, self._batch_size, self._rank, self._ranks)[start:]
+        if self.resident:
+            if self._patches is None:
+                self._patches = ResidentPatches(self._dataset, self._device)
+            yield from self._patches.batches(plan)
+            return
+        self._plan[:] = list(plan)
+        yield from self._loader
+
+
+def judging_batches(
+    shards: ShardSet,
+    split: Split,
+    patches: NDArray[np.int64],
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterator[Batch]:
+    """Chosen patches of a split, by their numbers, each on exactly one rank, in order."""
+    plan = [patches[index] for index in exact_plan(len(patches), batch_size, rank, ranks)]
+    yield from _loader(PatchDataset(shards, split), plan, workers, pin_memory=False)
+
+
+class Standardiser:
+    """Stored intensities to standardised ones, on the device (section 5.2)."""
+
+    def __init__(self, manifest: Manifest, device: torch.device) -> None:
+        def table(which: str) -> Tensor:
+            transforms = [getattr(row, which) for row in manifest.specimens]
+            values = [[each.mean for each in transforms], [each.std for each in transforms]]
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        self._device = device
+        self._source, self._target = table("source"), table("target")
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Source and target as float32, zero mean and unit variance; shapes as in Batch."""
+        specimen = batch.where[:, 0].to(self._device, torch.int64, non_blocking=True)
+        shape = (2, -1) + (1,) * (batch.source.dim() - 1)
+
+        def standardise(patches: Tensor, table: Tensor) -> Tensor:
+            mean, std = table[:, specimen].view(shape)
+            scaled = patches.to(self._device, non_blocking=True).to(torch.float32)
+            # In place: for a small batch, memory to write to costs more than the arithmetic.
+            return scaled.div_(QUANTUM).sub_(mean).div_(std)
+
+        return standardise(batch.source, self._source), standardise(batch.target, self._target)
+
+
+def _check_cache(shards: ShardSet, dataset: PatchDataset, config: DataConfig) -> None:
+    """The shards that are shuffled together must fit into the cache, or each is fetched often."""
+    sizes = sorted((shard.bytes for shard in dataset.records), reverse=True)
+    needed = sum(sizes[: config.shuffle_shards]) / 1e9
+    if shards.folder.local is None and needed > config.cache_gb:
+        raise ConfigError(
+            f"data.cache_gb must be >= {needed:.3g}, the size of {config.shuffle_shards} shards of "
+            f"{shards.folder.url} that are shuffled together, got {config.cache_gb}: allow more "
+            "space or lower data.shuffle_shards"
+        )
+
+
+def _loader(
+    dataset: PatchDataset,
+    plan: list[NDArray[np.int64]],
+    workers: int,
+    pin_memory: bool,
+    persistent: bool = False,
+) -> DataLoader[Batch]:
+    context = None
+    if workers:
+        # A process of its own forks them, which has no threads: a fork of one that has, W&B's or a
+        # storage's, may wait for ever for a lock that a thread held.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([PatchDataset.__module__])
+    return DataLoader(
+        dataset,
+        sampler=plan,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=context,
+        persistent_workers=persistent and workers > 0,
+        pin_memory=pin_memory,
+        # One of its own, so that iterating does not draw from the global random state.
+        generator=torch.Generator(),
+    )

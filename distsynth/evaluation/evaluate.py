@@ -1,0 +1,189 @@
+"""A checkpoint and the baselines over the specimens of a split, judged on stitched volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsynth.errors import ConfigError
+from distsynth.evaluation.baselines import Baseline, Cubic, Identity, fitted_baselines
+from distsynth.inference.predictor import Predictor
+from distsynth.inference.stitching import border_planes
+from distsynth.metrics.consistency import consistency_error
+from distsynth.metrics.image import central_slice, volume_metrics
+from distsynth.metrics.seams import seam_index
+from distsynth.runs.checkpoint import DataRecord
+from sharding.io.progress import progress
+from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.intensities import Pair, PreprocessConfig, prepare_pair
+from sharding.volumes.volume import write_volume
+
+
+@dataclass
+class Evaluation:
+    """What was judged.
+
+    Attributes:
+        results: Every number.
+        specimens: Judged specimens, in order.
+        split: The split that they are of.
+        training: How many specimens the baselines were fitted on.
+        examples: A slice of each specimen through every method, for pictures.
+    """
+
+    results: dict[str, dict[str, dict[str, float]]]
+    specimens: list[str]
+    split: Split
+    training: int
+    examples: list[Example] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """The slice of a specimen that holds most tissue, standardised.
+
+    Attributes:
+        specimen: Its name.
+        axis: Slicing axis.
+        index: Which slice of the volume.
+        spacing_mm: Voxel size.
+        source: Volume of one slice: shape (x, y, z), 1 along the axis.
+        target: Same shape.
+        mask: Same shape.
+        synthetic: Method to volume of the same shape.
+    """
+
+    specimen: str
+    axis: int
+    index: int
+    spacing_mm: tuple[float, float, float]
+    source: NDArray[np.float32]
+    target: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    synthetic: dict[str, NDArray[np.float32]]
+
+
+def evaluate(
+    predictors: Mapping[str, Predictor],
+    specimens: Sequence[Specimen],
+    split: Split = "test",
+    volumes: Path | None = None,
+    baselines: Sequence[Baseline] | None = None,
+    data: DataRecord | None = None,
+) -> Evaluation:
+    """Judge models beside the baselines.
+
+    Everything is measured in standardised units against the target's own standardised volume; a
+    prediction is made without looking at the target. The baselines that are fitted see training
+    specimens only.
+
+    Args:
+        predictors: Name of the row to model. All must have been trained on the same data.
+        specimens: The cohort, with the specimens that the models were trained on.
+        split: Which specimens to judge, by the split of the shards; a specimen that the shards
+            did not hold counts as test.
+        volumes: Folder to write every model's synthetic volumes to, in the source's units.
+        baselines: What else to judge; None fits the usual ones.
+        data: What shards were cut from; None takes that of the models.
+
+    Returns:
+        Every number, and slices for pictures.
+
+    Raises:
+        ConfigError: If the models were trained on different data, or no specimen is in the split.
+        DataError: If a test specimen's scan was seen in training, or a file is bad.
+    """
+    first = data or next(iter(predictors.values())).checkpoint.data
+    for name, predictor in predictors.items():
+        if predictor.checkpoint.data.anonymous() != first.anonymous():
+            raise ConfigError(f"{name} was trained on other shards: judge it by itself")
+    groups: dict[str, list[Specimen]] = {"train": [], "val": [], "test": []}
+    for specimen in specimens:
+        groups[first.split_of(specimen.name)].append(specimen)
+    judged = groups[split]
+    if not judged:
+        raise ConfigError(f"the cohort has no specimen in the split {split}")
+    if baselines is None:
+        if not groups["train"]:
+            raise ConfigError("the cohort has no training specimen to fit the baselines on")
+        baselines = usual_baselines(groups["train"], first.preprocess)
+    for baseline in baselines:
+        if baseline.name in predictors:
+            raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
+    evaluation = Evaluation({}, [], split, len(groups["train"]))
+    for specimen in judged:
+        pair = prepare_pair(specimen, first.preprocess)
+        if split == "test":
+            first.refuse_seen(specimen, pair)
+        _judge(evaluation, pair, baselines, predictors, volumes)
+    return evaluation
+
+
+def usual_baselines(training: Sequence[Specimen], config: PreprocessConfig) -> list[Baseline]:
+    """Identity, cubic, and what is fitted on training specimens."""
+    pairs = (prepare_pair(specimen, config) for specimen in training)
+    fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)))
+    return [Identity(), Cubic(), *fitted]
+
+
+def _judge(
+    evaluation: Evaluation,
+    pair: Pair,
+    baselines: Sequence[Baseline],
+    predictors: Mapping[str, Predictor],
+    volumes: Path | None,
+) -> None:
+    """Add one specimen to the evaluation."""
+    target, source = pair.target, pair.source
+    axis = 2
+    index = central_slice(pair.mask, axis)
+    shown: dict[str, NDArray[np.float32]] = {}
+    for name, synthetic, borders in _predictions(pair, source, baselines, predictors):
+        row = volume_metrics(synthetic, target, pair.target_transform.data_range, pair.mask)
+        row["seam_index"] = seam_index(synthetic, target, borders, pair.mask)
+        native = pair.source_transform.standardise(pair.native_source.data)
+        row["consistency_error"] = consistency_error(
+            pair.degrade(synthetic), native, pair.native_mask
+        )
+        evaluation.results.setdefault(name, {})[pair.name] = row
+        shown[name] = np.take(synthetic, [index], axis)
+        if volumes and name in predictors:
+            restored = pair.grid.with_data(pair.source_transform.restore(synthetic))
+            write_volume(volumes / f"{pair.name}_{name}.nii.gz", restored)
+    evaluation.specimens.append(pair.name)
+    evaluation.examples.append(
+        Example(
+            specimen=pair.name,
+            axis=axis,
+            index=index,
+            spacing_mm=pair.grid.spacing_mm,
+            source=np.take(source, [index], axis),
+            target=np.take(target, [index], axis),
+            mask=np.take(pair.mask, [index], axis),
+            synthetic=shown,
+        )
+    )
+
+
+def _predictions(
+    pair: Pair,
+    source: NDArray[np.float32],
+    baselines: Sequence[Baseline],
+    predictors: Mapping[str, Predictor],
+) -> Iterator[tuple[str, NDArray[np.float32], list[NDArray[np.int64]]]]:
+    """Yield (method, synthetic volume, borders of its patches: none for a baseline)."""
+    no_borders = [np.array([], np.int64)] * 3
+    for baseline in baselines:
+        yield baseline.name, baseline.predict(pair), no_borders
+    for name, predictor in predictors.items():
+        synthetic = predictor(source, title=f"{name}, {pair.name}")
+        config = predictor.checkpoint.config
+        locations = predictor.locations(pair.grid.shape)
+        borders = border_planes(
+            locations, pair.grid.shape, config.data.patch_size, config.stitch.trim
+        )
+        yield name, synthetic, list(borders)

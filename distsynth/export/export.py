@@ -1,0 +1,86 @@
+"""A checkpoint made into a folder to hand on: weights, configuration, ONNX model, model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distsynth.export.model_card import Judged, model_card
+from distsynth.export.onnx import PACKAGES as ONNX_PACKAGES
+from distsynth.export.onnx import onnx_model, require_onnx
+from distsynth.inference.predictor import load_predictor, run_dir_of
+from distsynth.metrics.results import RESULTS_FILE
+from distsynth.models import Generator
+from distsynth.reporting.evaluation_page import installed_versions
+from distsynth.reporting.sections import read_results
+from distsynth.runs.package import RECORD, WEIGHTS, export_files, is_export, write_files
+from sharding.io.atomic import atomic_folder
+from sharding.io.errors import DataError
+from sharding.io.storage import Folder
+
+CARD, ONNX = "README.md", "model.onnx"
+PACKAGES = ("distsynth", "torch", "safetensors")
+
+
+def write_export(
+    path: str | Path,
+    out: Path,
+    evaluation: str | Path | None = None,
+    row: str | None = None,
+    onnx: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Export a checkpoint; the folder appears whole or not at all.
+
+    Args:
+        path: A checkpoint, or a run's folder for its best one; a path or a URL.
+        out: Folder to write: model.safetensors, config.json, distsynth.json, model.onnx, README.md
+            and SHA256SUMS.
+        evaluation: Folder that `distsynth evaluate` wrote, for the card.
+        row: The model's name in it; None takes that of the run's folder.
+        onnx: Write model.onnx.
+        overwrite: Replace an export.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: If model.onnx is wanted and its packages are not installed.
+        DataError: If the checkpoint or the evaluation is bad, `out` may not be written, or the ONNX
+            model differs from PyTorch.
+    """
+    with atomic_folder(out, RECORD, overwrite) as folder:
+        if onnx:
+            require_onnx()
+        if is_export(path):
+            raise DataError(path, "this is an export already", "Copy the folder")
+        predictor = load_predictor(path, "cpu")
+        checkpoint, generator = predictor.checkpoint, predictor.generator
+        assert isinstance(generator, Generator)
+        judged = None
+        if evaluation is not None:
+            judged = read_judged(evaluation, row or run_dir_of(path).name)
+        data = checkpoint.config.data
+        model = onnx_model(generator, data.patch_size, data.channels) if onnx else None
+        files = export_files(checkpoint)
+        packages = (*PACKAGES, *ONNX_PACKAGES) if model else PACKAGES
+        versions = installed_versions(packages)
+        card = model_card(checkpoint, generator, files[WEIGHTS], versions, model, judged)
+        files[CARD] = card.encode()
+        if model:
+            files[ONNX] = model.content
+        write_files(folder, files)
+    return out
+
+
+def read_judged(evaluation: str | Path, row: str) -> Judged:
+    """A model's row among the results of an evaluation.
+
+    Raises:
+        DataError: If there are no results, or none of that name.
+    """
+    folder = Folder(evaluation)
+    table = read_results(folder.read(RESULTS_FILE), folder / RESULTS_FILE)
+    if row not in table.summary:
+        rule = f"no model of the name {row} was judged there, but {', '.join(table.summary)}"
+        raise DataError(folder / RESULTS_FILE, rule, "Name its row with --row")
+    return Judged(table, row)

@@ -1,0 +1,280 @@
+"""A volume through a checkpoint: dense patches, stitched (section 5.2), or what equals them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distsynth.config import with_overrides
+from distsynth.data.memory import keep_freed_memory
+from distsynth.errors import ConfigError
+from distsynth.inference.memory_budget import MEGABYTE, room
+from distsynth.inference.sliding_window import Windows, plane_weight
+from distsynth.inference.volume import Method, forwards, predict_volume
+from distsynth.inference.whole_slice import Whole
+from distsynth.models import Generator, build_generator
+from distsynth.runs.checkpoint import BEST, Checkpoint, load_checkpoint
+from distsynth.runs.folder import local_file
+from distsynth.runs.package import COPY_AGAIN, WEIGHTS, is_export, read_export
+from sharding.io.errors import DataError
+from sharding.io.progress import progress
+from sharding.io.storage import Folder, is_remote
+from sharding.shards.patches import BLOCK, check_fits, dense_locations, patch_axes
+from sharding.volumes.intensities import place_source
+from sharding.volumes.slabs import Empty, Scratch, in_memory
+from sharding.volumes.volume import Volume, read_volume, write_volume
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A trained generator with all that it needs to predict.
+
+    Attributes:
+        checkpoint: Where it comes from: configuration and data record.
+        generator: In eval mode, on its device.
+        device: Where it computes.
+    """
+
+    checkpoint: Checkpoint
+    generator: Generator
+    device: torch.device
+
+    def stitched(self, **changes: Any) -> Predictor:
+        """The same generator with other fields of StitchConfig, None keeping the checkpoint's.
+
+        Raises:
+            ConfigError: If a value breaks a rule.
+        """
+        chosen = {f"stitch.{name}": value for name, value in changes.items() if value is not None}
+        config = with_overrides(self.checkpoint.config, chosen)
+        return replace(self, checkpoint=replace(self.checkpoint, config=config))
+
+    def locations(self, shape: tuple[int, int, int]) -> NDArray[np.int32]:
+        """The dense patches that a prediction is made of, or equals."""
+        stitch = self.checkpoint.config.stitch
+        patch_size = self.checkpoint.config.data.patch_size
+        try:
+            return dense_locations(shape, patch_size, stitch.stride, stitch.axes)
+        except ValueError as error:
+            raise ConfigError(f"stitch: {error}") from None
+
+    def __call__(
+        self,
+        source: NDArray[np.float32],
+        title: str = "predicting",
+        quiet: bool = False,
+        empty: Empty = in_memory,
+    ) -> NDArray[np.float32]:
+        """Predict a standardised target from a standardised source.
+
+        Args:
+            source: Shape (x, y, z), zero mean and unit variance.
+            title: Of the progress bar.
+            quiet: No progress bar.
+            empty: Makes the arrays that are as large as the volume.
+
+        Returns:
+            Synthetic, same shape, standardised.
+
+        Raises:
+            ConfigError: If the patches do not fit the volume.
+            ValueError: If a voxel is left uncovered.
+        """
+        config = self.checkpoint.config
+        patch_size, stitch = config.data.patch_size, config.stitch
+        methods = self._methods(source.shape, empty)
+        if self.device.type == "cpu":
+            keep_freed_memory(any_size=False)
+        total = forwards(source.shape, methods)
+        ticks = progress(range(total), title, total, quiet)
+        half = config.train.precision == "bf16"
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+        def forward(planes: Tensor) -> Tensor:
+            next(ticks)
+            return self.generator(planes)[:, 0].float()
+
+        with torch.inference_mode(), autocast:
+            synthetic = predict_volume(
+                source,
+                methods,
+                config.data.neighbours,
+                forward,
+                lambda sides: plane_weight(sides, patch_size, stitch),
+                empty,
+            )
+        next(ticks, None)  # the last line of progress
+        return synthetic
+
+    @property
+    def exact(self) -> bool:
+        """Whether whole planes and windows give the same: trimmed by as far as it looks."""
+        reach = self.generator.reach
+        return reach is not None and self.checkpoint.config.stitch.trim >= reach
+
+    @property
+    def whole(self) -> bool:
+        """Whether planes are predicted as a whole, not by windows: see StitchConfig.method."""
+        method = self.checkpoint.config.stitch.method
+        return self.exact if method == "auto" else method == "whole"
+
+    def _methods(self, shape: Sequence[int], empty: Empty) -> dict[int, Method]:
+        """Axis, BLOCK for 3D, to how its planes are predicted.
+
+        Raises:
+            ConfigError: If the patches do not fit the volume.
+        """
+        config, generator = self.checkpoint.config, self.generator
+        data, stitch, patch_size = config.data, config.stitch, config.data.patch_size
+        free = room(config.generator, patch_size, data.channels, stitch.memory_mb, self.device)
+        methods: dict[int, Method] = {}
+        for axis in patch_axes(patch_size, stitch.axes):
+            try:
+                check_fits(shape, patch_size, axis)
+            except ValueError as error:
+                raise ConfigError(f"stitch: {error}") from None
+            count = 1 if axis == BLOCK else shape[axis]
+            sides = tuple(size for dim, size in enumerate(shape) if dim != axis)
+            if self.whole:
+                least = math.prod(patch_size)
+                methods[axis] = Whole(
+                    sides, count, generator.multiple, generator.reach, free, least, self.device
+                )
+            else:
+                methods[axis] = Windows(
+                    sides, count, patch_size, data.channels, stitch, free, self.device, empty
+                )
+        return methods
+
+
+def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
+    """Build the generator of a checkpoint or of an export.
+
+    Args:
+        path: A checkpoint, a run's folder for its best one, or the folder of an export; a path or
+            a URL.
+        device: auto takes a GPU where there is one.
+
+    Raises:
+        DataError: If the checkpoint or a file of the export is bad.
+    """
+    if is_export(path):
+        checkpoint, remedy = read_export(path), COPY_AGAIN
+        path = Folder(path) / WEIGHTS
+    else:
+        path, remedy = local_file(checkpoint_of(path)), "Take another checkpoint"
+        checkpoint = load_checkpoint(path)
+    config = checkpoint.config
+    data = config.data
+    try:
+        generator = build_generator(config.generator, data.patch_size, data.channels)
+        generator.load_state_dict(checkpoint.learners["generator"]["network"])
+    except (ConfigError, KeyError, RuntimeError) as error:
+        # Torch's first line names the network, its second what is wrong.
+        reason = str(error).splitlines()[:2][-1].strip()
+        raise DataError(
+            path, f"the weights do not fit the configuration ({reason})", remedy
+        ) from error
+    name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+    chosen = torch.device(name if device == "auto" else device)
+    return Predictor(checkpoint, generator.to(chosen).eval(), chosen)
+
+
+def checkpoint_of(path: str | Path) -> str:
+    """The checkpoint itself, where a run's folder is given."""
+    if is_remote(path):
+        return str(path) if str(path).endswith(".pt") else f"{str(path).rstrip('/')}/{BEST}"
+    return str(Path(path) / BEST if Path(path).is_dir() else path)
+
+
+def run_dir_of(path: str | Path) -> Path:
+    """The folder of the run that a checkpoint is of; of a remote one only the name is real.
+
+    An export is a folder by itself.
+    """
+    if is_export(path):
+        return Path(str(path)) if is_remote(path) else local_file(path).resolve()
+    checkpoint = checkpoint_of(path)
+    return (Path(checkpoint) if is_remote(path) else Path(checkpoint).resolve()).parent.parent
+
+
+def predict_file(
+    predictor: Predictor,
+    path: Path,
+    out: Path,
+    like: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Predict a source volume and write the result where any viewer shows it in place.
+
+    The grid is that of `like`; or the source's own if its voxels have the size of the training
+    targets; or else one of that size over the source's field of view. Intensities are brought
+    back to the source's scale. Arrays of a volume that take more than `stitch.memory_mb` lie in
+    files without a name in the folder of `out`, so that a volume larger than memory streams
+    through.
+
+    Args:
+        predictor: From load_predictor.
+        path: The source, a NIfTI file.
+        out: The NIfTI file to write.
+        like: A volume whose grid to predict on.
+        overwrite: Replace `out`.
+
+    Raises:
+        DataError: If the file is bad, `out` exists, the volume is smaller than a patch, or the
+            disk is full.
+    """
+    if out.exists() and not overwrite:
+        raise DataError(out, "the file exists already", "Give --overwrite or another name")
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise DataError(out, "the output must be a .nii or .nii.gz file", "Rename it")
+    data = predictor.checkpoint.data
+    empty = Scratch(out.parent, predictor.checkpoint.config.stitch.memory_mb * MEGABYTE)
+    source = read_volume(path, empty=empty)
+    if like:
+        grid = read_volume(like, empty=empty)
+    else:
+        grid = prediction_grid(source, data.spacing_mm, data.orientation)
+    placed = place_source(source, grid.shape, grid.affine, data.preprocess, path, empty)
+    standardised = placed.transform.standardise_scaled(placed.scaled, empty)
+    try:
+        synthetic = predictor(standardised, empty=empty)
+    except ConfigError as error:
+        raise DataError(path, str(error), "Give a larger volume, or use smaller patches") from None
+    write_volume(out, grid.with_data(placed.transform.restore(synthetic, empty)))
+    return out
+
+
+def prediction_grid(
+    source: Volume, spacing_mm: tuple[float, float, float], orientation: str
+) -> Volume:
+    """The grid to predict on: oriented and spaced like the training targets.
+
+    The first voxel's centre stays where it is, so that a source downsampled from the targets'
+    grid comes back onto it.
+
+    Args:
+        source: Volume to predict from.
+        spacing_mm: Voxel size of the training targets along their axes.
+        orientation: Of the training targets, such as RAS.
+
+    Returns:
+        A volume whose shape, affine and header matter; its data is zero and takes no memory.
+    """
+    no_data = np.broadcast_to(np.float32(0), source.shape)
+    oriented = source.with_data(no_data).reoriented(orientation)
+    ratio = np.array(oriented.spacing_mm) / np.array(spacing_mm)
+    if np.abs(ratio - 1).max() < 0.01:
+        return oriented
+    # The last voxel centre must not lie beyond the border of the last source voxel.
+    sizes = np.floor((np.array(oriented.shape) - 0.5) * ratio + 1e-3).astype(int) + 1
+    affine = oriented.affine @ np.diag([*(1 / ratio), 1])
+    return Volume(np.broadcast_to(np.float32(0), sizes), affine, source.header)

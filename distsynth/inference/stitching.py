@@ -1,0 +1,235 @@
+"""Patches back into a volume: overlaps averaged, borders trimmed, gaps refused.
+
+Sums are float64, so that averaging copies of one float32 value returns that very value: dense
+patches of a volume stitch back to it bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sharding.shards.patches import BLOCK, extent
+
+Place = tuple[slice, ...]
+
+
+class Stitcher:
+    """Averages patches into one volume (section 5.2), trimmed at their borders (section 7.2).
+
+    Trim cuts `trim` voxels off each patch side, but never at the volume's own faces, where voxels
+    would stay uncovered (ours), and never along the slicing axis of a 2D patch.
+
+    `total` (weighted sum of patches) and `weight` (sum of weights) are plain float64 tensors of
+    the volume's shape: ranks that stitch different patches add them up (all-reduce) before
+    calling `volume`.
+
+    Args:
+        shape: Volume shape (x, y, z) in voxels.
+        patch_size: Two sides (slice patches) or three (blocks) in voxels.
+        trim: Voxels cut from each patch side.
+        weights: "uniform", the plain average (the paper), or "smooth" (ours): the product over
+            the patch's axes of sin²(π (i + 1/2) / n), for voxel i of the n left by the trim, so
+            that a patch fades out towards its border. Voxels that the trim spares at a face
+            take the outermost of these weights. All weights are positive.
+        device: Where the sums live.
+
+    Raises:
+        ValueError: If trim is negative or leaves nothing of a patch, weights is unknown, or
+            sizes do not have three and two or three sides.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        patch_size: Sequence[int],
+        trim: int = 0,
+        weights: Literal["uniform", "smooth"] = "uniform",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_sizes(shape, patch_size, trim)
+        if weights not in ("uniform", "smooth"):
+            raise ValueError(f"weights must be uniform or smooth, got {weights!r}")
+        self.shape = tuple(shape)
+        self.patch_size = tuple(patch_size)
+        self.trim = trim
+        self.total = torch.zeros(self.shape, dtype=torch.float64, device=device)
+        self.weight = torch.zeros_like(self.total)
+        window = smooth_window(patch_size, trim) if weights == "smooth" else None
+        self._window = None if window is None else window.to(device)
+
+    def add(self, patches: Tensor, locations: NDArray[np.int32]) -> None:
+        """Add patches to the sums.
+
+        Args:
+            patches: Shape (n, *patch_size), any floating dtype and device.
+            locations: Shape (n, 4): slicing axis and corner of each patch.
+
+        Raises:
+            ValueError: If shapes disagree or a patch leaves the volume.
+        """
+        expected = (len(locations), *self.patch_size)
+        if tuple(patches.shape) != expected:
+            raise ValueError(f"patches must have shape {expected}, got {tuple(patches.shape)}")
+        where = places(locations, self.shape, self.patch_size, self.trim)
+        values = patches.detach().to(self.total.device)
+        if self._window is not None:
+            values = values * self._window
+        for patch, axis, (place, part) in zip(values, locations[:, 0], where, strict=True):
+            self.total[place] += _with_axis(patch, axis)[part]
+            if self._window is None:
+                self.weight[place] += 1
+            else:
+                self.weight[place] += _with_axis(self._window, axis)[part]
+
+    @property
+    def covered(self) -> Tensor:
+        """Voxels that lie in some trimmed patch: bool, shape (x, y, z)."""
+        return self.weight > 0
+
+    def volume(self, allow_uncovered: bool = False) -> Tensor:
+        """The weighted mean of all patches so far.
+
+        Args:
+            allow_uncovered: Return NaN where no patch lies, rather than raise: no value there
+                could be told from the network's output.
+
+        Returns:
+            Float32, shape (x, y, z), on the device of the sums.
+
+        Raises:
+            ValueError: If voxels are uncovered and this is not allowed.
+        """
+        gaps = (self.weight == 0).flatten()
+        count = int(gaps.sum())
+        if count and not allow_uncovered:
+            first = np.unravel_index(int(gaps.byte().argmax()), self.shape)
+            raise ValueError(
+                f"{count} of {gaps.numel()} voxels lie in no patch, the first at "
+                f"{tuple(map(int, first))}: use a smaller stride or trim, or cover every slice"
+            )
+        return (self.total / self.weight).float()
+
+
+def smooth_window(patch_size: Sequence[int], trim: int = 0) -> Tensor:
+    """Weights that fall towards the border left by the trim: see Stitcher.
+
+    Args:
+        patch_size: Sides in voxels, any number of them.
+        trim: Voxels cut from each side.
+
+    Returns:
+        Float64, shape patch_size, all positive.
+    """
+    window = torch.ones((), dtype=torch.float64)
+    for side in patch_size:
+        kept = side - 2 * trim
+        index = (torch.arange(side, dtype=torch.float64) - trim).clamp(0, kept - 1)
+        window = window.unsqueeze(-1) * torch.sin(math.pi * (index + 0.5) / kept) ** 2
+    return window
+
+
+def places(
+    locations: NDArray[np.int32], shape: Sequence[int], patch_size: Sequence[int], trim: int = 0
+) -> list[tuple[Place, Place]]:
+    """Where patches count.
+
+    Args:
+        locations: Shape (n, 4): slicing axis and corner of each patch.
+        shape: Volume shape (x, y, z) in voxels.
+        patch_size: Two or three sides in voxels.
+        trim: Voxels cut from each patch side, as in Stitcher.
+
+    Returns:
+        Of each patch: its part of the volume that the trim leaves, and that part within the patch,
+        of one voxel along a slicing axis.
+
+    Raises:
+        ValueError: If a patch leaves the volume, or locations have another shape.
+    """
+    lows, highs = _kept(locations, shape, patch_size, trim)
+    corners = locations[:, 1:]
+    return [
+        (tuple(map(slice, low, high)), tuple(map(slice, first, last)))
+        for low, high, first, last in zip(
+            lows.tolist(),
+            highs.tolist(),
+            (lows - corners).tolist(),
+            (highs - corners).tolist(),
+            strict=True,
+        )
+    ]
+
+
+def border_planes(
+    locations: NDArray[np.int32], shape: Sequence[int], patch_size: Sequence[int], trim: int = 0
+) -> list[NDArray[np.intp]]:
+    """Planes where a patch starts or ends: where seams can be.
+
+    Args:
+        locations: Shape (n, 4): slicing axis and corner of each patch.
+        shape: Volume shape (x, y, z) in voxels.
+        patch_size: Two or three sides in voxels.
+        trim: Voxels cut from each patch side, as in Stitcher.
+
+    Returns:
+        For each of the three axes the sorted plane indices p: the border lies between voxels
+        p - 1 and p. The volume's faces are left out, and so is the slicing axis of a 2D patch,
+        along which every slice would be a border.
+
+    Raises:
+        ValueError: As Stitcher and its `add` do.
+    """
+    _check_sizes(shape, patch_size, trim)
+    lows, highs = _kept(locations, shape, patch_size, trim)
+    planes = []
+    for dim, size in enumerate(shape):
+        cut = locations[:, 0] != dim
+        ends = np.unique(np.concatenate([lows[cut, dim], highs[cut, dim]]))
+        planes.append(ends[(ends > 0) & (ends < size)].astype(np.intp))
+    return planes
+
+
+def _check_sizes(shape: Sequence[int], patch_size: Sequence[int], trim: int) -> None:
+    """Raise ValueError for sizes that cannot be stitched."""
+    if len(shape) != 3 or len(patch_size) not in (2, 3):
+        raise ValueError(
+            "a volume has three sides and a patch two or three, "
+            f"got {tuple(shape)} and {tuple(patch_size)}"
+        )
+    if not 0 <= 2 * trim < min(patch_size):
+        raise ValueError(
+            f"trim must be >= 0 and less than half the patch side {min(patch_size)}, got {trim}"
+        )
+
+
+def _kept(
+    locations: NDArray[np.int32], shape: Sequence[int], patch_size: Sequence[int], trim: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First voxel kept of each patch and the one past the last: two arrays of shape (n, 3)."""
+    if locations.ndim != 2 or locations.shape[1] != 4:
+        raise ValueError(f"locations must have shape (n, 4), got {locations.shape}")
+    axes, lows = locations[:, 0], locations[:, 1:].astype(np.int64)
+    sides = np.zeros_like(lows)
+    for axis in np.unique(axes).tolist():
+        sides[axes == axis] = extent(patch_size, axis)
+    highs = lows + sides
+    outside = ((lows < 0) | (highs > shape)).any(axis=1)
+    if outside.any():
+        first = locations[np.argmax(outside)].tolist()
+        raise ValueError(
+            f"the patch at (axis, corner) {first} leaves the volume of {tuple(shape)} voxels"
+        )
+    cut = np.where(axes[:, None] == np.arange(3), 0, trim)
+    return np.where(lows > 0, lows + cut, 0), np.where(highs < shape, highs - cut, highs)
+
+
+def _with_axis(patch: Tensor, axis: int) -> Tensor:
+    """A patch as a view with three dimensions."""
+    return patch if axis == BLOCK else patch.unsqueeze(axis)

@@ -1,0 +1,332 @@
+"""Pictures of a judged model: volumes side by side (figures 7, 8) and curves (figures 5, 6, 12).
+
+Figures are made without pyplot, so that nothing global changes and no display is needed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from distsynth.metrics.image import central_slice
+
+Volume = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
+Row = Mapping[str, Any]
+
+COLUMNS = ("source", "synthetic", "target", "synthetic − source", "error: synthetic − target")  # noqa: RUF001
+"""Titles of a comparison's columns: three in grey, two signed."""
+
+ADVERSARIAL = ("generator", "discriminator", "bce")
+"""Terms that share the panel of adversarial losses; `generator` is its weighted total."""
+
+SHARED = {"ssim": "SSIM in the mask (-1 to 1)", "grad_norm": "gradient norm"}
+"""Start of a term's name -> title of the panel that all such terms share."""
+
+TITLES = {
+    "recon": "reconstruction loss",
+    "gradient": "gradient difference loss (eq. 4)",
+    "perceptual": "perceptual loss",
+    "generator": "generator loss (weighted total)",
+    "mse": "MSE in the mask (standardised units squared)",
+    "psnr": "PSNR in the mask (dB, peak = target's range)",
+    "psnr255": "PSNR in the mask (dB, peak 255, eq. 7)",
+    "seam": "seam index (1 = no seam)",
+}
+"""Term -> title of its panel; other terms show their own name."""
+
+LABELS = {"ssim_global": "global (eq. 8)", "ssim_2d": "windowed 2D", "ssim_3d": "windowed 3D"}
+"""Term -> name of its line in a panel that several terms share."""
+
+COLOURS = {"train": "#4477aa", "val": "#cc6633"}
+OTHER_COLOURS = ("#4477aa", "#cc6633", "#228833", "#aa3377", "#777777")
+LEARNING_RATE = "learning rate"
+MANY_POINTS = 200
+"""Lines of more points are drawn pale, under their moving average."""
+
+
+def figure_png(figure: Figure, dpi: int = 110) -> bytes:
+    """The figure as a PNG file, without date or program, so that equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def comparison_figure(
+    volumes: Mapping[str, Volume],
+    source: Volume,
+    target: Volume,
+    mask: Mask | None = None,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    axis: int = 2,
+    slices: Sequence[int] | None = None,
+) -> Figure:
+    """One specimen, a row for each method: source, synthetic, target and signed differences.
+
+    Grey values of all volumes share a window, the 0.5th to 99.5th percentile of the target; all
+    rows share the limits of a difference, the 99.5th percentile of its size. Both are taken from
+    the slices shown, in the mask. Blue is positive and red negative.
+
+    The first axis left after slicing points right and the second up. Volumes oriented RAS show
+    the specimen's left on the left; orient them LAS for the radiological view. Voxels without a
+    finite value are beige.
+
+    Args:
+        volumes: Method -> synthetic volume of shape (x, y, z), standardised; the order of rows.
+        source: Source on the same grid.
+        target: Target on the same grid.
+        mask: Foreground, for the choice of slice and the windows; None for all voxels.
+        spacing_mm: Voxel size along the three axes.
+        axis: Slicing axis.
+        slices: Indices along it; None for the slice with the largest mask.
+
+    Raises:
+        ValueError: If there is no volume, or shapes, axis, spacing or slices do not fit.
+    """
+    inside = np.ones(target.shape, bool) if mask is None else mask
+    _check_comparison(volumes, source, target, inside, spacing_mm, axis)
+    chosen = [central_slice(inside, axis)] if slices is None else list(slices)
+    size = target.shape[axis]
+    if not chosen or not all(0 <= index < size for index in chosen):
+        raise ValueError(f"slices must be in 0..{size - 1} along axis {axis}, got {chosen}")
+    rows = [(name, index) for index in chosen for name in volumes]
+    pictures = [
+        _pictures(*(np.take(v, index, axis) for v in (source, volumes[name], target)))
+        for name, index in rows
+    ]
+    inner = [np.take(inside, index, axis) for _, index in rows]
+    low, high = _window([row[2] for row in pictures], inner)
+    limits = [_limit([row[column] for row in pictures], inner) for column in (3, 4)]
+    windows = [(low, high)] * 3 + [(-limit, limit) for limit in limits]
+
+    across, up = (spacing_mm[k] for k in range(3) if k != axis)
+    width, height = (n * mm for n, mm in zip(pictures[0][0].shape, (across, up), strict=True))
+    cell = 2.1
+    tall = cell * min(max(height / width, 0.3), 3)
+    figure = Figure(figsize=(5 * cell + 1.2, len(rows) * tall + 1.1), layout="compressed")
+    axes = figure.subplots(len(rows), 5, squeeze=False)
+    shown = []
+    for panels, row, (name, index) in zip(axes, pictures, rows, strict=True):
+        for column, (panel, picture) in enumerate(zip(panels, row, strict=True)):
+            image = panel.imshow(
+                picture.T,
+                cmap="gray" if column < 3 else "RdBu",
+                vmin=windows[column][0],
+                vmax=windows[column][1],
+                origin="lower",
+                aspect=up / across,
+                interpolation="nearest",
+            )
+            shown.append(image)
+            _frame(panel)
+        label = name if len(chosen) == 1 else f"{name}\nslice {index}"
+        panels[0].set_ylabel(
+            label, rotation=0, ha="right", va="center", fontsize=9, labelpad=6, parse_math=False
+        )
+    for panel, title in zip(axes[0], COLUMNS, strict=True):
+        panel.set_title(title, fontsize=9)
+    for first, last, text in (
+        (0, 2, "standardised intensity, window of the target"),
+        (3, 3, "red below, blue above the source"),
+        (4, 4, "red below, blue above the target"),
+    ):
+        bar = figure.colorbar(
+            shown[last],
+            ax=axes[:, first : last + 1],
+            location="bottom",
+            extend="both",
+            fraction=0.05,
+            pad=0.02,
+            aspect=30 if first == last else 90,
+            extendfrac=0.05 if first == last else 0.017,
+            ticks=MaxNLocator(5 if first == last else 9),
+        )
+        bar.set_label(text, fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+        bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    return figure
+
+
+def curves_figure(rows: Iterable[Row]) -> Figure:
+    """What a run logged, against the step: loss terms, adversarial losses, metrics, rates.
+
+    A term that was both trained on and validated shows both in its panel. Values that are not
+    finite leave a gap. A panel is logarithmic where its values are positive and 98 % of them span
+    over a factor of 100.
+
+    Args:
+        rows: Rows of metrics.jsonl: `step`, and any of `train/<term>`, `val/<term>`, `lr/<name>`.
+            Other keys are ignored, and any key may be missing from any row.
+
+    Returns:
+        The figure; a single panel that says so if nothing was logged.
+    """
+    series = _series(rows)
+    panels = _panels(series)
+    if not panels:
+        figure = Figure(figsize=(6, 1.2))
+        figure.text(0.5, 0.5, "no metrics were logged", ha="center", va="center", color="#666666")
+        return figure
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.7 * columns, 2.5 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, (title, keys) in zip(axes, panels.items(), strict=False):
+        _draw_curves(panel, title, {key: series[key] for key in keys})
+    for panel in axes[len(panels) :]:
+        panel.remove()
+    return figure
+
+
+def _check_comparison(
+    volumes: Mapping[str, Volume],
+    source: Volume,
+    target: Volume,
+    mask: Mask,
+    spacing_mm: Sequence[float],
+    axis: int,
+) -> None:
+    """Raise ValueError unless the arguments of comparison_figure fit together."""
+    if not volumes:
+        raise ValueError("volumes is empty: there is no method to show")
+    if target.ndim != 3:
+        raise ValueError(f"target must be of shape (x, y, z), got {target.shape}")
+    for name, array in {"source": source, "mask": mask, **volumes}.items():
+        if array.shape != target.shape:
+            raise ValueError(f"{name} must have the target's shape {target.shape}: {array.shape}")
+    if not mask.any():
+        raise ValueError("the mask is empty: there is no slice to show")
+    if axis not in (0, 1, 2):
+        raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
+    if len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm):
+        raise ValueError(f"spacing_mm must be three sizes > 0, got {spacing_mm}")
+
+
+def _pictures(source: Volume, synthetic: Volume, target: Volume) -> list[Volume]:
+    """The five pictures of a row, in the order of COLUMNS."""
+    return [source, synthetic, target, synthetic - source, synthetic - target]
+
+
+def _inside(pictures: Sequence[Volume], masks: Sequence[Mask]) -> Volume:
+    """Finite values in the masks; in whole pictures where those are empty."""
+    pairs = zip(pictures, masks, strict=True)
+    values = np.concatenate([p[m] if m.any() else p.ravel() for p, m in pairs])
+    return values[np.isfinite(values)]
+
+
+def _window(pictures: Sequence[Volume], masks: Sequence[Mask]) -> tuple[float, float]:
+    """Grey window: black and white."""
+    values = _inside(pictures, masks)
+    low, high = np.percentile(values, [0.5, 99.5]) if values.size else (0.0, 1.0)
+    return (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
+
+
+def _limit(pictures: Sequence[Volume], masks: Sequence[Mask]) -> float:
+    """Symmetric limit of a signed difference."""
+    values = np.abs(_inside(pictures, masks))
+    limit = float(np.percentile(values, 99.5)) if values.size else 0.0
+    return limit or 1.0
+
+
+def _frame(panel: Axes) -> None:
+    """No ticks and a hairline; voxels without a value show as beige."""
+    panel.set(xticks=[], yticks=[], facecolor="#e8dcc0")
+    for spine in panel.spines.values():
+        spine.set(linewidth=0.4, color="#999999")
+
+
+def _series(rows: Iterable[Row]) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Key -> (steps, values), for keys that are drawn."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.split("/")[0] in ("train", "val", "lr") and isinstance(value, int | float):
+                point = (row["step"], value if math.isfinite(value) else math.nan)
+                found.setdefault(key, []).append(point)
+    return {key: (a[:, 0], a[:, 1]) for key, a in ((k, np.array(v)) for k, v in found.items())}
+
+
+def _panels(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Title of a panel -> the keys that it draws: losses, metrics, then rates."""
+    keys = list(keys)
+    adversarial = any(key in ("train/discriminator", "train/bce") for key in keys)
+    groups: tuple[dict[str, list[str]], ...] = ({}, {}, {}, {})
+    for key in keys:
+        split, _, term = key.partition("/")
+        shared = next((title for start, title in SHARED.items() if term.startswith(start)), None)
+        if split == "lr":
+            place, title = 3, LEARNING_RATE
+        elif term.startswith("grad_norm"):
+            place, title = 3, SHARED["grad_norm"]
+        elif adversarial and term in ADVERSARIAL:
+            place, title = 1, "adversarial losses"
+        else:
+            place, title = (0 if f"train/{term}" in keys else 2), shared or TITLES.get(term, term)
+        groups[place].setdefault(title, []).append(key)
+    return {title: found for group in groups for title, found in group.items()}
+
+
+def _draw_curves(
+    panel: Axes,
+    title: str,
+    series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> None:
+    """One panel of curves_figure."""
+    terms = {key.partition("/")[2] for key in series}
+    for number, (key, (steps, values)) in enumerate(series.items()):
+        split, _, term = key.partition("/")
+        alone = len(terms) == 1
+        colour = COLOURS.get(split) if alone else None
+        colour = colour or OTHER_COLOURS[number % len(OTHER_COLOURS)]
+        label = {"train": "training", "val": "validation"}.get(split, term)
+        if not alone:
+            label = LABELS.get(term, term.removeprefix("grad_norm/"))
+            label += ", validation" if split == "val" else ""
+        many = len(steps) > MANY_POINTS and title != LEARNING_RATE
+        marker = "." if len(steps) <= 30 else ""
+        panel.plot(
+            steps,
+            values,
+            color=colour,
+            linewidth=0.8 if many else 1.4,
+            alpha=0.3 if many else 1,
+            marker=marker,
+            label=None if many else label,
+        )
+        if many:
+            width = max(2, len(steps) // 50)
+            kernel = np.full(width, 1 / width)
+            panel.plot(
+                np.convolve(steps, kernel, "valid"),
+                np.convolve(values, kernel, "valid"),
+                color=colour,
+                linewidth=1.4,
+                label=f"{label}, mean of {width}",
+            )
+    values = np.concatenate([values for _, values in series.values()])
+    values = values[np.isfinite(values)]
+    if title == LEARNING_RATE:
+        panel.set_ylim(0, 1.05 * max(values, default=0) or 1)
+        panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        panel.yaxis.get_offset_text().set_fontsize(7)
+    elif values.size and values.min() > 0:
+        low, high = np.percentile(values, [1, 99])
+        if high > 100 * low:
+            panel.set_yscale("log")
+    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panel.set_title(title, fontsize=9, parse_math=False)
+    panel.set_xlabel("step", fontsize=8)
+    panel.tick_params(labelsize=7)
+    panel.grid(color="#e5e5e5", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    legend = panel.legend(fontsize=7, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,156 @@
+"""The page of one run: how it trained, how it was judged, what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distsynth.config import RunConfig, from_json
+from distsynth.inference.predictor import load_predictor
+from distsynth.metrics.results import RESULTS_FILE, Table
+from distsynth.reporting.sections import (
+    checks_section,
+    details_section,
+    read_results,
+    report_page,
+    results_section,
+    slices_section,
+    training_section,
+    values_sections,
+)
+from distsynth.reporting.specimen_slices import show_specimens
+from distsynth.runs.checkpoint import BEST, DataRecord, load_checkpoint
+from distsynth.runs.folder import local_file
+from distsynth.runs.tracking import METRICS_FILE, public_config, read_rows
+from distsynth.training.loop import CONFIG_FILE
+from sharding.io.page import facts_html, section
+from sharding.io.storage import Folder
+from sharding.volumes.cohort import Specimen, Split
+
+EVALUATION_FOLDER = "evaluation"
+HOW = "For slices, and pictures of seams and consistency, give the cohort with --cohort."
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a page may show beyond what its folder holds.
+
+    Attributes:
+        specimens: The cohort, to predict from; None for a page without slices.
+        split: Which of them.
+        most: Specimens to show at most.
+        evaluation: Folder of an evaluation, a path or a URL; None looks in the folder itself.
+        device: auto takes a GPU where there is one.
+    """
+
+    specimens: Sequence[Specimen] | None = None
+    split: Split = "test"
+    most: int = 6
+    evaluation: str | None = None
+    device: str = "auto"
+
+
+def run_page(folder: Folder, extras: Extras) -> str:
+    """The page of a run's folder.
+
+    Raises:
+        DataError: If a file cannot be read, or specimens do not fit the run.
+        ConfigError: If no specimen is in the split.
+    """
+    config = from_json(folder.read(CONFIG_FILE).decode())
+    name = folder.url.rpartition("/")[2]
+    rows = run_rows(folder)
+    table = judged_table(folder, extras)
+    facts = data_facts([folder])
+    return report_page(
+        f"Run {name}",
+        [
+            section("The run", facts_html(_facts(config, rows))),
+            results_section(table),
+            *picture_sections({name: folder}, table, extras),
+            training_section({name: rows}),
+            *values_sections(table),
+            details_section(facts, public_config(config)),
+        ],
+    )
+
+
+def run_rows(folder: Folder) -> list[dict[str, Any]]:
+    """What a run logged; none if it has not begun."""
+    if not folder.exists(METRICS_FILE):
+        return []
+    return read_rows(local_file(folder / METRICS_FILE))
+
+
+def judged_table(folder: Folder, extras: Extras) -> Table | None:
+    """The evaluation that was named, or the one in the folder; None if there is none.
+
+    Raises:
+        DataError: If the one named is missing, or one cannot be read.
+    """
+    if extras.evaluation is not None:
+        given = Folder(extras.evaluation)
+        return read_results(given.read(RESULTS_FILE), given / RESULTS_FILE)
+    for file in (RESULTS_FILE, f"{EVALUATION_FOLDER}/{RESULTS_FILE}"):
+        if folder.exists(file):
+            return read_results(folder.read(file), folder / file)
+    return None
+
+
+def picture_sections(runs: Mapping[str, Folder], table: Table | None, extras: Extras) -> list[str]:
+    """Slices, seams and consistency of runs' best checkpoints; only the way to them if no cohort.
+
+    Of the split's specimens those are shown that the table has, if it has any of them.
+    """
+    if extras.specimens is None:
+        return [slices_section((), HOW)]
+    runs = {name: run for name, run in runs.items() if run.exists(BEST.as_posix())}
+    if not runs:
+        return [slices_section((), "No checkpoint to predict with yet.")]
+    predictors = {name: load_predictor(run.url, extras.device) for name, run in runs.items()}
+    judged: Collection[str] = () if table is None else table.specimens
+    known = {specimen.name for specimen in extras.specimens}
+    names = [name for name in judged if name in known]
+    shown = show_specimens(predictors, extras.specimens, extras.split, names, extras.most)
+    note = f"Specimens of the split {extras.split}, predicted with each run's best checkpoint."
+    if shown.left_out:
+        note += f" Beyond --most, and not shown: {', '.join(shown.left_out)}."
+    return [slices_section(shown.slices, note), checks_section(shown.checks)]
+
+
+def data_facts(runs: Sequence[Folder]) -> dict[str, str]:
+    """Fingerprint and make-up of the data, by the first run that has a checkpoint."""
+    for run in runs:
+        if run.exists(BEST.as_posix()):
+            return record_facts(load_checkpoint(local_file(run / BEST.as_posix())).data)
+    return {}
+
+
+def record_facts(data: DataRecord) -> dict[str, str]:
+    """Fingerprint and make-up of data that was recorded."""
+    counts = {split: list(data.splits.values()).count(split) for split in ("train", "val", "test")}
+    return {
+        "data fingerprint": data.manifest_sha256[:16],
+        "specimens in the shards": ", ".join(f"{n} {split}" for split, n in counts.items()),
+        "voxel size of the targets": " x ".join(f"{mm:.3g}" for mm in data.spacing_mm) + " mm",
+        "orientation of the targets": data.orientation,
+    }
+
+
+def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """How far the run is and what it trains."""
+    weights = {
+        name.removeprefix("lambda_"): value
+        for name, value in vars(config.loss).items()
+        if name.startswith("lambda_") and value
+    }
+    scored = [row for row in rows if f"val/{config.train.objective}" in row]
+    done = max((row["step"] for row in rows), default=0)
+    return {
+        "generator": f"{config.generator.family}, channels {config.generator.channels}",
+        "discriminator": config.discriminator.family,
+        "loss weights": ", ".join(f"{name} {value:.4g}" for name, value in weights.items()),
+        "trained": f"{done} steps, {len(scored)} of {config.train.epochs} epochs validated",
+        "chosen by": f"stitched validation {config.train.objective} in the mask",
+    }

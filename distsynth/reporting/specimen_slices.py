@@ -1,0 +1,123 @@
+"""Specimens through trained models, as slices and pictures for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsynth.errors import ConfigError
+from distsynth.inference.predictor import Predictor
+from distsynth.inference.stitching import border_planes
+from distsynth.reporting.evaluation_page import Picture
+from distsynth.reporting.seam_figures import consistency_figure, seam_figure
+from distsynth.reporting.viewer_slices import Slices, Volumes, cut_slices
+from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.intensities import Pair, prepare_pair
+
+MOST_CHECKS = 8
+"""Volumes whose seams and consistency are drawn, one row each: those of the first specimens."""
+
+
+@dataclass
+class Shown:
+    """What a page shows of specimens.
+
+    Attributes:
+        slices: Of each specimen.
+        checks: Pictures of seams and consistency.
+        left_out: Specimens beyond those that were asked for.
+    """
+
+    slices: list[Slices] = field(default_factory=list)
+    checks: list[Picture] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def show_specimens(
+    predictors: Mapping[str, Predictor],
+    specimens: Sequence[Specimen],
+    split: Split = "test",
+    names: Collection[str] = (),
+    most: int = 6,
+) -> Shown:
+    """Predict specimens and keep what a page shows of them.
+
+    Args:
+        predictors: Method -> model; all trained on the same data.
+        specimens: The cohort.
+        split: Which specimens, by the split of the shards; one that the shards did not hold counts
+            as test.
+        names: Of those, only these; all if empty.
+        most: Specimens at most, in the cohort's order.
+
+    Raises:
+        ConfigError: If the models were trained on different data, or no specimen is left.
+        DataError: If a test specimen's scan was seen in training, or a file is bad.
+    """
+    data = next(iter(predictors.values())).checkpoint.data
+    for name, predictor in predictors.items():
+        if predictor.checkpoint.data.anonymous() != data.anonymous():
+            raise ConfigError(f"{name} was trained on other shards: report it by itself")
+    chosen = [
+        specimen
+        for specimen in specimens
+        if data.split_of(specimen.name) == split and (not names or specimen.name in names)
+    ]
+    if not chosen:
+        judged = f" that was judged ({', '.join(sorted(names))})" if names else ""
+        raise ConfigError(f"the cohort has no specimen in the split {split}{judged}")
+    shown = Shown(left_out=[specimen.name for specimen in chosen[most:]])
+    for specimen in chosen[:most]:
+        pair = prepare_pair(specimen, data.preprocess)
+        if split == "test":
+            data.refuse_seen(specimen, pair)
+        _show(shown, pair, predictors)
+    return shown
+
+
+def _checked_specimens(predictors: Mapping[str, Predictor]) -> int:
+    """How many specimens get pictures of seams and consistency."""
+    return max(1, MOST_CHECKS // len(predictors))
+
+
+def _show(shown: Shown, pair: Pair, predictors: Mapping[str, Predictor]) -> None:
+    """Add one specimen."""
+    source, target = pair.source, pair.target
+    made = {name: model(source, f"{name}, {pair.name}") for name, model in predictors.items()}
+    spacing = pair.grid.spacing_mm
+    shown.slices.append(
+        cut_slices(
+            Volumes(pair.name, source, target, made, pair.mask, spacing, pair.grid.orientation)
+        )
+    )
+    if len(shown.slices) > _checked_specimens(predictors):
+        return
+    borders = {name: _borders(model, target.shape) for name, model in predictors.items()}
+    shown.checks.append(
+        Picture(
+            seam_figure(made, target, borders, pair.mask, spacing),
+            f"{pair.name}. Left: synthetic less target, blue positive, red negative, with the "
+            "borders of all patches. Right: how much that error jumps between neighbouring voxels, "
+            "by their distance from a patch border; a peak at 0 is a seam.",
+        )
+    )
+    native = pair.source_transform.standardise(pair.native_source.data)
+    degraded = {name: pair.degrade(volume) for name, volume in made.items()}
+    shown.checks.append(
+        Picture(
+            consistency_figure(degraded, native, pair.native_mask, pair.native_source.spacing_mm),
+            f"{pair.name}, on the source's own grid. Right: what of the source no global map of "
+            "the synthetic's intensities explains, in standard deviations of the source.",
+        )
+    )
+
+
+def _borders(predictor: Predictor, shape: tuple[int, ...]) -> list[NDArray[np.intp]]:
+    """Planes where patches of a prediction start or end."""
+    x, y, z = shape
+    config = predictor.checkpoint.config
+    locations = predictor.locations((x, y, z))
+    return border_planes(locations, shape, config.data.patch_size, config.stitch.trim)

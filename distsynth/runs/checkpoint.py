@@ -1,0 +1,291 @@
+"""Everything that a run needs to go on, and a prediction needs to begin, in one atomic file."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import random
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from distsynth.config import RunConfig, dotted_fields, from_dict, to_dict
+from distsynth.errors import ConfigError
+from sharding.io.atomic import atomic_path
+from sharding.io.errors import DataError
+from sharding.shards.format import Manifest
+from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.intensities import Pair, PreprocessConfig, fingerprint
+
+FORMAT_VERSION = 1
+MAY_CHANGE = (
+    "data.shards",
+    "data.workers",
+    "data.cache_gb",
+    "data.resident",
+    "train.compile",
+    "train.device",
+    "loss.vgg_weights",
+)
+"""Fields that a resumed run may set anew, and tracking.*; train.epochs too if the learning rates
+are constant. All others would change its numbers by more than rounding."""
+_DIGEST = "sha256:"
+"""No specimen's name starts so: it has no colon."""
+LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
+"""Where a run's folder keeps them."""
+
+
+def epoch_checkpoint(epoch: int) -> Path:
+    """Where a run's folder keeps the checkpoint of an epoch, from 1; see train.keep_epochs."""
+    return LAST.with_name(f"epoch-{epoch:05d}.pt")
+
+
+MAY_FORK = ("loss.lambda_", "optim.lr_")
+"""Starts of the fields in which a run may differ from the one that it is forked from."""
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What the network was trained on, as far as predicting and judging need it.
+
+    Attributes:
+        manifest_sha256: Fingerprint of the shard set.
+        preprocess: How volumes became pairs.
+        spacing_mm: Voxel size of the first training target: the grid to predict on.
+        orientation: Axis directions of the targets, such as RAS.
+        splits: Specimen name to split; of an export, see `anonymous`, digest to split.
+        seen_sha256: Fingerprints of every training and validation scan; none may be a test scan.
+    """
+
+    manifest_sha256: str
+    preprocess: PreprocessConfig
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    splits: dict[str, Split]
+    seen_sha256: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> DataRecord:
+        """Summarise a shard set."""
+        seen = [row for row in manifest.specimens if row.split != "test"]
+        first = next(row for row in seen if row.split == "train")
+        return cls(
+            manifest_sha256=manifest.sha256,
+            preprocess=manifest.config.preprocess,
+            spacing_mm=first.spacing_mm,
+            orientation=first.orientation,
+            splits={row.name: row.split for row in manifest.specimens},
+            seen_sha256=tuple(
+                digest for row in seen for digest in (row.source_sha256, row.target_sha256)
+            ),
+        )
+
+    def split_of(self, specimen: str) -> Split:
+        """Where a specimen stands; one that the shards did not hold counts as test."""
+        return self.splits.get(specimen) or self.splits.get(self._digest(specimen), "test")
+
+    def refuse_seen(self, specimen: Specimen, pair: Pair) -> None:
+        """A scan that a model was trained or chosen on shows nothing as a test scan.
+
+        Raises:
+            DataError: If this is one.
+        """
+        for file, volume in ((specimen.source, pair.native_source), (specimen.target, pair.grid)):
+            if fingerprint(volume) in self.seen_sha256:
+                raise DataError(
+                    str(file),
+                    "this scan was seen in training or validation and cannot be a test scan",
+                    "Take the specimen out of the test split",
+                )
+
+    def anonymous(self) -> DataRecord:
+        """The same with a digest in the place of each specimen's name.
+
+        Who knows a name finds its split; names that are hard to guess cannot be read from it.
+        """
+        splits = {
+            name if name.startswith(_DIGEST) else self._digest(name): split
+            for name, split in self.splits.items()
+        }
+        return replace(self, splits=splits)
+
+    def _digest(self, specimen: str) -> str:
+        content = f"{self.manifest_sha256}/{specimen}".encode()
+        return _DIGEST + hashlib.sha256(content).hexdigest()
+
+
+_DATA_RECORD = TypeAdapter(DataRecord)
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is.
+
+    Attributes:
+        epoch: Epoch to work on next, from 0.
+        step_in_epoch: Steps of that epoch already taken.
+        step: Steps taken in the run.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        config: The run's configuration.
+        data: What it was trained on.
+        position: How far it is.
+        learners: Name to Learner.state_dict().
+        random: One entry a rank, from random_state().
+        record: What the loop keeps besides: best score, sums since the last row, tracking id.
+    """
+
+    config: RunConfig
+    data: DataRecord
+    position: Position
+    learners: dict[str, Any]
+    random: list[dict[str, Any]]
+    record: dict[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; the old file stays whole until the new one is."""
+    state = {
+        "version": FORMAT_VERSION,
+        "config": to_dict(checkpoint.config),
+        "data": _DATA_RECORD.dump_python(checkpoint.data, mode="json"),
+        "position": asdict(checkpoint.position),
+        "learners": checkpoint.learners,
+        "random": checkpoint.random,
+        "record": checkpoint.record,
+    }
+    with atomic_path(path) as partial:
+        torch.save(state, partial)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; nothing in it is executed (weights_only).
+
+    Raises:
+        DataError: If the file is missing, damaged or not a checkpoint of this version.
+    """
+    if not path.is_file():
+        raise DataError(path, "the checkpoint does not exist", "Check the path")
+    try:
+        _check_sums(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"holds a {type(state).__name__}")
+        version = state["version"]
+        if version != FORMAT_VERSION:
+            raise ValueError(f"version {version}, this program reads {FORMAT_VERSION}")
+        return Checkpoint(
+            config=from_dict(state["config"]),
+            data=_DATA_RECORD.validate_python(state["data"]),
+            position=Position(**state["position"]),
+            learners=state["learners"],
+            random=state["random"],
+            record=state["record"],
+        )
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            path, f"not a checkpoint that can be read ({reason})", "Take another checkpoint"
+        ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise unless the file is whole: torch reads flipped bits as other weights."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+
+
+def check_same_run(config: RunConfig, checkpoint: Checkpoint, manifest_sha256: str) -> None:
+    """Refuse to resume under another configuration or on other data.
+
+    Raises:
+        ConfigError: Names the field that may not change.
+    """
+    before, now = dict(dotted_fields(checkpoint.config)), dict(dotted_fields(config))
+    for name, value in now.items():
+        free = name in MAY_CHANGE or name.startswith("tracking.")
+        free |= name == "train.epochs" and config.optim.schedule == "constant"
+        if not free and before[name] != value:
+            raise ConfigError(
+                f"{name} must be {before[name]} as in the run being resumed, got {value}"
+            )
+    if checkpoint.data.manifest_sha256 != manifest_sha256:
+        raise ConfigError(
+            f"data.shards must hold the data of the run being resumed: {config.data.shards} has "
+            "another fingerprint"
+        )
+
+
+def fork(donor: Checkpoint, config: RunConfig, own: Checkpoint | None) -> Checkpoint:
+    """The state in which a run takes over another's networks and optimizers (PBT's exploit).
+
+    Args:
+        donor: Whose networks, position and random states to go on from.
+        config: Of the run; loss weights and learning rates may differ from the donor's.
+        own: What the run had before; its best score and past reports stay its own.
+
+    Raises:
+        ConfigError: If anything else differs.
+    """
+    before = dict(dotted_fields(donor.config))
+    for name, value in dotted_fields(config):
+        free = name in MAY_CHANGE or name.startswith(("tracking.", *MAY_FORK))
+        if not free and before[name] != value:
+            raise ConfigError(f"{name} must be {before[name]} as in the run copied, got {value}")
+    record = {"best_score": float("-inf"), "reports": []} | (own.record if own else {})
+    past = [report for report in record["reports"] if report["epoch"] <= donor.position.epoch]
+    # Sums since the last row are of losses with the donor's weights.
+    record |= {"sums": {}, "summed": 0, "reports": past}
+    return replace(donor, config=config, record=record)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The random states of this process, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Inverse of random_state."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

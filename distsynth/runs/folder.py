@@ -1,0 +1,106 @@
+"""A run's folder, on this machine or on any storage that fsspec knows.
+
+A run writes to a local folder: rows are appended, W&B needs a disk. For a remote folder that is a
+temporary copy, published after each checkpoint, so that a run which loses its machine goes on from
+there on another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from distsynth.runs.checkpoint import BEST, LAST
+from sharding.io.storage import Folder, is_remote
+
+Stamp = tuple[int, int]
+
+
+class RunFolder:
+    """Where a run works, and where that is published to.
+
+    Attributes:
+        url: As the user gave it.
+        path: The local folder to work in.
+    """
+
+    def __init__(self, url: str | Path, path: Path, remote: Folder | None) -> None:
+        self.url, self.path = str(url), path
+        self._remote = remote
+        self._published: dict[str, Stamp] = {}
+
+    def pull(self) -> None:
+        """Bring what an earlier run published."""
+        for name in self._remote.names() if self._remote else ():
+            # W&B's offline files of an earlier part of the run are complete as they are.
+            if self._remote and not name.startswith("wandb/"):
+                file = self.path / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self._remote.fetch(name, None, None), file)
+                self._published[name] = _stamp(file)
+
+    def publish(self, wandb: bool = False) -> None:
+        """Upload what has changed, checkpoints last: one is never ahead of the rows it goes with.
+
+        Args:
+            wandb: W&B's files too, which are written to all the time.
+        """
+        if self._remote is None:
+            return
+        files = {
+            path.relative_to(self.path).as_posix(): path
+            for path in self.path.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        }
+        for name in set(self._published) - set(files):
+            self._remote.remove(name)
+            del self._published[name]
+        last = [name.as_posix() for name in (BEST, LAST)]
+        for name in sorted(files, key=lambda name: (name in last and 1 + last.index(name), name)):
+            if name.startswith("wandb/") and not wandb:
+                continue
+            stamp = _stamp(files[name])
+            if self._published.get(name) != stamp:
+                with self._remote.writer(name) as partial:
+                    shutil.copyfile(files[name], partial)
+                self._published[name] = stamp
+
+    def locate(self, name: Path) -> str | Path:
+        """The lasting place of one of the run's files."""
+        return self._remote / name.as_posix() if self._remote else self.path / name
+
+
+@contextlib.contextmanager
+def open_run(url: str | Path) -> Iterator[RunFolder]:
+    """The folder of a run to work in, with what is there already.
+
+    Raises:
+        DataError: If the storage cannot be reached.
+    """
+    if not is_remote(url):
+        yield RunFolder(url, Path(str(url).removeprefix("file://")), None)
+        return
+    with TemporaryDirectory(prefix="distsynth-run-") as path:
+        run = RunFolder(url, Path(path), Folder(url))
+        run.pull()
+        yield run
+
+
+def local_file(url: str | Path) -> Path:
+    """A local path to a file that may be remote.
+
+    Raises:
+        DataError: If a remote one is missing or cannot be fetched.
+    """
+    if not is_remote(url):
+        return Path(str(url).removeprefix("file://"))
+    folder, _, name = str(url).rpartition("/")
+    return Folder(folder).fetch(name, None, None)
+
+
+def _stamp(file: Path) -> Stamp:
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size

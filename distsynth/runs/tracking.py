@@ -1,0 +1,322 @@
+"""What a run tells while it trains: rows of numbers and pictures, to a local file and to W&B.
+
+`metrics.jsonl` is complete by itself. W&B gets the same rows, under explicit steps; it stays
+offline, in the run's folder, until the user says online. Nothing that names a path, host, user or
+program goes into what W&B would upload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import secrets
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+
+from distsynth.config import RunConfig, TrackingConfig, to_dict
+from sharding.io.atomic import atomic_path, atomic_write
+from sharding.io.storage import Folder
+
+Volume = NDArray[np.floating[Any]]
+METRICS_FILE = "metrics.jsonl"
+RUN_ID_FILE = "run_id"
+PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
+"""Fields of the configuration that hold a path; W&B does not get them."""
+
+
+class Tracker(Protocol):
+    """Where rows and pictures go."""
+
+    def log(self, step: int, row: Mapping[str, float]) -> None:
+        """Record numbers of a step."""
+        ...
+
+    def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Record an RGB picture, shape (height, width, 3)."""
+        ...
+
+    def finish(self, failed: bool = False) -> None:
+        """Close the record."""
+        ...
+
+
+class LocalTracker:
+    """metrics.jsonl and pictures in the run's folder.
+
+    Args:
+        run_dir: The run's folder.
+        step: Where a resumed run goes on: rows of later steps, written by the interrupted
+            process after its last checkpoint, are dropped and will be written again.
+    """
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        self._run_dir = run_dir
+        path = run_dir / METRICS_FILE
+        kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
+        atomic_write(path, "".join(map(_line, kept)))
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, row: Mapping[str, float]) -> None:
+        """Append a line, at once; JSON has no NaN, so a number that is not finite is null."""
+        self._file.write(_line({"step": step, **row}))
+        self._file.flush()
+
+    def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Write samples/NAME-STEP.png."""
+        path = self._run_dir / "samples" / f"{name}-{step:07d}.png"
+        with atomic_path(path, ".png") as partial:
+            Image.fromarray(image).save(partial)
+
+    def finish(self, failed: bool = False) -> None:  # noqa: ARG002
+        """Close the file."""
+        self._file.close()
+
+
+class WandbTracker:
+    """A W&B run that keeps its id over interruptions."""
+
+    def __init__(self, run_dir: Path, config: RunConfig, data_sha256: str, resumed: bool) -> None:
+        import wandb
+
+        self._wandb = wandb
+        tracking = config.tracking
+        self._run = wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            group=tracking.group,
+            name=tracking.name or run_dir.resolve().name,
+            id=run_id(run_dir),
+            resume="allow" if resumed else None,
+            dir=run_dir,
+            mode="online" if tracking.mode == "online" else "offline",
+            config={**public_config(config), "data_sha256": data_sha256},
+            settings=_private_settings(),
+        )
+
+    def log(self, step: int, row: Mapping[str, float]) -> None:
+        """Log under an explicit step: a resumed run does not begin at 0 again."""
+        self._run.log(dict(row), step=step)
+
+    def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Log an image under the same step."""
+        self._run.log({name: self._wandb.Image(Image.fromarray(image))}, step=step)
+
+    def finish(self, failed: bool = False) -> None:
+        """Flush and close."""
+        self._run.finish(exit_code=int(failed))
+
+
+def _private_settings() -> Any:
+    """Settings of a W&B run that tell nothing of this machine, its user or the program."""
+    import wandb
+
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        save_code=False,
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        host="",
+        program="",
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        # The default of 15 s loses what a killed process logged last.
+        x_transaction_log_flush_interval=0.5,
+    )
+
+
+def log_table(
+    folder: Folder,
+    tracking: TrackingConfig,
+    run_id: str,
+    name: str,
+    group: str,
+    kind: str,
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """A table as a W&B run of its own, its first row as the summary.
+
+    An offline run lies below the folder's `wandb/`, in the place of an earlier one of this id.
+
+    Args:
+        folder: What the table sums up: a path or a URL.
+        tracking: Project and mode; nothing happens if disabled.
+        run_id: Of the W&B run.
+        name: Likewise.
+        group: Likewise.
+        kind: What the table is, such as leaderboard: its key and the run's job type.
+        rows: Column to value; all have the same columns.
+    """
+    if tracking.mode == "disabled" or not rows:
+        return
+    import wandb
+
+    with tempfile.TemporaryDirectory(prefix="distsynth-") as scratch:
+        run = wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            group=group,
+            name=name,
+            id=run_id,
+            job_type=kind,
+            dir=scratch,
+            mode="online" if tracking.mode == "online" else "offline",
+            settings=_private_settings(),
+        )
+        cells: list[Any] = [list(row.values()) for row in rows]
+        names: list[Any] = list(rows[0])
+        shown = wandb.Table(columns=names, data=cells)
+        # A table that is already bound is media of the run alone. W&B would else make an artifact
+        # of it too, whose content lies outside the run's folder, and name that path.
+        shown.bind_to_run(run, kind, 0)
+        run.log({kind: shown}, step=0)
+        run.summary.update({f"best/{column}": value for column, value in rows[0].items()})
+        run.finish()
+        _bring_in(folder, Path(scratch), run_id)
+
+
+def _bring_in(folder: Folder, made: Path, run_id: str) -> None:
+    """Copy an offline run into a folder, then remove those before it: one is always whole."""
+    found = (path for path in (made / "wandb").rglob("*") if not path.is_symlink())
+    files = {path.relative_to(made).as_posix(): path for path in found if path.is_file()}
+    known = [name for name in folder.names("wandb") if f"-{run_id}/" in name]
+    for name, path in sorted(files.items()):
+        folder.write(name, path.read_bytes())
+    for name in known:
+        if name not in files:
+            folder.remove(name)
+            if folder.local is not None:
+                _remove_empty(folder.local / name, folder.local)
+
+
+def _remove_empty(path: Path, top: Path) -> None:
+    """Remove the folders from a path up to `top` that are empty now."""
+    with contextlib.suppress(OSError):
+        for parent in path.relative_to(top).parents:
+            (top / parent).rmdir()
+
+
+class Trackers:
+    """Several trackers as one; none at all on ranks other than the first."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
+
+    def log(self, step: int, row: Mapping[str, float]) -> None:
+        """Pass on to all."""
+        for tracker in self._trackers:
+            tracker.log(step, row)
+
+    def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Pass on to all."""
+        for tracker in self._trackers:
+            tracker.picture(step, name, image)
+
+    def finish(self, failed: bool = False) -> None:
+        """Pass on to all."""
+        for tracker in self._trackers:
+            tracker.finish(failed)
+
+
+def start_trackers(
+    run_dir: Path, config: RunConfig, data_sha256: str, step: int, resumed: bool
+) -> Trackers:
+    """The local record, and W&B unless disabled."""
+    local = LocalTracker(run_dir, step)
+    if config.tracking.mode == "disabled":
+        return Trackers(local)
+    wandb = WandbTracker(run_dir, config, data_sha256, resumed)
+    if resumed and config.tracking.mode == "offline":
+        _tell_again(wandb, run_dir, step)
+    return Trackers(local, wandb)
+
+
+def _tell_again(tracker: Tracker, run_dir: Path, step: int) -> None:
+    """Give a resumed offline run what was logged before.
+
+    Each part of an offline run is a file of its own, and a process that is killed takes its last
+    half second with it: so told, the last file is whole by itself.
+    """
+    pictures: dict[int, list[Path]] = {}
+    for path in sorted((run_dir / "samples").glob("*.png")):
+        pictures.setdefault(int(path.stem.rpartition("-")[2]), []).append(path)
+    rows = [row for row in read_rows(run_dir / METRICS_FILE) if row["step"] <= step]
+    steps = sorted({row["step"] for row in rows} | {at for at in pictures if at <= step})
+    for at in steps:
+        for row in rows:
+            if row["step"] == at:
+                tracker.log(at, {name: value for name, value in row.items() if name != "step"})
+        for path in pictures.get(at, ()):
+            with Image.open(path) as picture:
+                image = np.asarray(picture.convert("RGB"))
+            tracker.picture(at, path.stem.rpartition("-")[0], image)
+
+
+def run_id(run_dir: Path) -> str:
+    """The run's id, made once and kept in its folder."""
+    path = run_dir / RUN_ID_FILE
+    if not path.is_file():
+        atomic_write(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8").strip()
+
+
+def public_config(config: RunConfig) -> dict[str, Any]:
+    """The configuration without the fields that hold paths of this machine."""
+    values = to_dict(config)
+    for section, name in PATH_FIELDS:
+        del values[section][name]
+    return values
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl, null as NaN; a last line torn by a kill is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        rows.append({name: math.nan if value is None else value for name, value in row.items()})
+    return rows
+
+
+def _line(row: Mapping[str, float]) -> str:
+    """A row of a metrics.jsonl."""
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    return json.dumps(finite) + "\n"
+
+
+def patch_grid(source: Volume, synthetic: Volume, target: Volume) -> NDArray[np.uint8]:
+    """A picture of patches: source, synthetic, target, and synthetic - source in colour.
+
+    Args:
+        source: Standardised, shape (n, h, w); blocks show their middle slice, (n, d, h, w).
+        synthetic: Same shape.
+        target: Same shape; sets the grey window.
+
+    Returns:
+        RGB, one row a patch, each voxel 3 pixels wide. Blue is positive, red negative, as in the
+        paper's figures.
+    """
+    if source.ndim == 4:
+        middle = source.shape[1] // 2
+        source, synthetic, target = (part[:, middle] for part in (source, synthetic, target))
+    low, high = np.percentile(target, (0.5, 99.5))
+    span = max(float(high - low), 1e-6)
+    grey = [colormaps["gray"]((part - low) / span) for part in (source, synthetic, target)]
+    signed = colormaps["RdBu"](0.5 + (synthetic - source) / (2 * span))
+    columns = np.concatenate([*grey, signed], axis=2)
+    picture = np.concatenate(list(columns), axis=0)[..., :3]
+    return np.rint(picture * 255).astype(np.uint8).repeat(3, axis=0).repeat(3, axis=1)

@@ -1,0 +1,229 @@
+"""The driver's eyes: what Tune tells of the trials goes into their records, at once.
+
+A live table shows on a terminal; elsewhere a line for each trial that ends. A trial that waits for
+resources which the cluster does not have is told of after a minute, with what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from distsynth.sweep.folder import Copy, SweepFolder, TrialRecord, report_of, searched
+from distsynth.sweep.leaderboard import counts, rank_trials, text_rows, write_leaderboard
+from distsynth.sweep.parameters import plain
+from distsynth.sweep.plan import Plan
+
+SECONDS_BETWEEN_BOARDS = 5.0
+SECONDS_BETWEEN_TABLES = 1.0
+SECONDS_OF_WAITING = 60.0
+ROWS = 15
+"""Trials that the live table shows."""
+
+
+class Watch(Callback):
+    """Keeps the records of a sweep up to date.
+
+    Attributes:
+        records: Every trial by name.
+    """
+
+    def __init__(self, folder: SweepFolder, plan: Plan, records: dict[str, TrialRecord]) -> None:
+        self.folder, self.plan, self.records = folder, plan, records
+        self._board = self._shown = 0.0
+        self._waiting_since: float | None = None
+        self._live: Live | None = None
+
+    def start(self) -> None:
+        """Show the table, where there is a terminal."""
+        if sys.stderr.isatty():
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+
+    def stop(self) -> None:
+        """Leave the last table standing and the leaderboard as it is now."""
+        self.write_board()
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def change(self, name: str, **values: Any) -> TrialRecord:
+        """Change a record and keep it."""
+        record = replace(self.records[name], **values)
+        if record != self.records.get(name):
+            self.records[name] = record
+            self.folder.write_record(record)
+        return record
+
+    def add(self, record: TrialRecord) -> None:
+        """Keep a new trial."""
+        self.records[record.name] = record
+        self.folder.write_record(record)
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """A trial runs, for the first time or again; its point may have been mutated."""
+        del iteration, trials, info
+        name, point = str(trial), _point(trial)
+        record = self.records[name]
+        self._waiting_since = None
+        if record.status != "running" or record.point != point:
+            self.change(name, status="running", point=point)
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """An epoch is done, or the trial cannot go on."""
+        del iteration, trials, info
+        name = str(trial)
+        record = self.records[name].with_reports(report_of(r) for r in result["reports"])
+        copies = tuple(Copy(**copied) for copied in result.get("copied", ()))
+        self.change(
+            name,
+            point=_point(trial),
+            reports=record.reports,
+            copies=record.copies + copies,
+            cause=result.get("failed"),
+        )
+        if time.monotonic() - self._board > SECONDS_BETWEEN_BOARDS:
+            self.write_board()
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """A trial ended: at its last epoch, by the scheduler, or for a reason that will stay."""
+        del iteration, trials, info
+        name = str(trial)
+        record = self.records[name]
+        ended = record.epochs >= self.epochs_of(name)
+        status = "failed" if record.cause else "finished" if ended else "stopped"
+        self._ended(self.change(name, status=status))
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """A trial crashed, or lost its node, and will go on."""
+        del iteration, trials, info
+        name = str(trial)
+        failures = (*self.records[name].failures, _cause(trial))
+        self.change(name, failures=failures, status="waiting")
+        self._say(f"trial {name} goes on after: {failures[-1]}")
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """A trial crashed more often than it is retried."""
+        del iteration, trials, info
+        name = str(trial)
+        cause = _cause(trial)
+        failures = (*self.records[name].failures, cause)
+        self._ended(self.change(name, status="failed", cause=cause, failures=failures))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Show how it stands."""
+        del iteration, info
+        now = time.monotonic()
+        running = any(trial.status == Trial.RUNNING for trial in trials)
+        pending = [trial for trial in trials if trial.status == Trial.PENDING]
+        if running or not pending:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = now
+        elif now - self._waiting_since > SECONDS_OF_WAITING:
+            self._waiting_since = now
+            self._say(_missing(self.plan))
+        if self._live and now - self._shown > SECONDS_BETWEEN_TABLES:
+            self._shown = now
+            self._live.update(self._table(), refresh=True)
+
+    def epochs_of(self, name: str) -> int:
+        """Epochs that a trial is to train."""
+        again = not name.isdigit() and self.plan.sweep.final_epochs
+        own = self.records[name].point.get("train.epochs")
+        return again or own or self.plan.base.train.epochs
+
+    def write_board(self) -> None:
+        """Bring the leaderboard up to date."""
+        self._board = time.monotonic()
+        if trials := searched(self.records):
+            write_leaderboard(self.folder, self.plan, trials)
+
+    def _ended(self, record: TrialRecord) -> None:
+        self.write_board()
+        best = record.best
+        told = f", best score {best.score:.4f} in epoch {best.epoch}" if best else ""
+        cause = f": {record.cause}" if record.cause else ""
+        self._say(f"trial {record.name} {record.status} after {record.epochs} epochs{told}{cause}")
+
+    def _say(self, message: str) -> None:
+        if self._live:
+            self._live.console.print(message, highlight=False, markup=False)
+        else:
+            print(f"{message}  [{counts(self.plan, self.records)}]", file=sys.stderr, flush=True)
+
+    def _table(self) -> Table:
+        rows = rank_trials(self.plan, self.records)
+        head, *lines = text_rows(self.plan, rows, ROWS)
+        title = f"{self.plan.name}: {counts(self.plan, self.records)}"
+        found = Table(title=title, box=None, title_justify="left", header_style="bold")
+        for name in head:
+            left = name in ("trial", "status")
+            found.add_column(name, justify="left" if left else "right", no_wrap=True)
+        for line in lines:
+            found.add_row(*line)
+        return found
+
+
+def _point(trial: Trial) -> dict[str, Any]:
+    return {name: plain(value) for name, value in trial.config["trial"]["point"].items()}
+
+
+def _cause(trial: Trial) -> str:
+    """The last line of a trial's error, which says what; a lost node has words of its own."""
+    error = trial.get_error()
+    text = str(getattr(error, "cause", None) or error or "its process died")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    died = next((line for line in lines if "died" in line or "crashed" in line), None)
+    return died or lines[-1]
+
+
+def _missing(plan: Plan) -> str:
+    """What a trial needs and what there is."""
+    sweep = plan.sweep
+    needs = {"CPU": float(sweep.cpus)} | ({"GPU": sweep.gpus} if sweep.gpus else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in needs}
+    free = ray.available_resources()
+    wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
+    have = ", ".join(f"{total[n]:g} {n} ({free.get(n, 0.0):g} free)" for n in needs)
+    each = f"{sweep.workers} workers of {wanted} each" if sweep.workers > 1 else wanted
+    lacks = [n for n in needs if total[n] < needs[n] * sweep.workers]
+    lacks += [
+        n for n in needs if n not in lacks and all(node.get(n, 0) < needs[n] for node in nodes)
+    ]
+    advice = (
+        f"it lacks {' and '.join(lacks)}: add nodes, or start again with fewer --cpus, --gpus or "
+        "--workers"
+        if lacks
+        else "others use them: it goes on when they are free"
+    )
+    return (
+        f"no trial has started for {SECONDS_OF_WAITING:g} s: a trial needs {each}, and the cluster "
+        f"of {len(nodes)} nodes has {have}; {advice}"
+    )

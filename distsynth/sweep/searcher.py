@@ -1,0 +1,234 @@
+"""Points that Optuna suggests: TPE over what the finished trials showed."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import LogUniform
+
+from distsynth.errors import ConfigError
+from distsynth.sweep.folder import TrialRecord
+from distsynth.sweep.parameters import Point, Space, plain
+
+TRIES = 100
+"""Suggestions in a row that may make no valid configuration."""
+MAXIMIZE = optuna.study.StudyDirection.MAXIMIZE
+PRIMITIVE = (str, int, float, bool, type(None))
+
+
+class Suggestions:
+    """An Optuna study over a space.
+
+    It holds no state that is not in the records of the trials: built anew from them it has the
+    same observations. Its random numbers go on from the number of points that were drawn.
+
+    Args:
+        space: Dotted field to domain.
+        seed: Of the sampler.
+        objectives: How many scores a trial has; all are maximised.
+        drawn: Points of this search that were drawn before, whatever became of them.
+    """
+
+    def __init__(self, space: Space, seed: int, objectives: int, drawn: int = 0) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
+        self._distributions = distributions(space)
+        with warnings.catch_warnings():
+            # constant_liar is marked experimental.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed + drawn, n_startup_trials=10, constant_liar=True
+            )
+        self._study = optuna.create_study(sampler=sampler, directions=[MAXIMIZE] * objectives)
+        self._asked: dict[str, optuna.trial.Trial] = {}
+
+    def observe(self, point: Point, scores: tuple[float, ...] | None) -> None:
+        """Add a finished trial; without scores it failed."""
+        self._study.add_trial(frozen(self._space, self._distributions, point, scores))
+
+    def ask(self, name: str, valid: Callable[[Point], str | None]) -> Point:
+        """The next point.
+
+        Raises:
+            ConfigError: If no suggestion makes a valid configuration.
+        """
+        reason = None
+        for _ in range(TRIES):
+            trial = self._study.ask(self._distributions)
+            point = decode(self._space, trial.params)
+            reason = valid(point)
+            if reason is None:
+                self._asked[name] = trial
+                return point
+            self._study.tell(trial, state=TrialState.FAIL)
+        raise ConfigError(f"optuna found no point that makes a valid configuration: {reason}")
+
+    def tell(self, name: str, point: Point, scores: tuple[float, ...] | None) -> None:
+        """The outcome of a trial; without scores it failed."""
+        trial = self._asked.pop(name, None)
+        if trial is None:
+            self.observe(point, scores)
+        elif scores is None:
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._study.tell(trial, list(scores))
+
+
+class SuggestingSearcher(Searcher):
+    """Suggestions as Ray Tune asks for them.
+
+    Args:
+        suggestions: The study.
+        first: Trials to run before any is suggested: interrupted ones, presets.
+        create: Makes the record of the next suggested point; None when there are enough.
+        outcome: A trial's scores, None if it failed.
+        valid: Why a point makes no valid configuration; None if it does.
+    """
+
+    def __init__(
+        self,
+        suggestions: Suggestions,
+        first: Iterable[TrialRecord],
+        create: Callable[[Callable[[str], Point]], TrialRecord | None],
+        outcome: Callable[[str], tuple[Point, tuple[float, ...] | None]],
+        valid: Callable[[Point], str | None],
+    ) -> None:
+        super().__init__()
+        self._suggestions, self._valid = suggestions, valid
+        self._first, self._create, self._outcome = list(first), create, outcome
+        self._names: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The configuration of the next trial, as Tune hands it to the trainable."""
+        if self._first:
+            record = self._first.pop(0)
+        else:
+            found = self._create(lambda name: self._suggestions.ask(name, self._valid))
+            if found is None:
+                return Searcher.FINISHED
+            record = found
+        self._names[trial_id] = record.name
+        return {"trial": {"name": record.name, "point": record.point}}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the study."""
+        del result, error
+        name = self._names.pop(trial_id, None)
+        if name is not None:
+            self._suggestions.tell(name, *self._outcome(name))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """TPE learns from finished trials alone."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the records of the trials are the state."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's form of a space; values that are not plain ones are named by their JSON."""
+    found: dict[str, BaseDistribution] = {}
+    for name, domain in space.items():
+        if hasattr(domain, "categories"):
+            found[name] = CategoricalDistribution([_key(option) for option in domain.categories])
+        elif step := _step(domain):
+            # By the number of the step: Optuna counts steps from the lower bound, Ray from 0.
+            log = isinstance(domain.get_sampler().sampler, LogUniform)
+            low = math.ceil(domain.lower / step - 1e-9)
+            high = math.floor(domain.upper / step + 1e-9)
+            found[name] = IntDistribution(low, high, log=log)
+        else:
+            found[name] = OptunaSearch.convert_search_space({name: domain})[name]
+    return found
+
+
+def decode(space: Space, params: Mapping[str, Any]) -> Point:
+    """Optuna's parameters as a point."""
+    point: Point = {}
+    for name, value in params.items():
+        domain = space[name]
+        if hasattr(domain, "categories"):
+            point[name] = next(plain(o) for o in domain.categories if _key(o) == value)
+        elif step := _step(domain):
+            point[name] = plain(domain.cast(value * step))
+        else:
+            point[name] = plain(domain.cast(value))
+    return point
+
+
+def encode(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point as Optuna's parameters."""
+    params = {}
+    for name, domain in space.items():
+        value = point[name]
+        if hasattr(domain, "categories"):
+            params[name] = _key(value)
+        elif step := _step(domain):
+            params[name] = round(value / step)
+        else:
+            # Optuna cannot hold a zero on a logarithmic scale.
+            params[name] = domain.raw(value) if hasattr(domain, "raw") else value
+    return params
+
+
+def frozen(
+    space: Space,
+    known: dict[str, BaseDistribution],
+    point: Mapping[str, Any],
+    scores: tuple[float, ...] | None,
+) -> FrozenTrial:
+    """A finished trial as Optuna keeps it."""
+    return create_trial(
+        params=encode(space, point),
+        distributions=known,
+        values=list(scores) if scores is not None else None,
+        state=TrialState.FAIL if scores is None else TrialState.COMPLETE,
+    )
+
+
+def importances(
+    space: Space, scored: Iterable[tuple[Point, float]], seed: int = 0
+) -> dict[str, float]:
+    """How much of the variance of the score each field explains (fANOVA), the largest first.
+
+    Returns:
+        Field to share, summing to 1; empty for fewer than four trials or equal scores.
+    """
+    known = distributions(space)
+    rows = list(scored)
+    points = {repr(encode(space, point)) for point, _ in rows}
+    if len(rows) < 4 or len(points) < 2 or len({score for _, score in rows}) < 2:
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction=MAXIMIZE)
+    for point, score in rows:
+        study.add_trial(frozen(space, known, point, (score,)))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in found.items()}
+
+
+def _step(domain: Any) -> Any:
+    """The step of a range that has one, else None."""
+    return getattr(domain.get_sampler(), "q", None)
+
+
+def _key(option: Any) -> Any:
+    option = plain(option)
+    return option if isinstance(option, PRIMITIVE) else json.dumps(option)

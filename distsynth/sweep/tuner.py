@@ -1,0 +1,170 @@
+"""Handing trials to Ray Tune: known ones as a list, others as Optuna suggests them."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from ray import tune
+
+from distsynth.runs.checkpoint import LAST, load_checkpoint
+from distsynth.runs.folder import local_file
+from distsynth.sweep.callback import Watch
+from distsynth.sweep.ddp_workers import trial_resources
+from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
+from distsynth.sweep.leaderboard import objectives
+from distsynth.sweep.parameters import Point, Space, invalid, point_of
+from distsynth.sweep.plan import Plan
+from distsynth.sweep.schedulers import make_scheduler
+from distsynth.sweep.searcher import SuggestingSearcher, Suggestions
+from distsynth.sweep.trial import SweepTrial
+from sharding.io.storage import Folder
+
+RAY_FOLDER = "ray"
+
+
+def search(folder: SweepFolder, plan: Plan, space: Space, watch: Watch) -> None:
+    """Run the trials that have not ended, and those still to be suggested."""
+    sweep, records = plan.sweep, watch.records
+    trials = searched(records).values()
+    todo = [record for record in trials if record.status not in ENDED]
+    ended = [record for record in trials if record.status in ENDED]
+    if sweep.scheduler == "pbt":
+        # Ray draws a population's changes from these.
+        random.seed(sweep.seed)
+        np.random.seed(sweep.seed)  # noqa: NPY002
+        todo = [_as_trained(folder, watch, record) for record in todo]
+        if any(record.reports for record in todo):
+            _tell("who is better in the population is known again after each one's next epoch")
+    scheduler = make_scheduler(plan, space, trials)
+    if sweep.scheduler == "asha" and any(record.reports for record in todo):
+        _tell("ASHA's rungs are rebuilt from the trials' scores")
+    if sweep.search != "optuna":
+        fit(folder, plan, watch, listed(todo), None, scheduler)
+        return
+    suggestions = Suggestions(space, sweep.seed, len(sweep.objective), len(trials))
+    for record in ended:
+        suggestions.observe(record.point, scores_of(plan, record))
+
+    def create(ask: Callable[[str], Point]) -> TrialRecord | None:
+        count = len(searched(watch.records))
+        if count >= sweep.trials:
+            return None
+        name = f"{count:05d}"
+        record = TrialRecord(name, ask(name))
+        watch.add(record)
+        return record
+
+    def outcome(name: str) -> tuple[Point, tuple[float, ...] | None]:
+        record = watch.records[name]
+        return record.point, scores_of(plan, record)
+
+    def valid(point: Point) -> str | None:
+        return invalid(plan.base, point)
+
+    searcher = SuggestingSearcher(suggestions, todo, create, outcome, valid)
+    # Those that are known are run even where fewer are asked for now.
+    left = max(sweep.trials - len(ended), len(todo))
+    fit(folder, plan, watch, {}, searcher, scheduler, left)
+
+
+def fit(
+    folder: SweepFolder,
+    plan: Plan,
+    watch: Watch,
+    trials: Mapping[str, Any],
+    searcher: SuggestingSearcher | None,
+    scheduler: Any,
+    samples: int = 1,
+) -> None:
+    sweep = plan.sweep
+    remove_all(folder.folder, RAY_FOLDER)
+    path, system = _ray_storage(folder)
+    tuner = tune.Tuner(
+        tune.with_resources(SweepTrial, trial_resources(sweep.cpus, sweep.gpus, sweep.workers)),
+        param_space={"sweep": folder.lasting_url, **trials},
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=samples,
+            max_concurrent_trials=sweep.concurrent or None,
+            # A process that has loaded everything serves one trial after the other; a trial of
+            # several has a process group, which it leaves only by ending.
+            reuse_actors=sweep.workers == 1,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=secrets.token_hex(4),
+            storage_path=path,
+            storage_filesystem=system,
+            failure_config=tune.FailureConfig(max_failures=sweep.retries),
+            callbacks=[watch],
+            verbose=0,
+        ),
+    )
+    watch.start()
+    try:
+        with warnings.catch_warnings():
+            # Reusing processes of several ranks is what we cannot do; see above.
+            warnings.filterwarnings("ignore", "Consider boosting PBT performance", UserWarning)
+            tuner.fit()
+    finally:
+        watch.stop()
+        remove_all(folder.folder, RAY_FOLDER)
+
+
+def _trial_name(trial: Any) -> str:
+    return trial.config["trial"]["name"]
+
+
+def listed(records: Iterable[TrialRecord]) -> dict[str, Any]:
+    """Trials that are known beforehand, in order."""
+    return {"trial": tune.grid_search([{"name": row.name, "point": row.point} for row in records])}
+
+
+def _as_trained(folder: SweepFolder, watch: Watch, record: TrialRecord) -> TrialRecord:
+    """A member of a population with the point that its last checkpoint was trained with.
+
+    Its record is ahead of that if the driver died between a copy and the copy's first epoch.
+    """
+    run = Folder(folder.run_dir(record.name))
+    if not run.exists(LAST.as_posix()):
+        return record
+    config = load_checkpoint(local_file(run / LAST.as_posix())).config
+    return watch.change(record.name, point=point_of(config, record.point))
+
+
+def _ray_storage(folder: SweepFolder) -> tuple[str, Any]:
+    """Where Tune puts its own files: below the sweep, where every node reaches it."""
+    if folder.folder.local is not None:
+        return str((folder.folder.local / RAY_FOLDER).resolve()), None
+    from fsspec.core import url_to_fs
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    system, path = url_to_fs(folder.folder / RAY_FOLDER)
+    return path, PyFileSystem(FSSpecHandler(system))
+
+
+def scores_of(plan: Plan, record: TrialRecord) -> tuple[float, ...] | None:
+    failed = record.cause is not None or record.best is None
+    return None if failed else objectives(plan, record)
+
+
+def remove_all(folder: Folder, under: str) -> None:
+    """Tune's files are of no use to anyone after it."""
+    if folder.local is not None:
+        shutil.rmtree(folder.local / under, ignore_errors=True)
+        return
+    for name in folder.names(under):
+        folder.remove(name)
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,225 @@
+"""One optimizer step: supervised, or adversarial (section 6.4).
+
+A batch may come in micro-batches. Their gradients are summed into those of the whole batch, so
+that accumulation changes the memory taken and nothing else (but the statistics of BatchNorm).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distsynth.config import OptimConfig
+from distsynth.losses.terms import GeneratorLoss, discriminator_loss
+
+MicroBatch = tuple[Tensor, Tensor]
+"""Standardised source and target, each (n, 1, *patch_size)."""
+Terms = dict[str, Tensor]
+"""Loss terms and gradient norms of a step: detached scalars on the device, no synchronisation."""
+
+
+def make_accelerator(precision: str, cpu: bool) -> Accelerator:
+    """The process's accelerator.
+
+    BatchNorm's buffers are not broadcast before each forward: two forwards before one backward
+    (target and synthetic through the discriminator) would find them changed in place.
+    """
+    # Accelerate keeps the first precision and device for good; a process may train several runs.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=cpu,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+class Learner:
+    """A network with what trains it: Adam, a learning-rate schedule, a loss scaler of its own.
+
+    Each network has its own scaler: with a shared one, an overflow in one network would halve the
+    scale of the other, and two updates a step would double its pace of growth.
+
+    Attributes:
+        network: The network as prepared by Accelerate, wrapped for DDP where there are ranks.
+        raw: The same network without the wrapper.
+        mixes_batch: Whether what it says of a patch depends on the others of its batch.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        config: OptimConfig,
+        total_steps: int,
+        accelerator: Accelerator,
+    ) -> None:
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network: nn.Module = accelerator.prepare_model(network)
+        self.raw: nn.Module = accelerator.unwrap_model(self.network)
+        self.mixes_batch = any(isinstance(part, _BatchNorm) for part in self.raw.modules())
+        self.optimizer = torch.optim.Adam(
+            self.raw.parameters(),
+            lr=learning_rate,
+            betas=(config.beta1, config.beta2),
+            # All of a step in one pass over the weights.
+            fused=accelerator.device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+            accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
+        )
+        self._accelerator = accelerator
+        self._schedule = schedule(config.schedule, total_steps)
+        self._base, self._clip = learning_rate, config.clip_norm
+
+    def synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Ranks exchange gradients in the backward of the last micro-batch only."""
+        return contextlib.nullcontext() if last else self._accelerator.no_sync(self.network)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No gradient reaches the parameters; it still flows through the network."""
+        self.raw.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.raw.requires_grad_(True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss."""
+        self.scaler.scale(loss).backward()
+
+    def update(self, step: int) -> Tensor:
+        """Take one optimizer step.
+
+        Args:
+            step: Number of this step in the run, from 0; sets the learning rate.
+
+        Returns:
+            The gradient norm before clipping, a scalar on the device.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.scaler.unscale_(self.optimizer)
+        gradients = [weight.grad for weight in self.raw.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self._clip:
+            nn.utils.clip_grads_with_norm_(self.raw.parameters(), self._clip, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.detach()
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        return self._base * self._schedule(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimizer and scaler."""
+        return {
+            "network": self.raw.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of state_dict; learning rates follow the configuration, not the state."""
+        self.raw.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def schedule(name: str, total_steps: int) -> Callable[[int], float]:
+    """Factor on the learning rate by step: constant, or to zero along a line or half a cosine."""
+    if name == "cosine":
+        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1)))
+    if name == "linear":
+        return lambda step: max(0.0, 1 - step / total_steps)
+    return lambda _: 1.0
+
+
+def supervised_step(
+    generator: Learner, loss: GeneratorLoss, micro_batches: Sequence[MicroBatch], step: int
+) -> Terms:
+    """Update the generator from the pairs alone."""
+    share = 1 / len(micro_batches)
+    totals: Terms = {}
+    for number, (source, target) in enumerate(micro_batches, start=1):
+        with generator.synchronised(last=number == len(micro_batches)):
+            total, terms = loss(generator.network(source), target)
+            generator.backward(total * share)
+        _add(totals, {**terms, "generator": total}, share)
+    totals["grad_norm/generator"] = generator.update(step)
+    return totals
+
+
+def adversarial_step(
+    generator: Learner,
+    discriminator: Learner,
+    loss: GeneratorLoss,
+    micro_batches: Sequence[MicroBatch],
+    step: int,
+) -> Terms:
+    """Update the discriminator (eq. 1), then the generator against the new one (eq. 5).
+
+    With one micro-batch the generator's forward serves both updates. With several it is computed
+    anew for its own update: keeping every graph would save no memory.
+    """
+    share = 1 / len(micro_batches)
+    whole = len(micro_batches) == 1
+    totals: Terms = {}
+    synthetic = None
+    for number, (source, target) in enumerate(micro_batches, start=1):
+        with torch.set_grad_enabled(whole):
+            synthetic = generator.network(source) if whole else generator.raw(source)
+        with discriminator.synchronised(last=number == len(micro_batches)):
+            real_logits, fake_logits = _judge(discriminator, source, target, synthetic.detach())
+            judged = discriminator_loss(real_logits, fake_logits)
+            discriminator.backward(judged * share)
+        _add(totals, {"discriminator": judged}, share)
+    totals["grad_norm/discriminator"] = discriminator.update(step)
+
+    with discriminator.frozen():
+        for number, (source, target) in enumerate(micro_batches, start=1):
+            with generator.synchronised(last=number == len(micro_batches)):
+                if not whole or synthetic is None:
+                    synthetic = generator.network(source)
+                total, terms = loss(synthetic, target, discriminator.raw(synthetic, source))
+                generator.backward(total * share)
+            _add(totals, {**terms, "generator": total}, share)
+    totals["grad_norm/generator"] = generator.update(step)
+    return totals
+
+
+def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
+    """Give all ranks the mean of BatchNorm's running statistics, which each keeps for itself."""
+    if accelerator.num_processes == 1:
+        return
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(accelerator.reduce(buffer, "mean"))  # type: ignore[arg-type]
+
+
+def _judge(
+    discriminator: Learner, source: Tensor, target: Tensor, synthetic: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits of target and synthetic, in one pass unless BatchNorm would mix their statistics."""
+    if discriminator.mixes_batch:
+        return discriminator.network(target, source), discriminator.network(synthetic, source)
+    images, sources = torch.cat((target, synthetic)), torch.cat((source, source))
+    real_logits, fake_logits = discriminator.network(images, sources).chunk(2)
+    return real_logits, fake_logits
+
+
+def _add(totals: Terms, terms: Terms, share: float) -> None:
+    for name, value in terms.items():
+        part = value.detach().float() * share
+        totals[name] = totals[name] + part if name in totals else part

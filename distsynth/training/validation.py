@@ -1,0 +1,168 @@
+"""Stitched validation from the shards: each dense patch read once, judged as volumes.
+
+Where the shards hold only some slices of a validation volume (`val_slices`), those slices are
+stitched and judged. Windowed SSIM is therefore two-dimensional here, slice by slice, and named so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distsynth.config import RunConfig
+from distsynth.data.loader import Standardiser, judging_batches
+from distsynth.inference.stitching import Stitcher, border_planes
+from distsynth.losses.terms import GeneratorLoss
+from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
+from distsynth.metrics.seams import seam_index
+from sharding.shards.format import ShardSet, SpecimenRecord
+from sharding.shards.patches import dense_locations
+
+BATCH = 64
+"""Patches a forward; it changes no number."""
+TERMS = ("recon", "gradient", "perceptual")
+"""Terms of the generator's loss that need no discriminator."""
+
+
+class Validator:
+    """Stitches and judges the validation specimens with the generator as it stands."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        config: RunConfig,
+        accelerator: Accelerator,
+        standardise: Standardiser,
+        loss: GeneratorLoss,
+    ) -> None:
+        self._shards, self._config, self._accelerator = shards, config, accelerator
+        self._standardise, self._loss = standardise, loss
+        self._masks: dict[str, NDArray[np.bool_]] = {}
+
+    def __call__(self, generator: nn.Module) -> dict[str, float]:
+        """Mean over validation specimens; the same on every rank.
+
+        Args:
+            generator: Without DDP wrapper; put into eval mode for the while.
+
+        Returns:
+            Supervised loss terms over all patches as `val/<term>`, and stitched metrics in the
+            mask as `val/<metric>`: mse and psnr in standardised units with the target's own range
+            as peak, psnr255, ssim_global, windowed ssim_2d, seam_index.
+        """
+        generator.eval()
+        # The same names on every rank: one without any patch takes part in the sums all the same.
+        device = self._accelerator.device
+        weights = vars(self._config.loss)
+        sums = {name: torch.zeros((), device=device) for name in TERMS if weights[f"lambda_{name}"]}
+        patches = 0
+        rows = []
+        with torch.no_grad():
+            numbers = self._shards.manifest.patch_numbers("val")
+            for specimen in self._specimens():
+                row, terms = self._judge(generator, specimen, numbers[specimen.name])
+                rows.append(row)
+                patches += specimen.patches
+                for name, value in terms.items():
+                    sums[name] += value
+        generator.train()
+        result = {}
+        for name, value in sums.items():
+            total: Tensor = self._accelerator.reduce(value, "sum")  # type: ignore[assignment]
+            result[f"val/{name}"] = float(total) / patches
+        for name in rows[0]:
+            result[f"val/{name}"] = float(np.mean([row[name] for row in rows]))
+        return result
+
+    def _specimens(self) -> list[SpecimenRecord]:
+        return [row for row in self._shards.manifest.specimens if row.split == "val"]
+
+    def _judge(
+        self, generator: nn.Module, specimen: SpecimenRecord, patches: NDArray[np.int64]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Metrics of one stitched specimen, and this rank's sums of loss terms."""
+        accelerator, config = self._accelerator, self._config
+        patch_size = self._shards.manifest.config.patch_size
+        device = accelerator.device
+        stitch = config.stitch
+        synthetic = Stitcher(specimen.shape, patch_size, stitch.trim, stitch.weights, device)
+        target = Stitcher(specimen.shape, patch_size, device=device)
+        sums: dict[str, Tensor] = {}
+        batches = judging_batches(
+            self._shards,
+            "val",
+            patches,
+            BATCH,
+            config.data.workers,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        for batch in batches:
+            source, truth = self._standardise(batch)
+            predicted = generator(source).float()
+            _, terms = self._loss(predicted, truth)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(source)
+            where = batch.where[:, 1:].numpy()
+            synthetic.add(predicted[:, 0], where)
+            target.add(truth[:, 0], where)
+        for stitcher in (synthetic, target):
+            for part in (stitcher.total, stitcher.weight):
+                part.copy_(accelerator.reduce(part, "sum"))  # type: ignore[arg-type]
+        row = self._metrics(specimen, synthetic, target)
+        return row, sums
+
+    def _metrics(
+        self, specimen: SpecimenRecord, synthetic: Stitcher, target: Stitcher
+    ) -> dict[str, float]:
+        """Metrics on the slices that the shards cover."""
+        shard_config = self._shards.manifest.config
+        data_range = specimen.target.data_range
+        axis = shard_config.dense_axes[0] if len(shard_config.patch_size) == 2 else 2
+        if specimen.name not in self._masks:
+            self._masks[specimen.name] = self._shards.mask(specimen)
+        covered = target.covered.cpu().numpy()
+        if not np.array_equal(covered, synthetic.covered.cpu().numpy()):
+            raise ValueError(
+                f"stitch.trim={self._config.stitch.trim} leaves voxels of {specimen.name} "
+                f"uncovered at the shards' stride of {shard_config.stride}: trim less, or shard "
+                "with a smaller stride"
+            )
+        # With slices along several axes, those along the first: others cross them as lines only.
+        slices = np.flatnonzero(covered.all(axis=tuple({0, 1, 2} - {axis})))
+
+        def covered_part(volume: Tensor | NDArray[np.bool_]) -> NDArray:
+            array = volume.cpu().numpy() if isinstance(volume, Tensor) else volume
+            return np.take(array, slices, axis)
+
+        mask = covered_part(self._masks[specimen.name] & covered)
+        image, truth = (
+            covered_part(stitcher.volume(allow_uncovered=True)) for stitcher in (synthetic, target)
+        )
+        error = mse(image, truth, mask)
+        borders = self._borders(specimen)
+        if len(slices) < specimen.shape[axis]:
+            # The slices are not neighbours, so that there is no border between them to judge.
+            borders[axis] = np.array([], np.int64)
+        return {
+            "mse": error,
+            "psnr": psnr(error, data_range),
+            "psnr255": psnr(error, 255),
+            "ssim_global": global_ssim(image, truth, data_range, mask),
+            "ssim_2d": windowed_ssim(image, truth, data_range, mask, dims=2, axis=axis),
+            "seam_index": seam_index(image, truth, borders, mask),
+        }
+
+    def _borders(self, specimen: SpecimenRecord) -> list[NDArray[np.integer[Any]]]:
+        """Planes where patches of the shards' dense grid meet."""
+        config = self._shards.manifest.config
+        locations = dense_locations(
+            specimen.shape, config.patch_size, config.stride, config.dense_axes, config.val_slices
+        )
+        trim = self._config.stitch.trim
+        return list(border_planes(locations, specimen.shape, config.patch_size, trim))

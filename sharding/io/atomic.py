@@ -1,0 +1,77 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sharding.io.errors import DataError
+
+PARTIAL = ".partial-"
+PARTIAL_NAME = re.compile(r"\..+\.partial-\w+(\..+)?")
+"""Names of what is being written: hidden, and told from any other hidden file."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Yield a temporary name beside `path`; it takes that name only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{PARTIAL}", suffix=suffix, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Write a small file in one atomic step."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; it takes that name only if the block succeeds.
+
+    Args:
+        path: The folder to be.
+        mark: A file that tells a folder of this kind; a folder without it is never replaced.
+        overwrite: Replace a folder of this kind.
+
+    Raises:
+        DataError: If `path` exists and may not be replaced.
+    """
+    if path.exists() and not overwrite:
+        raise DataError(path, "the folder exists already", "Give --overwrite or another folder")
+    if path.exists() and not (path / mark).is_file():
+        rule = f"exists and holds no {mark}, so it is nothing of ours to overwrite"
+        raise DataError(path, rule, "Give another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent))
+    try:
+        folder = work / "new"
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            path.replace(work / "replaced")
+        folder.replace(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder; no other may be writing to it."""
+    for path in sorted(folder.rglob(".*")):
+        if path.is_file() and PARTIAL_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)

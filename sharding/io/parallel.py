@@ -1,0 +1,146 @@
+"""One function over many items: in this process, in several, or as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from sharding.io.errors import DataError
+from sharding.io.progress import progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Outcome = tuple[Item, Result | Exception]
+
+AHEAD = 2
+"""Items a worker that wait in its queue, so that the list of items need not be held by the pool."""
+
+
+def run_each(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int = 0,
+    title: str = "",
+    address: str | None = None,
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Run a function on every item; one that fails does not stop the others.
+
+    Args:
+        function: Picklable, and safe to run again: a task of a lost node is.
+        items: Picklable and small.
+        workers: Processes of this machine; 0 takes one a core, 1 runs in this process. On a
+            cluster the most tasks at a time; 0 leaves that to Ray.
+        title: Of the progress bar.
+        address: A Ray cluster ("auto" for the one that this machine belongs to); None stays here.
+
+    Yields:
+        Each item with its result, or the exception that it raised, in the order they finish.
+
+    Raises:
+        DataError: If a process is killed from outside; what it had finished is finished.
+    """
+    if address:
+        outcomes = _on_ray(function, items, workers, address)
+    else:
+        # Cores that this process may use, which a container or a batch system may limit.
+        workers = min(workers or len(os.sched_getaffinity(0)), len(items))
+        outcomes = _here(function, items) if workers <= 1 else _in_pool(function, items, workers)
+    yield from progress(outcomes, title, len(items))
+
+
+def _here(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Outcome]:
+    for item in items:
+        try:
+            yield item, function(item)
+        except Exception as error:
+            yield item, error
+
+
+def _in_pool(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Outcome]:
+    # Spawned, so that the threads of the calling process cannot be caught mid-lock.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+        waiting = list(reversed(items))
+        running: dict[Future[Result], Item] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < AHEAD * workers:
+                    item = waiting.pop()
+                    running[pool.submit(function, item)] = item
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield running.pop(future), _outcome(future.exception(), future)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "worker processes",
+                "one was killed, by the system for want of memory perhaps",
+                "Use fewer --workers and start again: what is finished is kept",
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent is dead; else it would wait for items for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _outcome(error: BaseException | None, future: Future[Result]) -> Result | Exception:
+    if isinstance(error, BrokenProcessPool) or not isinstance(error, Exception | None):
+        raise error
+    return future.result() if error is None else error
+
+
+def _on_ray(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, address: str
+) -> Iterator[Outcome]:
+    # Imported here: it takes seconds, and only a cluster needs it.
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (ConnectionError, ValueError, SystemExit) as error:
+            rule = f"no Ray cluster answers there ({error})"
+            raise DataError(address, rule, "Start it, or leave --address away") from error
+
+    def call(item: Item) -> Result:
+        return function(item)
+
+    # A core each, run anew when its node is lost.
+    remote: Any = ray.remote(num_cpus=1, max_retries=3)(call)
+    waiting = list(reversed(items))
+    running: dict[Any, Item] = {}
+    try:
+        while waiting or running:
+            while waiting and (not workers or len(running) < workers):
+                item = waiting.pop()
+                running[remote.remote(item)] = item
+            done, _ = ray.wait(list(running), num_returns=1)
+            for task in done:
+                item = running.pop(task)
+                try:
+                    outcome = ray.get(task)
+                except RayTaskError as error:
+                    outcome = error.cause if isinstance(error.cause, Exception) else error
+                except RayError as error:
+                    outcome = error
+                yield item, outcome
+    finally:
+        for task in running:
+            ray.cancel(task, force=True)

@@ -1,0 +1,69 @@
+"""How a source is registered, and what the backends are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.io.records import STRICT
+from sharding.volumes.volume import Volume
+
+LEAST_VOXELS = 16
+"""No axis is shrunk below this many voxels."""
+
+
+@dataclass(frozen=True)
+class RegisterConfig:
+    """How a source is registered."""
+
+    __pydantic_config__ = STRICT
+
+    backend: Literal["simpleitk", "greedy"] = "simpleitk"
+    """SimpleITK, or greedy: pip install "distsynth[greedy]"."""
+    metric: Literal["mutual-information", "correlation"] = "mutual-information"
+    """What is maximised: mutual information bears any change of contrast; correlation (of small
+    neighbourhoods, for the deformation) is for scans of like contrast."""
+    affine_shrink: tuple[int, ...] = (8, 4, 2)
+    """Levels of the affine registration, coarse to fine, in voxels of the target."""
+    affine_iterations: int = 150
+    """Most iterations at each level."""
+    deform_shrink: tuple[int, ...] = (4, 2)
+    """Levels of the deformable registration."""
+    deform_iterations: tuple[int, ...] = (60, 36)
+    """Iterations at each of them."""
+    update_smoothing: float = 3.5
+    """Standard deviation of the Gaussian that smooths each update of the field, in voxels of the
+    level: larger is stiffer."""
+    field_smoothing: float = 0.5
+    """Likewise for the whole field, after each update."""
+    max_voxels: int = 4_000_000
+    """No level holds more voxels: larger volumes are shrunk further."""
+    seed: int = 0
+    """Fixes which voxels the affine registration samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("affine_shrink", "deform_shrink"):
+            levels = getattr(self, name)
+            if not levels or min(levels) < 1 or list(levels) != sorted(levels, reverse=True):
+                raise ValueError(f"{name} must fall from coarse to fine, all >= 1, got {levels}")
+        if len(self.deform_iterations) != len(self.deform_shrink):
+            raise ValueError(
+                f"deform_iterations must have a number for each of {len(self.deform_shrink)} "
+                f"levels, got {self.deform_iterations}"
+            )
+        if min(self.deform_iterations) < 1 or self.affine_iterations < 1:
+            raise ValueError("iterations must be >= 1")
+        for name in ("update_smoothing", "field_smoothing"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.max_voxels < LEAST_VOXELS**3:
+            raise ValueError(f"max_voxels must be >= {LEAST_VOXELS**3}, got {self.max_voxels}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+
+
+Level = tuple[Volume, Volume, NDArray[np.bool_] | None]
+"""Target, source and the target's mask at one resolution, intensities in [0, 1]."""

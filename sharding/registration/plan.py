@@ -1,0 +1,142 @@
+"""What preparing a specimen will do: its steps, and the key of each, before anything is done."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from sharding.io.records import STRICT
+from sharding.registration.bias_correction import CorrectConfig
+from sharding.registration.register import RegisterConfig, tool_version
+from sharding.registration.step_cache import Step, file_sha256
+from sharding.volumes.cohort import Specimen
+from sharding.volumes.intensities import SCALED_MAX, PreprocessConfig, source_of
+
+StepName = Literal["correct", "scale", "affine", "deform", "resample"]
+STEPS: tuple[StepName, ...] = get_args(StepName)
+"""All steps, in the order in which they run."""
+
+FORMAT = 1
+"""Part of every key: raise it when a step comes to do something else with the same parameters."""
+
+SPLINE_ORDER = 3
+
+AFFINE_ONLY = ("affine_", "seed")
+DEFORM_ONLY = ("deform_", "update_", "field_")
+"""How the names of those fields of RegisterConfig begin that only one of the two steps reads."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How a cohort is prepared."""
+
+    __pydantic_config__ = STRICT
+
+    steps: tuple[StepName, ...] = STEPS
+    """What to do; the order is always correct, scale, affine, deform, resample."""
+    correct: CorrectConfig = field(default_factory=CorrectConfig)
+    """N4 bias correction."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    """Clipping, foreground and overlap."""
+    register: RegisterConfig = field(default_factory=RegisterConfig)
+    """Affine and deformable registration."""
+
+    def __post_init__(self) -> None:
+        if not self.steps or tuple(step for step in STEPS if step in self.steps) != self.steps:
+            raise ValueError(
+                f"steps must be some of {', '.join(STEPS)}, each once and in this order, "
+                f"got {', '.join(self.steps) or 'none'}"
+            )
+        if self.registers and "resample" not in self.steps:
+            raise ValueError("steps affine and deform are of no use without resample: add it")
+
+    @property
+    def registers(self) -> bool:
+        """Whether the source is moved."""
+        return "affine" in self.steps or "deform" in self.steps
+
+
+class Plan:
+    """The steps of one specimen.
+
+    A key is made of the step's parameters, its tools' versions and the keys of what it reads, down
+    to the bytes of the raw files: a change anywhere changes the keys of what follows, and no other.
+
+    Args:
+        specimen: With a source.
+        config: What to do.
+    """
+
+    def __init__(self, specimen: Specimen, config: PrepareConfig) -> None:
+        self.specimen = specimen
+        self.config = config
+
+    @cached_property
+    def raw_sha256(self) -> dict[str, str]:
+        """Role -> sha256 of the raw file."""
+        files = {
+            "source": source_of(self.specimen),
+            "target": self.specimen.target,
+            "mask": self.specimen.mask,
+        }
+        return {role: file_sha256(path) for role, path in files.items() if path}
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """The steps, each with its key, without doing any."""
+        raw = dict(self.raw_sha256)
+        mask = {"mask": raw.pop("mask")} if "mask" in raw else {}
+        volumes, transform = raw, {}
+        found = []
+        for name in self.config.steps:
+            inputs = dict(volumes)
+            if name in ("affine", "deform", "resample"):
+                inputs |= transform | mask
+            parameters, tools = self._depends_on(name)
+            step = Step(name, parameters | {"format": FORMAT}, tools, inputs)
+            if name in ("correct", "scale"):
+                volumes = {name: step.key}
+            else:
+                transform = {name: step.key}
+            found.append(step)
+        return found
+
+    def _depends_on(self, name: StepName) -> tuple[dict[str, Any], dict[str, str]]:
+        """Parameters and tools of a step."""
+        config = self.config
+        threshold = {} if self.specimen.mask else _some(config.preprocess, "foreground_threshold")
+        if "scale" not in config.steps:
+            threshold |= _some(config.preprocess, "clip_percentiles")
+        if name == "correct":
+            return asdict(config.correct), _versions("SimpleITK")
+        if name == "scale":
+            clip = _some(config.preprocess, "clip_percentiles")
+            return clip | {"maximum": SCALED_MAX}, _versions("numpy")
+        if name == "resample":
+            overlap = _some(config.preprocess, "min_overlap")
+            return threshold | overlap | {"order": SPLINE_ORDER}, _versions("scipy")
+        tool, _, version = tool_version(config.register).partition(" ")
+        others = DEFORM_ONLY if name == "affine" else AFFINE_ONLY
+        register = {
+            field: value
+            for field, value in asdict(config.register).items()
+            if not field.startswith(others)
+        }
+        return threshold | register, {tool: version}
+
+    @cached_property
+    def key(self) -> str:
+        """Of the finished specimen: of its steps and of everything that is checked or judged."""
+        keys = {step.name: step.key for step in self.steps} | self.raw_sha256
+        tools = _versions("numpy", "scipy", "scikit-image", "matplotlib")
+        return Step("quality", asdict(self.config) | {"format": FORMAT}, tools, keys).key
+
+
+def _some(config: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in packages}

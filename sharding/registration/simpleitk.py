@@ -1,0 +1,196 @@
+"""Registration by SimpleITK: rigid, affine, then a field of displacements."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+
+from sharding.io.errors import DataError
+from sharding.registration.config import Level, RegisterConfig
+from sharding.volumes.transform import RAS_TO_LPS, is_orthogonal
+from sharding.volumes.volume import Volume
+
+BINS = 32
+"""Of the joint histogram."""
+SAMPLES = 100_000
+"""Voxels that the affine registration looks at; the deformation looks at all."""
+RIGID_STEP, AFFINE_STEP = 0.5, 1 / 16
+"""First step of the descent, in voxels of the level. An affine map that takes long steps may shrink
+the source away, where mutual information has another maximum: measured."""
+NEIGHBOURHOOD = 2
+"""Radius in voxels of the local correlation of the deformable registration."""
+STEPS = (0.5, 0.25, 0.12)
+"""Largest change of the field in an iteration, in voxels, by thirds of a level's iterations."""
+
+
+def affine(
+    levels: list[Level], starts: list[NDArray[np.float64]], config: RegisterConfig
+) -> NDArray[np.float64]:
+    """Rigid from the best start on the coarser levels, affine on the finer ones.
+
+    Raises:
+        DataError: If the two do not overlap anywhere.
+    """
+    centre = _centre(levels[0][0])
+    rigid = _best_start(levels[0], starts, centre, config)
+    for level in levels[:2]:
+        _optimise(level, rigid, RIGID_STEP, config)
+    whole = sitk.AffineTransform(3)
+    whole.SetCenter(centre)
+    whole.SetMatrix(rigid.GetMatrix())
+    whole.SetTranslation(rigid.GetTranslation())
+    for level in levels[1:] or levels:
+        _optimise(level, whole, AFFINE_STEP, config)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(whole.GetMatrix()).reshape(3, 3)
+    moved = np.array(whole.GetCenter()) + whole.GetTranslation()
+    matrix[:3, 3] = moved - matrix[:3, :3] @ np.array(whole.GetCenter())
+    return RAS_TO_LPS @ matrix @ RAS_TO_LPS
+
+
+def deformable(levels: list[Level], config: RegisterConfig) -> NDArray[np.float32]:
+    """A field, by gradient descent whose updates are smoothed."""
+    field = None
+    for level, iterations in zip(levels, config.deform_iterations, strict=True):
+        fixed, moving, mask = _images(level)
+        field = _on_grid(field, fixed)
+        for step in STEPS:
+            transform = sitk.DisplacementFieldTransform(sitk.Image(field))
+            transform.SetSmoothingGaussianOnUpdate(
+                config.update_smoothing**2, config.field_smoothing**2
+            )
+            method = _method(mask)
+            if config.metric == "correlation":
+                method.SetMetricAsANTSNeighborhoodCorrelation(NEIGHBOURHOOD)
+            else:
+                method.SetMetricAsMattesMutualInformation(BINS)
+            method.SetOptimizerAsGradientDescent(
+                step, max(1, iterations // len(STEPS)), 1e-9, 20, method.EachIteration
+            )
+            method.SetOptimizerScalesFromPhysicalShift()
+            method.SetInitialTransform(transform, inPlace=True)
+            method.Execute(fixed, moving)
+            field = transform.GetDisplacementField()
+    assert field is not None
+    values = sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3)
+    return (values * np.diag(RAS_TO_LPS)[:3]).astype(np.float32)
+
+
+def image(volume: Volume, data: NDArray | None = None) -> sitk.Image:
+    """A volume as ITK sees it.
+
+    Raises:
+        DataError: If its axes are sheared.
+    """
+    if not is_orthogonal(volume.affine):
+        raise DataError(
+            "registration",
+            "the axes of a volume must stand at right angles, those of its affine do not",
+            "Resample it to a grid without shear",
+        )
+    data = volume.data if data is None else data
+    made = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
+    world = RAS_TO_LPS @ volume.affine
+    spacing = np.array(volume.spacing_mm)
+    made.SetSpacing(spacing.tolist())
+    made.SetOrigin(world[:3, 3].tolist())
+    made.SetDirection((world[:3, :3] / spacing).ravel().tolist())
+    return made
+
+
+def _images(level: Level) -> tuple[sitk.Image, sitk.Image, sitk.Image | None]:
+    fixed, moving, mask = level
+    inside = None if mask is None else image(fixed, mask.astype(np.uint8))
+    return image(fixed), image(moving), inside
+
+
+def _method(mask: sitk.Image | None) -> sitk.ImageRegistrationMethod:
+    method = sitk.ImageRegistrationMethod()
+    # Sums over threads depend on their number.
+    method.SetNumberOfThreads(1)
+    method.SetNumberOfWorkUnits(1)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.MetricUseFixedImageGradientFilterOff()
+    method.MetricUseMovingImageGradientFilterOff()
+    if mask is not None:
+        method.SetMetricFixedMask(mask)
+    return method
+
+
+def _affine_method(level: Level, config: RegisterConfig) -> sitk.ImageRegistrationMethod:
+    _, _, mask = _images(level)
+    method = _method(mask)
+    if config.metric == "correlation":
+        method.SetMetricAsCorrelation()
+    else:
+        method.SetMetricAsMattesMutualInformation(BINS)
+    share = SAMPLES / level[0].data.size
+    if share < 1:
+        method.SetMetricSamplingStrategy(method.RANDOM)
+        method.SetMetricSamplingPercentage(share, config.seed + 1)
+    return method
+
+
+def _best_start(
+    level: Level,
+    starts: list[NDArray[np.float64]],
+    centre: list[float],
+    config: RegisterConfig,
+) -> sitk.Euler3DTransform:
+    fixed, moving, _ = _images(level)
+    scored = []
+    for start in starts:
+        rigid = sitk.Euler3DTransform()
+        rigid.SetCenter(centre)
+        rigid.SetTranslation((RAS_TO_LPS @ start)[:3, 3].tolist())
+        method = _affine_method(level, config)
+        method.SetInitialTransform(rigid)
+        try:
+            scored.append((method.MetricEvaluate(fixed, moving), len(scored), rigid))
+        except RuntimeError:  # No voxel of one lies in the other.
+            continue
+    if not scored:
+        raise DataError(
+            "registration",
+            "source and target overlap from no start",
+            "Check that the files belong together",
+        )
+    return min(scored)[2]
+
+
+def _optimise(level: Level, transform: sitk.Transform, step: float, config: RegisterConfig) -> None:
+    """Improve a transform in place, or leave it as it is."""
+    fixed, moving, _ = _images(level)
+    voxel = max(level[0].spacing_mm)
+    method = _affine_method(level, config)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        step * voxel, step * voxel / 1000, config.affine_iterations, 0.6, 1e-8
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(transform, inPlace=True)
+    before, parameters = method.MetricEvaluate(fixed, moving), transform.GetParameters()
+    method.Execute(fixed, moving)
+    if method.GetMetricValue() > before:
+        transform.SetParameters(parameters)
+
+
+def _on_grid(field: sitk.Image | None, fixed: sitk.Image) -> sitk.Image:
+    """A field on the grid of the next level; zero at first."""
+    if field is None:
+        zero = sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64, 3)
+        zero.CopyInformation(fixed)
+        return zero
+    return sitk.TransformToDisplacementField(
+        sitk.DisplacementFieldTransform(sitk.Image(field)),
+        sitk.sitkVectorFloat64,
+        fixed.GetSize(),
+        fixed.GetOrigin(),
+        fixed.GetSpacing(),
+        fixed.GetDirection(),
+    )
+
+
+def _centre(volume: Volume) -> list[float]:
+    index = [*((np.array(volume.shape) - 1) / 2), 1]
+    return (RAS_TO_LPS @ volume.affine @ index)[:3].tolist()

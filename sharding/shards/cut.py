@@ -1,0 +1,245 @@
+"""One specimen to a part: its patches as shard records, and its line of the manifest.
+
+A part depends on the specimen's files, its kind of patches and the configuration, and on nothing
+else, which its key sums up: a part of the same key need not be cut again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from sharding.io.errors import DataError
+from sharding.io.records import STRICT
+from sharding.io.storage import Folder
+from sharding.shards.format import (
+    FORMAT_VERSION,
+    ShardConfig,
+    SpecimenRecord,
+    encode_mask,
+    mask_name,
+    quantise,
+    record_key,
+    write_record,
+)
+from sharding.shards.patches import cut, cut_channels, dense_locations, random_locations
+from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.intensities import Pair, fingerprint, prepare_pair
+
+PARTS = "parts"
+"""Folder within an unfinished set for what the shards are gathered from."""
+
+KEY_FIELDS = {
+    "train": ("patches_per_specimen", "axes", "foreground", "seed"),
+    "val": ("stride", "dense_axes"),
+    "test": ("stride", "dense_axes"),
+}
+COMMON_FIELDS = ("patch_size", "neighbours", "block", "preprocess")
+"""Fields of ShardConfig that a part depends on."""
+
+
+@dataclass(frozen=True)
+class CutTask:
+    """One specimen to cut.
+
+    Attributes:
+        specimen: Its files.
+        split: Decides what kind of patches are cut.
+        folder: The shard set.
+        config: What to cut.
+        known: Key of the patches that the set holds of this specimen already, if it does.
+    """
+
+    specimen: Specimen
+    split: Split
+    folder: Folder
+    config: ShardConfig
+    known: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A specimen that has been cut.
+
+    Attributes:
+        key: Sums up all that it depends on.
+        specimen: Its line of the manifest.
+        records: Patches and bytes of each record, in order.
+    """
+
+    __pydantic_config__ = STRICT
+
+    key: str
+    specimen: SpecimenRecord
+    records: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def bytes(self) -> int:
+        """Size of its file."""
+        return sum(size for _, size in self.records)
+
+
+_PART = TypeAdapter(Part)
+
+
+def cut_specimen(task: CutTask) -> Part | None:
+    """Cut a specimen, unless this has been done.
+
+    Memory holds one pair of volumes and one record.
+
+    Returns:
+        The part; None if the set's shards hold these very patches.
+
+    Raises:
+        DataError: If a file is bad, or a patch does not fit into the volume.
+    """
+    specimen, folder = task.specimen, task.folder
+    inputs = inputs_sha256(specimen)
+    key = part_key(specimen.name, task.split, inputs, task.config)
+    if key == task.known:
+        return None
+    done = _finished(folder, specimen.name, key)
+    if done:
+        return done
+    pair = prepare_pair(specimen, task.config.preprocess)
+    try:
+        locations = _locations(pair, task.split, task.config)
+    except ValueError as error:
+        raise DataError(
+            str(specimen.target), str(error), "Choose a smaller patch, or other axes"
+        ) from None
+    # First, for it does not describe what is written now.
+    folder.remove(_record_file(specimen.name))
+    records = write_records(folder, pair, locations, task.config)
+    mask_sha256 = None
+    if task.split != "train":
+        content = encode_mask(pair.mask)
+        mask_sha256 = hashlib.sha256(content).hexdigest()
+        folder.write(mask_name(specimen.name, mask_sha256), content)
+    part = Part(key, _describe(pair, task.split, len(locations), inputs, mask_sha256), records)
+    # Written last: a part with a record is whole.
+    folder.write(_record_file(specimen.name), _PART.dump_json(part).decode())
+    return part
+
+
+def part_file(name: str) -> str:
+    """Name within the set of a specimen's records: a tar without its end."""
+    return f"{PARTS}/specimens/{name}.tar"
+
+
+def part_key(name: str, split: Split, inputs: str, config: ShardConfig) -> str:
+    """sha256 of all that a part depends on; val and test are cut alike unless slices are chosen."""
+    fields = {field: getattr(config, field) for field in (*COMMON_FIELDS, *KEY_FIELDS[split])}
+    fields["preprocess"] = asdict(config.preprocess)
+    kind = "random" if split == "train" else "dense"
+    slices = config.val_slices if split == "val" else 0
+    stated = json.dumps([FORMAT_VERSION, name, kind, slices, inputs, fields], sort_keys=True)
+    return hashlib.sha256(stated.encode()).hexdigest()
+
+
+def inputs_sha256(specimen: Specimen) -> str:
+    """sha256 over the checksums of a specimen's files.
+
+    Raises:
+        DataError: If one is missing.
+    """
+    whole = hashlib.sha256()
+    for path in (specimen.source, specimen.target, specimen.mask):
+        if path is None:
+            whole.update(b"-")
+            continue
+        if not path.is_file():
+            raise DataError(path, "the file does not exist", "Check the path")
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def _finished(folder: Folder, name: str, key: str) -> Part | None:
+    """The part that an interrupted run left, if it is whole and what is wanted now."""
+    if not folder.exists(_record_file(name)):
+        return None
+    try:
+        part = _PART.validate_json(folder.read(_record_file(name)))
+    except ValidationError:
+        return None
+    mask = part.specimen.mask_sha256
+    whole = folder.size(part_file(name)) == part.bytes
+    whole &= mask is None or folder.exists(mask_name(name, mask))
+    return part if whole and part.key == key else None
+
+
+def _record_file(name: str) -> str:
+    return f"{PARTS}/specimens/{name}.json"
+
+
+def _locations(pair: Pair, split: Split, config: ShardConfig) -> NDArray[np.int32]:
+    """Random patches for training, the dense grid for judging."""
+    if split == "train":
+        rng = np.random.default_rng([config.seed, *pair.name.encode()])
+        return random_locations(
+            pair.mask,
+            config.patch_size,
+            config.patches_per_specimen,
+            config.axes,
+            config.foreground,
+            rng,
+        )
+    slices = config.val_slices if split == "val" else 0
+    return dense_locations(
+        pair.mask.shape, config.patch_size, config.stride, config.dense_axes, slices
+    )
+
+
+def write_records(
+    folder: Folder, pair: Pair, locations: NDArray[np.int32], config: ShardConfig
+) -> tuple[tuple[int, int], ...]:
+    """Write a specimen's part, record after record.
+
+    Returns:
+        Patches and bytes of each record.
+    """
+    source, target = quantise(pair.source_scaled), quantise(pair.target_scaled)
+    records = []
+    # A part is a tar without its end, for others follow it in a shard.
+    with folder.writer(part_file(pair.name)) as path, path.open("wb") as file:
+        for number, where in enumerate(_blocks(locations, config.block)):
+            arrays = {
+                "source": cut_channels(source, config.patch_size, where, config.neighbours),
+                "target": cut(target, config.patch_size, where),
+                "where": where,
+            }
+            size = write_record(file, record_key(pair.name, number), arrays)
+            records.append((len(where), size))
+    return tuple(records)
+
+
+def _blocks(locations: NDArray[np.int32], size: int) -> Iterable[NDArray[np.int32]]:
+    return (locations[low : low + size] for low in range(0, len(locations), size))
+
+
+def _describe(
+    pair: Pair, split: Split, patches: int, inputs: str, mask_sha256: str | None
+) -> SpecimenRecord:
+    return SpecimenRecord(
+        name=pair.name,
+        split=split,
+        shape=pair.grid.shape,
+        spacing_mm=pair.grid.spacing_mm,
+        orientation=pair.grid.orientation,
+        patches=patches,
+        overlap=pair.overlap,
+        source=pair.source_transform,
+        target=pair.target_transform,
+        source_sha256=fingerprint(pair.native_source),
+        target_sha256=fingerprint(pair.grid),
+        inputs_sha256=inputs,
+        mask_sha256=mask_sha256,
+    )

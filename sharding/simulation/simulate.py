@@ -1,0 +1,182 @@
+"""A low-field partner for a high-field volume.
+
+The model of a lower-field scan, on intensities scaled to [0, 1] between the 0.1 and 99.9
+percentiles:
+
+1. contrast: x -> x ** gamma;
+2. bias: times 1 + sum over axes of slope * position, position from -1 to 1 across the volume,
+   each slope drawn evenly from [-bias, bias];
+3. blur: Gaussian of `blur_voxels` standard deviation, in target voxels;
+4. misalignment: a rigid motion about the centre that the affine does not tell, if asked for;
+5. downsampling: every `factor`-th voxel along each axis;
+6. Rician noise: sqrt((x + n1)^2 + n2^2), n1 and n2 normal with standard deviation `noise`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from sharding.io.atomic import atomic_write
+from sharding.io.errors import DataError
+from sharding.io.progress import progress
+from sharding.volumes.cohort import Specimen, write_cohort
+from sharding.volumes.intensities import IntensityTransform
+from sharding.volumes.volume import Volume, read_volume, write_volume
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """Strength of each effect; zero (or a gamma and factor of one) leaves it out."""
+
+    gamma: float = 1.4
+    """Exponent of the contrast change."""
+    bias: float = 0.0
+    """Largest slope of the linear bias field along an axis: 0.2 is 20 % an axis."""
+    blur_voxels: float = 0.85
+    """Standard deviation of the blur in target voxels; 0.85 is a width of two voxels."""
+    factor: int = 2
+    """Downsampling along each axis."""
+    noise: float = 0.03
+    """Standard deviation of the Rician noise, as a share of the intensity range."""
+    rotation_degrees: float = 0.0
+    """Largest rotation about each axis."""
+    shift_mm: float = 0.0
+    """Largest shift along each axis in millimetres."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("bias", "blur_voxels", "noise", "rotation_degrees", "shift_mm", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not self.gamma > 0:
+            raise ValueError(f"gamma must be > 0, got {self.gamma}")
+        if self.factor < 1:
+            raise ValueError(f"factor must be >= 1, got {self.factor}")
+
+
+def simulate_source(
+    target: Volume, config: SimulationConfig, name: str
+) -> tuple[Volume, dict[str, Any]]:
+    """Make the low-field scan of a target.
+
+    Args:
+        target: High-field volume, any intensity units.
+        config: Strength of each effect.
+        name: Specimen; with the seed it fixes every random draw.
+
+    Returns:
+        The source on its own coarser grid, intensities in [0, 1] and noise; and what was applied,
+        as plain values.
+
+    Raises:
+        ValueError: If the target is nearly constant or too small for the downsampling.
+    """
+    if min(target.shape) < 2 * config.factor:
+        raise ValueError(f"too few voxels to downsample by {config.factor}: shape {target.shape}")
+    rng = np.random.default_rng([config.seed, *name.encode()])
+    data = IntensityTransform.fit(target.data, (0.1, 99.9)).scale(target.data)
+    data = data**config.gamma
+
+    slopes = rng.uniform(-config.bias, config.bias, 3)
+    positions = np.ogrid[tuple(slice(-1, 1, complex(0, size)) for size in target.shape)]
+    field = 1 + sum(slope * axis for slope, axis in zip(slopes, positions, strict=True))
+    data = (data * field).astype(np.float32)
+
+    if config.blur_voxels:
+        blurred = ndimage.gaussian_filter(data, config.blur_voxels, mode="nearest")
+        data = np.asarray(blurred, np.float32)
+    angles = rng.uniform(-config.rotation_degrees, config.rotation_degrees, 3)
+    shift = rng.uniform(-config.shift_mm, config.shift_mm, 3)
+    if angles.any() or shift.any():
+        data = _move(data, target.spacing_mm, angles, shift)
+
+    step = config.factor
+    data = data[::step, ::step, ::step]
+    normal = rng.normal(0, config.noise, (2, *data.shape)).astype(np.float32)
+    data = np.sqrt((data + normal[0]) ** 2 + normal[1] ** 2)
+
+    affine = target.affine @ np.diag([step, step, step, 1])
+    applied = {
+        "specimen": name,
+        "model": asdict(config),
+        "bias_slopes": slopes.tolist(),
+        "rotation_degrees": angles.tolist(),
+        "shift_mm": shift.tolist(),
+    }
+    return Volume(data.astype(np.float32), affine, target.header), applied
+
+
+def simulate_cohort(
+    specimens: Sequence[Specimen], out: Path, config: SimulationConfig, overwrite: bool = False
+) -> Path:
+    """Write a source and a record of what was applied for every target, and a cohort.csv.
+
+    Args:
+        specimens: The cohort; its targets are used where they are, existing sources ignored.
+        out: Folder for NAME_source.nii.gz, NAME_source.json and cohort.csv.
+        config: Strength of each effect.
+        overwrite: Replace what exists of these.
+
+    Returns:
+        The path of the new cohort.csv, written last.
+
+    Raises:
+        DataError: If one of these files exists, or a target is bad or would be replaced.
+    """
+    cohort_file = out / "cohort.csv"
+    sources = {specimen.name: out / f"{specimen.name}_source.nii.gz" for specimen in specimens}
+    refuse_existing([cohort_file, *sources.values()], overwrite)
+    targets = {specimen.target.resolve() for specimen in specimens}
+    for path in sources.values():
+        if path.resolve() in targets:
+            raise DataError(path, "the source would replace a target", "Give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    # Gathered beside the output and moved into it in the end: a bad target leaves nothing behind.
+    with TemporaryDirectory(prefix=".simulating-", dir=out) as gathered:
+        for specimen in progress(specimens, "simulating", len(specimens)):
+            target = read_volume(specimen.target)
+            try:
+                source, applied = simulate_source(target, config, specimen.name)
+            except ValueError as error:
+                raise DataError(specimen.target, str(error), "Leave the specimen out") from error
+            write_volume(Path(gathered, sources[specimen.name].name), source)
+            record = json.dumps(applied, indent=2) + "\n"
+            atomic_write(Path(gathered, f"{specimen.name}_source.json"), record)
+        for path in sorted(Path(gathered).iterdir()):
+            path.replace(out / path.name)
+    done = [replace(specimen, source=sources[specimen.name]) for specimen in specimens]
+    write_cohort(cohort_file, done)
+    return cohort_file
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise DataError if a file stands where one is to be written, unless told to overwrite."""
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise DataError(path, "the file exists already", "Give --overwrite or a new folder")
+
+
+def _move(
+    data: NDArray[np.float32],
+    spacing_mm: Sequence[float],
+    angles: NDArray[np.float64],
+    shift_mm: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """Rotate about the centre and shift, voxel sizes respected."""
+    spacing = np.diag(spacing_mm)
+    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    matrix = np.linalg.inv(spacing) @ rotation @ spacing
+    centre = (np.array(data.shape) - 1) / 2
+    offset = centre - matrix @ centre + np.linalg.inv(spacing) @ shift_mm
+    moved = ndimage.affine_transform(data, matrix, offset, order=3, mode="nearest")
+    return moved.astype(np.float32)

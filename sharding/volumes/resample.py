@@ -1,0 +1,118 @@
+"""A volume on another grid in the same world space, slab by slab."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sharding.volumes.slabs import Empty, by_slabs, filter_lines, in_memory, slabs
+from sharding.volumes.volume import Volume
+
+FWHM_TO_SIGMA = 1 / 2.355
+"""A Gaussian of one voxel's full width at half maximum stands for a scanner's point spread."""
+
+SPLINE_PAD = 12
+"""Voxels by which a volume is continued before it is turned into spline coefficients, so that the
+border has no echo: the pole's 12th power is below 2e-7."""
+
+
+def field_of_view(
+    source: Volume,
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    empty: Empty = in_memory,
+) -> NDArray[np.bool_]:
+    """Grid voxels whose centre lies within the source's voxels, borders included."""
+    matrix = np.linalg.inv(source.affine) @ affine
+    inside = empty(shape, np.bool_)
+    for slab in slabs(shape):
+        grid = np.ogrid[slab]
+        part = np.ones(inside[slab].shape, bool)
+        for row, size in zip(matrix[:3], source.shape, strict=True):
+            index = sum(step * axis for step, axis in zip(row[:3], grid, strict=True)) + row[3]
+            part &= (index > -0.5 - 1e-3) & (index < size - 0.5 + 1e-3)
+        inside[slab] = part
+    return inside
+
+
+def resample(
+    volume: Volume,
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    order: int,
+    empty: Empty = in_memory,
+) -> NDArray[np.float32]:
+    """Interpolate a volume on another grid in the same world space.
+
+    Where the grid is coarser than the volume, the volume is first blurred by a Gaussian whose full
+    width at half maximum is one voxel of the grid.
+
+    Args:
+        volume: What to sample.
+        shape: Shape of the grid.
+        affine: Grid index to world millimetres, shape (4, 4).
+        order: 0 nearest, 1 linear, 3 cubic B-spline.
+        empty: Makes the arrays that are as large as a volume.
+
+    Returns:
+        float32, shape `shape`; the volume's border value beyond its field of view.
+    """
+    matrix = np.linalg.inv(volume.affine) @ affine
+    # Rounding in an inverted affine would otherwise turn the identity into an interpolation.
+    matrix = np.where(np.abs(matrix - matrix.round()) < 1e-6, matrix.round(), matrix)
+    data = volume.data
+    steps = np.abs(matrix[:3, :3]).max(axis=1)
+    if order > 0 and (steps > 1.01).any():
+        data = _blurred(data, np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0), empty)
+    linear, offset = matrix[:3, :3], matrix[:3, 3]
+    on_grid = empty(shape)
+    if np.array_equal(linear, np.eye(3)) and not offset.any() and shape == volume.shape:
+        for slab in slabs(shape):
+            on_grid[slab] = data[slab]
+        return on_grid
+    if order > 1:
+        data, offset = _spline_coefficients(data, order, empty), offset + SPLINE_PAD
+    diagonal = np.array_equal(linear, np.diag(np.diag(linear)))
+    for slab in slabs(shape):
+        ndimage.affine_transform(
+            data,
+            np.diag(linear) if diagonal else linear,
+            (offset + linear[:, 2] * slab[2].start).tolist(),
+            output=on_grid[slab],
+            order=order,
+            mode="nearest",
+            prefilter=False,
+        )
+    return on_grid
+
+
+def _blurred(
+    data: NDArray[np.float32], sigma: NDArray[np.float64], empty: Empty
+) -> NDArray[np.float32]:
+    """A volume blurred by a Gaussian of this many voxels along each axis."""
+    blurred = by_slabs(lambda slab: slab, data, empty)
+
+    def blur(lines: NDArray, axis: int, out: NDArray) -> None:
+        if sigma[axis] > 0:
+            ndimage.gaussian_filter1d(lines, sigma[axis], axis, output=out, mode="nearest")
+
+    filter_lines(blur, blurred)
+    return blurred
+
+
+def _spline_coefficients(
+    data: NDArray[np.float32], order: int, empty: Empty
+) -> NDArray[np.float64]:
+    """B-spline coefficients of a volume that its border continues by SPLINE_PAD voxels."""
+    pad = SPLINE_PAD
+    found = empty([size + 2 * pad for size in data.shape], np.float64)
+    for slab in slabs(found.shape):
+        planes = (np.arange(found.shape[2])[slab[2]] - pad).clip(0, data.shape[2] - 1)
+        found[slab] = np.pad(data[:, :, planes], ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+
+    def coefficients(lines: NDArray, axis: int, out: NDArray) -> None:
+        ndimage.spline_filter1d(lines, order, axis, out, "nearest")  # type: ignore
+
+    filter_lines(coefficients, found)
+    return found

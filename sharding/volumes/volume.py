@@ -1,0 +1,222 @@
+"""A NIfTI volume: array and affine, checked when read, its geometry kept when written."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
+from nibabel.orientations import (
+    aff2axcodes,
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from sharding.io.atomic import atomic_path
+from sharding.io.errors import DataError
+from sharding.volumes.slabs import Empty, in_memory, slabs
+
+FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
+"""Header fields that scanners fill with names, dates and hosts; never written by us."""
+
+# Deflate cannot expand a byte beyond this, so a larger claim in a header is a lie.
+MAX_DEFLATE_RATIO = 1032
+
+UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    EOFError,
+    OSError,
+    OverflowError,
+    ValueError,
+    zlib.error,
+)
+"""What nibabel raises over a damaged file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scalar 3D image in world space.
+
+    Attributes:
+        data: Intensity, float32, shape (x, y, z).
+        affine: Voxel index to world millimetres, shape (4, 4).
+        header: The NIfTI header that it was read with, if any.
+    """
+
+    data: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    header: nib.Nifti1Header | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        x, y, z = self.data.shape
+        return x, y, z
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along each axis in millimetres."""
+        x, y, z = voxel_sizes(self.affine)
+        return float(x), float(y), float(z)
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes point, nearest first: RAS is right, anterior, superior."""
+        return "".join(str(code) for code in aff2axcodes(self.affine))
+
+    def reoriented(self, orientation: str) -> Volume:
+        """The same image with axes flipped and permuted: a view, nothing is interpolated."""
+        change = ornt_transform(io_orientation(self.affine), axcodes2ornt(orientation))
+        affine = self.affine @ inv_ornt_aff(change, self.shape)
+        return Volume(apply_orientation(self.data, change), affine, self.header)
+
+    def with_data(self, data: NDArray) -> Volume:
+        """Another image on the same grid."""
+        return replace(self, data=np.asarray(data, np.float32))
+
+
+def read_volume(path: str | Path, constant: bool = False, empty: Empty = in_memory) -> Volume:
+    """Read a NIfTI file and refuse what cannot be used.
+
+    Args:
+        path: The file.
+        constant: Let all voxels be equal, as in a mask.
+        empty: Makes the array of voxels.
+
+    Raises:
+        DataError: If the file is missing, is no NIfTI, is cut short or claims more data than it
+            can hold, is not 3D, is complex or coloured, has a singular affine, holds NaN or Inf,
+            or is constant and may not be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(path, "the file does not exist", "Check the path")
+    try:
+        image = nib.load(path)
+    except UNREADABLE as error:
+        raise DataError(path, f"not a readable NIfTI file ({error})", "Export it again") from error
+    if not isinstance(image, nib.Nifti1Image):
+        found = type(image).__name__
+        raise DataError(path, f"must be a NIfTI file, found {found}", "Convert it to .nii.gz")
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 2:
+        raise DataError(
+            path,
+            f"must be a 3D volume with at least 2 voxels a side, found shape {image.shape}",
+            "Give one 3D volume a file",
+        )
+    stored = np.dtype(image.get_data_dtype())
+    if stored.kind not in "iuf":
+        raise DataError(path, f"voxels must be real numbers, found {stored}", "Export magnitudes")
+    _check_claimed_size(path, image)
+    affine = np.asarray(image.affine, np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(
+            path,
+            "the affine must be finite and invertible",
+            "Repair the header's sform and qform",
+        )
+    try:
+        with np.errstate(over="ignore"):  # What float32 cannot hold is refused as Inf.
+            data = _read_voxels(path, image, shape, empty)
+    except UNREADABLE as error:
+        raise DataError(
+            path,
+            f"the voxels cannot be read, the file is cut short or damaged ({error})",
+            "Copy or export it again",
+        ) from error
+    _check_values(path, data, constant)
+    header = image.header if isinstance(image.header, nib.Nifti1Header) else None
+    return Volume(data, affine, header)
+
+
+def write_volume(path: str | Path, volume: Volume) -> None:
+    """Write a float32 NIfTI file in one atomic step, without any free-text header field.
+
+    The geometry (affine, units, qform and sform codes) of the volume's header is kept.
+    """
+    path = Path(path)
+    image = nib.Nifti1Image(volume.data, volume.affine, volume.header)
+    image.set_data_dtype(np.float32)
+    image.header.set_slope_inter(1.0, 0.0)
+    for field in FREE_TEXT_FIELDS:
+        image.header[field] = b""
+    # Extensions may hold whole DICOM headers.
+    image.header.extensions.clear()
+    image.header["cal_min"] = image.header["cal_max"] = 0
+    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+    with atomic_path(path, suffix) as partial:
+        nib.save(image, partial)
+
+
+def _check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
+    """Refuse a header that claims more bytes than the file can hold, before memory is taken."""
+    claimed = int(np.prod(image.shape, dtype=object)) * np.dtype(image.get_data_dtype()).itemsize
+    held = path.stat().st_size
+    if _is_gzip(path.open("rb")):
+        held *= MAX_DEFLATE_RATIO
+    if claimed > held:
+        raise DataError(
+            path,
+            f"the header claims {claimed} bytes of voxels, more than the file can hold",
+            "The file is cut short or its header is damaged: copy or export it again",
+        )
+
+
+def _is_gzip(file: BinaryIO) -> bool:
+    with file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _read_voxels(
+    path: Path, image: nib.Nifti1Image, shape: tuple[int, int, int], empty: Empty
+) -> NDArray[np.float32]:
+    """Scaled intensities, read once from the first voxel to the end of the file.
+
+    nibabel stops at the last voxel, before the checksum of a compressed file.
+    """
+    stored = image.dataobj
+    assert isinstance(stored, ArrayProxy)
+    plane = shape[0] * shape[1] * stored.dtype.itemsize
+    data = empty(shape, np.float32, "F")
+    with ImageOpener(str(path), "rb") as file:
+        for slab in slabs(shape):
+            low, high = slab[2].start, slab[2].stop
+            part = ((*shape[:2], high - low), stored.dtype, stored.offset + low * plane)
+            scaled = ArrayProxy(file, (*part, stored.slope, stored.inter), mmap=False)
+            data[slab] = np.asarray(scaled, dtype=np.float32)
+        while file.read(2**20):
+            pass
+    return data
+
+
+def _check_values(path: Path, data: NDArray[np.float32], constant: bool) -> None:
+    parts = [data[slab] for slab in slabs(data.shape)]
+    bad = sum(int((~np.isfinite(part)).sum()) for part in parts)
+    if bad:
+        raise DataError(
+            path,
+            f"voxels must be finite, found {bad} NaN or Inf",
+            "Repair or mask them out, then write the file again",
+        )
+    if not constant and min(part.min() for part in parts) == max(part.max() for part in parts):
+        raise DataError(
+            path,
+            f"voxels must not all be equal, found {float(data[0, 0, 0])} everywhere",
+            "Check the export of this volume",
+        )

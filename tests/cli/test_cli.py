@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from tiny_runs import PLAIN, tiny_config
+
+import distsynth.cli.main
+from distsynth.cli.main import main
+from distsynth.config import from_json, to_json, with_overrides
+from distsynth.presets import PRESETS
+from distsynth.runs.checkpoint import BEST
+from distsynth.runs.tracking import METRICS_FILE
+from distsynth.training.loop import CONFIG_FILE
+from sharding.shards.format import ShardSet
+from sharding.volumes.cohort import read_cohort
+from sharding.volumes.volume import read_volume
+
+COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
+
+
+class Ended(NamedTuple):
+    """What a command left: exit status and both streams."""
+
+    status: int
+    out: str
+    err: str
+
+
+def cli(*args):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(arg) for arg in args])
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+def done(*args):
+    ended = cli(*args)
+    assert ended.status == 0, ended.err
+    return ended
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands below work one after the other."""
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def phantoms(folder):
+    ended = done("phantom", folder / "phantoms", "--specimens", 5, "--shape", 40, 36, 32)
+    assert ended.out == f"{folder / 'phantoms' / 'cohort.csv'}\n"
+    return folder / "phantoms"
+
+
+@pytest.fixture(scope="module")
+def shards(folder, phantoms):
+    out = folder / "shards"
+    options = "--patch-size 16 16 --patches-per-specimen 40 --stride 8 --val-slices 4 --workers 1"
+    ended = done("shard", phantoms, "--out", out, *options.split())
+    assert ended.out == f"{out}\n"
+    assert "train: 3 specimens, 120 patches" in ended.err
+    return out
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder, shards):
+    config = folder / "config.json"
+    config.write_text(to_json(tiny_config(shards)))
+    ended = done("train", config, "-o", folder / "run", "--loss.lambda-gradient", "0.5")
+    assert ended.out == f"{folder / 'run' / BEST}\n"
+    assert "epoch 2/2" in ended.err
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def held_out(phantoms, shards):
+    (name,) = ShardSet(shards).manifest.names("test")
+    return next(row for row in read_cohort(phantoms) if row.name == name)
+
+
+def test_training_took_the_file_and_the_options(run_dir, shards):
+    found = from_json((run_dir / CONFIG_FILE).read_text())
+    assert found == with_overrides(tiny_config(shards), {"loss.lambda_gradient": 0.5})
+    assert (run_dir / METRICS_FILE).is_file()
+
+
+def test_training_a_preset_with_options_and_resuming(folder, shards):
+    out = folder / "from preset"
+    options = [f"--data.shards={shards}", "--data.patch-size", 16, 16, "--stitch.stride", 8]
+    options += ["--generator.channels", 4, "--generator.kernels", 3, "--stitch.trim", 0]
+    options += ["--discriminator.channels", 4, "--tracking.mode", "disabled"]
+    options += ["--train.batch-size", 40, "--train.device", "cpu", "--optim.schedule", "constant"]
+    one = done("train", "small", "--run-dir", out, *options, "--train.epochs", 1)
+    two = done("train", "small", "--run-dir", out, *options, "--train.epochs", 2, "--resume")
+    assert one.out == two.out == f"{out / BEST}\n"
+    assert "going on from step 3" in two.err
+    found = from_json((out / CONFIG_FILE).read_text())
+    assert found.generator.residual == PRESETS["small"].generator.residual
+    assert found.generator.channels == (4,)
+    refused = cli("train", "small", "--run-dir", out, *options)
+    assert refused.status == 1
+    assert "holds a run already" in refused.err
+    assert refused.out == ""
+
+
+def test_simulate(folder, phantoms):
+    out = folder / "simulated"
+    ended = done("simulate", phantoms, "--out", out, "--factor", 2, "--noise", 0.01)
+    assert ended.out == f"{out / 'cohort.csv'}\n"
+    assert len(read_cohort(out)) == 5
+    assert cli("simulate", phantoms, "--out", out).status == 1
+
+
+def test_predict(folder, run_dir, held_out):
+    out = folder / "synthetic.nii.gz"
+    args = ["predict", run_dir / BEST, held_out.source, "-o", out]
+    ended = done(*args)
+    assert ended.out == f"{out}\n"
+    plain = read_volume(out)
+    assert plain.shape == (40, 36, 32)
+    assert cli(*args).status == 1
+    done(*args, "--overwrite", "--stitch.trim", 2, "--stitch.axes", 0, 1, 2)
+    assert not np.array_equal(read_volume(out).data, plain.data)
+    bad = cli(*args, "--overwrite", "--stitch.trim", 7)
+    assert bad.status == 2
+    assert "stitch.trim must be" in bad.err
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "inside"])
+def test_evaluate(form, folder, phantoms, run_dir, held_out, monkeypatch):
+    out = folder / f"judged by {form}"
+    given = {"checkpoint": run_dir / BEST, "inside": Path()}[form]
+    if form == "inside":
+        monkeypatch.chdir(run_dir)
+    ended = done("evaluate", given, "--cohort", phantoms, "-o", out, "--save-volumes")
+    table, page = ended.out.rstrip().rsplit("\n", 1)
+    assert page == str(out / "report.html")
+    assert table.strip() == (out / "table.txt").read_text().strip()
+    assert "run" in json.loads((out / "results.json").read_text())["methods"]
+    assert held_out.name in table
+    assert (out / "report.html").is_file()
+    assert [path.name for path in (out / "volumes").iterdir()] == [f"{held_out.name}_run.nii.gz"]
+    again = cli("evaluate", given, "--cohort", phantoms, "-o", out)
+    assert again.status == 1
+    assert "exists already" in again.err
+
+
+def test_evaluate_leaves_nothing_when_it_fails(folder, phantoms, run_dir, monkeypatch):
+    def failing(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("distsynth.reporting.evaluation_files.write_evaluation", failing)
+    before = sorted(folder.iterdir())
+    args = ["--cohort", phantoms, "-o", folder / "failed", "--save-volumes"]
+    ended = cli("evaluate", run_dir, *args)
+    assert (ended.status, ended.out) == (1, "")
+    assert "disk full" in ended.err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_evaluate_refuses_nothing_and_two_of_a_name(folder, phantoms, run_dir):
+    out = folder / "never"
+    ended = cli("evaluate", "--cohort", phantoms, "-o", out)
+    assert ended.status == 2
+    ended = cli("evaluate", run_dir, run_dir / BEST, "--cohort", phantoms, "-o", out)
+    assert ended.status == 2
+    assert "two checkpoints are named run" in ended.err
+    assert not out.exists()
+
+
+def test_presets_as_text():
+    ended = done("presets")
+    lines = ended.out.splitlines()
+    assert len(lines) == 1 + len(PRESETS)
+    assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
+
+
+def test_presets_as_json():
+    rows = json.loads(done("presets", "--json").out)
+    assert [row["preset"] for row in rows] == list(PRESETS)
+    assert all(row["generator_parameters"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_prints_as_its_configuration(name):
+    assert from_json(done("presets", name).out) == PRESETS[name]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command):
+    ended = done(command, "--help")
+    assert f"distsynth {command}" in ended.out
+    assert ended.err == ""
+
+
+def test_help_needs_none_of_the_large_libraries():
+    code = f"""
+import contextlib, sys
+from distsynth.cli.main import main
+main(["--help"])
+for command in {COMMANDS}:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+sys.exit(", ".join({{"torch", "ray", "wandb"}} & set(sys.modules)) or None)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_usage_and_version():
+    for flag in ("-h", "--help"):
+        ended = done(flag)
+        assert all(command in ended.out for command in COMMANDS)
+    assert cli().status == 2
+    assert done("--version").out.strip()
+    ended = cli("trian")
+    assert ended.status == 2
+    assert "no command trian" in ended.err
+    assert ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train"], "name a preset or a configuration file"),
+        (["train", "--run-dir", "x"], "name a preset or a configuration file"),
+        (["train", "unet-77", "-o", "x"], "did you mean unet-7?"),
+        (["train", "small"], "--run-dir"),
+        (["train", "small", "-o", "x", "--loss.lambda-gradiant", "2"], "--loss.lambda-gradient"),
+        (["train", "small", "-o", "x", "--train.epochs", "many"], "many"),
+        (["train", "small", "-o", "x", "--train.epochs", "0"], "train.epochs must be >= 1, got 0"),
+        (["train", "small", "-o", "x", "--generator.family", "res"], "res"),
+        (["presets", "smal"], "did you mean small?"),
+        (["predict"], "checkpoint"),
+        (["shard", "x", "-o", "y", "--stride", "0"], "stride must be >= 1"),
+        (["phantom", "x", "--specimens", "few"], "few"),
+    ],
+)
+def test_usage_and_configuration_end_with_2(args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = cli(*args)
+    assert ended.status == 2
+    assert message in ended.err
+    assert ended.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "none.json", "-o", "x"], "none.json: the configuration does not exist"),
+        (["train", "small", "-o", "x", "--data.shards", "none"], "no shard set here"),
+        (["shard", "none", "-o", "x"], "none: the cohort does not exist"),
+        (["simulate", "none", "-o", "x"], "none: the cohort does not exist"),
+        (["predict", "none.pt", "a.nii", "-o", "b.nii"], "none.pt: the checkpoint does not exist"),
+        (["evaluate", "none.pt", "--cohort", "none", "-o", "x"], "the cohort does not exist"),
+    ],
+)
+def test_bad_input_ends_with_1(args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = cli(*args)
+    assert ended.status == 1
+    assert ended.err.startswith("distsynth: ")
+    assert message in ended.err
+    assert ended.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_file_with_a_typo_ends_with_2(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"loss": {"lambda_recn": 1}}')
+    ended = cli("train", path, "-o", tmp_path / "run")
+    assert ended.status == 2
+    assert "did you mean loss.lambda_recon?" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), 130),
+        (FloatingPointError("diverged"), 1),
+        (OSError("disk full"), 1),
+        (ValueError("wrong"), 2),
+    ],
+)
+def test_statuses_of_errors(error, status, monkeypatch):
+    def failing(_):
+        raise error
+
+    monkeypatch.setitem(distsynth.cli.main.COMMANDS, "presets", failing)
+    ended = cli("presets")
+    assert (ended.status, ended.out) == (status, "")
+    assert (str(error) or "interrupted") in ended.err
+
+
+def test_a_diverged_training_ends_with_1(folder, shards):
+    config = folder / "diverging.json"
+    values = PLAIN | {"optim.lr_generator": 1e30, "train.epochs": 3}
+    config.write_text(to_json(tiny_config(shards, values)))
+    ended = cli("train", config, "-o", folder / "diverged")
+    assert ended.status == 1
+    assert "the run diverged. Lower optim.lr_generator" in ended.err
+    assert ended.out == ""

@@ -1,0 +1,430 @@
+"""The forest's features by their definition, its trees by scikit-learn's, its file to the bit."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+
+import distsynth.evaluation.forest
+import distsynth.evaluation.trees
+from distsynth.errors import ConfigError
+from distsynth.evaluation.forest import (
+    FEATURES,
+    ForestConfig,
+    fit_boosted,
+    fit_forest,
+    load_forest,
+    shift_features,
+    training_rows,
+)
+from distsynth.evaluation.trees import Trees, check_trees, pack
+from sharding.shards.format import QUANTUM, ShardConfig, ShardSet
+from sharding.shards.write import write_shards
+from sharding.volumes.cohort import Specimen
+from sharding.volumes.intensities import PreprocessConfig, prepare_pair
+from sharding.volumes.volume import Volume, write_volume
+
+TINY = ForestConfig(trees=12, depth=6, max_samples=2000, jobs=1)
+FITS = pytest.mark.parametrize("fit", [fit_forest, fit_boosted])
+
+
+@dataclass
+class Pair:
+    source: NDArray[np.float32]
+    target: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+    @property
+    def nearest(self) -> NDArray[np.float32]:
+        return self.source
+
+
+def make_pair(seed: int, shape=(9, 8, 7)) -> Pair:
+    source = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return Pair(source, np.full(shape, np.nan, np.float32), np.zeros(shape, bool))
+
+
+def by_definition(image: NDArray[np.float32], row: int, column: int) -> list[np.float32]:
+    """The features of one voxel."""
+    own = image[row, column]
+    found = []
+    for down in (-2, 0, 2):
+        for right in (-2, 0, 2):
+            if (down, right) != (0, 0):
+                a, b = row + down, column + right
+                inside = 0 <= a < image.shape[0] and 0 <= b < image.shape[1]
+                found.append((image[a, b] if inside else np.float32(0)) - own)
+    return [*found, own]
+
+
+def make_shards(folder, target_of, **cut):
+    """Specimens of noise, each with the target that a function makes of the source."""
+    specimens = []
+    for seed, (name, word) in enumerate(
+        zip("abcd", ("train", "train", "val", "test"), strict=True)
+    ):
+        noise = np.random.default_rng(seed).uniform(1, 100, (22, 21, 20)).astype(np.float32)
+        files = [folder / f"{name}_{role}.nii.gz" for role in ("t", "s")]
+        for path, data in zip(files, (target_of(noise), noise), strict=True):
+            write_volume(path, Volume(data.astype(np.float32), np.eye(4)))
+        specimens.append(Specimen(name, *files, word))
+    config = ShardConfig(
+        **{"patch_size": (16, 16), "patches_per_specimen": 60, "stride": 8, "axes": (2,)} | cut
+    )
+    write_shards(specimens, folder / "shards", config, workers=1)
+    return ShardSet(folder / "shards"), specimens
+
+
+@pytest.fixture(scope="module")
+def shards(shard_folder):
+    return ShardSet(shard_folder)
+
+
+@pytest.fixture(scope="module")
+def forests(shards):
+    return {fit: fit(shards, TINY, quiet=True) for fit in (fit_forest, fit_boosted)}
+
+
+def same(left: Trees, right: Trees) -> bool:
+    names = ("feature", "right", "number", "starts", "base", "divisor")
+    return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in names)
+
+
+def test_features_are_those_of_the_definition():
+    images = np.random.default_rng(0).normal(size=(2, 7, 3)).astype(np.float32)
+    expected = [
+        by_definition(image, row, column)
+        for image in images
+        for row in range(7)
+        for column in range(3)
+    ]
+    found = shift_features(images)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_rows_are_those_of_the_training_records(shards):
+    statistics = {row.name: row for row in shards.manifest.specimens}
+    features, residuals = [], []
+    for shard in shards.shards("train"):
+        for block in shards.read(shard):
+            row = statistics[block.specimen]
+            for stored, goal in zip(block.source[:, 0], block.target, strict=True):
+                source = (stored / QUANTUM - row.source.mean) / row.source.std
+                target = (goal / QUANTUM - row.target.mean) / row.target.std
+                features.append(shift_features(source[None].astype(np.float32)))
+                residuals.append((target - source).ravel())
+    count, found, goals = training_rows(shards, TINY, quiet=True)
+    assert count == 120 == shards.manifest.patches("train")
+    assert found.dtype == goals.dtype == np.float32
+    np.testing.assert_allclose(found, np.concatenate(features), atol=1e-5)
+    np.testing.assert_allclose(goals, np.concatenate(residuals), atol=1e-5)
+
+
+def test_a_fraction_is_whole_patches_chosen_by_the_seed(shards):
+    def chosen(fraction, seed):
+        config = replace(TINY, fraction=fraction, seed=seed)
+        count, rows, _ = training_rows(shards, config, quiet=True)
+        assert len(rows) == count * 256
+        return {patch.tobytes() for patch in rows.reshape(count, 256, FEATURES)}
+
+    everything = chosen(1.0, 0)
+    some, again, others = chosen(0.25, 0), chosen(0.25, 0), chosen(0.25, 1)
+    assert len(some) == 30 and some < everything
+    assert some == again != others < everything
+    assert len(chosen(1e-9, 0)) == 1
+
+
+@FITS
+def test_only_training_records_are_read(shards, fit, monkeypatch):
+    read = []
+    whole = ShardSet.read
+
+    def spy(self, shard):
+        read.append(shard)
+        return whole(self, shard)
+
+    monkeypatch.setattr(ShardSet, "read", spy)
+    monkeypatch.setattr(ShardSet, "mask", lambda *_: pytest.fail("a mask was read"))
+    found = fit(shards, TINY, quiet=True)
+    assert {shard.split for shard in read} == {"train"}
+    assert {shard.name for shard in read} == {shard.name for shard in shards.shards("train")}
+    assert (found.fit.patches, found.fit.rows) == (120, 120 * 256)
+    assert found.fit.bytes == 120 * 256 * 4 * (FEATURES + 1)
+    assert found.fit.nodes == len(found.trees.feature) and found.fit.seconds > 0
+
+
+def test_trees_predict_as_those_of_scikit_learn(shards, forests, monkeypatch):
+    _, features, residuals = training_rows(shards, TINY, quiet=True)
+    monkeypatch.setattr(distsynth.evaluation.trees, "CHUNK", 1000)
+    # All trees at once, where the forest goes by steps.
+    plain = RandomForestRegressor(12, max_depth=6, max_samples=2000, random_state=0)
+    expected = plain.fit(features, residuals).predict(features)
+    found = forests[fit_forest].trees(features, TINY.depth)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    rng = np.random.default_rng([0, 1])
+    rows = np.sort(rng.choice(len(features), 2000, replace=False))
+    options = {"max_iter": 12, "max_depth": 6, "max_leaf_nodes": None, "min_samples_leaf": 1}
+    boosted = HistGradientBoostingRegressor(early_stopping=False, random_state=0, **options)
+    expected = boosted.fit(features[rows], residuals[rows]).predict(features)
+    found = forests[fit_boosted].trees(features, TINY.depth)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_rounded_thresholds_part_rows_as_before():
+    values = np.random.default_rng(0).normal(size=2000).astype(np.float32)
+    near = np.nextafter(values, np.float32(np.inf))
+    thresholds = (values.astype(np.float64) + near) / 2
+    thresholds[::3] = values[::3]
+    for value, above, threshold in zip(values, near, thresholds, strict=True):
+        columns = [[0, -1, -1], [1, 0, 0], [2, 0, 0], [threshold, 0, 0], [0, 1, 2]]
+        tree = pack([[np.array(column) for column in columns]])
+        rows = np.array([value, above], np.float32)[:, None]
+        assert tree(rows, 1).tolist() == [1 if row <= threshold else 2 for row in rows[:, 0]]
+
+
+@FITS
+def test_a_known_residual_is_learnt(tmp_path, fit):
+    def target(source):
+        """A neighbour two voxels away adds to a voxel, more so if that is bright."""
+        moved = np.pad(source, 2)[4:, 2:-2, 2:-2]
+        return source + np.where(source > 50, 0.8, 0.2) * (moved - source)
+
+    shards, specimens = make_shards(tmp_path, target)
+    config = ForestConfig(
+        trees=15 if fit is fit_forest else 40,
+        depth=9 if fit is fit_forest else 6,
+        max_samples=8000,
+        min_samples_leaf=3,
+        jobs=1,
+    )
+    found = fit(shards, config, quiet=True)
+    pair = prepare_pair(specimens[3], PreprocessConfig())
+    synthetic = found.predict(pair)
+    assert synthetic.dtype == np.float32 and synthetic.shape == pair.target.shape
+    error = np.mean((synthetic - pair.target) ** 2)
+    assert error < 0.15 * np.mean((pair.source - pair.target) ** 2)
+
+
+@FITS
+def test_nothing_to_learn_leaves_the_source(tmp_path, fit):
+    shards, _ = make_shards(tmp_path, lambda source: 2 * source)
+    found = fit(shards, TINY, quiet=True)
+    assert (found.trees.feature == -1).all() and len(found.trees) == found.fit.nodes == 12
+    pair = make_pair(0)
+    np.testing.assert_allclose(found.predict(pair), pair.source, atol=1e-5)
+    found.save(tmp_path / "forest.npz")
+    assert same(load_forest(tmp_path / "forest.npz").trees, found.trees)
+
+
+@FITS
+def test_the_seed_fixes_the_fit_whatever_the_jobs(shards, fit, monkeypatch):
+    monkeypatch.setattr(distsynth.evaluation.forest, "BLOCK", 100)
+    config = replace(TINY, trees=11, depth=4)
+    one, both, other = (
+        fit(shards, replace(config, **changes), quiet=True)
+        for changes in ({}, {"jobs": 2}, {"seed": 1})
+    )
+    assert same(one.trees, both.trees) and not same(one.trees, other.trees)
+    pair = make_pair(0, (30, 25, 20))
+    once = both.predict(pair)
+    np.testing.assert_array_equal(once, one.predict(pair))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(once, both.predict(pair))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_is_predicted_slice_by_slice(forests, axis):
+    forest = replace(forests[fit_forest], config=replace(TINY, axes=(axis,)))
+    pair = make_pair(1)
+    synthetic = forest.predict(pair)
+    for index in range(pair.source.shape[axis]):
+        image = pair.source.take(index, axis)
+        rows = [by_definition(image, *place) for place in np.ndindex(image.shape)]
+        expected = forest.trees(np.array(rows), TINY.depth).reshape(image.shape) + image
+        np.testing.assert_array_equal(synthetic.take(index, axis), expected)
+
+
+def test_several_axes_are_averaged(forests):
+    pair = make_pair(2)
+    forest = forests[fit_forest]
+    each = [
+        replace(forest, config=replace(TINY, axes=axes)).predict(pair)
+        for axes in ((0,), (1,), (2,), (0, 1, 2))
+    ]
+    np.testing.assert_allclose(each[3], np.mean(each[:3], axis=0), atol=1e-6)
+
+
+@FITS
+def test_a_constant_volume_is_predicted(forests, fit):
+    pair = make_pair(0)
+    pair.source[...] = 3
+    assert np.isfinite(forests[fit].predict(pair)).all()
+
+
+def test_patches_with_neighbours_give_their_middle_channel(tmp_path):
+    folders = [tmp_path / name for name in ("plain", "stacked")]
+    found = []
+    for folder, neighbours in zip(folders, (0, 1), strict=True):
+        shards, _ = make_shards(folder, np.sqrt, neighbours=neighbours)
+        found.append(training_rows(shards, TINY, quiet=True))
+    for left, right in zip(*found, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_shards_without_slices_or_training_patches_are_refused(tmp_path, shard_folder):
+    blocks, _ = make_shards(tmp_path / "blocks", np.sqrt, patch_size=(8, 8, 8))
+    with pytest.raises(ConfigError, match=r"two sides.*8, 8, 8"):
+        fit_forest(blocks, TINY, quiet=True)
+    nobody = ShardSet(shard_folder)
+    left = tuple(shard for shard in nobody.manifest.shards if shard.split != "train")
+    nobody.manifest = replace(nobody.manifest, shards=left)
+    with pytest.raises(ConfigError, match="no training patch"):
+        fit_boosted(nobody, TINY, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("trees", 0),
+        ("depth", 0),
+        ("max_samples", 0),
+        ("min_samples_leaf", 0),
+        ("fraction", 0.0),
+        ("fraction", 1.1),
+        ("fraction", float("nan")),
+        ("axes", ()),
+        ("axes", (0, 0)),
+        ("axes", (3,)),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("jobs", -1),
+    ],
+)
+def test_a_configuration_out_of_range_is_refused(field, value):
+    with pytest.raises(ConfigError, match=f"{field} must be"):
+        ForestConfig(**{field: value})
+
+
+@FITS
+def test_a_stored_forest_predicts_the_same_bits(forests, fit, tmp_path):
+    forest, pair = forests[fit], make_pair(3, (20, 20, 20))
+    path = tmp_path / "forest.npz"
+    forest.save(path)
+    loaded = load_forest(path, jobs=2)
+    assert same(loaded.trees, forest.trees)
+    assert (loaded.name, loaded.fit) == (forest.name, forest.fit)
+    assert loaded.config == replace(TINY, jobs=2)
+    assert loaded.predict(pair).tobytes() == forest.predict(pair).tobytes()
+    assert forest.name == {fit_forest: "rfsr", fit_boosted: "rfsr-boosted"}[fit]
+
+
+def change(path, **changes) -> None:
+    """Write a file again with some of its arrays changed."""
+    with np.load(path) as file:
+        arrays = dict(file) | changes
+    np.savez(path, **arrays)
+
+
+def test_a_file_that_was_changed_is_refused(forests, tmp_path, refused):
+    path = tmp_path / "forest.npz"
+    forests[fit_forest].save(path)
+    content = path.read_bytes()
+    with np.load(path) as file:
+        arrays = dict(file)
+    number = arrays["number"].copy()
+    number[0] += 1
+    about = json.loads(arrays["about"].tobytes())
+
+    def write(changed: bytes) -> None:
+        path.write_bytes(changed)
+
+    middle = len(content) // 2
+    plain = io.BytesIO()
+    np.save(plain, number)
+    damages = [
+        lambda: write(b""),
+        lambda: write(b"no forest"),
+        lambda: write(content[:-100]),
+        lambda: write(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]),
+        lambda: write(pickle.dumps(arrays)),
+        lambda: write(plain.getvalue()),
+        lambda: np.savez(path, feature=arrays["feature"]),
+        lambda: change(path, number=number),
+        lambda: change(path, about=np.frombuffer(b"{}", np.uint8)),
+        lambda: change(path, number=np.array([{}], object)),
+    ]
+    for damage in damages:
+        write(content)
+        damage()
+        with refused(path, "not a forest as it was written", "fit it again"):
+            load_forest(path)
+
+    # Even where the checksum was made to match.
+    for changes in (
+        {"about": about | {"name": "other"}},
+        {"about": about | {"config": about["config"] | {"trees": 0}}},
+        {"about": about | {"config": about["config"] | {"depth": 2}}},
+        {"about": about | {"divisor": 0}},
+        {"number": number * np.nan},
+    ):
+        changed = dict(arrays)
+        for name, value in changes.items():
+            text = json.dumps(value).encode() if name == "about" else None
+            changed[name] = np.frombuffer(text, np.uint8) if text else value
+        changed["sha256"] = np.frombuffer(distsynth.evaluation.forest._sum(changed), np.uint8)
+        np.savez(path, **changed)
+        with refused(path, "not a forest as it was written", "fit it again"):
+            load_forest(path)
+    with refused("absent.npz", "does not exist", "Check the path"):
+        load_forest(tmp_path / "absent.npz")
+
+
+def test_nodes_that_are_no_trees_are_refused():
+    def tree(feature, right, starts=None) -> Trees:
+        return Trees(
+            np.array(feature, np.int8),
+            np.array(right, np.int32),
+            np.zeros(len(feature), np.float32),
+            np.array(starts or [0, len(feature)]),
+            0.0,
+            1,
+        )
+
+    limits = {"count": 1, "most": 2, "features": FEATURES}
+    check_trees(tree([0, 8, -1, -1, -1], [4, 3, 2, 3, 4]), **limits)
+    for bad, why in (
+        (tree([0, 9, -1, -1, -1], [4, 3, 2, 3, 4]), "no feature"),
+        (tree([0, -2, -1, -1, -1], [4, 3, 2, 3, 4]), "no feature"),
+        (tree([0, 0, -1, -1, -1], [5, 3, 2, 3, 4]), "out of its tree"),
+        (tree([0, 0, -1, -1, -1], [-1, 3, 2, 3, 4]), "out of its tree"),
+        (tree([0, 0, -1, -1, 0], [4, 3, 2, 3, 2]), "out of its tree"),
+        (tree([0, 0, -1, -1, -1], [0, 3, 2, 3, 4]), "not trees|deeper"),
+        (tree([0, 0, -1, -1, -1], [4, 4, 2, 3, 4]), "not trees"),
+        (tree([0, -1, -1, -1], [2, 1, 2, 3]), "not trees"),
+        (tree([0, -1, -1], [2, 2, 2]), "not trees"),
+        (tree([0, 0, 0, -1, -1, -1, -1], [6, 5, 4, 3, 4, 5, 6]), "deeper"),
+        (tree([-1, -1], [0, 0], [0, 3]), "lengths"),
+        (tree([-1], [0], [0, 0]), "lengths"),
+        (tree([-1, -1], [0, 0], [0, 1, 2]), "types or shapes"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            check_trees(bad, **limits)
+    with pytest.raises(ValueError, match="follow"):
+        pack(
+            [
+                [
+                    np.array(column)
+                    for column in ([0, -1, -1], [2, 0, 0], [1, 0, 0], [0.0] * 3, [0] * 3)
+                ]
+            ]
+        )

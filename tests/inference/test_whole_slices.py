@@ -1,0 +1,328 @@
+"""Whole planes against windows, and both against the Stitcher patch by patch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import distsynth.inference.memory_budget
+from distsynth.config import RunConfig, with_overrides
+from distsynth.errors import ConfigError
+from distsynth.inference.memory_budget import COPIES, MEGABYTE, evenly, room, widest_map
+from distsynth.inference.predictor import Predictor
+from distsynth.inference.stitching import Stitcher
+from distsynth.inference.whole_slice import tiles
+from distsynth.models import build_generator
+from distsynth.presets import PRESETS, preset
+from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from sharding.shards.patches import cut_channels, dense_locations
+from sharding.volumes.intensities import PreprocessConfig
+
+CPU = torch.device("cpu")
+CONV = {
+    "data.patch_size": (16, 12),
+    "generator.channels": (6, 4),
+    "generator.kernels": (3, 5, 3),
+    "stitch.stride": 4,
+    "stitch.trim": 4,
+}
+DENSE = CONV | {
+    "generator.family": "dense",
+    "generator.channels": (6, 4),
+    "generator.kernels": (3,),
+}
+BLOCKS = CONV | {"data.patch_size": (12, 14, 13), "generator.kernels": (3,), "stitch.trim": 3}
+UNET = {
+    "data.patch_size": (16, 16),
+    "generator.family": "unet",
+    "generator.channels": (6, 8, 8),
+    "generator.kernels": (),
+    "stitch.stride": 8,
+}
+FCN_2 = UNET | {
+    "generator.family": "encoder-decoder",
+    "generator.channels": (6, 8),
+    "generator.kernels": (3,),
+}
+
+
+def predictor(*changes, **stitch):
+    """A generator of random weights and random statistics of batch norm."""
+    overrides = {f"stitch.{name}": value for name, value in stitch.items()}
+    for change in changes:
+        overrides = change | overrides
+    config = with_overrides(RunConfig(), overrides)
+    torch.manual_seed(3)
+    generator = build_generator(config.generator, config.data.patch_size, config.data.channels)
+    for module in generator.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    record = DataRecord("sha", PreprocessConfig(), (1.0,) * 3, "RAS", {}, ())
+    checkpoint = Checkpoint(config, record, Position(), {}, [], {})
+    return Predictor(checkpoint, generator.eval(), CPU)
+
+
+def random_volume(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def patch_by_patch(model, source):
+    """What section 5.2 says, without any short cut."""
+    data, stitch = model.checkpoint.config.data, model.checkpoint.config.stitch
+    locations = dense_locations(source.shape, data.patch_size, stitch.stride, stitch.axes)
+    stitcher = Stitcher(source.shape, data.patch_size, stitch.trim, stitch.weights)
+    with torch.inference_mode():
+        for row in locations:
+            patch = cut_channels(source, data.patch_size, row[None], data.neighbours)
+            stitcher.add(model.generator(torch.from_numpy(patch))[:, 0], row[None])
+    return stitcher.volume().numpy()
+
+
+def assert_same(found, expected):
+    """Equal but for the rounding of float32, relative to the spread of the volume."""
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+NETWORKS = {
+    "conv": CONV,
+    "dense": DENSE,
+    "blocks": BLOCKS,
+    "no norm": CONV | {"generator.norm": "none"},
+    "residual": CONV | {"generator.residual": True, "data.neighbours": 2},
+    "sharpened": CONV | {"generator.sharpen": "5x5", "generator.kernels": (3, 3, 1)},
+    "blocks, sharpened": BLOCKS | {"generator.sharpen": "3x3", "generator.kernels": (3, 3, 1)},
+}
+
+
+@pytest.mark.parametrize("weights", ["uniform", "smooth"])
+@pytest.mark.parametrize("axes", [(1,), (0, 1, 2), (2, 0)], ids=str)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_whole_planes_equal_windows(network, axes, weights):
+    model = predictor(NETWORKS[network], axes=axes, weights=weights)
+    assert model.exact and model.whole
+    # An odd shape, and the smallest that patches along all axes fit into.
+    for shape in ((23, 19, 17), (16, 16, 16)):
+        source = random_volume(shape)
+        expected = patch_by_patch(model, source)
+        assert_same(model(source, quiet=True), expected)
+        assert_same(model.stitched(method="windows")(source, quiet=True), expected)
+
+
+def test_trimmed_by_less_than_the_reach_whole_planes_are_not_windows():
+    model = predictor(CONV, trim=3)
+    source = random_volume((23, 19, 5))
+    assert not model.exact and not model.whole
+    windows, whole = (
+        model.stitched(method=method)(source, quiet=True) for method in ("windows", "whole")
+    )
+    assert np.abs(windows - whole).max() > 1e-4
+    assert_same(model(source, quiet=True), windows)
+    # More trim changes nothing in whole planes.
+    assert_same(model.stitched(trim=4)(source, quiet=True), whole)
+
+
+def test_the_reach_is_where_a_changed_voxel_shows():
+    for network in NETWORKS.values():
+        model = predictor(network)
+        data = model.checkpoint.config.data
+        dims = data.spatial_dims
+        source = torch.randn(1, data.channels, *(25,) * dims)
+        changed = source.clone()
+        changed[(0, slice(None), *(12,) * dims)] += 10
+        with torch.inference_mode():
+            difference = (model.generator(changed) - model.generator(source))[0, 0]
+        reached = (difference != 0).nonzero()
+        assert (reached.min(), reached.max()) == (
+            12 - model.generator.reach,
+            12 + model.generator.reach,
+        )
+
+
+def test_what_depends_on_the_window_has_no_reach():
+    for network in (UNET, FCN_2, CONV | {"generator.norm": "instance"}):
+        model = predictor(network)
+        assert model.generator.reach is None
+        assert not model.whole and model.stitched(method="whole").whole
+
+
+@pytest.mark.parametrize("network", [UNET, FCN_2], ids=["unet", "fcn-2"])
+@pytest.mark.parametrize("shape", [(16, 24, 3), (19, 16, 3)], ids=str)
+def test_whole_slices_are_padded_to_what_the_network_takes(network, shape):
+    model = predictor(network, method="whole")
+    source = random_volume(shape)
+    multiple = model.generator.multiple
+    far = [(0, -side % multiple) for side in shape[:2]]
+    padded = torch.from_numpy(np.pad(source, [*far, (0, 0)])).permute(2, 0, 1)[:, None]
+    with torch.inference_mode():
+        expected = model.generator(padded)[:, 0, : shape[0], : shape[1]].permute(1, 2, 0).numpy()
+    assert_same(model(source, quiet=True), expected)
+
+
+@pytest.mark.parametrize("network", [UNET, FCN_2, CONV | {"stitch.trim": 0}, BLOCKS], ids=str)
+def test_windows_give_the_numbers_that_they_gave(network):
+    model = predictor(network, axes=(0, 2), weights="smooth", method="windows")
+    source = random_volume((25, 18, 21))
+    assert_same(model(source, quiet=True), patch_by_patch(model, source))
+
+
+@pytest.mark.parametrize("method", ["windows", "whole"])
+@pytest.mark.parametrize("network", [CONV, BLOCKS], ids=["slices", "blocks"])
+def test_neither_memory_nor_batches_change_the_numbers(network, method, monkeypatch):
+    model = predictor(network, axes=(0, 1, 2), method=method)
+    source = random_volume((24, 22, 21))
+    expected = model(source, quiet=True)
+    monkeypatch.setattr(
+        distsynth.inference.memory_budget, "MEGABYTE", 2**14
+    )  # the smallest memory takes a patch
+    assert_same(model.stitched(memory_mb=1)(source, quiet=True), expected)
+    monkeypatch.undo()
+    monkeypatch.setattr(distsynth.inference.memory_budget, "CACHE", 1)
+    assert_same(model(source, quiet=True), expected)
+    assert np.array_equal(model(source, quiet=True), model(source, quiet=True))
+
+
+@pytest.mark.parametrize("method", ["windows", "whole"])
+@pytest.mark.parametrize("network", [CONV, DENSE, BLOCKS], ids=["conv", "dense", "blocks"])
+def test_a_forward_takes_no_more_than_the_memory(network, method):
+    wide = {"generator.channels": (64, 64)}
+    model = predictor(network | wide, method=method, stride=6, trim=3, memory_mb=4)
+    data = model.checkpoint.config.data
+    widest = widest_map(model.checkpoint.config.generator, data.patch_size, data.channels)
+    sizes = []
+    model.generator.register_forward_hook(
+        lambda _module, given, _out: sizes.append(given[0][:, 0].numel())
+    )
+    shape = (30, 31, 20) if data.spatial_dims == 3 else (130, 125, 2)
+    model(random_volume(shape), quiet=True)
+    assert max(sizes) * widest * COPIES <= 4 * MEGABYTE
+    assert max(sizes) * widest * COPIES > 1.5 * MEGABYTE
+
+
+def test_a_patch_goes_through_in_any_case():
+    model = predictor(CONV | {"generator.channels": (512, 512)}, memory_mb=1)
+    sizes = []
+    model.generator.register_forward_hook(
+        lambda _module, given, _out: sizes.append(given[0].numel())
+    )
+    model(random_volume((40, 40, 1)), quiet=True)
+    assert max(sizes) <= 16 * 12
+    sizes.clear()
+    model.stitched(method="windows")(random_volume((16, 17, 2)), quiet=True)
+    assert set(sizes) == {16 * 12}
+
+
+def test_the_widest_map_is_that_of_the_figures():
+    floats = {
+        "dcgan-1": 24,
+        "dcgan-2": 196,
+        "fcn-1": 128,
+        "fcn-2": 32,
+        "dcsrn-l1": 120,
+        "unet-7": 8,
+    }
+    for name, expected in floats.items():
+        assert widest_map(preset(name).generator, (64, 64), 1) == 4 * expected, name
+    # Its first convolution unfolds 4x4x4 neighbours of one channel in the place of four maps.
+    assert widest_map(preset("unet-7").generator, (32, 32, 32), 1) == 4 * 4**3 / COPIES
+
+
+def test_room_is_a_rule_of_sizes():
+    generator = preset("small").generator
+    cpu = room(generator, (64, 64), 1, 512, CPU)
+    assert cpu.most == 512 * MEGABYTE // (4 * 32 * COPIES)
+    assert cpu.batch == distsynth.inference.memory_budget.CACHE // (4 * 32)
+    assert cpu.images(64 * 64) == 16
+    assert cpu.images(10**9) == 1
+    gpu = room(generator, (64, 64), 1, 512, torch.device("cuda"))
+    assert gpu.batch == gpu.most == cpu.most
+    little = room(generator, (64, 64), 1, 1, CPU)
+    assert little.batch == little.most == MEGABYTE // (4 * 32 * COPIES)
+
+
+@given(st.integers(1, 200), st.integers(0, 50))
+def test_work_is_dealt_evenly(count, most):
+    each = evenly(count, most)
+    assert 1 <= each <= max(1, most)
+    assert math.ceil(count / each) == math.ceil(count / max(1, most))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 30), min_size=2, max_size=3), st.integers(0, 4), st.integers(1, 9000)
+)
+def test_tiles_cover_each_voxel_once_with_their_halo(sides, halo, most):
+    count = np.zeros(sides, int)
+    for tile in tiles(sides, halo, most):
+        count[tile.write] += 1
+        voxels = 1
+        for side, read, write, inner in zip(sides, tile.read, tile.write, tile.inner, strict=True):
+            assert read.start == max(0, write.start - halo)
+            assert read.stop == min(side, write.stop + halo)
+            assert inner == slice(write.start - read.start, write.stop - read.start)
+            voxels *= read.stop - read.start
+        assert voxels <= max(most, (1 + 2 * halo) ** len(sides))
+    assert (count == 1).all()
+
+
+# The paper's presets are stitched as the paper does; dcsrn and fcn-1 see further than 4 voxels.
+WHOLE = {"small"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_whole_slices_by_preset(name):
+    config = preset(name)
+    generator = build_generator(config.generator, config.data.patch_size)
+    record = DataRecord("sha", PreprocessConfig(), (1.0,) * 3, "RAS", {}, ())
+    model = Predictor(Checkpoint(config, record, Position(), {}, [], {}), generator, CPU)
+    assert config.stitch.method == "auto"
+    assert model.whole == (name in WHOLE)
+    reach = {"dcgan-1": 5, "dcgan-2": 8, "dcgan-3": 10, "fcn-1": 9, "dcsrn-l1": 6, "small": 7}
+    if name in reach:
+        assert generator.reach == reach[name]
+        assert model.stitched(trim=generator.reach, stride=16).whole
+        assert not model.stitched(trim=generator.reach - 1, stride=16).whole
+
+
+@pytest.mark.parametrize("method", ["windows", "whole"])
+def test_a_slice_is_no_smaller_than_a_patch(method):
+    model = predictor(CONV, method=method)
+    with pytest.raises(ConfigError, match="stitch: patches of 16x12 cut along axis 2 do not fit"):
+        model(random_volume((16, 11, 3)), quiet=True)
+
+
+def test_any_array_serves_as_source():
+    model = predictor(CONV)
+    source = random_volume((20, 18, 7))
+    fixed = source.copy()
+    fixed.setflags(write=False)
+    expected = model(source, quiet=True)
+    assert np.array_equal(model(fixed, quiet=True), expected)
+    assert np.array_equal(model(np.asfortranarray(source), quiet=True), expected)
+    flipped = np.ascontiguousarray(source[::-1, :, ::-1])[::-1, :, ::-1]
+    assert np.array_equal(model(flipped, quiet=True), expected)
+
+
+def test_progress_counts_forwards(capsys):
+    model = predictor(CONV, axes=(0, 1, 2))
+    source = random_volume((20, 20, 20))
+    calls = []
+    model.generator.register_forward_hook(lambda *_: calls.append(1))
+    for method in ("windows", "whole"):
+        calls.clear()
+        model.stitched(method=method)(source, title="going")
+        assert f"going: {len(calls)}/{len(calls)}, " in capsys.readouterr().err
+
+
+def test_methods_and_memory_have_rules():
+    model = predictor(CONV)
+    with pytest.raises(ConfigError, match=r"stitch\.method"):
+        model.stitched(method="quick")
+    with pytest.raises(ConfigError, match=r"stitch\.memory_mb must be >= 1, got 0"):
+        model.stitched(memory_mb=0)

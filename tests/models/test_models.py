@@ -1,0 +1,283 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distsynth.config import DiscriminatorConfig, GeneratorConfig
+from distsynth.errors import ConfigError
+from distsynth.models import (
+    DISCRIMINATORS,
+    GENERATORS,
+    build_discriminator,
+    build_generator,
+    parameter_count,
+)
+from distsynth.models.sharpen import Sharpen, sharpening_kernel
+from distsynth.models.unet import unet_levels
+
+UNET = GeneratorConfig("unet", (16, 32, 64, 128, 128, 128), ())
+SMALL_GENERATORS = {
+    "conv": GeneratorConfig("conv", (4, 6), (3, 5, 1)),
+    "encoder-decoder": GeneratorConfig("encoder-decoder", (4, 6, 6), (5, 3, 3)),
+    "dense": GeneratorConfig("dense", (4, 4, 4), (3,)),
+    "unet": GeneratorConfig("unet", (4, 6, 8, 8, 8, 8), ()),
+}
+SMALL_DISCRIMINATORS = {
+    "stride": DiscriminatorConfig("conv", (4, 6, 8, 8), (7, 5, 5, 3)),
+    "maxpool": DiscriminatorConfig("conv", (4, 6, 6, 8, 8), (7, 5, 5, 5, 3), downsample="maxpool"),
+    "patchgan": DiscriminatorConfig("patchgan", (4, 6, 8, 8), (), conditional=True),
+}
+PATCHES = [(64, 64), (32, 32), (32, 64), (16, 16, 16), (32, 16, 16)]
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (GeneratorConfig("conv", (32, 64, 128), (9, 7, 5, 1)), 308_545),
+        (GeneratorConfig("encoder-decoder", (32, 64, 64), (5, 3, 3)), 155_681),
+        (GeneratorConfig("dense", (24, 24, 24, 24, 24), (3,)), 53_977),
+        (GeneratorConfig("conv", (8, 20, 24, 4), (3,), norm_first=False), 6_885),
+        (GeneratorConfig("conv", (16, 64, 128, 196), (7, 5, 5, 3, 1)), 458_385),
+        (GeneratorConfig("conv", (16, 64, 128, 128, 196), (7, 5, 5, 5, 3, 1)), 868_369),
+        (UNET, 1_829_025),
+    ],
+    ids=["fcn-1", "fcn-2", "dcsrn", "dcgan-1", "dcgan-2", "dcgan-3", "unet"],
+)
+def test_generators_have_the_papers_parameter_counts(config, parameters):
+    assert parameter_count(build_generator(config, (64, 64))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (DiscriminatorConfig("conv", (8, 20, 24, 4), (3,)), 6_853),
+        (DiscriminatorConfig("conv", (16, 64, 128, 196), (7, 5, 5, 3)), 458_353),
+        (
+            DiscriminatorConfig(
+                "conv", (16, 64, 128, 128, 196), (7, 5, 5, 5, 3), downsample="maxpool"
+            ),
+            868_337,
+        ),
+        # pix2pix's own, with 2 input channels where it has 6 (2,768,705).
+        (DiscriminatorConfig("patchgan", (64, 128, 256, 512), (), conditional=True), 2_764_609),
+    ],
+    ids=["b", "d", "f", "h"],
+)
+def test_discriminator_parameter_counts(config, parameters):
+    assert parameter_count(build_discriminator(config, (64, 64))) == parameters
+
+
+def test_every_family_of_the_configuration_is_covered():
+    assert set(GENERATORS) == set(SMALL_GENERATORS)
+    assert set(DISCRIMINATORS) == {config.family for config in SMALL_DISCRIMINATORS.values()}
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+@pytest.mark.parametrize("patch_size", PATCHES, ids=str)
+@pytest.mark.parametrize("family", SMALL_GENERATORS)
+def test_generators_keep_the_patch(family, patch_size, norm):
+    config = SMALL_GENERATORS[family]
+    config = GeneratorConfig(family, config.channels, config.kernels, norm=norm)
+    generator = build_generator(config, patch_size, in_channels=3)
+    synthetic = generator(torch.randn(2, 3, *patch_size))
+    assert synthetic.shape == (2, 1, *patch_size)
+    synthetic.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+@pytest.mark.parametrize("patch_size", [(64, 64), (32, 32), (32, 32, 32)], ids=str)
+@pytest.mark.parametrize("name", SMALL_DISCRIMINATORS)
+def test_discriminators_judge_the_patch(name, patch_size, norm):
+    plain = SMALL_DISCRIMINATORS[name]
+    config = DiscriminatorConfig(
+        plain.family,
+        plain.channels,
+        plain.kernels,
+        downsample=plain.downsample,
+        norm=norm,
+        conditional=plain.conditional,
+    )
+    discriminator = build_discriminator(config, patch_size)
+    image, source = torch.randn(2, 2, 1, *patch_size)
+    logits = discriminator(image, source)
+    sides = [side // 8 - 2 for side in patch_size] if name == "patchgan" else []
+    assert logits.shape == (2, 1, *sides)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in discriminator.parameters())
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("name", SMALL_DISCRIMINATORS)
+def test_only_a_conditional_discriminator_sees_the_source(name, conditional):
+    plain = SMALL_DISCRIMINATORS[name]
+    config = DiscriminatorConfig(
+        plain.family,
+        plain.channels,
+        plain.kernels,
+        downsample=plain.downsample,
+        conditional=conditional,
+    )
+    discriminator = build_discriminator(config, (32, 32), in_channels=3).eval()
+    image = torch.randn(2, 1, 32, 32)
+    source, other = torch.randn(2, 2, 3, 32, 32)
+    changes = not torch.equal(discriminator(image, source), discriminator(image, other))
+    assert changes == conditional
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "levels"),
+    [
+        ((64, 64), 6),
+        ((32, 32), 5),
+        ((128, 128), 6),
+        ((64, 48), 4),
+        ((16, 32, 64), 4),
+        ((20, 20), 2),
+    ],
+)
+def test_unet_depth_follows_the_patch(patch_size, levels):
+    assert unet_levels(patch_size, 6) == levels
+    assert build_generator(UNET, patch_size).multiple == 2**levels
+
+
+@given(st.lists(st.integers(4, 200), min_size=2, max_size=3), st.integers(2, 7))
+def test_unet_depth_is_the_largest_that_divides_every_side(sides, most):
+    shared = math.gcd(*sides)
+    fits = [levels for levels in range(2, most + 1) if shared % 2**levels == 0]
+    if fits:
+        assert unet_levels(sides, most) == max(fits)
+    else:
+        with pytest.raises(ConfigError, match=r"data\.patch_size"):
+            unet_levels(sides, most)
+
+
+def test_unet_trains_on_a_single_patch_with_a_bottleneck_of_one_voxel():
+    for norm in ("batch", "instance"):
+        unet = build_generator(GeneratorConfig("unet", (4,) * 5, (), norm=norm), (32, 32))
+        assert unet(torch.randn(1, 1, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["unet", "encoder-decoder"])
+def test_sides_that_cannot_be_halved_are_refused(family):
+    config = SMALL_GENERATORS[family]
+    with pytest.raises(ConfigError, match=r"data\.patch_size .* divisible by .* got \(62, 64\)"):
+        build_generator(config, (62, 64))
+    generator = build_generator(config, (16, 16))
+    assert generator(torch.zeros(1, 1, 32, 48)).shape == (1, 1, 32, 48)
+    with pytest.raises(ValueError, match=r"divisible by .* got \(20, 16\); pad or crop"):
+        generator(torch.zeros(1, 1, 20, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("stride", 16), ("maxpool", 32), ("patchgan", 24)],
+)
+def test_discriminators_refuse_patches_that_are_too_small(name, least):
+    config = SMALL_DISCRIMINATORS[name]
+    for dims in (2, 3):
+        discriminator = build_discriminator(config, (least,) * dims)
+        assert discriminator(*torch.randn(2, 2, 1, *(least,) * dims)).numel() == 2
+        with pytest.raises(ConfigError, match=rf"data\.patch_size .* at least {least} voxels"):
+            build_discriminator(config, (least - 1,) * dims)
+
+
+def test_instance_norm_never_meets_a_single_voxel():
+    config = DiscriminatorConfig("conv", (4, 4, 4), (3,), norm="instance")
+    with pytest.raises(ConfigError, match=r"data\.patch_size"):
+        build_discriminator(config, (8, 8))
+    discriminator = build_discriminator(config, (9, 9))
+    assert discriminator(*torch.randn(2, 2, 1, 9, 9)).shape == (2, 1)
+
+
+def test_no_discriminator_cannot_be_built():
+    with pytest.raises(ConfigError, match=r"discriminator\.family"):
+        build_discriminator(DiscriminatorConfig(), (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("output", "low", "high"),
+    [("tanh", -1, 1), ("sigmoid", 0, 1), ("relu", 0, math.inf), ("linear", -math.inf, math.inf)],
+)
+def test_output_activation_bounds_the_synthetic_image(output, low, high):
+    torch.manual_seed(0)
+    config = GeneratorConfig("conv", (4,), (3,), norm="none", output=output)
+    synthetic = build_generator(config, (16, 16))(100 * torch.randn(2, 1, 16, 16))
+    assert low <= synthetic.min() and synthetic.max() <= high
+    assert (synthetic.min() < 0) == (low < 0)
+
+
+def test_residual_adds_the_centre_channel_of_the_source():
+    config = GeneratorConfig("conv", (4,), (3,), residual=True)
+    generator = build_generator(config, (16, 16), in_channels=3).eval()
+    source = torch.randn(2, 3, 16, 16)
+    learnt = generator.network(source)
+    torch.testing.assert_close(generator(source), learnt + source[:, 1:2])
+
+
+def test_sharpening_follows_the_residual():
+    config = GeneratorConfig("conv", (4,), (3,), residual=True, sharpen="5x5")
+    generator = build_generator(config, (16, 16)).eval()
+    source = torch.randn(2, 1, 16, 16)
+    unsharpened = generator.network(source) + source
+    torch.testing.assert_close(generator(source), Sharpen("5x5", 2)(unsharpened))
+
+
+def test_sharpening_adds_nothing_to_train_or_to_save():
+    plain = build_generator(GeneratorConfig(), (16, 16))
+    sharpened = build_generator(GeneratorConfig(sharpen="3x3"), (16, 16))
+    assert parameter_count(sharpened) == parameter_count(plain)
+    assert sharpened.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_2d_sharpening_kernels_are_the_papers_matrices():
+    three = [[0, -1, 0], [-1, 5, -1], [0, -1, 0]]
+    five = -np.array(
+        [
+            [1, 4, 6, 4, 1],
+            [4, 16, 24, 16, 4],
+            [6, 24, -476, 24, 6],
+            [4, 16, 24, 16, 4],
+            [1, 4, 6, 4, 1],
+        ]
+    )
+    np.testing.assert_array_equal(sharpening_kernel("3x3", 2), three)
+    np.testing.assert_array_equal(sharpening_kernel("5x5", 2), five / 256)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", ["3x3", "5x5"])
+def test_sharpening_kernels_sum_to_1_and_have_the_cubes_symmetry(name, dims):
+    kernel = sharpening_kernel(name, dims)
+    assert kernel.sum() == 1
+    assert torch.equal(kernel, kernel.transpose(0, dims - 1))
+    for axis in range(dims):
+        assert torch.equal(kernel, kernel.flip(axis))
+
+
+def test_3d_sharpening_kernel_centres():
+    assert sharpening_kernel("3x3", 3)[1, 1, 1] == 7
+    assert sharpening_kernel("5x5", 3)[2, 2, 2] == 2 - 6**3 / 16**3
+
+
+def test_unknown_sharpening_kernel():
+    with pytest.raises(ValueError, match="3x3 or 5x5, got 7x7"):
+        sharpening_kernel("7x7", 2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-1e3, 1e3, width=32), st.sampled_from(["3x3", "5x5"]), st.sampled_from([2, 3]))
+def test_a_constant_image_passes_sharpening_unchanged(value, name, dims):
+    image = torch.full((1, 1, *(6,) * dims), value)
+    torch.testing.assert_close(Sharpen(name, dims)(image), image)
+
+
+def test_sharpening_an_interior_voxel_by_hand():
+    image = torch.zeros(1, 1, 5, 5)
+    image[0, 0, 2, 2] = 1
+    expected = torch.zeros(5, 5)
+    expected[1:4, 1:4] = torch.tensor([[0.0, -1, 0], [-1, 5, -1], [0, -1, 0]])
+    assert torch.equal(Sharpen("3x3", 2)(image)[0, 0], expected)

@@ -1,0 +1,497 @@
+"""The comparison: a golden text, formats that read back, and no number for what was not run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distsynth.metrics.image import METRICS
+from distsynth.metrics.statistics import bootstrap_interval
+from distsynth.reproduction.comparison import (
+    BASELINE,
+    CNN,
+    CONTROL,
+    GAN,
+    ComparedRow,
+    compare,
+    with_seeds,
+)
+from distsynth.reproduction.comparison_files import (
+    CSV_FIELDS,
+    comparison_csv,
+    comparison_from_json,
+    comparison_json,
+    controls_csv,
+)
+from distsynth.reproduction.comparison_tables import (
+    comparison_html,
+    comparison_latex,
+    comparison_text,
+    format_p,
+    limits_note,
+)
+from distsynth.reproduction.paper_values import WARNING
+
+BUDGET = "12 of 30 epochs, 100 patches a specimen"
+NASTY = "<b>50% & \"a_b\" {c} $d #e ~f ^g \\h 'i' [j] *k|"
+REASON = "no weights of the perceptual loss"
+
+
+def values(psnr: float, ssim: float, **more: float) -> dict[str, float]:
+    return {
+        "psnr_mask": float(psnr),
+        "ssim_mask": ssim,
+        "psnr255_whole": psnr + 46.0,
+        "mse_whole": 10 ** (-psnr / 10),
+        "ssim_global_whole": ssim + 0.1,
+        **more,
+    }
+
+
+def by_specimen(*pairs: tuple[float, float], **more: float) -> dict[str, dict[str, float]]:
+    return {f"s{number}": values(*pair, **more) for number, pair in enumerate(pairs)}
+
+
+CUBIC = ComparedRow(
+    "cubic", BASELINE, None, "no training", results=by_specimen((18, 0.40), (19, 0.42))
+)
+UNET = ComparedRow(
+    "unet-7",
+    GAN,
+    1_829_025,
+    BUDGET,
+    600.4,
+    results=by_specimen((20, 0.50), (22, 0.54), seam_index=1.1),
+)
+ALONE = ComparedRow(
+    "unet-7-alone",
+    CONTROL,
+    1_829_025,
+    BUDGET,
+    400.0,
+    results=by_specimen((20.5, 0.46), (21.0, 0.50), seam_index=1.05),
+)
+PIX2PIX = ComparedRow("pix2pix-11", GAN, 1_829_025, "3 of 30 epochs", reason=REASON)
+FCN = ComparedRow("fcn-1", CNN, 308_545, BUDGET, 90, results=by_specimen((17, 0.3), (17, 0.3)))
+CONTROLS = [
+    ("unet-7", "unet-7-alone", "psnr_mask"),
+    ("unet-7", "unet-7-alone", "seam_index"),
+    ("unet-7", "pix2pix-11", "psnr_mask"),
+    ("unet-7", "cubic", "seam_index"),
+]
+
+
+@pytest.fixture
+def comparison():
+    return compare([CUBIC, UNET, ALONE, PIX2PIX, FCN], CONTROLS)
+
+
+GOLDEN = """\
+Differences to the best row
+Mean over specimens of row minus best row, 95% bootstrap interval below it; p of the paired \
+sign-flip test, and after Holm's correction for the rows of its column.
+The best row was chosen by the same values, so that its lead is overstated and p is too small.
+Best in PSNR, peak range: unet-7.
+Best in SSIM 3D: unet-7.
+With 2 specimens the smallest p of a two-sided sign-flip test is 0.5: nothing can be \
+significant at 5%.
+
+  method  trained                                  PSNR, peak range diff     p   p corrected\
+         SSIM 3D diff     p   p corrected
+  ------  ---------------------------------------  ----------------------  ----  -----------\
+-  -------------------  ----  ------------
+  GAN (Table 3)
+  unet-7  12 of 30 epochs, 100 patches a specimen                   best     -             -\
+                 best     -             -
+  baseline
+  cubic   no training                                              -2.50   0.5           0.5\
+              -0.1100   0.5           0.5
+                                                          -3.00 to -2.00                    \
+   -0.1200 to -0.1000
+
+  PSNR, peak range diff: PSNR, mask (dB, peak = range of the target), minus that of unet-7
+  SSIM 3D diff: SSIM, mask (-1 to 1, windowed 3D), minus that of unet-7
+"""
+
+
+def test_golden_differences():
+    text = comparison_text(compare([CUBIC, UNET]))
+    assert text[text.index("Differences to the best row") :] == GOLDEN
+
+
+def test_text_has_the_papers_columns_the_honest_ones_and_the_warning(comparison):
+    text = comparison_text(comparison)
+    headings = re.findall(r"^(\w[^:.\n]*)$", text, re.MULTILINE)
+    assert headings == [
+        "The paper's metrics",
+        "Tissue, seams and consistency",
+        "Differences to the best row",
+        "Not run",
+        "Controls",
+    ]
+    paper, honest = text.split("Tissue, seams and consistency")
+    assert WARNING in paper
+    assert "as the paper judges whole stitched images" in paper
+    (line,) = re.findall("^  unet-7 .*", paper, re.MULTILINE)
+    # ours and the paper's
+    assert line.split()[-6:] == ["67.00*", "0.008155*", "0.6200*", "67.55", "0.0174", "0.593"]
+    (line,) = re.findall("^  unet-7 .*", honest.split("Differences")[0], re.MULTILINE)
+    assert line.split()[-5:] == ["21.00*", "0.5200*", "1.100", "-", "600"]
+    assert "20.00 to 22.00" in honest
+
+
+def test_the_budget_stands_beside_every_number(comparison):
+    for text in (comparison_text(comparison), comparison_latex(comparison)):
+        for name in ("unet-7", "unet-7-alone", "fcn-1"):
+            lines = re.findall(rf"^ *{name} .*", text, re.MULTILINE)
+            assert len(lines) >= 3
+            assert all(BUDGET in line for line in lines if "pix2pix" not in line)
+    for row in csv.DictReader(io.StringIO(comparison_csv(comparison))):
+        assert bool(row["budget"]) == bool(row["mean"] or row["metric"])
+
+
+def test_rows_stand_by_group_and_keep_their_order(comparison):
+    names = [row.name for row in comparison.rows]
+    assert names == ["fcn-1", "unet-7", "pix2pix-11", "cubic", "unet-7-alone"]
+    other = ComparedRow("x", "my own", None, "", results=CUBIC.results)
+    assert [row.name for row in compare([other, CUBIC]).rows] == ["cubic", "x"]
+
+
+def test_differences_and_controls(comparison):
+    found = comparison.differences["psnr_mask"]
+    assert comparison.references == {"psnr_mask": "unet-7", "ssim_mask": "unet-7"}
+    assert found["cubic"].mean == -2.5
+    assert (found["cubic"].low, found["cubic"].high) == bootstrap_interval([-2, -3])
+    assert found["cubic"].p == 0.5
+    assert found["cubic"].p_corrected == 1
+    first, seam, none = comparison.controls
+    assert first.specimens == {"s0": -0.5, "s1": 1.0}
+    assert seam.mean == pytest.approx(0.05)
+    assert (seam.p, seam.p_corrected) == (0.5, 1.0)
+    assert none.note.startswith("no test")
+    lines = list(csv.DictReader(io.StringIO(controls_csv(comparison))))
+    assert [line["note"] for line in lines] == [
+        "",
+        "",
+        "not run: pix2pix-11",
+        "no test: not a finite number on s0, s1",
+    ]
+    assert float(lines[0]["difference"]) == 0.25
+    assert lines[2]["difference"] == lines[2]["p"] == lines[3]["p"] == ""
+
+
+def test_rows_not_run_have_no_numbers_anywhere(comparison):
+    def digits(text: str) -> str:
+        bare = re.sub(r"<[^>]*>|\\[a-z]+(\[t\])?(\{\d+cm\})?", " ", text)
+        return re.sub(r"\D", "", bare.replace(PIX2PIX.name, "").replace(REASON, ""))
+
+    named = f"{PIX2PIX.name}.*"
+    for text in (comparison_text(comparison), comparison_latex(comparison)):
+        assert REASON in text
+        lines = re.findall(rf"^ *{named}", text, re.MULTILINE)
+        assert len(lines) == 1
+        assert not any(map(digits, lines))
+    html = comparison_html(comparison)
+    (line,) = re.findall(f"<tr><th[^>]*>{named}", html)
+    assert REASON in line
+    assert not digits(line)
+    (line,) = [
+        row
+        for row in csv.DictReader(io.StringIO(comparison_csv(comparison)))
+        if row["method"] == PIX2PIX.name
+    ]
+    assert {key for key, value in line.items() if value} == {"group", "method", "status", "reason"}
+    assert line["status"] == "not run"
+    (row,) = [
+        row
+        for row in json.loads(comparison_json(comparison))["rows"]
+        if row["name"] == PIX2PIX.name
+    ]
+    assert row["results"] is None
+    assert "summary" not in row
+    assert "published" not in row
+
+
+def test_nothing_was_run():
+    comparison = compare([PIX2PIX], [("pix2pix-11", "pix2pix-11", "psnr_mask")])
+    text = comparison_text(comparison)
+    assert text.startswith("Not run")
+    assert REASON in text
+    assert "not run: pix2pix-11" in text
+    assert comparison_from_json(comparison_json(comparison)) == comparison
+    assert len(comparison_csv(comparison).splitlines()) == 2
+
+
+def test_one_row_has_no_differences():
+    text = comparison_text(compare([UNET]))
+    assert "Differences" not in text
+    assert "*" not in text
+
+
+def test_csv_reads_back(comparison):
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
+    assert tuple(rows[0]) == CSV_FIELDS
+    run = [row for row in rows if row["status"] == "run"]
+    assert len(run) == 4 * 6
+    found = {(row["method"], row["metric"]): row for row in run}
+    psnr = found["cubic", "psnr_mask"]
+    assert float(psnr["mean"]) == 18.5
+    assert (float(psnr["low"]), float(psnr["high"])) == bootstrap_interval([18, 19])
+    assert psnr["reference"] == "unet-7"
+    assert [float(psnr[key]) for key in ("difference", "p", "p_corrected")] == [-2.5, 0.5, 1]
+    assert psnr["parameters"] == psnr["seconds"] == psnr["published"] == ""
+    assert found["unet-7", "psnr_mask"]["difference"] == ""
+    assert found["unet-7", "mse_whole"]["published"] == "0.0174"
+    assert found["unet-7", "mse_whole"]["parameters"] == "1829025"
+    assert found["cubic", "seam_index"]["mean"] == ""
+    assert "nan" not in comparison_csv(comparison)
+
+
+def test_json_reads_back(comparison):
+    def refuse(constant: str):
+        raise AssertionError(constant)
+
+    text = comparison_json(comparison)
+    content = json.loads(text, parse_constant=refuse)
+    assert content["metrics"]["psnr_mask"]["title"] == METRICS["psnr_mask"][0]
+    assert content["published_warning"] == WARNING
+    assert content["rows"][1]["published"]["psnr255"] == 67.55
+    again = comparison_from_json(text)
+    assert again.rows == comparison.rows
+    assert again.pairs == comparison.pairs
+    assert comparison_text(again) == comparison_text(comparison)
+    assert comparison_csv(again) == comparison_csv(comparison)
+    assert comparison_json(again) == text
+
+
+def test_json_keeps_infinities_and_nan():
+    odd = ComparedRow("odd", BASELINE, None, "", results=by_specimen((math.inf, math.nan)))
+    again = comparison_from_json(comparison_json(compare([odd])))
+    assert again.rows[0].results is not None
+    assert again.rows[0].results["s0"]["psnr_mask"] == math.inf
+    assert math.isnan(again.rows[0].results["s0"]["ssim_mask"])
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"rows": [{}]}', "{", '{"rows": 3}'])
+def test_json_refuses_what_is_no_comparison(text):
+    with pytest.raises(ValueError, match=r"no comparison|Expecting"):
+        comparison_from_json(text)
+
+
+def test_seeds_are_one_row_with_a_spread():
+    runs = [by_specimen((20, 0.5), (22, 0.5)), by_specimen((21, 0.5), (25, 0.5))]
+    row = with_seeds(ComparedRow("unet-5", GAN, 1, BUDGET, reason="to be filled"), runs)
+    assert row.reason is None
+    assert row.seeds == 2
+    assert row.results is not None
+    assert row.results["s1"]["psnr_mask"] == 23.5
+    assert row.spread["psnr_mask"] == pytest.approx(math.sqrt(2))
+    comparison = compare([row, CUBIC])
+    text = comparison_text(comparison)
+    spread = text[text.index("Spread over seeds") :]
+    (line,) = re.findall("^  unet-5 .*", spread.split("Differences")[0], re.MULTILINE)
+    assert line.split()[-8:] == ["2", "1.41", "0.001840", "0.0000", "1.41", "0.0000", "-", "-"]
+    found = csv.DictReader(io.StringIO(comparison_csv(comparison)))
+    assert {
+        (row["seeds"], row["seed_std"] != "") for row in found if row["metric"] == "psnr_mask"
+    } == {("2", True), ("1", False)}
+    assert comparison_from_json(comparison_json(comparison)).rows == comparison.rows
+
+
+def test_a_row_without_a_metric_has_no_test_and_says_so():
+    odd = ComparedRow("odd", BASELINE, None, "", results=by_specimen((1, math.nan), (2, 0.5)))
+    text = comparison_text(compare([UNET, CUBIC, odd]))
+    assert "odd, SSIM 3D: no test: not a finite number on s0." in text
+    assert "nan" not in text
+
+
+@pytest.mark.parametrize(
+    ("specimens", "tests", "note"),
+    [
+        (4, 1, "0.125: nothing can be significant at 5%."),
+        (4, 15, "0.125, and 1 after Holm's correction for 15 tests: nothing can be"),
+        (8, 15, "0.00781, and 0.117 after Holm's correction for 15 tests: nothing can be"),
+        (12, 15, "0.000488, and 0.00732 after Holm's correction for 15 tests."),
+        (1, 1, "With 1 specimen the smallest p"),
+    ],
+)
+def test_limits_note(specimens, tests, note):
+    assert note in limits_note(specimens, tests)
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(1.0, "1"), (0.125, "0.125"), (3e-5, "<0.0001"), (math.nan, "-")]
+)
+def test_format_p(p, text):
+    assert format_p(p) == text
+
+
+def nasty(budget: str = NASTY) -> str:
+    """A name that no format may take for its own signs."""
+    rows = [
+        ComparedRow(f"[{NASTY}", NASTY, 1, budget, 1, results=UNET.results),
+        ComparedRow(f"*{NASTY}", NASTY, 1, budget, 1, results=CUBIC.results),
+        ComparedRow(f"--{NASTY}", NASTY, 1, budget, reason=NASTY),
+    ]
+    comparison = compare(rows, [(rows[0].name, rows[1].name, "psnr_mask")])
+    return comparison_latex(comparison)
+
+
+def test_latex_escapes():
+    latex = nasty()
+    assert (
+        r"\textless{}b\textgreater{}50\% \& ''a\_b'' \{c\} \$d \#e \textasciitilde{}f "
+        r"\textasciicircum{}g \textbackslash{}h 'i' {[}j] {*}k\textbar{}"
+    ) in latex
+    assert "-{}-" in latex
+    assert re.search(r"^(\[|\*)", latex, re.MULTILINE) is None
+    # Without the escapes and the true minus, no special sign is left in the fields.
+    assert not re.search(r"(?<!\\)[#$~^]", latex.replace("$-$", ""))
+
+
+@pytest.mark.parametrize("text", [nasty(), comparison_latex(compare([CUBIC, UNET, PIX2PIX]))])
+def test_latex_is_balanced_and_rectangular(text):
+    code = re.sub(r"(?<!\\)%.*", "", text)
+    bare = re.sub(r"\\.", "", code)
+    assert bare.count("{") == bare.count("}")
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", code):
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert not stack
+    for shape, body in re.findall(
+        r"\\begin\{tabular\}\{@\{\}([lr]{2,})@\{\}\}(.*?)\\bottomrule", code, re.DOTALL
+    ):
+        rows = [line for line in body.splitlines() if re.search(r"(?<!\\)&", line)]
+        assert rows
+        assert all(len(re.findall(r"(?<!\\)&", row)) == len(shape) - 1 for row in rows)
+
+
+def test_latex_has_a_true_minus_and_leaves_names_alone(comparison):
+    latex = comparison_latex(comparison)
+    assert "$-$2.50" in latex
+    assert "unet-7-alone" in latex
+    assert r"\usepackage" in latex.splitlines()[0]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(tmp_path, comparison):
+    body = comparison_latex(comparison) + nasty()
+    (tmp_path / "page.tex").write_text(
+        "\\documentclass{article}\\usepackage[landscape]{geometry}\\usepackage{booktabs}\n"
+        f"\\begin{{document}}\n{body}\\end{{document}}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+class Checker(HTMLParser):
+    """Collects tags, titles and text; fails unless each tag is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.titles: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        self.tags.add(tag)
+        self.titles += [value or "" for name, value in attrs if name == "title"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def checked(html: str) -> Checker:
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert not checker.open
+    return checker
+
+
+def test_html_is_well_formed_and_defines_its_metrics(comparison):
+    checker = checked(comparison_html(comparison))
+    for metric in ("psnr255_whole", "mse_whole", "psnr_mask", "ssim_mask", "seam_index"):
+        assert any(title.startswith(METRICS[metric][0]) for title in checker.titles)
+    assert any(title.endswith(WARNING) for title in checker.titles)
+    assert WARNING in checker.text
+    assert BUDGET in checker.text
+    html = comparison_html(comparison)
+    assert '<strong>21.00</strong><span class="interval">20.00 to 22.00</span>' in html
+    assert "nan" not in checker.text
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.text(min_size=1, max_size=12).filter(lambda name: name.strip() == name), st.text())
+def test_html_and_csv_keep_any_text(name, reason):
+    rows = [
+        ComparedRow(f"a{name}", name, 1, reason, results=by_specimen((20, 0.5))),
+        ComparedRow(f"b{name}", name, None, name, reason=reason),
+    ]
+    comparison = compare(rows)
+    checker = checked(comparison_html(comparison))
+    assert checker.tags <= {
+        *("h3", "p", "div", "table", "thead", "tbody", "tr", "th", "td", "strong", "span")
+    }
+    buffer = io.StringIO(comparison_csv(comparison), newline="")
+    names = {row["method"] for row in csv.DictReader(buffer)}
+    assert names == {" ".join(row.name.split()) for row in rows}
+    assert comparison_from_json(comparison_json(comparison)).rows == comparison.rows
+
+
+def test_html_escapes():
+    row = ComparedRow(NASTY, NASTY, 1, NASTY, results=UNET.results)
+    html = comparison_html(compare([row, CUBIC]))
+    assert "<b>" not in html
+    assert checked(html).text.count(NASTY) >= 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "controls", "message"),
+    [
+        ([CUBIC, CUBIC], [], "names of their own, got cubic twice"),
+        ([CUBIC], [("cubic", "unet", "psnr_mask")], "between rows, got unet"),
+        ([CUBIC], [("cubic", "cubic", "psrn")], "key of METRICS, got psrn"),
+        (
+            [CUBIC, ComparedRow("x", CNN, 1, "", results=by_specimen((1, 1)))],
+            [],
+            "same specimens",
+        ),
+    ],
+)
+def test_compare_refuses(rows, controls, message):
+    with pytest.raises(ValueError, match=message):
+        compare(rows, controls)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({}, "either results or a reason"),
+        ({"reason": "x", "results": {"s": {}}}, "either results or a reason"),
+        ({"reason": "x", "seconds": 3.0}, "neither seconds nor spread"),
+        ({"results": {"s": {}}, "seeds": 0}, "seeds >= 1, got 0"),
+    ],
+)
+def test_row_refuses(more, message):
+    with pytest.raises(ValueError, match=message):
+        ComparedRow("x", CNN, 1, BUDGET, **more)

@@ -1,0 +1,155 @@
+"""A run whose folder, and whose shards, lie on a storage that is not this machine's disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from s3_server import S3Server, s3_server
+from tiny_runs import tiny_config
+
+from distsynth.config import to_json
+from distsynth.inference.predictor import load_predictor
+from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
+from distsynth.runs.folder import local_file, open_run
+from distsynth.runs.tracking import METRICS_FILE, read_rows
+from distsynth.training.loop import EpochReport, train
+from sharding.io import connection
+from sharding.io.errors import DataError
+from sharding.io.storage import Folder
+from sharding.shards.format import ShardSet
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture
+def remote(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DISTSYNTH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(connection, "PAUSES_SECONDS", (0.01,) * 4)
+    return server.new_folder()
+
+
+@pytest.fixture
+def remote_shards(server: S3Server, remote: str, shard_folder: Path) -> str:  # noqa: ARG001
+    folder = Folder(server.new_folder())
+    for path in sorted(path for path in shard_folder.rglob("*") if path.is_file()):
+        folder.write(path.relative_to(shard_folder).as_posix(), path.read_bytes())
+    return folder.url
+
+
+def weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(local_file(checkpoint)).learners["generator"]["network"]
+
+
+def rows(metrics: Path) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in row.items() if not name.startswith("throughput")}
+        for row in read_rows(metrics)
+    ]
+
+
+def assert_same_run(url: str, local: Path) -> None:
+    """The published run is the local one, to the bit."""
+    found, expected = weights(f"{url}/{LAST}"), weights(local / LAST)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert rows(local_file(f"{url}/{METRICS_FILE}")) == rows(local / METRICS_FILE)
+
+
+def test_a_run_on_a_bucket_is_the_run_on_a_disk(remote, remote_shards, shard_folder, tmp_path):
+    result = train(tiny_config(remote_shards), remote)
+    train(tiny_config(shard_folder), tmp_path / "local")
+    assert (result.best, result.last) == (f"{remote}/{BEST}", f"{remote}/{LAST}")
+    assert_same_run(remote, tmp_path / "local")
+    assert {"config.json", METRICS_FILE, str(BEST), str(LAST)} <= set(Folder(remote).names())
+
+
+def test_a_run_goes_on_from_the_bucket_on_another_machine(remote, shard_folder, tmp_path):
+    """What one machine published before it was lost is all that the other one has."""
+
+    class LostError(Exception):
+        pass
+
+    def lose(_: EpochReport) -> None:
+        raise LostError
+
+    config = tiny_config(shard_folder, {"train.epochs": 3})
+    with pytest.raises(LostError):
+        train(config, remote, on_epoch=lose)
+    train(config, remote, resume=True)
+    train(config, tmp_path / "local")
+    assert_same_run(remote, tmp_path / "local")
+
+
+def test_a_killed_run_goes_on_from_the_bucket(remote, shard_folder, tmp_path):
+    config = tiny_config(shard_folder, {"train.epochs": 40})
+    (tmp_path / "config.json").write_text(to_json(config))
+    command = [sys.executable, "-m", "distsynth", "train", str(tmp_path / "config.json")]
+    process = subprocess.Popen([*command, "-o", remote], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not Folder(remote).exists(str(LAST)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    reached = load_checkpoint(local_file(f"{remote}/{LAST}")).position.epoch
+    assert 0 < reached < 40, "killed in the middle"
+    train(config, remote, resume=True)
+    train(config, tmp_path / "local")
+    assert_same_run(remote, tmp_path / "local")
+
+
+def test_a_run_on_a_bucket_is_replaced_only_if_told_to(remote, shard_folder):
+    config = tiny_config(shard_folder, {"train.epochs": 1})
+    train(config, remote)
+    with pytest.raises(DataError, match="holds a run already") as caught:
+        train(config, remote)
+    assert caught.value.where == remote
+    Folder(remote).write("samples/old.png", b"old")
+    train(config, remote, overwrite=True)
+    assert "samples/old.png" not in Folder(remote).names()
+
+
+def test_offline_tracking_is_published_in_the_end(remote, shard_folder):
+    config = tiny_config(shard_folder, {"train.epochs": 1, "tracking.mode": "offline"})
+    train(config, remote)
+    assert [name for name in Folder(remote).names() if name.endswith(".wandb")]
+
+
+def test_a_model_on_a_bucket_predicts(remote, shard_folder):
+    config = tiny_config(shard_folder, {"train.epochs": 1})
+    train(config, remote)
+    source = np.random.default_rng(0).normal(size=(20, 18, 3)).astype(np.float32)
+    by_folder, by_file = (
+        load_predictor(place, "cpu")(source, quiet=True) for place in (remote, f"{remote}/{BEST}")
+    )
+    np.testing.assert_array_equal(by_folder, by_file)
+
+
+def test_a_missing_checkpoint_is_named(remote):
+    with pytest.raises(DataError, match=r"best\.pt") as caught:
+        load_predictor(f"{remote}/nothing")
+    assert remote in caught.value.where
+
+
+def test_nothing_is_copied_for_a_folder_of_this_machine(tmp_path):
+    with open_run(tmp_path) as run:
+        (run.path / "config.json").write_text("{}")
+        run.publish(wandb=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    with open_run(f"file://{tmp_path}") as run:
+        assert run.path == tmp_path
+
+
+def test_a_remote_set_counts_as_the_same_data(remote_shards, shard_folder):
+    assert ShardSet(remote_shards).manifest.sha256 == ShardSet(shard_folder).manifest.sha256

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import math
+import re
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import launch, losses, run, tiny_config
+from wandb_offline import read_offline_run
+
+from distsynth.config import RunConfig, dotted_fields, with_overrides
+from distsynth.runs.tracking import (
+    METRICS_FILE,
+    LocalTracker,
+    patch_grid,
+    public_config,
+    read_rows,
+    run_id,
+    start_trackers,
+)
+
+REPOSITORY = Path(__file__).parents[2].resolve()
+
+
+def test_rows_are_on_disk_at_once_in_order(tmp_path):
+    tracker = LocalTracker(tmp_path, 0)
+    tracker.log(1, {"train/recon": 0.5})
+    assert read_rows(tmp_path / METRICS_FILE) == [{"step": 1, "train/recon": 0.5}]
+    tracker.log(2, {"train/recon": 0.25, "epoch": 0})
+    assert (tmp_path / METRICS_FILE).read_text().splitlines() == [
+        '{"step": 1, "train/recon": 0.5}',
+        '{"step": 2, "train/recon": 0.25, "epoch": 0}',
+    ]
+    tracker.finish()
+
+
+def test_a_number_that_is_not_finite_is_null_and_comes_back_as_nan(tmp_path):
+    tracker = LocalTracker(tmp_path, 0)
+    tracker.log(1, {"val/seam_index": math.nan, "val/psnr": math.inf})
+    tracker.finish()
+    line = '{"step": 1, "val/seam_index": null, "val/psnr": null}\n'
+    assert (tmp_path / METRICS_FILE).read_text() == line
+    (row,) = read_rows(tmp_path / METRICS_FILE)
+    assert math.isnan(row["val/seam_index"])
+    LocalTracker(tmp_path, 1).finish()
+    assert (tmp_path / METRICS_FILE).read_text() == line
+
+
+def test_resuming_drops_later_rows_and_a_torn_line(tmp_path):
+    rows = [{"step": step, "value": step / 10} for step in (2, 4, 4, 6, 8)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / METRICS_FILE).write_text(text + '{"step": 10, "val')
+    assert read_rows(tmp_path / METRICS_FILE) == rows
+    tracker = LocalTracker(tmp_path, 4)
+    assert read_rows(tmp_path / METRICS_FILE) == rows[:3]
+    tracker.log(6, {"value": 7.0})
+    tracker.finish()
+    assert read_rows(tmp_path / METRICS_FILE) == [*rows[:3], {"step": 6, "value": 7.0}]
+
+
+def test_starting_afresh_drops_all_rows(tmp_path):
+    (tmp_path / METRICS_FILE).write_text('{"step": 1}\n')
+    LocalTracker(tmp_path, 0).finish()
+    assert read_rows(tmp_path / METRICS_FILE) == []
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_numbers_survive_as_they_are(tmp_path):
+    tracker = LocalTracker(tmp_path, 0)
+    tracker.log(1, {"tiny": 1e-300, "third": 1 / 3})
+    tracker.finish()
+    expected = {"step": 1, "tiny": 1e-300, "third": 1 / 3}
+    assert read_rows(tmp_path / METRICS_FILE) == [expected]
+
+
+def test_pictures_are_png_files_named_by_step(tmp_path):
+    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    tracker = LocalTracker(tmp_path, 0)
+    tracker.picture(12, "samples", image)
+    tracker.finish()
+    with Image.open(tmp_path / "samples" / "samples-0000012.png") as found:
+        assert np.array_equal(np.asarray(found), image)
+
+
+def test_public_config_holds_every_field_but_paths():
+    config = with_overrides(
+        RunConfig(), {"data.shards": "/home/me/shards", "loss.vgg_weights": "/home/me/vgg.pt"}
+    )
+    values = public_config(config)
+    assert "/home/me" not in json.dumps(values)
+    found = {f"{section}.{name}" for section, part in values.items() for name in part}
+    everything = {name for name, _ in dotted_fields(config)}
+    assert everything - found == {"data.shards", "loss.vgg_weights"}
+
+
+def test_run_id_is_kept(tmp_path):
+    first = run_id(tmp_path)
+    assert first == run_id(tmp_path)
+    assert first.isalnum()
+    (tmp_path / "other").mkdir()
+    assert run_id(tmp_path / "other") != first
+
+
+def test_disabled_tracking_never_loads_wandb(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = with_overrides(RunConfig(), {"tracking.mode": "disabled"})
+    trackers = start_trackers(tmp_path, config, "sha", 0, resumed=False)
+    trackers.log(1, {"value": 1.0})
+    trackers.finish()
+    assert read_rows(tmp_path / METRICS_FILE) == [{"step": 1, "value": 1.0}]
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6), (2, 5, 8, 6)])
+def test_patch_grid_shows_source_synthetic_target_and_signed_difference(shape):
+    target = np.random.default_rng(0).normal(size=shape)
+    source = np.zeros(shape)
+    synthetic = source.copy()
+    middle = (0, 2) if len(shape) == 4 else (0,)
+    synthetic[middle][3, 2], synthetic[middle][5, 4] = 5, -5
+    picture = patch_grid(source, synthetic, target)
+    assert picture.shape == (2 * 8 * 3, 4 * 6 * 3, 3)
+    assert picture.dtype == np.uint8
+    blue, red = (picture[3 * y + 1, 3 * (18 + x) + 1].tolist() for y, x in ((3, 2), (5, 4)))
+    assert blue[2] > blue[0] + 50
+    assert red[0] > red[2] + 50
+    grey = picture[:, : 3 * 18]
+    assert np.array_equal(grey[..., 0], grey[..., 1])
+    # A patch without contrast must not divide by zero.
+    patch_grid(source, source, source)
+
+
+@pytest.fixture(scope="module")
+def tracked(shard_folder, tmp_path_factory):
+    """A run tracked by W&B offline and then, with one epoch more, resumed."""
+    run_dir = tmp_path_factory.mktemp("tracked") / "first run"
+    options = {
+        "tracking.mode": "offline",
+        "tracking.samples": 2,
+        "tracking.group": "phantoms",
+        "tracking.project": "tests",
+        "loss.vgg_weights": "/nowhere/vgg.pt",
+    }
+    for epochs in (2, 3):
+        config = tiny_config(shard_folder, options, {"train.epochs": epochs})
+        log = run_dir.parent / f"log-{epochs}"
+        assert launch(run, config, run_dir, epochs == 3, log=log) == [0], log
+    return run_dir
+
+
+def offline_runs(run_dir):
+    files = sorted(
+        run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
+    )
+    return [read_offline_run(path) for path in files]
+
+
+def test_wandb_has_the_rows_under_their_steps(tracked):
+    first, second = offline_runs(tracked)
+    # The second is whole by itself: it tells again what the first told.
+    for found, high in ((first, 10), (second, 15)):
+        by_step: dict[int, dict] = {}
+        for row in found.rows:
+            by_step.setdefault(row["_step"], {}).update(row)
+        expected: dict[int, dict] = {}
+        for row in losses(tracked):
+            if row["step"] <= high:
+                expected.setdefault(row["step"], {}).update(row)
+        assert expected
+        assert by_step.keys() == expected.keys()
+        for step, row in expected.items():
+            del row["step"]
+            assert {name: by_step[step][name] for name in row} == row
+
+
+def test_wandb_has_the_images(tracked):
+    folders = sorted(tracked.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_mtime)
+    steps = ([5, 10], [5, 10, 15])
+    for folder, found, told in zip(folders, offline_runs(tracked), steps, strict=True):
+        images = {row["_step"]: row["samples"] for row in found.rows if "samples" in row}
+        assert sorted(images) == told
+        for step, image in images.items():
+            assert image["_type"] == "image-file"
+            local = tracked / "samples" / f"samples-{step:07d}.png"
+            with Image.open(folder / "files" / image["path"]) as one, Image.open(local) as other:
+                assert np.array_equal(np.asarray(one.convert("RGB")), np.asarray(other))
+
+
+def test_wandb_has_the_configuration_and_a_clean_end(tracked):
+    for found, epochs in zip(offline_runs(tracked), (2, 3), strict=True):
+        assert found.config["train"]["epochs"] == epochs
+        assert "shards" not in found.config["data"]
+        assert len(found.config["data_sha256"]) == 64
+        assert (found.name, found.project, found.group) == ("first run", "tests", "phantoms")
+        assert found.exit_code == 0
+
+
+def test_a_resumed_run_keeps_its_wandb_id(tracked):
+    first, second = offline_runs(tracked)
+    assert first.id == second.id == run_id(tracked)
+
+
+def test_wandb_gets_no_path_host_user_or_program(tracked):
+    """Everything that would be uploaded: the records, and what lies under files/."""
+    names = {socket.gethostname(), socket.getfqdn(), getpass.getuser()}
+    places = {
+        str(Path.home()),
+        str(tracked.parent),
+        str(REPOSITORY),
+        "tiny_runs",
+        "pytest",
+        "/tmp/",
+        "/nowhere",
+        sys.executable,
+    }
+    contents = {"records": b"".join(found.content for found in offline_runs(tracked))}
+    for path in tracked.glob("wandb/offline-run-*/files/**/*"):
+        if path.is_file() and path.suffix != ".png":
+            contents[path.name] = path.read_bytes()
+    for name, content in contents.items():
+        for place in places:
+            assert place.encode() not in content, (name, place)
+        for word in names:
+            # Whole words only: W&B's random ids may hold the few letters of "vm" or "root".
+            pattern = rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])"
+            assert not re.search(pattern.encode(), content), (name, word)
+    assert all(found.host == "" for found in offline_runs(tracked))
+    assert b"requirements.txt" not in contents["records"]
+    assert "wandb-metadata.json" not in contents
+
+
+def test_wandb_files_hold_pictures_only_of_ours(tracked):
+    for path in tracked.glob("wandb/offline-run-*/files/media/images/*.png"):
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            assert not image.info

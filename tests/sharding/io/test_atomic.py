@@ -1,0 +1,87 @@
+"""Files and folders appear whole or not at all, and only where they may."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharding.io.atomic import PARTIAL_NAME, atomic_folder, atomic_path, atomic_write, sweep
+from sharding.io.errors import DataError
+
+MARK = "results.json"
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    out = tmp_path / "judged"
+    with pytest.raises(RuntimeError, match="boom"), atomic_folder(out, MARK, False) as folder:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("boom")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_the_old_folder(tmp_path):
+    out = tmp_path / "judged"
+    with atomic_folder(out, MARK, False) as folder:
+        (folder / MARK).write_text("{}")
+        (folder / "old.txt").write_text("old")
+    with pytest.raises(DataError, match="judged: the folder exists already"):
+        atomic_folder(out, MARK, False).__enter__()
+    with pytest.raises(RuntimeError), atomic_folder(out, MARK, True):
+        raise RuntimeError
+    assert (out / "old.txt").read_text() == "old"
+    with atomic_folder(out, MARK, True) as folder:
+        (folder / MARK).write_text("{}")
+    assert [path.name for path in out.iterdir()] == [MARK]
+    assert [path.name for path in tmp_path.iterdir()] == ["judged"]
+
+
+def test_a_foreign_folder_is_never_replaced(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="nothing of ours to overwrite"):
+        atomic_folder(tmp_path / "home", MARK, True).__enter__()
+    assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+# What killed processes leave
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("a.tar", ".tar"), ("a.b.nii.gz", ".nii.gz"), ("x", "")]
+)
+def test_what_is_being_written_is_swept_and_nothing_else(tmp_path, name, suffix):
+    folder = tmp_path / "set"
+    (folder / "deep").mkdir(parents=True)
+    kept = [".hidden", ".partial-abc", "a.partial-x.tar", ".git/config", "plain", ".x.partial-a b"]
+    for other in kept:
+        (folder / "deep" / other).parent.mkdir(exist_ok=True)
+        (folder / "deep" / other).write_text("another's")
+    (folder / ".y.partial-folder").mkdir()
+    atomic_write(folder / name, "whole")
+    with atomic_path(folder / "deep" / name, suffix) as partial:
+        partial.write_text("half")
+        assert PARTIAL_NAME.fullmatch(partial.name)
+        os.link(partial, tmp_path / "left")
+        left = partial
+    # As a killed process leaves it.
+    (tmp_path / "left").rename(left)
+    sweep(folder)
+    assert not left.exists()
+    assert (folder / name).read_text() == (folder / "deep" / name).read_text().replace(
+        "half", "whole"
+    )
+    assert all((folder / "deep" / other).read_text() == "another's" for other in kept)
+    assert (folder / ".y.partial-folder").is_dir()
+
+
+def test_there_may_be_nothing_to_sweep(tmp_path):
+    sweep(tmp_path)
+    sweep(tmp_path / "missing")
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
+def test_no_finished_file_is_taken_for_an_unfinished_one(name):
+    assert not PARTIAL_NAME.fullmatch(name)

@@ -1,0 +1,602 @@
+"""Folders behave alike on disks and on object stores, and when the network does not behave."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from s3_server import BUCKET, S3Server, closed_endpoint, s3_server
+
+from sharding.io import connection, storage
+from sharding.io.cache import Cache
+from sharding.io.errors import DataError
+from sharding.io.storage import Folder, is_remote
+
+CONTENT = os.urandom(100_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture
+def s3(server: S3Server, monkeypatch, tmp_path):
+    """The server, as the environment names it, with waits that are no waits."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DISTSYNTH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(connection, "PAUSES_SECONDS", (0.01,) * 4)
+    server.spoil("cut", times=0)
+    server.requests.clear()
+    return server
+
+
+@pytest.fixture
+def remote(s3: S3Server) -> Folder:
+    return Folder(s3.new_folder())
+
+
+@pytest.fixture(params=["local", "file", "s3", "memory"])
+def folder(request, s3: S3Server, tmp_path) -> Folder:
+    """An empty folder on each kind of storage."""
+    urls = {
+        "local": tmp_path / "data",
+        "file": f"file://{tmp_path}/data/",
+        "s3": s3.new_folder(),
+        "memory": f"memory://{tmp_path.name}",
+    }
+    return Folder(urls[request.param])
+
+
+@pytest.fixture(params=["local", "s3"])
+def url(request, s3: S3Server, tmp_path) -> str:
+    """Where both this process and others can write."""
+    return str(tmp_path / "data") if request.param == "local" else s3.new_folder()
+
+
+def _python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """Another process; `arguments` are its sys.argv[1:]."""
+    command = [sys.executable, "-c", code, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+@contextlib.contextmanager
+def _silent_server():
+    """The endpoint of a server that accepts connections and then says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    return out
+
+
+@contextlib.contextmanager
+def _killed_after_first_line(process: subprocess.Popen[str]):
+    """Enter when it has written a line; kill it at the end."""
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        yield
+        process.send_signal(signal.SIGKILL)
+
+
+# Names and content
+
+
+def test_round_trip(folder):
+    assert folder.names() == []
+    assert not folder.exists("a/b.bin")
+    assert folder.size("a/b.bin") is None
+    folder.write("a/b.bin", CONTENT)
+    folder.write("a/c.txt", "grüße")
+    folder.write("empty", b"")
+    with folder.writer("z.npy") as partial:
+        assert partial.suffix == ".npy"
+        partial.write_bytes(b"zzz")
+    assert folder.names() == ["a/b.bin", "a/c.txt", "empty", "z.npy"]
+    assert folder.names("a") == ["a/b.bin", "a/c.txt"]
+    assert folder.names("nothing") == []
+    assert folder.exists("a/b.bin")
+    assert not folder.exists("a")
+    assert folder.size("a/b.bin") == len(CONTENT)
+    assert folder.read("a/b.bin") == CONTENT
+    assert folder.read("a/c.txt").decode() == "grüße"
+    assert folder.read("empty") == b""
+    assert folder.read_range("a/b.bin", 10, 20) == CONTENT[10:30]
+    assert folder.read_range("a/b.bin", 10, 0) == b""
+    assert folder.fetch("a/b.bin", SHA256, len(CONTENT)).read_bytes() == CONTENT
+    assert folder.fetch("empty", None, None).read_bytes() == b""
+    folder.write("z.npy", b"another")
+    assert folder.read("z.npy") == b"another"
+    assert folder.size("z.npy") == 7
+    folder.remove("z.npy")
+    folder.remove("z.npy")
+    assert folder.names() == ["a/b.bin", "a/c.txt", "empty"]
+
+
+def test_what_others_write_is_seen_at_once(folder):
+    other = Folder(folder.url)
+    assert folder.names() == []
+    other.write("new", b"1")
+    assert folder.names() == ["new"]
+    other.write("new", b"22")
+    assert folder.size("new") == 2
+    assert folder.read("new") == b"22"
+    other.remove("new")
+    assert folder.names() == []
+
+
+def test_what_is_no_file_of_ours_is_not_listed(folder):
+    folder.write("a/.b.bin.x1y2", b"half of a write")
+    folder.write(".lock", b"")
+    folder.write("a/b.bin", b"1")
+    if folder.url.startswith("s3"):
+        # As the console makes them for a folder.
+        folder._connection.ask(folder.url, lambda system, path: system.pipe_file(f"{path}/a/", b""))
+    assert folder.names() == folder.names("a") == ["a/b.bin"]
+
+
+def test_relative_paths(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for url in (".", "below", "../beside"):
+        folder = Folder(url)
+        folder.write("a.txt", b"1")
+        assert "a.txt" in folder.names()
+        assert folder.read("a.txt") == b"1"
+    assert Folder(tmp_path).names() == ["beside/a.txt", "here/a.txt", "here/below/a.txt"]
+
+
+def test_full_names(tmp_path):
+    assert Folder(tmp_path) / "a/b" == f"{tmp_path}/a/b"
+    assert Folder("s3://scans/run/").join("a/b") == "s3://scans/run/a/b"
+    assert Folder("s3://scans/run/").url == "s3://scans/run"
+    assert Folder("s3://scans/run").local is None
+    assert Folder(f"file://{tmp_path}").local == tmp_path
+    assert Folder("/").local == Path("/")
+    assert not is_remote(tmp_path)
+    assert not is_remote("file:///data")
+    assert is_remote("s3://scans")
+    assert is_remote("memory://")
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../up", "a/../../up", "/etc/passwd", "a//b", "a/", "./a", "a\\b", "\0"]
+)
+@pytest.mark.parametrize("url", ["data", "s3://scans/data"])
+def test_names_that_lead_elsewhere_are_refused(name, url, refused):
+    folder = Folder(url)
+    uses = [
+        folder.read,
+        folder.size,
+        folder.remove,
+        lambda name: folder.write(name, b""),
+        lambda name: folder.writer(name).__enter__(),
+        lambda name: folder.fetch(name, None, None),
+        lambda name: folder.read_range(name, 0, 1),
+        folder.names if name else folder.read,
+    ]
+    for use in uses:
+        with refused(folder.url, "not the name of a file inside the folder", "relative names"):
+            use(name)
+
+
+def test_a_digest_that_leads_elsewhere_is_refused(remote, refused):
+    remote.write("a", b"1")
+    with refused(remote / "a", "not a sha256", "Shard the cohort again"):
+        remote.fetch("a", "../" + "0" * 61, 1)
+
+
+def test_urls_that_cannot_be_used_are_refused(refused):
+    with refused("s3:/scans/run", "reads like a URL", "s3://bucket/folder"):
+        Folder(Path("s3://scans/run"))
+    with refused("s3://", "names no bucket", "s3://bucket/folder"):
+        Folder("s3://")
+    with refused("sftp://...@host/data", "no password", "environment"):
+        Folder("sftp://me:secret@host/data")
+    with pytest.raises(DataError) as caught:
+        Folder("sftp://me:secret@host/data")
+    assert "secret" not in str(caught.value)
+    with refused("mars://x", "no storage is known as mars://", "a folder"):
+        Folder("mars://x").names()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
+def test_a_missing_package_is_named(refused):
+    with refused("gs://scans/a", "a package that is not installed", r"distsynth\[gs\]"):
+        Folder("gs://scans").read("a")
+
+
+# Whole or not at all
+
+
+def test_a_failing_block_leaves_nothing(folder):
+    folder.write("a", b"old")
+    with pytest.raises(RuntimeError, match="boom"), folder.writer("a") as partial:
+        partial.write_bytes(b"half")
+        raise RuntimeError("boom")
+    assert not partial.exists()
+    assert folder.names() == ["a"]
+    assert folder.read("a") == b"old"
+    if folder.local:
+        assert [path.name for path in folder.local.iterdir()] == ["a"]
+
+
+def test_an_error_of_the_block_is_its_own(folder, tmp_path):
+    with pytest.raises(FileNotFoundError), folder.writer("a"):
+        (tmp_path / "missing").read_bytes()
+
+
+def test_a_killed_writer_leaves_no_file(url):
+    code = """
+import sys
+from sharding.io.storage import Folder
+with Folder(sys.argv[1]).writer("a.bin") as partial:
+    partial.write_bytes(b"half")
+    print("half", flush=True)
+    sys.stdin.read()
+"""
+    with _killed_after_first_line(_python(code, url)):
+        assert Folder(url).names() == []
+    assert Folder(url).names() == []
+    assert not Folder(url).exists("a.bin")
+
+
+def test_a_full_disk_is_named(tmp_path, refused):
+    full = tmp_path / "data"
+    with (
+        refused(full, "no space left", "Free some"),
+        Folder(full).writer("a"),
+        Path("/dev/full").open("wb", buffering=0) as file,
+    ):
+        file.write(b"1")
+    assert list(full.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_is_named(tmp_path, refused):
+    (tmp_path / "file").write_text("in the way")
+    with refused(tmp_path / "file/a", "cannot be read or written", "permissions"):
+        Folder(tmp_path / "file").write("a", b"1")
+    with refused(tmp_path / "file/a", "cannot be read or written", "permissions"):
+        Folder(tmp_path / "file").read("a")
+
+
+# When the network does not behave
+
+
+@pytest.mark.parametrize("fault", ["cut", "busy"])
+def test_an_interrupted_transfer_is_tried_again(fault, s3, remote, monkeypatch):
+    monkeypatch.setattr(storage, "PIECE_BYTES", 40_000)
+    remote.write("a", CONTENT)
+    s3.spoil(fault, times=3)
+    assert remote.fetch("a", SHA256, len(CONTENT)).read_bytes() == CONTENT
+    s3.spoil(fault, times=2)
+    assert remote.read("a") == CONTENT
+    s3.spoil(fault, times=2)
+    assert remote.read_range("a", 5, 50) == CONTENT[5:55]
+
+
+@pytest.mark.parametrize("fault", ["cut", "busy"])
+def test_a_transfer_that_never_succeeds_is_one_clear_error(fault, s3, remote, refused):
+    remote.write("a", CONTENT)
+    s3.spoil(fault, times=1000)
+    s3.requests.clear()
+    with refused(remote / "a", "the storage did not do as asked", "Check the name, the network"):
+        remote.fetch("a", SHA256, len(CONTENT))
+    assert len([path for method, path in s3.requests if method == "GET"]) == 5
+    with refused(remote / "a", "the storage did not do as asked", "Check the name, the network"):
+        remote.read("a")
+    assert not [path for path in remote.cache.folder.iterdir() if path.stat().st_size]
+
+
+def test_what_is_forbidden_is_asked_once(s3, remote, refused):
+    remote.write("a", CONTENT)
+    s3.spoil("forbid", times=1000)
+    s3.requests.clear()
+    with refused(remote / "a", "access is refused", "Set AWS_ACCESS_KEY_ID"):
+        remote.read_range("a", 0, 10)
+    assert len(s3.requests) == 1
+
+
+def test_patience_ends(s3, remote, refused, monkeypatch):
+    monkeypatch.setattr(connection, "PATIENCE_SECONDS", -1.0)
+    remote.write("a", CONTENT)
+    s3.spoil("busy", times=1)
+    with refused(remote / "a", "ServiceUnavailable", "Check the name, the network"):
+        remote.read_range("a", 0, 10)
+
+
+def test_a_file_that_ends_too_early_is_named(folder, refused):
+    folder.write("a", b"123")
+    with refused(folder / "a", "asked for 5 bytes from 2 on, got 1", "Check the"):
+        folder.read_range("a", 2, 5)
+    with refused(folder / "a", "must have 4 bytes, found 3", "Copy it again"):
+        folder.fetch("a", None, 4)
+
+
+def test_a_changed_object_is_refused(s3, remote, refused):
+    remote.write("a", CONTENT[::-1])
+    s3.requests.clear()
+    with refused(remote / "a", "sha256 must be .* found .* twice", "shard the cohort again"):
+        remote.fetch("a", SHA256, len(CONTENT))
+    assert [method for method, _ in s3.requests] == ["HEAD", "GET", "GET"]
+    remote.write("a", CONTENT[1:])
+    with refused(remote / "a", "must have 100000 bytes, found 99999", "shard the cohort again"):
+        remote.fetch("a", SHA256, len(CONTENT))
+
+
+def test_damage_on_the_way_is_repaired(s3, remote):
+    remote.write("a", CONTENT)
+    s3.spoil("flip", times=1)
+    assert remote.fetch("a", SHA256, len(CONTENT)).read_bytes() == CONTENT
+
+
+def test_missing_files(folder, refused):
+    folder.write("b", b"1")
+    for use in (folder.read, lambda name: folder.fetch(name, SHA256, None)):
+        with refused(folder / "a", "no such file", "copy the file again"):
+            use("a")
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_missing_bucket_is_named(refused):
+    lost = Folder("s3://no-such-bucket/run")
+    uses = [
+        lost.names,
+        lambda: lost.exists("a"),
+        lambda: lost.read("a"),
+        lambda: lost.write("a", ""),
+    ]
+    for use in uses:
+        with refused(lost.url, "the bucket does not exist", "Check its name"):
+            use()
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_web_server_is_no_empty_folder(refused, monkeypatch, tmp_path):
+    pages = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), pages) as web:
+        threading.Thread(target=web.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{web.server_address[1]}")
+        with refused("s3://scans/run", "the bucket does not exist", "AWS_ENDPOINT_URL"):
+            Folder("s3://scans/run").names()
+        web.shutdown()
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_server_that_is_not_there_is_named(refused, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", closed_endpoint())
+    lost = Folder(f"s3://{BUCKET}/run")
+    started = time.monotonic()
+    for use in (lost.names, lambda: lost.fetch("a", SHA256, 3), lambda: lost.write("a", "")):
+        with refused(lost.url, "Could not connect to the endpoint", "AWS_ENDPOINT_URL"):
+            use()
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_silent_server_is_given_up(refused, monkeypatch):
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.05)
+    with _silent_server() as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with refused(f"s3://{BUCKET}/run/a", "timeout", "AWS_ENDPOINT_URL"):
+            Folder(f"s3://{BUCKET}/run").read("a")
+
+
+@pytest.mark.usefixtures("s3")
+def test_missing_credentials_are_named(refused, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with refused(f"s3://{BUCKET}/run/a", "no credentials", "Set AWS_ACCESS_KEY_ID"):
+        Folder(f"s3://{BUCKET}/run").read("a")
+
+
+def test_an_endpoint_in_the_configuration_of_fsspec_is_taken(s3, monkeypatch):
+    code = """
+import sys
+from sharding.io.storage import Folder
+print(Folder(sys.argv[1]).read("a").decode())
+"""
+    url = s3.new_folder()
+    Folder(url).write("a", "found")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", s3.endpoint)
+    assert _finish(_python(code, url)) == "found\n"
+
+
+# The cache
+
+
+def test_a_hit_asks_nothing_of_the_server(s3, remote):
+    remote.write("a", CONTENT)
+    first = remote.fetch("a", SHA256, len(CONTENT))
+    assert first.name == SHA256
+    s3.requests.clear()
+    assert Folder(remote.url).fetch("a", SHA256, len(CONTENT)) == first
+    assert Folder(s3.new_folder()).fetch("the same elsewhere", SHA256, None) == first
+    assert s3.requests == []
+
+
+def test_without_a_checksum_a_changed_object_is_fetched_anew(s3, remote):
+    remote.write("a", b"one")
+    assert remote.fetch("a", None, None).read_bytes() == b"one"
+    s3.requests.clear()
+    assert remote.fetch("a", None, 3).read_bytes() == b"one"
+    assert [method for method, _ in s3.requests] == ["HEAD"]
+    remote.write("a", b"two")
+    assert remote.fetch("a", None, None).read_bytes() == b"two"
+
+
+def test_a_damaged_entry_is_discarded(remote):
+    remote.write("a", CONTENT)
+    path = remote.fetch("a", SHA256, len(CONTENT))
+    path.write_bytes(CONTENT[:10])
+    assert remote.fetch("a", SHA256, len(CONTENT)).read_bytes() == CONTENT
+
+
+def test_the_cache_keeps_its_bound_and_what_was_just_used(s3, tmp_path):
+    cache = Cache(tmp_path / "small", gigabytes=35_000 / 1e9)
+    folder = Folder(s3.new_folder(), cache)
+    contents = [bytes([index]) * 10_000 for index in range(6)]
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    for index, content in enumerate(contents):
+        folder.write(str(index), content)
+
+    def fetch(index: int) -> None:
+        path = folder.fetch(str(index), digests[index], 10_000)
+        assert path.read_bytes() == contents[index]
+
+    def kept() -> set[int]:
+        assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 35_000
+        return {index for index, digest in enumerate(digests) if (cache.folder / digest).exists()}
+
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "diary.txt").write_text("not of the cache")
+    for index in (0, 1, 2):
+        fetch(index)
+    assert kept() == {0, 1, 2}
+    fetch(0)
+    fetch(3)
+    assert kept() == {0, 2, 3}
+    for index in (4, 5, 4, 1, 5):
+        fetch(index)
+        assert index in kept()
+    assert kept() == {1, 4, 5}
+    assert (tmp_path / "small" / "diary.txt").exists()
+
+
+def test_downloads_of_dead_processes_are_cleared_away(s3, tmp_path):
+    cache = Cache(tmp_path / "cache")
+    cache.folder.mkdir()
+    old, young = (cache.folder / f".{SHA256}.{age}" for age in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    folder = Folder(s3.new_folder(), cache)
+    folder.write("a", b"1")
+    folder.fetch("a", None, None)
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_a_file_larger_than_the_cache_is_refused(s3, tmp_path, refused):
+    folder = Folder(s3.new_folder(), Cache(tmp_path / "tiny", gigabytes=1e-6))
+    folder.write("a", CONTENT)
+    with refused(folder / "a", "more than the whole cache of 1e-06 GB", "more gigabytes"):
+        folder.fetch("a", SHA256, len(CONTENT))
+    with pytest.raises(ValueError, match="gigabytes must be > 0"):
+        Cache(tmp_path, gigabytes=0)
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("DISTSYNTH_CACHE", str(tmp_path / "mine"))
+    assert Folder("s3://scans").cache.folder == tmp_path / "mine"
+    monkeypatch.delenv("DISTSYNTH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Cache().folder == tmp_path / "distsynth" / "shards"
+
+
+def test_a_cache_that_cannot_be_is_named(remote, tmp_path, refused):
+    (tmp_path / "file").write_text("in the way")
+    folder = Folder(remote.url, Cache(tmp_path / "file" / "cache"))
+    folder.write("a", CONTENT)
+    with refused(tmp_path / "file", "cannot be read or written", "Check the path"):
+        folder.fetch("a", SHA256, len(CONTENT))
+
+
+# Many processes
+
+FETCH = """
+import pickle, sys
+folder, sha256 = pickle.loads(bytes.fromhex(sys.argv[1])), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+print(len(folder.fetch("a", sha256, None).read_bytes()))
+"""
+
+
+def test_two_processes_that_fetch_the_same_download_it_once(s3, remote):
+    remote.write("a", CONTENT)
+    s3.requests.clear()
+    processes = [_python(FETCH, pickle.dumps(remote).hex(), SHA256) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.communicate("go\n", timeout=60)[0] == f"{len(CONTENT)}\n"
+    assert [method for method, _ in s3.requests].count("GET") == 1
+    assert [path.name for path in remote.cache.folder.iterdir()] == [SHA256]
+
+
+def test_pickling(folder):
+    folder.write("a", b"1")
+    copy = pickle.loads(pickle.dumps(folder))
+    assert copy.url == folder.url
+    assert copy.cache == folder.cache
+    assert copy.read("a") == b"1"
+
+
+def test_a_fork_opens_connections_of_its_own(remote):
+    code = """
+import os, sys, warnings
+from sharding.io.storage import Folder
+folder = Folder(sys.argv[1])
+folder.write("a", "1")
+warnings.simplefilter("ignore")  # newer Pythons warn that forking with threads may hang
+child = os.fork()
+if child == 0:
+    folder.write("b", folder.read("a"))
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(folder.names())
+"""
+    assert _finish(_python(code, remote.url)) == "['a', 'b']\n"
+
+
+def test_the_lock_excludes_others_until_their_process_dies(tmp_path, refused):
+    code = """
+import sys, time
+from sharding.io.storage import Folder
+with Folder(sys.argv[1]).lock():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    folder = Folder(tmp_path / "run")
+    with (
+        _killed_after_first_line(_python(code, folder.url)),
+        refused(folder.url, "another run is writing here", "Wait for it or give another folder"),
+        folder.lock(),
+    ):
+        pass
+    with folder.lock(), refused(folder.url, "another run", "Wait"), Folder(folder.url).lock():
+        pass
+    with folder.lock():
+        folder.write("a", b"1")
+    assert folder.names() == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.lock", "run"]
+
+
+def test_object_stores_know_no_lock(remote):
+    with remote.lock(), Folder(remote.url).lock():
+        remote.write("a", b"1")
+    assert remote.names() == ["a"]

@@ -1,0 +1,107 @@
+"""N4 takes away a smooth field and nothing else, and says what it took."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sharding.registration.bias_correction import CorrectConfig, correct_bias
+from sharding.simulation.phantom import phantom_volume
+from sharding.volumes.cohort import read_cohort
+from sharding.volumes.volume import read_volume
+
+QUICK = CorrectConfig(shrink=2, spline_mm=10, iterations=(50, 50, 50))
+
+
+def linear_field(shape, slopes):
+    axes = np.ogrid[tuple(slice(-1, 1, complex(0, size)) for size in shape)]
+    return (1 + sum(slope * axis for slope, axis in zip(slopes, axes, strict=True))).astype("f4")
+
+
+def spread(ratio, mask):
+    """Standard deviation of the logarithm: how far two fields are from proportional."""
+    return float(np.log(ratio[mask]).std())
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return phantom_volume((64, 60, 48), seed=1)
+
+
+def test_a_known_field_is_removed(phantom):
+    true = linear_field(phantom.shape, (0.2, -0.15, 0.1))
+    mask = phantom.data > 200
+    _, own = correct_bias(phantom, QUICK)
+    _, found = correct_bias(phantom.with_data(phantom.data * true), QUICK)
+    before = spread(true, mask)
+    assert before > 0.05
+    # The phantom's own slow changes of tissue count as its field, with the bias or without.
+    assert spread(found / own / true, mask) < 0.25 * before
+
+
+def test_the_volume_is_divided_by_the_field_that_is_returned(phantom):
+    corrected, field = correct_bias(phantom, QUICK)
+    np.testing.assert_allclose(corrected.data * field, phantom.data, rtol=1e-5, atol=1e-3)
+    assert corrected.affine is phantom.affine
+    assert field.dtype == corrected.data.dtype == np.float32
+
+
+def test_the_mean_intensity_of_the_mask_stays(phantom):
+    mask = phantom.data > 300
+    _, field = correct_bias(phantom, QUICK, mask)
+    assert field[mask].mean() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_mask_decides_where_the_field_is_fitted(phantom):
+    half = np.zeros(phantom.shape, bool)
+    half[:32] = phantom.data[:32] > 200
+    bright = phantom.data.copy()
+    bright[40:] *= 5
+    _, plain = correct_bias(phantom, QUICK, half)
+    _, field = correct_bias(phantom.with_data(bright), QUICK, half)
+    np.testing.assert_allclose(field[:28], plain[:28], rtol=0.02)
+
+
+def test_the_same_volume_gives_the_same_bits(phantom):
+    one, two = (correct_bias(phantom, QUICK)[1] for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_negative_and_thin_input_is_no_trouble(phantom):
+    noisy = phantom.with_data(phantom.data - 20)
+    assert np.isfinite(correct_bias(noisy, QUICK)[0].data).all()
+    thin = np.zeros(phantom.shape, bool)
+    thin[31, 31, 20:25] = True
+    assert np.isfinite(correct_bias(phantom, QUICK, thin)[1]).all()
+
+
+def test_an_empty_mask_is_refused(phantom):
+    with pytest.raises(ValueError, match="mask of the bias correction must not be empty"):
+        correct_bias(phantom, QUICK, np.zeros(phantom.shape, bool))
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"shrink": 0}, "shrink must be >= 1"),
+        ({"spline_mm": 0.0}, "spline_mm must be > 0"),
+        ({"iterations": ()}, "iterations must be >= 1"),
+        ({"iterations": (5, 0)}, "iterations must be >= 1"),
+        ({"convergence": 0.0}, "convergence must be > 0"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(change, rule):
+    with pytest.raises(ValueError, match=rule):
+        CorrectConfig(**change)
+
+
+def test_a_field_on_a_real_volume_is_removed(real_t1w):
+    """Beside the field that the scanner left, which N4 removes too."""
+    specimen = next(row for row in read_cohort(real_t1w) if row.name == "sub-03")
+    volume = read_volume(specimen.target)
+    true = linear_field(volume.shape, (0.2, -0.2, 0.2))
+    mask = volume.data > 0.15 * volume.data.max()
+    config = CorrectConfig(shrink=6)
+    _, own = correct_bias(volume, config)
+    _, found = correct_bias(volume.with_data(volume.data * true), config)
+    assert spread(found / own / true, mask) < 0.25 * spread(true, mask)

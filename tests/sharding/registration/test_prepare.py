@@ -1,0 +1,721 @@
+"""Preparing a cohort: aligned, recorded, resumable; bad specimens stand apart, nothing leaks."""
+
+from __future__ import annotations
+
+import errno
+import getpass
+import gzip
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cheap_preparation import CHEAP, SUPPORT
+from filelock import FileLock
+from nibabel.affines import apply_affine
+from scipy.spatial.transform import Rotation
+
+from sharding.registration import specimen as specimen_module
+from sharding.registration.prepare import STEPS, PrepareConfig, carry_back, prepare_cohort
+from sharding.registration.specimen import jacobian_range
+from sharding.registration.step_cache import read_record
+from sharding.simulation.phantom import write_phantom_cohort
+from sharding.simulation.simulate import SimulationConfig
+from sharding.volumes.cohort import Specimen, read_cohort, write_cohort
+from sharding.volumes.intensities import PreprocessConfig, prepare_pair
+from sharding.volumes.resample import resample
+from sharding.volumes.transform import Transform
+from sharding.volumes.volume import Volume, read_volume, write_volume
+
+PLAIN = replace(CHEAP, steps=("scale", "resample"))
+SHAPE = (40, 36, 32)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """A folder with three phantoms whose sources are moved and shaded. Do not write into it."""
+    folder = tmp_path_factory.mktemp("raw")
+    moved = SimulationConfig(rotation_degrees=4, shift_mm=0.4, bias=0.2, noise=0.01, seed=5)
+    write_phantom_cohort(folder, 3, SHAPE, seed=5, simulation=moved)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(raw, tmp_path_factory):
+    """Two of the phantoms prepared by all steps: (folder, preparation). Do not write into it."""
+    out = tmp_path_factory.mktemp("prepared") / "out"
+    return out, prepare_cohort(read_cohort(raw)[:2], out, CHEAP, workers=1)
+
+
+@pytest.fixture
+def copy(raw, tmp_path):
+    """A copy of the phantoms that may be spoilt."""
+    return Path(shutil.copytree(raw, tmp_path / "raw"))
+
+
+@pytest.fixture
+def one(copy):
+    return read_cohort(copy)[0]
+
+
+def prepared(specimens, out, config=PLAIN, **options):
+    return prepare_cohort(specimens, out, config, **{"workers": 1, **options})
+
+
+def contents(folder):
+    """Path -> bytes of every file but locks."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def inodes(out):
+    """Specimen/step -> inode of its record: another one means that the step was done again."""
+    return {
+        path.parent.relative_to(out).as_posix(): path.stat().st_ino
+        for path in out.rglob("step.json")
+    }
+
+
+def redone(before, after):
+    return {name for name in after if after[name] != before.get(name)}
+
+
+# What comes out
+
+
+def test_every_pair_lies_on_the_targets_grid_in_the_common_scale(raw, whole):
+    out, preparation = whole
+    assert preparation.failures == {}
+    cohort = read_cohort(out)
+    assert [specimen.name for specimen in cohort] == ["phantom-00", "phantom-01"]
+    for specimen, given in zip(cohort, read_cohort(raw), strict=False):
+        original = read_volume(given.target)
+        mask = read_volume(specimen.mask, constant=True).data
+        assert set(np.unique(mask)) == {0, 1}
+        for path in (specimen.source, specimen.target):
+            volume = read_volume(path)
+            assert volume.shape == original.shape
+            np.testing.assert_allclose(volume.affine, original.affine, atol=1e-6)
+            assert (volume.data.min(), volume.data.max()) == (0, 1000)
+        pair = prepare_pair(specimen, PreprocessConfig())
+        np.testing.assert_array_equal(pair.mask, mask > 0)
+
+
+def test_registration_aligns_what_the_headers_do_not(whole):
+    for row in whole[1].rows:
+        assert row.after.mutual_information > 1.2 * row.before.mutual_information
+        assert row.after.overlap > row.before.overlap
+        assert 0.2 < row.jacobian_min <= row.jacobian_max < 3
+        assert row.coverage > 0.9
+        assert 0.1 < row.foreground < 0.6
+        assert 0 < row.noise_source < 0.1
+
+
+def test_each_step_records_what_it_did(raw, whole):
+    out, _ = whole
+    folder = out / "phantom-00"
+    keys = {}
+    for count, name in enumerate(STEPS, start=1):
+        record = read_record(folder / name)
+        assert record is not None
+        assert record.order == STEPS[:count]
+        assert record.tools
+        assert all(record.tools.values())
+        assert set(record.files) == {path.name for path in (folder / name).iterdir()} - {
+            "step.json"
+        }
+        keys[name] = record.key
+    records = {name: read_record(folder / name) for name in STEPS}
+    assert set(records["correct"].inputs) == {"source", "target"}
+    assert records["scale"].inputs == {"correct": keys["correct"]}
+    assert records["affine"].inputs == {"scale": keys["scale"]}
+    assert records["deform"].inputs == {"scale": keys["scale"], "affine": keys["affine"]}
+    assert records["resample"].inputs["deform"] == keys["deform"]
+    assert records["scale"].parameters["clip_percentiles"] == [0.1, 99.9]
+    low, high = (records["scale"].measured["target"][name] for name in ("low", "high"))
+    corrected = read_volume(folder / "correct" / "target.nii.gz").data
+    assert (low, high) == pytest.approx(tuple(np.percentile(corrected, (0.1, 99.9))))
+    given = read_volume(read_cohort(raw)[0].source)
+    assert records["resample"].measured["source_grid"]["shape"] == list(given.shape)
+
+
+def test_the_cohorts_files_tell_the_same(whole):
+    out, preparation = whole
+    told = json.loads((out / "quality.json").read_text())
+    assert [row["name"] for row in told["specimens"]] == [row.name for row in preparation.rows]
+    first = preparation.rows[0]
+    assert told["specimens"][0]["after"]["overlap"] == first.after.overlap
+    assert told["specimens"][0]["steps"].keys() == set(STEPS)
+    assert told["config"]["steps"] == list(STEPS)
+    assert told["versions"]["SimpleITK"]
+    assert (told["flags"], told["failures"]) == (preparation.flags, {})
+    page = (out / "quality.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert (out / "phantom-01" / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_splits_are_handed_on(one, tmp_path):
+    result = prepared([replace(one, split="val")], tmp_path / "out")
+    assert result.specimens[0].split == "val"
+    assert read_cohort(tmp_path / "out")[0].split == "val"
+
+
+def test_nothing_of_the_headers_text_or_this_machine_is_written(copy, tmp_path):
+    secret = b"SECRET"
+    for path in copy.glob("*.nii.gz"):
+        image = nib.load(path)
+        for name in ("descrip", "aux_file", "db_name", "intent_name"):
+            image.header[name] = secret
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", secret))
+        nib.save(image, path)
+    bad = copy / "phantom-01_target.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:-200])
+    assert secret in gzip.decompress((copy / "phantom-00_target.nii.gz").read_bytes())
+    out = tmp_path / "out"
+    result = prepared(read_cohort(copy)[:2], out, CHEAP)
+    assert list(result.failures) == ["phantom-01"]
+    machine = [platform.node().encode(), str(tmp_path).encode(), getpass.getuser().encode() + b"/"]
+    for name, content in contents(out).items():
+        plain = gzip.decompress(content) if name.endswith(".gz") else content
+        assert secret not in plain, name
+        assert not any(word in plain for word in machine if len(word) > 3), name
+
+
+# Doing only what is not done
+
+
+def test_a_second_run_does_nothing_and_writes_the_same(copy, tmp_path):
+    out = tmp_path / "out"
+    first = prepared(read_cohort(copy), out)
+    before, files = inodes(out), contents(out)
+    assert len(before) == 6
+    second = prepared(read_cohort(copy), out)
+    assert inodes(out) == before
+    assert contents(out) == files
+    assert second == first
+
+
+@pytest.mark.parametrize(
+    ("change", "steps"),
+    [
+        ({"min_overlap": 0.3}, {"resample"}),
+        ({"foreground_threshold": 0.06}, {"resample"}),
+        ({"clip_percentiles": (0.5, 99.5)}, {"scale", "resample"}),
+        ({"allow_finer_source": True}, set()),
+    ],
+)
+def test_a_change_redoes_only_what_follows_from_it(one, tmp_path, change, steps):
+    out = tmp_path / "out"
+    prepared([one], out)
+    before = inodes(out)
+    changed = replace(PLAIN, preprocess=replace(PLAIN.preprocess, **change))
+    prepared([one], out, changed)
+    assert redone(before, inodes(out)) == {f"{one.name}/{step}" for step in steps}
+
+
+@pytest.mark.parametrize(
+    ("change", "steps"),
+    [
+        ({"affine_iterations": 20}, {"affine", "deform", "resample"}),
+        ({"seed": 1}, {"affine", "deform", "resample"}),
+        ({"deform_iterations": (6,)}, {"deform", "resample"}),
+        ({"field_smoothing": 0.6}, {"deform", "resample"}),
+    ],
+)
+def test_each_registration_has_its_own_parameters(raw, whole, tmp_path, change, steps):
+    out = Path(shutil.copytree(whole[0], tmp_path / "out"))
+    before = inodes(out)
+    changed = replace(CHEAP, register=replace(CHEAP.register, **change))
+    prepared(read_cohort(raw)[:1], out, changed)
+    assert redone(before, inodes(out)) == {f"phantom-00/{step}" for step in steps}
+
+
+def test_a_new_raw_file_redoes_its_specimen_only(copy, tmp_path):
+    out = tmp_path / "out"
+    specimens = read_cohort(copy)
+    prepared(specimens, out)
+    before, files = inodes(out), contents(out)
+    volume = read_volume(specimens[1].target)
+    write_volume(specimens[1].target, volume.with_data(volume.data + (volume.data > 500)))
+    prepared(specimens, out)
+    assert redone(before, inodes(out)) == {"phantom-01/scale", "phantom-01/resample"}
+    after = contents(out)
+    name = "phantom-01/scale/target.nii.gz"
+    assert after[name] != files[name]
+
+
+def test_a_step_left_out_and_taken_in_again(one, tmp_path):
+    out = tmp_path / "out"
+    both = replace(PLAIN, steps=("correct", "scale", "resample"))
+    prepared([one], out, both)
+    files, before = contents(out), inodes(out)
+    prepared([one], out)
+    assert contents(out) != files
+    prepared([one], out, both)
+    assert contents(out) == files
+    assert redone(before, inodes(out)) == {f"{one.name}/scale", f"{one.name}/resample"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no record"])
+def test_damaged_results_are_made_again(one, tmp_path, damage):
+    out = tmp_path / "out"
+    prepared([one], out)
+    files = contents(out)
+    victim = out / one.name / "scale" / "source.nii.gz"
+    if damage == "cut":
+        victim.write_bytes(victim.read_bytes()[:100])
+    elif damage == "gone":
+        victim.unlink()
+    else:
+        (out / one.name / "resample" / "step.json").write_text("{")
+    assert prepared([one], out).failures == {}
+    assert contents(out) == files
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from sharding.volumes.cohort import read_cohort
+from sharding.registration.prepare import prepare_cohort
+from cheap_preparation import CHEAP, SUPPORT
+prepare_cohort(read_cohort(sys.argv[1])[:2], Path(sys.argv[2]), CHEAP, workers=1)
+"""
+
+
+def killed_after(raw, out, sign):
+    """Start a run in a process of its own and kill it as soon as a path appears."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, raw, out],
+        cwd=SUPPORT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not list(out.glob(sign)):
+            assert process.poll() is None, "it finished, or died, before it could be killed"
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(raw, whole, tmp_path):
+    out = tmp_path / "out"
+    # While a step is written, between steps, and before a specimen is judged.
+    for sign in (
+        "phantom-00/.scale.partial-*/new/.source.nii.gz*",
+        "phantom-00/deform",
+        "phantom-01/.resample.partial-*",
+    ):
+        killed_after(raw, out, sign)
+        assert not (out / "cohort.csv").exists()
+        assert not (out / "quality.json").exists()
+    done = inodes(out)
+    assert {"phantom-00/scale", "phantom-00/deform", "phantom-01/deform"} <= set(done)
+    assert prepared(read_cohort(raw)[:2], out, CHEAP).failures == {}
+    assert not redone(done, {name: inodes(out)[name] for name in done})
+    assert contents(out) == contents(whole[0])
+    hidden = {path.name for path in out.rglob(".*")}
+    assert hidden == {".prepare.lock"}
+
+
+def test_processes_make_no_difference(raw, tmp_path):
+    prepared(read_cohort(raw), tmp_path / "one")
+    prepared(read_cohort(raw), tmp_path / "two", workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+# One writer, one folder
+
+
+def test_a_second_run_at_the_same_time_is_refused(one, tmp_path, refused):
+    out = tmp_path / "out"
+    prepared([one], out)
+    files = contents(out)
+    with FileLock(out / ".prepare.lock"), refused(out, "another run is writing here", "Wait"):
+        prepared([one], out)
+    assert contents(out) == files
+    prepared([one], out)
+
+
+def test_somebody_elses_folder_is_refused(one, tmp_path, refused):
+    with refused(tmp_path, "holds something else", "new folder"):
+        prepared([one], tmp_path)
+    (tmp_path / "file").touch()
+    with refused("file", "is a file", "Give a folder"):
+        prepared([one], tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    prepared([one], tmp_path / "empty")
+
+
+def test_a_specimen_named_like_a_file_of_ours_is_refused(one, tmp_path, refused):
+    with refused("cohort.csv", "cannot have the name of a file of ours", "Rename"):
+        prepared([replace(one, name="cohort.csv")], tmp_path / "out")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_named_and_what_is_finished_stays(
+    copy, tmp_path, refused, monkeypatch, workers
+):
+    out = tmp_path / "out"
+    specimens = read_cohort(copy)
+    if workers == 1:
+
+        def full(path, volume):
+            if "phantom-01" in str(path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            write_volume(path, volume)
+
+        monkeypatch.setattr(specimen_module, "write_volume", full)
+    else:
+        # A whole process tree cannot be patched: the error itself is handed through the pool.
+        monkeypatch.setattr("sharding.registration.prepare.prepare_specimen", no_space)
+    with refused(out, "no space is left on the disk", "start again"):
+        prepared(specimens, out, workers=workers)
+    assert not (out / "cohort.csv").exists()
+    monkeypatch.undo()
+    before = inodes(out)
+    assert prepared(specimens, out).failures == {}
+    assert not redone(before, {name: inodes(out)[name] for name in before})
+
+
+def no_space(specimen, out, config):  # noqa: ARG001
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# Bad input
+
+
+def test_a_failure_amid_a_cohort_leaves_the_rest(copy, tmp_path):
+    specimens = read_cohort(copy)
+    bad = specimens[1].target
+    bad.write_bytes(bad.read_bytes()[:1000])
+    out = tmp_path / "out"
+    result = prepared(specimens, out)
+    assert list(result.failures) == ["phantom-01"]
+    assert result.failures["phantom-01"].startswith("phantom-01_target.nii.gz: ")
+    assert [row.name for row in result.rows] == ["phantom-00", "phantom-02"]
+    assert [specimen.name for specimen in read_cohort(out)] == ["phantom-00", "phantom-02"]
+    told = json.loads((out / "quality.json").read_text())
+    assert told["failures"] == result.failures
+    assert "cut short or damaged" in (out / "quality.html").read_text()
+
+
+def test_a_cohort_in_which_all_fail_has_no_cohort_file(one, tmp_path):
+    out = tmp_path / "out"
+    result = prepared([replace(one, source=None)], out)
+    assert "has no source volume" in result.failures[one.name]
+    assert result.rows == result.specimens == ()
+    assert not (out / "cohort.csv").exists()
+    assert (out / "quality.json").exists()
+
+
+def test_an_unforeseen_error_is_a_failure_too(one, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("in /home/somebody/code/itk.cxx: no")
+
+    monkeypatch.setattr(specimen_module, "fit_intensities", broken)
+    result = prepared([one], tmp_path / "out")
+    assert result.failures[one.name] == "RuntimeError: in itk.cxx: no"
+    assert "Traceback" in capsys.readouterr().err
+
+
+def mask_of(grid, folder, data, affine=None):
+    path = folder / "mask.nii.gz"
+    write_volume(path, Volume(data.astype(np.float32), grid.affine if affine is None else affine))
+    return path
+
+
+def swapped(one):
+    return replace(one, source=one.target, target=one.source)
+
+
+def apart(one):
+    volume = read_volume(one.source)
+    affine = volume.affine.copy()
+    affine[0, 3] += 100
+    write_volume(one.source, Volume(volume.data, affine))
+    return one
+
+
+def mostly_apart(one):
+    volume = read_volume(one.source)
+    affine = volume.affine.copy()
+    affine[0, 3] += 6
+    write_volume(one.source, Volume(volume.data, affine))
+    return one
+
+
+def four_dimensional(one):
+    image = nib.load(one.source)
+    data = np.repeat(image.get_fdata(dtype=np.float32)[..., None], 3, axis=-1)
+    nib.save(nib.Nifti1Image(data, image.affine), one.source)
+    return one
+
+
+def overflowing(one):
+    """Integers whose scale factor takes them beyond what a float can hold."""
+    data = np.arange(20 * 18 * 16, dtype=np.int16).reshape(20, 18, 16)
+    image = nib.Nifti1Image(data, read_volume(one.source).affine)
+    image.header.set_slope_inter(1e38, 0)
+    nib.save(image, one.source)
+    raw = gzip.decompress(one.source.read_bytes())
+    header = nib.Nifti1Header(raw[:348])
+    header["scl_slope"] = 1e38
+    one.source.write_bytes(gzip.compress(header.binaryblock + raw[348:]))
+    return one
+
+
+def misfit_mask(one):
+    grid = read_volume(one.target)
+    return replace(one, mask=mask_of(grid, one.target.parent, np.ones((40, 36, 31))))
+
+
+def shifted_mask(one):
+    grid = read_volume(one.target)
+    affine = grid.affine.copy()
+    affine[2, 3] += 1
+    return replace(one, mask=mask_of(grid, one.target.parent, np.ones(grid.shape), affine))
+
+
+def empty_mask(one):
+    grid = read_volume(one.target)
+    return replace(one, mask=mask_of(grid, one.target.parent, np.zeros(grid.shape)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (swapped, "target.nii.gz: the source is finer than the target: swapped?"),
+        (apart, "no voxel of phantom-00_target.nii.gz lies in the source's field of view"),
+        (mostly_apart, "of the target's foreground, at least 25% is needed. Check the affines"),
+        (four_dimensional, "must be a 3D volume"),
+        (overflowing, "voxels must be finite"),
+        (misfit_mask, "mask.nii.gz: a mask must have the target's shape"),
+        (shifted_mask, "mask.nii.gz: a mask must have the target's affine"),
+        (empty_mask, "mask.nii.gz: the mask is zero everywhere"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_made_of_it(one, tmp_path, spoil, message):
+    out = tmp_path / "out"
+    result = prepared([spoil(one)], out)
+    assert message in result.failures[one.name]
+    assert str(tmp_path) not in result.failures[one.name]
+    assert not list((out / one.name).glob("*/source.nii.gz")) or spoil is mostly_apart
+
+
+def test_a_finer_source_may_be_meant(one, tmp_path):
+    allowed = replace(PLAIN, preprocess=PreprocessConfig(allow_finer_source=True))
+    out = tmp_path / "out"
+    assert prepared([swapped(one)], out, allowed).failures == {}
+    # What was let pass once is checked again when it is no longer.
+    assert "swapped?" in prepared([swapped(one)], out).failures[one.name]
+
+
+def test_folding_is_an_error(one, tmp_path, monkeypatch):
+    def folding(source, target, start, config, mask):  # noqa: ARG001
+        field = np.zeros((*target.shape, 3), np.float32)
+        x = np.arange(target.shape[0]) * 0.2
+        field[..., 0] = -3 * np.exp(-(((x - 4) / 0.5) ** 2))[:, None, None] * (x - 4)[:, None, None]
+        return Transform(start.affine, field, target.affine)
+
+    monkeypatch.setattr(specimen_module, "register_deformable", folding)
+    out = tmp_path / "out"
+    result = prepared([one], out, replace(CHEAP, steps=("scale", "deform", "resample")))
+    assert "the deformation folds space" in result.failures[one.name]
+    assert not (out / one.name / "deform").exists()
+
+
+def test_folding_far_from_the_specimen_does_not_matter():
+    field = np.zeros((10, 10, 10, 3), np.float32)
+    field[9, :, :, 0] = -20
+    transform = Transform(np.eye(4), field, np.diag([2.0, 2, 2, 1]))
+    foreground = np.zeros((20, 20, 20), bool)
+    foreground[3:6, 3:6, 3:6] = True
+    assert transform.jacobian().min() < 0
+    assert jacobian_range(transform, foreground, np.eye(4)) == (1, 1)
+    foreground[19] = True
+    assert jacobian_range(transform, foreground, np.eye(4))[0] < 0
+    doubled = Transform(np.diag([2.0, 1, 1, 1]))
+    assert jacobian_range(doubled, foreground, np.eye(4)) == (2, 2)
+
+
+# Geometry
+
+
+def test_left_handed_and_oblique_sources_are_prepared_alike(one, tmp_path):
+    expected = read_volume(prepared([one], tmp_path / "plain").specimens[0].source)
+    source = read_volume(one.source)
+    mask = read_volume(tmp_path / "plain" / one.name / "resample" / "mask.nii.gz").data > 0
+
+    turned = source.reoriented("LAS")
+    assert np.linalg.det(turned.affine) * np.linalg.det(source.affine) < 0
+    write_volume(one.source, turned)
+    found = read_volume(prepared([one], tmp_path / "turned").specimens[0].source)
+    np.testing.assert_allclose(found.data, expected.data, atol=0.5)
+
+    # The same scan, as if taken obliquely: on a turned grid about the same centre.
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", (20, -15, 10), degrees=True).as_matrix() * 0.25
+    centre = source.affine @ [*((np.array(source.shape) - 1) / 2), 1]
+    affine[:3, 3] = centre[:3] - affine[:3, :3] @ [31.5, 31.5, 31.5]
+    write_volume(one.source, Volume(resample(source, (64, 64, 64), affine, 3), affine))
+    found = read_volume(prepared([one], tmp_path / "oblique").specimens[0].source)
+    inside = mask & (found.data > 0)
+    assert np.corrcoef(found.data[inside], expected.data[inside])[0, 1] > 0.98
+
+
+def test_a_left_handed_target_is_registered_to_as_well(copy, tmp_path):
+    one = read_cohort(copy)[0]
+    config = replace(CHEAP, steps=("scale", "affine", "resample"))
+    plain = prepared([one], tmp_path / "plain", config).rows[0]
+    write_volume(one.target, read_volume(one.target).reoriented("LAS"))
+    turned = prepared([one], tmp_path / "turned", config)
+    assert turned.rows[0].after.overlap == pytest.approx(plain.after.overlap, abs=0.02)
+    assert read_volume(turned.specimens[0].source).orientation == "LAS"
+
+
+def test_the_mask_given_is_used_and_cut_to_the_field_of_view(one, tmp_path):
+    grid = read_volume(one.target)
+    data = np.zeros(grid.shape)
+    data[10:, 8:28, 8:24] = 7
+    masked = replace(one, mask=mask_of(grid, one.target.parent, data))
+    result = prepared([masked], tmp_path / "out")
+    mask = read_volume(result.specimens[0].mask).data
+    assert set(np.unique(mask)) == {0, 1}
+    # The last fine voxel lies beyond the last coarse one.
+    np.testing.assert_array_equal(mask[:39, :35, :31], (data > 0)[:39, :35, :31])
+    assert result.rows[0].foreground == pytest.approx((data > 0).mean())
+    # Another mask makes another result, of the steps that look at it.
+    before = inodes(tmp_path / "out")
+    mask_of(grid, one.target.parent, data * (np.indices(grid.shape)[0] < 30))
+    prepared([masked], tmp_path / "out")
+    assert redone(before, inodes(tmp_path / "out")) == {f"{one.name}/resample"}
+
+
+# Steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "rule"),
+    [
+        ((), "got none"),
+        (("scale", "correct"), "in this order"),
+        (("scale", "scale"), "each once"),
+        (("scale", "wash"), "some of correct, scale, affine, deform, resample"),
+        (("scale", "affine"), "of no use without resample"),
+        (("deform",), "of no use without resample"),
+    ],
+)
+def test_impossible_steps_are_refused(steps, rule):
+    with pytest.raises(ValueError, match=rule):
+        PrepareConfig(steps=steps)
+
+
+def test_without_resampling_the_source_keeps_its_grid(one, tmp_path):
+    result = prepared([one], tmp_path / "out", replace(CHEAP, steps=("scale",)))
+    source, original = read_volume(result.specimens[0].source), read_volume(one.source)
+    assert source.shape == original.shape
+    assert source.data.max() == 1000
+    assert result.specimens[0].mask is None
+    assert result.rows[0].before == result.rows[0].after
+    assert (result.rows[0].jacobian_min, result.rows[0].jacobian_max) == (1, 1)
+
+
+def test_without_scaling_intensities_stay_in_the_files_units(one, tmp_path):
+    result = prepared([one], tmp_path / "out", replace(CHEAP, steps=("resample",)))
+    original = read_volume(one.source).data
+    found = read_volume(result.specimens[0].source).data
+    assert (found.min(), found.max()) == pytest.approx((original.min(), original.max()))
+    assert result.specimens[0].target == one.target.resolve()
+    rows = [prepared([one], tmp_path / "scaled").rows[0], result.rows[0]]
+    assert rows[0].after.correlation == pytest.approx(rows[1].after.correlation, abs=0.01)
+
+
+def test_a_deformation_may_start_from_the_headers(one, tmp_path):
+    config = replace(CHEAP, steps=("scale", "deform", "resample"))
+    row = prepared([one], tmp_path / "out", config).rows[0]
+    assert row.after.mutual_information > row.before.mutual_information
+    transform = Transform.load(tmp_path / "out" / one.name / "deform")
+    np.testing.assert_array_equal(transform.affine, np.eye(4))
+    assert transform.field is not None
+
+
+# Back to the scanner
+
+
+def spot(points):
+    """A smooth blob in the source's world, somewhat off the specimen's centre."""
+    distance = ((points - np.array([4.2, 3.0, 3.4])) ** 2).sum(-1)
+    return (1000 * np.exp(-distance / (2 * 1.2**2))).astype(np.float32)
+
+
+def world(volume):
+    index = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing="ij"), -1)
+    return apply_affine(volume.affine, index)
+
+
+def test_a_volume_is_carried_back_to_the_sources_space(raw, whole, tmp_path):
+    out, _ = whole
+    folder, raw_source = out / "phantom-00", read_cohort(raw)[0].source
+    transform, grid = Transform.load(folder / "deform"), read_volume(folder / "scale/target.nii.gz")
+    moved = spot(transform.points(world(grid).reshape(-1, 3))).reshape(grid.shape)
+    write_volume(tmp_path / "prediction.nii.gz", grid.with_data(moved))
+
+    carry_back(folder, tmp_path / "prediction.nii.gz", tmp_path / "back.nii.gz", like=raw_source)
+    found, source = read_volume(tmp_path / "back.nii.gz"), read_volume(raw_source)
+    assert found.shape == source.shape
+    np.testing.assert_allclose(found.affine, source.affine, atol=1e-6)
+    expected = spot(world(source))
+    inner = (slice(3, -3),) * 3
+    error = np.abs(found.data - expected)[inner].max()
+    # What blurs it is that the scanner's grid is coarser. By the headers alone it does not fit.
+    assert error < 80
+    unmoved = resample(grid.with_data(moved), source.shape, source.affine, 3)
+    assert np.abs(unmoved - expected)[inner].max() > 2 * error
+
+
+def test_it_is_carried_back_at_the_targets_spacing(raw, whole, tmp_path, refused):
+    out, _ = whole
+    folder = out / "phantom-00"
+    back = tmp_path / "back.nii.gz"
+    carry_back(folder, folder / "scale" / "target.nii.gz", back)
+    found, source = read_volume(back), read_volume(read_cohort(raw)[0].source)
+    assert found.spacing_mm == pytest.approx((0.2, 0.2, 0.2))
+    assert found.shape == tuple(2 * size for size in source.shape)
+    first = found.affine @ [0.5, 0.5, 0.5, 1]
+    np.testing.assert_allclose(first, source.affine @ [0, 0, 0, 1], atol=1e-6)
+    with refused("back.nii.gz", "exists already", "--overwrite"):
+        carry_back(folder, folder / "scale" / "target.nii.gz", back)
+    carry_back(folder, folder / "scale" / "target.nii.gz", back, overwrite=True)
+
+
+def test_nothing_is_carried_back_by_another_transform(whole, tmp_path, refused):
+    out = Path(shutil.copytree(whole[0], tmp_path / "out"))
+    volume = out / "phantom-00" / "scale" / "target.nii.gz"
+    with refused(out, "no finished step resample", "specimen's folder"):
+        carry_back(out, volume, tmp_path / "back.nii.gz")
+    record = out / "phantom-00" / "deform" / "step.json"
+    record.write_text(record.read_text().replace(read_record(record.parent).key, "0" * 64))
+    with refused("phantom-00", "deform is not the one", "again"):
+        carry_back(out / "phantom-00", volume, tmp_path / "back.nii.gz")
+
+
+def test_prepared_cohorts_are_read_where_they_are_moved(one, tmp_path):
+    out = tmp_path / "out"
+    prepared([one], out)
+    moved = out.rename(tmp_path / "moved")
+    found = read_cohort(moved)[0]
+    assert found.target.is_file()
+    write_cohort(moved / "again.csv", [Specimen("a", found.target, found.source)])

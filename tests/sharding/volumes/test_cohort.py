@@ -1,0 +1,386 @@
+"""Cohorts: every layout is read, every malformed one is refused, splits share no specimen."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharding.io.errors import DataError
+from sharding.volumes.cohort import (
+    SPLITS,
+    Specimen,
+    assign_splits,
+    extend_splits,
+    read_cohort,
+    split_sizes,
+    write_cohort,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the empty files a_s, a_t, b_s, b_t, sub/c_s and sub/c_t."""
+    (tmp_path / "sub").mkdir()
+    for name in ("a", "b", "sub/c"):
+        for role in "st":
+            (tmp_path / f"{name}_{role}.nii.gz").touch()
+    return tmp_path
+
+
+def write(folder, text, encoding="utf-8"):
+    path = folder / "cohort.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_a_csv_with_relative_paths_and_blank_fields(folder):
+    text = (
+        "specimen, target,source,split,note\n"
+        "b,b_t.nii.gz,,val,kept out\n\n"
+        " a , ./a_t.nii.gz ,sub/../a_s.nii.gz,,\n"
+        "c,sub/c_t.nii.gz\n"
+    )
+    path = write(folder, text.replace(" target", "target"))
+    expected = [
+        Specimen("a", folder / "a_t.nii.gz", folder / "sub/../a_s.nii.gz", None),
+        Specimen("b", folder / "b_t.nii.gz", None, "val"),
+        Specimen("c", folder / "sub/c_t.nii.gz", None, None),
+    ]
+    assert read_cohort(path) == expected
+    assert read_cohort(str(folder)) == expected, "a folder stands for its cohort.csv"
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_spreadsheets_write_byte_order_marks(folder, newline):
+    text = newline.join(["specimen,target", "a,a_t.nii.gz", ""])
+    assert read_cohort(write(folder, text, "utf-8-sig"))[0].name == "a"
+
+
+def test_the_working_directory_does_not_matter(folder, monkeypatch):
+    write(folder, "specimen,target\na,a_t.nii.gz\n")
+    monkeypatch.chdir(folder / "sub")
+    assert read_cohort("..")[0].target.is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "rule", "remedy"),
+    [
+        ("specimen,source\na,a_s.nii.gz\n", "cohort.csv", "column target is missing", "first row"),
+        ("name,target\na,a_t.nii.gz\n", "cohort.csv", "column specimen is missing", "first row"),
+        ("", "cohort.csv", "column specimen is missing", "first row"),
+        ("specimen,target\n", "cohort.csv", "holds no specimen", "Add a row"),
+        ("specimen,target\na,\n", "cohort.csv, line 2", "field target is empty", "Fill it"),
+        ("specimen,target\n\n\n,a_t.nii.gz\n", "line 4", "field specimen is empty", "Fill it"),
+        (
+            "specimen,target,split\na,a_t.nii.gz,training\n",
+            "line 2",
+            "one of train, val, test, got training",
+            "Mend",
+        ),
+        ("specimen,target\na,a_t.nii.gz,b\n", "line 2", "more fields than columns", "quotes"),
+        (
+            "specimen,target\na,a_t.nii.gz\na,b_t.nii.gz\n",
+            "cohort.csv",
+            "specimen a stands twice",
+            "one row a specimen",
+        ),
+        (
+            "specimen,target\na/../b,a_t.nii.gz\n",
+            "cohort.csv",
+            r"name 'a/\.\./b' must be letters",
+            "Rename",
+        ),
+        ("specimen,target\n..,a_t.nii.gz\n", "cohort.csv", "must be letters", "Rename"),
+        ("specimen,target\na,none.nii.gz\n", "none.nii.gz", "file of a does not exist", "path"),
+        (
+            "specimen,source,target\na,a_t.nii.gz,none.nii.gz\n",
+            "none.nii.gz",
+            "file of a does not exist",
+            "path",
+        ),
+        (
+            "specimen,target\na,a_t.nii.gz\nb,sub/../a_t.nii.gz\n",
+            "a_t.nii.gz",
+            "stands under a and again under b",
+            "leaks between splits",
+        ),
+        (
+            "specimen,target,source\na,a_t.nii.gz,b_t.nii.gz\nb,b_t.nii.gz,\n",
+            "b_t.nii.gz",
+            "stands under a and again under b",
+            "leaks",
+        ),
+        (
+            "specimen,target,mask\na,a_t.nii.gz,none.nii.gz\n",
+            "none.nii.gz",
+            "file of a does not exist",
+            "path",
+        ),
+        (
+            "specimen,target,mask\na,a_t.nii.gz,./a_t.nii.gz\n",
+            "a_t.nii.gz",
+            "source, target and mask of a must be different",
+            "a file for each",
+        ),
+        (
+            "specimen,target,mask\na,a_t.nii.gz,a_s.nii.gz\nb,b_t.nii.gz,a_s.nii.gz\n",
+            "a_s.nii.gz",
+            "stands under a and again under b",
+            "leaks",
+        ),
+        (
+            "specimen,target,source\na,a_t.nii.gz,sub/../a_t.nii.gz\n",
+            "a_t.nii.gz",
+            "source, target and mask of a must be different",
+            "a file for each",
+        ),
+        ('specimen,target\n"a,a_t.nii.gz\n', "cohort.csv", "not a readable CSV", "UTF-8"),
+    ],
+)
+def test_malformed_cohorts_are_refused(folder, refused, text, where, rule, remedy):
+    path = write(folder, text)
+    with refused(where, rule, remedy):
+        read_cohort(path)
+
+
+@pytest.mark.parametrize("text", ["specimen,target,größe\n", "specimen,target\na,größe.nii\n"])
+def test_other_encodings_are_refused(folder, refused, text):
+    path = write(folder, text, "latin-1")
+    with refused(path, "not a readable CSV file", "Save it as CSV in UTF-8"):
+        read_cohort(path)
+
+
+def test_a_link_does_not_hide_a_doubled_file(folder, refused):
+    (folder / "other.nii.gz").symlink_to(folder / "a_t.nii.gz")
+    path = write(folder, "specimen,target\na,a_t.nii.gz\nb,other.nii.gz\n")
+    with refused("other.nii.gz", "stands under a and again under b", "leaks"):
+        read_cohort(path)
+
+
+def test_a_missing_cohort_is_refused(tmp_path, refused):
+    with refused(tmp_path / "none", "cohort does not exist", r"cohort\.csv or a BIDS folder"):
+        read_cohort(tmp_path / "none")
+    with refused(tmp_path, "neither a cohort.csv nor BIDS", "Write a cohort.csv"):
+        read_cohort(tmp_path)
+
+
+def bids(root, subjects=("sub-02", "sub-01")):
+    for subject in subjects:
+        for session, suffix in (("ses-7T", "T2w"), ("ses-9T", "T2w"), ("ses-9T", "T1w")):
+            anat = root / subject / session / "anat"
+            anat.mkdir(parents=True, exist_ok=True)
+            (anat / f"{subject}_{session}_{suffix}.nii.gz").touch()
+    (root / "sub-note.txt").touch()
+    return root
+
+
+def test_a_bids_folder_with_patterns(tmp_path):
+    root = bids(tmp_path)
+    cohort = read_cohort(root, "ses-7T/anat/*_T2w.nii.gz", "ses-9T/anat/*_T2w.nii.gz")
+    assert [specimen.name for specimen in cohort] == ["sub-01", "sub-02"]
+    assert cohort[0].source == root / "sub-01/ses-7T/anat/sub-01_ses-7T_T2w.nii.gz"
+    assert cohort[0].target == root / "sub-01/ses-9T/anat/sub-01_ses-9T_T2w.nii.gz"
+    assert read_cohort(root, None, "ses-9T/anat/*_T1w.nii.gz")[0].source is None
+
+
+def test_bids_patterns_must_match_one_file(tmp_path, refused):
+    root = bids(tmp_path)
+    with refused(root, "does not say which images", "--source-pattern and --target-pattern"):
+        read_cohort(root)
+    with refused(root / "sub-01", "exactly one file, found 2", "Narrow or correct"):
+        read_cohort(root, None, "ses-9T/anat/*.nii.gz")
+    with refused(root / "sub-01", "exactly one file, found 0", "Narrow or correct"):
+        read_cohort(root, "ses-3T/*.nii.gz", "ses-9T/anat/*_T1w.nii.gz")
+
+
+def test_what_is_written_is_read_again(folder):
+    odd = folder / 'with, comma "and quotes".nii.gz'
+    odd.touch()
+    cohort = [
+        Specimen("a", folder / "a_t.nii.gz", folder / "a_s.nii.gz", "train"),
+        Specimen("b", odd, None, None),
+    ]
+    (folder / "out").mkdir()
+    write_cohort(folder / "out" / "cohort.csv", cohort)
+    text = (folder / "out" / "cohort.csv").read_text()
+    assert text.startswith("specimen,source,target,split\na,../a_s.nii.gz,../a_t.nii.gz,train\n")
+    again = read_cohort(folder / "out")
+    assert [(row.name, row.split) for row in again] == [("a", "train"), ("b", None)]
+    assert again[1].target.samefile(odd)
+    assert again[1].source is None
+
+
+def test_masks_are_written_and_read_where_any_specimen_has_one(folder):
+    masked = Specimen(
+        "a", folder / "a_t.nii.gz", folder / "a_s.nii.gz", None, folder / "b_s.nii.gz"
+    )
+    write_cohort(folder / "cohort.csv", [masked, Specimen("b", folder / "b_t.nii.gz")])
+    assert (folder / "cohort.csv").read_text() == (
+        "specimen,source,target,mask,split\na,a_s.nii.gz,a_t.nii.gz,b_s.nii.gz,\nb,,b_t.nii.gz,,\n"
+    )
+    again = read_cohort(folder)
+    assert again[0] == masked
+    assert again[1].mask is None
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(44, (31, 9, 4)), (3, (1, 1, 1)), (4, (2, 1, 1)), (5, (3, 1, 1)), (10, (7, 2, 1))],
+)
+def test_split_sizes(count, sizes):
+    assert split_sizes(count, (0.7, 0.2, 0.1)) == sizes
+
+
+FRACTIONS = st.tuples(*[st.integers(1, 100)] * 3).map(
+    lambda parts: tuple(part / sum(parts) for part in parts)
+)
+
+
+@given(st.integers(3, 500), FRACTIONS)
+def test_no_split_is_empty_and_none_is_far_from_its_share(count, fractions):
+    sizes = split_sizes(count, fractions)
+    assert sum(sizes) == count
+    assert min(sizes) >= 1
+    for size, fraction in zip(sizes, fractions, strict=True):
+        assert abs(size - fraction * count) <= 2
+
+
+@pytest.mark.parametrize(
+    "fractions", [(0.7, 0.2), (0.7, 0.2, 0.2), (0.8, 0.2, 0.0), (1.2, -0.1, -0.1)]
+)
+def test_fractions_that_are_no_shares_are_refused(fractions):
+    with pytest.raises(ValueError, match="three positive numbers of sum 1"):
+        split_sizes(10, fractions)
+
+
+NAMES = st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True), min_size=3, unique=True)
+
+
+def specimens(tmp, names, splits=None):
+    splits = splits or [None] * len(names)
+    return [Specimen(name, tmp, None, split) for name, split in zip(names, splits, strict=True)]
+
+
+@given(NAMES, st.integers(0, 1000), st.randoms(use_true_random=False))
+def test_splits_partition_the_specimens_whatever_their_order(names, seed, random):
+    cohort = specimens(None, names)
+    splits = assign_splits(cohort, seed=seed)
+    assert sorted(splits) == sorted(names)
+    sizes = Counter(splits.values())
+    assert tuple(sizes[split] for split in SPLITS) == split_sizes(len(names), (0.7, 0.2, 0.1))
+    random.shuffle(cohort)
+    assert assign_splits(cohort, seed=seed) == splits
+
+
+def test_the_seed_draws_the_split():
+    cohort = specimens(None, [f"s{index:02d}" for index in range(44)])
+    drawn = [assign_splits(cohort, seed=seed) for seed in range(3)]
+    assert drawn[0] != drawn[1] != drawn[2]
+    assert Counter(drawn[1].values()) == {"train": 31, "val": 9, "test": 4}
+
+
+@given(st.lists(st.sampled_from(SPLITS), min_size=3, max_size=9), st.integers(0, 9))
+def test_the_cohorts_own_split_is_kept(splits, seed):
+    names = [f"s{index}" for index in range(len(splits))]
+    cohort = specimens(None, names, splits)
+    if set(splits) == set(SPLITS):
+        assert assign_splits(cohort, seed=seed) == dict(zip(names, splits, strict=True))
+    else:
+        with pytest.raises(DataError, match=r"no specimen is in the split .* Put at least one"):
+            assign_splits(cohort, seed=seed)
+
+
+def test_a_half_filled_split_column_is_refused(refused):
+    cohort = specimens(None, ["a", "b", "c", "d"], ["train", None, "val", "test"])
+    with refused("b", "some specimens .* have a split and this one has none", "all or leave it"):
+        assign_splits(cohort)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_specimens_than_splits_are_refused(refused, count):
+    with refused("cohort", f"{count} specimens cannot fill 3 splits", "Add specimens"):
+        assign_splits(specimens(None, ["a", "b"][:count]))
+
+
+def test_paths_are_resolved_for_other_processes(folder, monkeypatch):
+    write(folder, "specimen,target,source\na,a_t.nii.gz,sub/../a_s.nii.gz\nb,b_t.nii.gz,\n")
+    monkeypatch.chdir(folder / "sub")
+    first, second = (row.resolved() for row in read_cohort(".."))
+    assert first == Specimen("a", folder / "a_t.nii.gz", folder / "a_s.nii.gz")
+    assert second == Specimen("b", folder / "b_t.nii.gz")
+
+
+@given(NAMES, st.data(), st.integers(0, 9), FRACTIONS)
+def test_specimens_keep_their_splits_and_new_ones_fill_what_is_missing(names, data, seed, shares):
+    cohort = specimens(None, names)
+    before = data.draw(
+        st.dictionaries(st.sampled_from([*names, "gone"]), st.sampled_from(SPLITS)), "before"
+    )
+    known = {name: split for name, split in before.items() if name in names}
+    sizes = dict(zip(SPLITS, split_sizes(len(names), shares), strict=True))
+    held = Counter(known.values())
+    try:
+        splits = extend_splits(cohort, before, shares, seed)
+    except DataError as error:
+        # Nothing new is there to fill it.
+        assert "no specimen is in the split" in error.rule
+        assert len(known) > len(names) - sum(not held[split] for split in SPLITS)
+        return
+    assert splits == extend_splits(cohort[::-1], before, shares, seed), "whatever their order"
+    assert sorted(splits) == sorted(names)
+    assert known.items() <= splits.items()
+    found = Counter(splits.values())
+    for split in SPLITS:
+        assert found[split] <= max(sizes[split], held[split]), "no split is filled beyond its share"
+    if all(held[split] <= sizes[split] for split in SPLITS):
+        assert found == sizes
+
+
+@given(st.integers(0, 9))
+def test_step_by_step_the_shares_are_those_of_the_whole(seed):
+    names = [f"s{index:02d}" for index in range(44)]
+    splits = {}
+    for count in (3, 10, 11, 30, 44):
+        before = splits
+        splits = extend_splits(specimens(None, names[:count]), before, (0.7, 0.2, 0.1), seed)
+        assert before.items() <= splits.items()
+        found = Counter(splits.values())
+        assert tuple(found[split] for split in SPLITS) == split_sizes(count, (0.7, 0.2, 0.1))
+
+
+def test_which_new_specimen_goes_where_is_drawn_by_the_seed():
+    cohort = specimens(None, [f"s{index:02d}" for index in range(44)])
+    before = assign_splits(cohort[:5])
+    drawn = [extend_splits(cohort, before, seed=seed) for seed in range(3)]
+    assert drawn[0] != drawn[1] != drawn[2]
+
+
+def test_without_any_known_specimen_splits_are_assigned_as_ever():
+    cohort = specimens(None, ["a", "b", "c", "d"])
+    for before in ({}, {"z": "train"}):
+        assert extend_splits(cohort, before, seed=3) == assign_splits(cohort, seed=3)
+
+
+def test_the_cohorts_own_split_goes_before_the_old_one(refused):
+    cohort = specimens(None, ["a", "b", "c"], ["val", "train", "test"])
+    before = {"a": "train", "b": "val"}
+    assert extend_splits(cohort, before) == {"a": "val", "b": "train", "c": "test"}
+    half = specimens(None, ["a", "b", "c"], ["val", "train", None])
+    with refused("c", "some specimens .* have a split and this one has none", "all or leave"):
+        extend_splits(half, before | {"c": "test"})
+
+
+def test_a_split_that_is_emptied_is_refused(refused):
+    before = {"a": "train", "b": "val", "c": "test", "d": "train"}
+    with refused("cohort", "no specimen is in the split val", "at least one in each"):
+        extend_splits(specimens(None, ["a", "c", "d"]), before)
+
+
+def test_real_cohorts_are_read(real_t1w, real_pairs):
+    t1w = read_cohort(real_t1w)
+    sizes = Counter(assign_splits(t1w).values())
+    assert all(sizes[split] >= 1 for split in SPLITS)
+    assert all(specimen.source for specimen in read_cohort(real_pairs))

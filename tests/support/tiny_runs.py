@@ -1,0 +1,248 @@
+"""Runs that take a second, in this process or as ranks in processes of their own.
+
+Processes come from a fork server that has loaded the libraries once; each may end as it likes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import distsynth.training.loop
+from distsynth.config import RunConfig, with_overrides
+from distsynth.runs.checkpoint import LAST, load_checkpoint
+from distsynth.runs.tracking import METRICS_FILE, LocalTracker, read_rows
+from distsynth.training.loop import train
+
+SECONDS = 120
+"""A process that takes longer hangs."""
+
+PLAIN: dict[str, Any] = {
+    "data.patch_size": (16, 16),
+    "generator.channels": (4,),
+    "generator.kernels": (3,),
+    "generator.norm": "none",
+    "optim.lr_generator": 1e-2,
+    "train.epochs": 2,
+    "train.batch_size": 24,
+    "train.log_every": 2,
+    "train.device": "cpu",
+    "stitch.stride": 8,
+    "tracking.mode": "disabled",
+    "tracking.samples": 0,
+}
+ADVERSARIAL: dict[str, Any] = {
+    "discriminator.family": "conv",
+    "discriminator.channels": (4, 4),
+    "discriminator.kernels": (3,),
+    "discriminator.norm": "none",
+    "loss.lambda_bce": 0.1,
+    "loss.lambda_gradient": 0.5,
+    "optim.lr_discriminator": 1e-3,
+}
+BATCH_NORM: dict[str, Any] = {"generator.norm": "batch", "discriminator.norm": "batch"}
+
+
+def tiny_config(shards: Path, *more: dict[str, Any]) -> RunConfig:
+    """A run of two epochs of five steps on the 120 training patches of `shard_folder`."""
+    overrides = PLAIN | {"data.shards": str(shards)}
+    for part in more:
+        overrides |= part
+    return with_overrides(RunConfig(), overrides)
+
+
+def losses(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of a run without what depends on the clock."""
+    rows = read_rows(run_dir / METRICS_FILE)
+    return [
+        {name: value for name, value in row.items() if not name.startswith("throughput")}
+        for row in rows
+    ]
+
+
+def tensors(run_dir: Path, file: Path = LAST) -> dict[str, Any]:
+    """Every number of networks and optimizers in a run's checkpoint, by its path."""
+    learners = load_checkpoint(run_dir / file).learners
+    return dict(_leaves(learners, ""))
+
+
+def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        if isinstance(value, dict | list | tuple):
+            yield from _leaves(value, f"{name}/{key}")
+        else:
+            yield f"{name}/{key}", value
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Whether all numbers are equal to the bit."""
+    assert left.keys() == right.keys()
+    return all(
+        torch.equal(value, right[name]) if torch.is_tensor(value) else value == right[name]
+        for name, value in left.items()
+    )
+
+
+def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) -> list[int]:
+    """Run a function of this module in one process a rank.
+
+    Returns:
+        Their exit codes; what they wrote lies in `log`-RANK.
+
+    Raises:
+        TimeoutError: If one hangs; all are killed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        if ranks > 1:
+            environment |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        own_log = log.with_name(f"{log.name}-{rank}")
+        processes.append(start(target, *args, environment=environment, log=own_log))
+    deadline = time.monotonic() + SECONDS
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+        process.join()
+    if hanging:
+        raise TimeoutError(f"{len(hanging)} of {ranks} processes hang, see {log}")
+    return [process.exitcode or 0 for process in processes]
+
+
+def start(
+    target: Callable[..., Any], *args: Any, environment: dict[str, str], log: Path
+) -> multiprocessing.process.BaseProcess:
+    """Start one process, with the environment of now and more; its output goes to `log`.
+
+    W&B's service is none of its business: it would share that of this process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # The last two are loaded by the first optimizer step, which would take a second a process.
+    libraries = ["distsynth.training.loop", "torch.distributed.tensor", "torch._dynamo"]
+    context.set_forkserver_preload(libraries)
+    name = target.__module__, target.__qualname__
+    own = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    process = context.Process(target=_child, args=(name, args, own | environment, log))
+    process.start()
+    return process
+
+
+def _child(name: tuple[str, str], args: Any, environment: dict[str, str], log: Path) -> None:
+    # The server that forked this process has the environment of when it was started, and Ray reads
+    # it when it is imported: the target's module comes after.
+    os.environ.clear()
+    os.environ.update(environment)
+    module, function = name
+    target = getattr(importlib.import_module(module), function)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    torch.set_num_threads(1)
+    try:
+        target(*args)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def run(config: RunConfig, run_dir: Path, resume: bool = False) -> None:
+    """Train, as many ranks as were launched."""
+    from accelerate import PartialState
+
+    train(config, run_dir, resume)
+    assert PartialState().num_processes == int(os.environ.get("WORLD_SIZE", 1))
+
+
+def run_killed(config: RunConfig, run_dir: Path, what: str, count: int) -> None:
+    """Train until SIGKILL at a chosen moment.
+
+    Args:
+        config: The run.
+        run_dir: Its folder.
+        what: "step", "row" or "saved" for before a step, after a row or a checkpoint is written;
+            "saving" for when half of a checkpoint is.
+        count: Which of these, from 1.
+    """
+    seen = 0
+
+    def hit() -> bool:
+        nonlocal seen
+        seen += 1
+        return seen == count
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            if hit():
+                kill()
+            return function(*args)
+
+        return wrapped
+
+    def after(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            result = function(*args)
+            if hit():
+                kill()
+            return result
+
+        return wrapped
+
+    def half(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(state: Any, path: Path) -> None:
+            function(state, path)
+            if hit():
+                os.truncate(path, path.stat().st_size // 2)
+                kill()
+
+        return wrapped
+
+    if what == "step":
+        distsynth.training.loop._Run._step = before(distsynth.training.loop._Run._step)  # type: ignore[method-assign]
+    elif what == "row":
+        LocalTracker.log = after(LocalTracker.log)  # type: ignore[method-assign]
+    elif what == "saved":
+        distsynth.training.loop.save_checkpoint = after(distsynth.training.loop.save_checkpoint)
+    else:
+        torch.save = half(torch.save)
+    train(config, run_dir)
+
+
+def run_failing(config: RunConfig, run_dir: Path, rank: int, step: int) -> None:
+    """Train, but one rank raises at a step."""
+    inner = distsynth.training.loop._Run._step
+
+    def failing(self: Any, batch: Any, number: int) -> Any:
+        if number == step and self.accelerator.process_index == rank:
+            raise RuntimeError("this rank breaks")
+        return inner(self, batch, number)
+
+    distsynth.training.loop._Run._step = failing  # type: ignore[method-assign]
+    train(config, run_dir)

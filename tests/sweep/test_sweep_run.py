@@ -1,0 +1,451 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray_cluster
+from lab import until
+from ray_cluster import loopback_cluster
+from s3_server import s3_server
+from tiny_runs import launch, losses, same, tensors, tiny_config
+from tiny_runs import run as run_alone
+from tiny_sweeps import SPACE, offline_runs, outcomes, tiny_plan
+
+from distsynth.config import with_overrides
+from distsynth.errors import ConfigError
+from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
+from distsynth.sweep.callback import Watch
+from distsynth.sweep.finalists import export_best, finalists, log_sweep
+from distsynth.sweep.folder import SweepFolder, searched
+from distsynth.sweep.plan import SweepConfig
+from distsynth.sweep.run import extend_sweep, make_plan, resume_sweep, run_final, start_sweep
+from distsynth.sweep.trial import KEPT_EPOCHS, SweepTrial, run_config
+from distsynth.training.loop import train
+from sharding.io.errors import DataError
+
+WANDB = {"tracking.mode": "offline", "tracking.samples": 2}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Room for four trials, which is more than this machine has cores: they are small."""
+    with loopback_cluster(4, RAY_worker_niceness="0") as cluster:
+        yield cluster.address
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, shard_folder, tmp_path_factory):
+    """An undisturbed sweep of three trials, one of them the point of no adversarial loss.
+
+    They run one after the other, in one and the same process.
+    """
+    folder = SweepFolder(tmp_path_factory.mktemp("finished") / "tiny")
+    plan = tiny_plan(shard_folder, run=WANDB, trials=3, seed=2, concurrent=1)
+    processes = set()
+    told = Watch.on_trial_result
+
+    def noted(watch, *args, result, **more):
+        processes.add(result["pid"])
+        told(watch, *args, result=result, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "on_trial_result", noted)
+        result = start_sweep(folder, plan, cluster)
+    assert len(processes) == 1
+    return folder, plan, result
+
+
+def test_a_process_trains_one_point_after_the_other_as_fresh_ones_do(finished, tmp_path):
+    folder, plan, result = finished
+    assert result.complete
+    assert result.records == folder.records()
+    assert [record.status for record in result.records.values()] == ["finished"] * 3
+    assert 0.0 in {record.point["loss.lambda_bce"] for record in result.records.values()}
+    for name, record in result.records.items():
+        config = with_overrides(run_config(plan, name, record.point), {"tracking.mode": "disabled"})
+        alone = tmp_path / name
+        assert launch(run_alone, config, alone, log=tmp_path / f"{name}.log") == [0]
+        assert load_checkpoint(alone / LAST).record["best_score"] == record.best.score
+        assert same(tensors(alone), tensors(Path(folder.run_dir(name))))
+        assert losses(alone) == losses(Path(folder.run_dir(name)))
+
+
+def test_ranks_beside_the_first_do_without_tune():
+    needed = "distsynth.sweep.folder, distsynth.sweep.ddp_workers, distsynth.training.loop"
+    code = f"import sys, {needed}; sys.exit('ray.tune' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_leaderboard_ranks_and_tells_what_matters(finished):
+    folder, _plan, result = finished
+    content = json.loads((Path(folder.url) / "leaderboard.json").read_text())
+    with (Path(folder.url) / "leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    scores = [record.best.score for record in result.records.values()]
+    assert [float(row["score"]) for row in rows] == sorted(scores, reverse=True)
+    assert [row["rank"] for row in content["trials"]] == [1, 2, 3]
+    best = result.records[rows[0]["trial"]]
+    assert float(rows[0]["psnr"]) == best.best.metrics["val/psnr"] == best.best.score
+    assert {field: float(rows[0][field]) for field in SPACE} == best.point
+
+
+def test_every_trial_is_a_whole_run_of_wandb(finished):
+    folder, plan, result = finished
+    for name in result.records:
+        (run,) = offline_runs(folder, name)
+        assert (run.id, run.group, run.exit_code) == (plan.trial_id(name), "tiny", 0)
+        assert_whole(run, folder, name, epochs=2)
+
+
+def assert_whole(run, folder, name, epochs):
+    """Rows of losses, stitched metrics and sample patches, and nothing of this machine."""
+    rows = [row for row in run.rows if "val/psnr" in row]
+    assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
+    assert [row["_step"] for row in rows] == [5 * row["epoch"] for row in rows]
+    told = {row["_step"]: row["train/recon"] for row in run.rows if "train/recon" in row}
+    kept = {
+        row["step"]: row["train/recon"]
+        for row in losses(Path(folder.run_dir(name)))
+        if "train/recon" in row
+    }
+    assert told == {step: value for step, value in kept.items() if step <= max(told)} != {}
+    assert len([row for row in run.rows if "samples" in row]) == epochs
+    assert run.host == ""
+    assert str(Path(folder.url).parent).encode() not in run.content
+
+
+def test_a_trial_leaves_the_drivers_wandb_service_alone(finished, monkeypatch):
+    folder, _plan, result = finished
+    monkeypatch.setenv("WANDB_SERVICE", "of the driver")
+    SweepTrial({"sweep": folder.url, "trial": {"point": result.records["00000"].point}})
+    assert "WANDB_SERVICE" not in os.environ
+
+
+def test_the_table_and_the_best_trial_are_logged(finished):
+    folder, plan, _result = finished
+    log_sweep(folder, plan)
+    log_sweep(folder, plan)  # in the place of the first
+    (offline,) = (Path(folder.url) / "wandb").glob("offline-run-*")
+    (file,) = offline.rglob("*.wandb")
+    from wandb_offline import read_offline_run
+
+    run = read_offline_run(file)
+    assert (run.id, run.group, run.exit_code) == (plan.trial_id("leaderboard"), "tiny", 0)
+    assert not run.staged, "an artifact lies outside the folder that is synced"
+    (name,) = run.files
+    table = file.parent / "files" / name
+    assert str(Path(folder.url)).encode() not in run.content
+    assert str(Path.home()).encode() not in run.content
+    content = json.loads(table.read_text())
+    assert [row[0] for row in content["data"]] == [1, 2, 3]
+    assert set(SPACE) <= set(content["columns"])
+
+
+def test_a_second_start_is_refused_and_a_resumed_one_changes_nothing(finished, cluster, refused):
+    folder, plan, _result = finished
+    with refused(folder.url, "there is a sweep of this name already", "--resume"):
+        start_sweep(folder, plan, cluster)
+    before = outcomes(folder.records())
+    again = resume_sweep(folder, replace(plan, id="another"), cluster)
+    assert outcomes(again.records) == before
+    assert folder.plan() == plan
+
+
+def test_a_changed_space_is_refused_and_the_difference_shown(finished, cluster):
+    folder, plan, _ = finished
+    space = plan.space | {"optim.lr_generator": {"loguniform": [1e-3, 5e-2]}}
+    with pytest.raises(ConfigError, match=r"lr_generator: .*0\.03.* before, .*0\.05.* now"):
+        resume_sweep(folder, replace(plan, space=space), cluster)
+
+
+def test_the_best_are_exported_as_they_are_or_retrained(finished, cluster):
+    folder, plan, result = finished
+    (name,) = finalists(plan, result.records).values()
+    (best,) = export_best(folder, plan)
+    assert best.name == f"1-{name}"
+    run_dir = Path(folder.run_dir(name))
+    assert same(tensors(Path(best.folder), BEST), tensors(run_dir, BEST))
+
+    again = replace(plan, sweep=replace(plan.sweep, final="retrained", final_epochs=1))
+    folder.write_plan(again)
+    try:
+        (record,) = run_final(folder, again, [name], cluster).values()
+        assert (record.status, record.epochs) == ("finished", 1)
+        (best,) = export_best(folder, again)
+        checkpoint = load_checkpoint(Path(best.folder) / BEST)
+        assert checkpoint.config.train.seed == plan.base.train.seed + 1
+        assert not same(tensors(Path(best.folder), BEST), tensors(run_dir, BEST))
+        assert set(searched(folder.records())) == set(result.records)
+    finally:
+        folder.write_plan(plan)
+
+
+def test_an_extended_sweep_takes_over_trials_and_checkpoints(finished, cluster, tmp_path):
+    old, _plan, result = finished
+    new = SweepFolder(tmp_path / "more")
+    more = extend_sweep(old, new, trials=1, epochs=3, address=cluster)
+    assert more.complete
+    assert len(more.records) == 4
+    for name, record in result.records.items():
+        taken = more.records[name]
+        assert taken.taken_from == f"tiny/{name}"
+        assert taken.reports[:2] == record.reports
+        assert taken.epochs == 3
+    points = [record.point for record in more.records.values()]
+    assert all(points.count(point) == 1 for point in points)
+    assert searched(old.records()) == result.records
+    # The epoch that was added is the one that a run of three epochs would have had.
+    best = more.records["00000"]
+    config = run_config(more.folder.plan(), "00000", best.point)
+    config = with_overrides(config, {"tracking.mode": "disabled"})
+    train(config, tmp_path / "alone")
+    assert same(tensors(tmp_path / "alone"), tensors(Path(new.run_dir("00000"))))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_asha_stops_the_worse_and_their_records_are_whole(cluster, shard_folder, tmp_path, workers):
+    folder = SweepFolder(tmp_path / "asha")
+    # The good come first, so that the bad ones meet full rungs.
+    rates = [1e-2, 9e-3, 1e-6, 2e-6]
+    grid = {"optim.lr_generator": {"grid_search": rates}}
+    plan = tiny_plan(
+        shard_folder,
+        "asha",
+        WANDB | {"train.epochs": 3},
+        grid,
+        search="grid",
+        scheduler="asha",
+        asha_reduction=2,
+        workers=workers,
+        concurrent=2,
+    )
+    records = start_sweep(folder, plan, cluster).records
+    stopped = {name for name, record in records.items() if record.status == "stopped"}
+    assert {"00002", "00003"} <= stopped
+    assert any(record.status == "finished" for record in records.values())
+    for name, record in records.items():
+        assert record.failures == ()
+        (run,) = offline_runs(folder, name)
+        assert run.exit_code == 0
+        assert_whole(run, folder, name, record.epochs)
+        assert len(load_checkpoint(Path(folder.run_dir(name)) / LAST).random) == workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_population_copies_the_better_and_mutates(cluster, shard_folder, tmp_path, workers):
+    folder = SweepFolder(tmp_path / "pbt")
+    # Processes take seconds to start: with few epochs one trial ends before the other begins.
+    epochs, every = 60, 15
+    plan = tiny_plan(
+        shard_folder,
+        "pbt",
+        {"train.epochs": epochs},
+        {
+            "optim.lr_generator": SPACE["optim.lr_generator"],
+            "loss.lambda_bce": SPACE["loss.lambda_bce"],
+        },
+        trials=2,
+        scheduler="pbt",
+        workers=workers,
+        pbt_every=every,
+        pbt_quantile=0.5,
+        pbt_resample=0,
+    )
+    result = start_sweep(folder, plan, cluster)
+    assert result.complete
+    copies = [(name, copy) for name, record in result.records.items() for copy in record.copies]
+    assert copies
+    for name, copy in copies:
+        assert copy.trial != name
+        assert 1e-3 <= copy.point["optim.lr_generator"] <= 3e-2
+    for name, record in result.records.items():
+        assert record.failures == ()
+        assert record.epochs == epochs
+        run_dir = Path(folder.run_dir(name))
+        checkpoint = load_checkpoint(run_dir / LAST)
+        assert checkpoint.config.optim.lr_generator == record.point["optim.lr_generator"]
+        # What is kept does not grow with the epochs.
+        assert len(list((run_dir / "checkpoints").glob("epoch-*.pt"))) == KEPT_EPOCHS
+        if record.copies:
+            last = record.copies[-1]
+            donor = result.records[last.trial]
+            assert record.reports[0] != donor.reports[0]
+    assert not (Path(folder.url) / "ray").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_optuna_suggests_points_from_what_was_seen(cluster, shard_folder, tmp_path, workers):
+    folder = SweepFolder(tmp_path / "optuna")
+    more = {"train.epochs": 1}
+    plan = tiny_plan(
+        shard_folder, "optuna", more, trials=4, search="optuna", workers=workers, concurrent=2
+    )
+    result = start_sweep(folder, plan, cluster)
+    assert result.complete
+    assert [record.status for record in result.records.values()] == ["finished"] * 4
+    points = [tuple(record.point.items()) for record in result.records.values()]
+    assert len(set(points)) == 4
+
+
+def test_several_objectives_leave_a_front(cluster, shard_folder, tmp_path):
+    folder = SweepFolder(tmp_path / "front")
+    plan = tiny_plan(
+        shard_folder,
+        "front",
+        {"train.epochs": 1},
+        trials=3,
+        search="optuna",
+        objective=("ssim_2d", "mse"),
+    )
+    result = start_sweep(folder, plan, cluster)
+    rows = json.loads((tmp_path / "front" / "leaderboard.json").read_text())["trials"]
+    assert rows[0]["pareto"] is True
+    assert [row["score"] for row in rows] == [row["ssim_2d"] for row in rows]
+    assert (
+        load_checkpoint(Path(result.folder.run_dir("00000")) / LAST).config.train.objective
+        == "ssim_2d"
+    )
+
+
+def test_a_trial_that_diverges_is_listed_and_the_rest_goes_on(cluster, shard_folder, tmp_path):
+    folder = SweepFolder(tmp_path / "diverging")
+    grid = {"optim.lr_generator": {"grid_search": [1e30, 1e-3]}}
+    plan = tiny_plan(shard_folder, "diverging", {"loss.recon": "l2"}, grid, search="grid")
+    result = start_sweep(folder, plan, cluster)
+    assert result.complete
+    bad, good = result.records.values()
+    assert (bad.status, good.status) == ("failed", "finished")
+    assert "the run diverged" in bad.cause
+    assert bad.failures == ()
+    rows = json.loads((tmp_path / "diverging" / "leaderboard.json").read_text())["trials"]
+    assert [(row["trial"], row["rank"]) for row in rows] == [("00001", 1), ("00000", None)]
+
+
+def processes_of_trials():
+    """Processes that train a trial, by what Ray names them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes()
+            mine = (
+                str(Path(ray_cluster.__file__).parent).encode() in (path / "environ").read_bytes()
+            )
+        except OSError:
+            continue
+        if mine and (b"SweepTrial" in command or b"ResourceTrainable" in command):
+            found.append(int(path.name))
+    return found
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_trial_whose_process_is_killed_goes_on_or_is_listed(
+    cluster, shard_folder, tmp_path, retries
+):
+    folder = SweepFolder(tmp_path / "killed")
+    grid = {"optim.lr_generator": {"grid_search": [1e-2, 1e-3]}}
+    plan = tiny_plan(
+        shard_folder,
+        "killed",
+        {"train.epochs": 30},
+        grid,
+        search="grid",
+        retries=retries,
+        concurrent=1,
+    )
+
+    def kill():
+        until(lambda: (tmp_path / "killed/runs/00000" / LAST).exists())
+        for process in processes_of_trials():
+            os.kill(process, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    result = start_sweep(folder, plan, cluster)
+    thread.join()
+    assert result.complete
+    hit, other = result.records.values()
+    assert other.status == "finished"
+    assert len(hit.failures) == 1
+    if retries:
+        assert (hit.status, hit.epochs, hit.cause) == ("finished", 30, None)
+        config = run_config(plan, "00000", hit.point)
+        train(config, tmp_path / "alone")
+        assert same(tensors(tmp_path / "alone"), tensors(Path(folder.run_dir("00000"))))
+        assert losses(tmp_path / "alone") == losses(Path(folder.run_dir("00000")))
+    else:
+        assert hit.status == "failed"
+        assert "died" in hit.cause or "killed" in hit.cause
+        again = resume_sweep(folder, None, cluster, retry_failed=True)
+        assert [record.status for record in again.records.values()] == ["finished"] * 2
+
+
+def test_a_sweep_lives_in_a_bucket(shard_folder):
+    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        with loopback_cluster(2, **server.environment) as nodes:
+            folder = SweepFolder(f"{server.new_folder()}/remote")
+            plan = tiny_plan(shard_folder, "remote", {"train.epochs": 2}, trials=2, scheduler="pbt")
+            result = start_sweep(folder, plan, nodes.address)
+            assert result.complete
+            assert folder.records() == result.records
+            assert [record.status for record in result.records.values()] == ["finished"] * 2
+            (best,) = export_best(folder, plan)
+            assert folder.folder.exists(f"best/{best.name}/{BEST}")
+            assert not folder.folder.names("ray")
+
+
+def test_shards_of_another_split_are_refused(shard_folder, phantom_cohort, small_shards, tmp_path):
+    from sharding.shards.write import write_shards
+    from sharding.volumes.cohort import read_cohort
+
+    other = replace(small_shards, fractions=(0.4, 0.4, 0.2))
+    write_shards(read_cohort(phantom_cohort), tmp_path / "other", other, workers=1)
+    space = {"data.shards": {"grid_search": [str(shard_folder), str(tmp_path / "other")]}}
+    with pytest.raises(ConfigError, match="must hold the specimens and splits of"):
+        make_plan("two", tiny_config(shard_folder), space, SweepConfig())
+
+
+def test_waiting_for_what_the_cluster_lacks_is_told(
+    cluster, shard_folder, tmp_path, monkeypatch, capsys
+):
+    from distsynth.sweep import callback as watch
+
+    monkeypatch.setattr(watch, "SECONDS_OF_WAITING", 1.0)
+    folder = SweepFolder(tmp_path / "waiting")
+    plan = tiny_plan(shard_folder, "waiting", trials=1, cpus=64)
+    told = []
+
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            told.append(capsys.readouterr().err)
+            if "no trial has started" in "".join(told):
+                break
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = start_sweep(folder, plan, cluster)
+    thread.join()
+    assert not result.complete
+    text = "".join(told)
+    assert "a trial needs 64 CPU, and the cluster of 1 nodes has 4 CPU" in text
+    assert "it lacks CPU: add nodes, or start again with fewer --cpus" in text
+
+
+def test_a_sweep_that_cannot_be_found_is_named(tmp_path, refused):
+    with refused(tmp_path / "nowhere", "no sweep here", "--storage"):
+        resume_sweep(SweepFolder(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="no sweep here"):
+        SweepFolder(tmp_path / "nowhere").plan()

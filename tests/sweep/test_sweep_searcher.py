@@ -1,0 +1,458 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray import tune
+from ray.tune.search import Searcher
+
+import distsynth.sweep.tuner
+from distsynth.errors import ConfigError
+from distsynth.presets import preset
+from distsynth.sweep.callback import Watch
+from distsynth.sweep.folder import SweepFolder, TrialRecord
+from distsynth.sweep.parameters import Point, Space, draw, invalid
+from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.searcher import (
+    TRIES,
+    SuggestingSearcher,
+    Suggestions,
+    decode,
+    distributions,
+    encode,
+    importances,
+)
+from tune_spaces.domains import zero_or_log
+from tune_spaces.loss_weights import loss_weights
+from tune_spaces.named import SPACES
+from tune_spaces.plain import RANGES, space_to_plain
+from tune_spaces.whole import whole
+
+UNET = preset("unet-7")
+WEIGHT = {"loss.lambda_bce": zero_or_log(0.01, 4)}
+MIXED = {
+    **loss_weights(),
+    "optim.lr_generator": tune.loguniform(1e-5, 1e-1),
+    "generator.channels": tune.choice([(8, 8), (16, 16, 16), ()]),
+    "generator.norm": tune.choice(["batch", "none"]),
+    "train.batch_size": tune.randint(4, 65),
+    "loss.vgg_weights": tune.choice([None, "vgg.pth"]),
+}
+
+
+def anything(point: Point) -> None:
+    """Every point makes a valid configuration."""
+
+
+def inside(space: Space, point: Point) -> bool:
+    return list(point) == list(space) and all(
+        domain.is_valid(point[name]) for name, domain in space.items()
+    )
+
+
+def hill(point: Point) -> float:
+    """Highest, at 0, for a learning rate of 1e-3, three wide layers and no adversarial term."""
+    distance = abs(math.log10(point["optim.lr_generator"]) + 3)
+    narrow = 0 if point["generator.channels"] == (16, 16, 16) else 1
+    return -distance - narrow - point["loss.lambda_bce"]
+
+
+def explored(space: Space, seed: int, count: int, score: Callable[[Point], float]) -> list[float]:
+    suggestions = Suggestions(space, seed, 1)
+    scores = []
+    for number in range(count):
+        point = suggestions.ask(str(number), anything)
+        scores.append(score(point))
+        suggestions.tell(str(number), point, (scores[-1],))
+    return scores
+
+
+# --- suggestions
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_suggested_points_can_be_run_and_lie_in_the_space(name):
+    space = SPACES[name]()
+    suggestions = Suggestions(space, 0, 1)
+    for number in range(25):
+        point = suggestions.ask(str(number), lambda point: invalid(UNET, point))
+        assert inside(space, point)
+        assert invalid(UNET, point) is None
+        suggestions.tell(str(number), point, (float(number % 7),))
+
+
+def test_values_are_plain_and_of_the_type_of_their_domain():
+    point = Suggestions(MIXED, 3, 1).ask("a", anything)
+    assert type(point["generator.channels"]) is tuple
+    assert type(point["train.batch_size"]) is int
+    assert type(point["optim.lr_generator"]) is float
+    assert type(point["loss.lambda_bce"]) is float
+
+
+def test_weights_are_zero_in_some_points():
+    suggestions = Suggestions(WEIGHT, 0, 1)
+    drawn = [suggestions.ask(str(n), anything)["loss.lambda_bce"] for n in range(60)]
+    assert 3 < drawn.count(0.0) < 30
+    assert all(value == 0 or 0.01 <= value <= 4 for value in drawn)
+
+
+def test_tpe_goes_to_a_weight_of_zero_where_that_is_best():
+    scores = explored(WEIGHT, 0, 40, lambda point: -point["loss.lambda_bce"])
+    assert np.mean(np.array(scores[20:]) == 0) > 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_tpe_finds_better_points_than_its_first_random_ones(seed):
+    scores = explored(MIXED, seed, 50, hill)
+    first, later = scores[:10], scores[30:]
+    assert max(later) > max(first)
+    assert np.mean(later) > np.mean(first) + 0.5
+
+
+def test_tpe_learns_only_from_what_it_is_told():
+    """Of fifty points a few are good by chance; without scores, no more than that."""
+    told = explored(MIXED, 0, 50, hill)
+    suggestions = Suggestions(MIXED, 0, 1)
+    points = [suggestions.ask(str(number), anything) for number in range(50)]
+    untold = [hill(point) for point in points]
+    assert untold[:10] == told[:10]
+    assert np.mean(told[30:]) > np.mean(untold[30:]) + 0.5
+
+
+def test_points_that_cannot_be_run_are_not_suggested():
+    refused = []
+
+    def valid(point: Point) -> str | None:
+        if point["generator.norm"] == "none":
+            refused.append(point)
+            return "no"
+        return None
+
+    suggestions = Suggestions(MIXED, 0, 1)
+    points = [suggestions.ask(str(number), valid) for number in range(20)]
+    assert {point["generator.norm"] for point in points} == {"batch"}
+    assert refused
+
+
+def test_a_space_of_points_that_cannot_be_run_is_given_up():
+    asked = []
+
+    def valid(point: Point) -> str:
+        asked.append(point)
+        return "loss must be more"
+
+    rule = "optuna found no point that makes a valid configuration: loss must be more"
+    with pytest.raises(ConfigError, match=rule):
+        Suggestions(MIXED, 0, 1).ask("a", valid)
+    assert len(asked) == TRIES
+
+
+def test_a_failed_trial_teaches_nothing_and_stops_nothing():
+    suggestions = Suggestions(MIXED, 0, 1)
+    for number in range(15):
+        point = suggestions.ask(str(number), anything)
+        suggestions.tell(str(number), point, None if number % 2 else (hill(point),))
+        suggestions.observe(point, None)
+    assert inside(MIXED, suggestions.ask("next", anything))
+
+
+def observations(count: int, seed: int = 0) -> list[TrialRecord]:
+    rng = np.random.default_rng(seed)
+    return [TrialRecord(f"{number:05d}", draw(MIXED, rng)) for number in range(count)]
+
+
+def rebuilt(records: list[TrialRecord], seed: int = 5) -> Suggestions:
+    suggestions = Suggestions(MIXED, seed, 1, len(records))
+    for record in records:
+        suggestions.observe(record.point, (hill(record.point),))
+    return suggestions
+
+
+@pytest.mark.parametrize("count", [0, 3, 25])
+def test_the_same_observations_give_the_same_suggestions(count):
+    records = observations(count)
+    one, two = rebuilt(records), rebuilt(records)
+    suggested = [one.ask(str(number), anything) for number in range(4)]
+    assert [two.ask(str(number), anything) for number in range(4)] == suggested
+    assert rebuilt(records, seed=6).ask("0", anything) != suggested[0]
+    assert len({repr(point) for point in suggested}) == 4
+
+
+def test_random_numbers_go_on_from_the_points_that_were_drawn():
+    """Else a sweep that is resumed early would try its first points again."""
+    first = Suggestions(MIXED, 5, 1)
+    drawn = [first.ask(str(number), anything) for number in range(3)]
+    second = rebuilt([TrialRecord(str(number), point) for number, point in enumerate(drawn)])
+    assert not [point for n in range(3) if (point := second.ask(str(n), anything)) in drawn]
+
+
+def test_telling_of_a_trial_that_was_not_asked_for_is_an_observation():
+    records = observations(25)
+    told = Suggestions(MIXED, 5, 1, len(records))
+    for record in records:
+        told.tell(record.name, record.point, (hill(record.point),))
+    assert told.ask("a", anything) == rebuilt(records).ask("a", anything)
+
+
+def test_several_objectives_are_searched_together():
+    """The front of x and 1 - x is everywhere; away from it the third field costs both."""
+    space = {
+        "loss.lambda_recon": tune.uniform(0, 1),
+        "loss.lambda_gradient": zero_or_log(0.01, 4),
+    }
+    suggestions = Suggestions(space, 0, 2)
+    points = []
+    for number in range(60):
+        point = suggestions.ask(str(number), anything)
+        x, cost = point["loss.lambda_recon"], point["loss.lambda_gradient"]
+        suggestions.tell(str(number), point, (x - cost, 1 - x - cost))
+        points.append(point)
+    late = points[30:]
+    costs = [point["loss.lambda_gradient"] for point in points]
+    assert np.mean(costs[30:]) < np.mean(costs[:10])
+    recon = [point["loss.lambda_recon"] for point in late]
+    assert min(recon) < 0.25
+    assert max(recon) > 0.75
+
+
+def test_an_objective_that_is_missing_stops_no_search():
+    suggestions = Suggestions(MIXED, 0, 2)
+    for number in range(20):
+        point = suggestions.ask(str(number), anything)
+        second = -math.inf if number % 3 == 0 else hill(point)
+        suggestions.tell(str(number), point, (hill(point), second))
+    assert inside(MIXED, suggestions.ask("next", anything))
+
+
+# --- Optuna's form
+
+OPTIONS = st.lists(
+    st.none()
+    | st.booleans()
+    | st.text()
+    | st.lists(st.integers(0, 512) | st.text(), max_size=3).map(tuple),
+    min_size=1,
+    max_size=4,
+    unique_by=repr,
+)
+
+
+@st.composite
+def spaces(draw_value: st.DrawFn) -> dict[str, Any]:
+    """Spaces of every kind of domain whose values Optuna can hold as they are."""
+    low, ratio = draw_value(st.floats(1e-6, 1e3)), draw_value(st.floats(1.1, 1e4))
+    start, length = draw_value(st.integers(1, 50)), draw_value(st.integers(1, 50))
+    step = draw_value(st.sampled_from([0.25, 0.5, 2.0]))
+    space = {
+        "a": zero_or_log(low, low * ratio, draw_value(st.sampled_from([0.0, 0.1, 0.8]))),
+        "b": tune.choice(draw_value(OPTIONS)),
+        "c": tune.uniform(-low, low * ratio),
+        "d": tune.loguniform(low, low * ratio),
+        "e": tune.randint(start, start + length),
+        "f": tune.lograndint(start, start + length),
+        "g": tune.quniform(-step * start, step * length, step),
+        "h": tune.choice([(1, 2), "[1, 2]x", (3, 4), 5, 0.5, None]),
+    }
+    names = draw_value(st.sets(st.sampled_from(list(space)), min_size=1))
+    return {name: space[name] for name in sorted(names)}
+
+
+@settings(deadline=None)
+@given(spaces(), st.integers(0, 2**32 - 1))
+def test_points_survive_optunas_form(space, seed):
+    point = draw(space, np.random.default_rng(seed))
+    params = encode(space, point)
+    assert decode(space, params) == point
+    for name, distribution in distributions(space).items():
+        inner = distribution.to_internal_repr(params[name])
+        assert distribution._contains(inner), name
+        assert decode(space, {name: distribution.to_external_repr(inner)})[name] == point[name]
+
+
+@settings(deadline=None)
+@given(spaces(), st.integers(0, 1000))
+def test_any_space_can_be_asked_and_observed(space, seed):
+    suggestions = Suggestions(space, seed, 1)
+    for number in range(2):
+        point = suggestions.ask(str(number), anything)
+        assert inside(space, {name: point[name] for name in space})
+        suggestions.tell(str(number), point, (float(number),))
+        suggestions.observe(draw(space, np.random.default_rng(seed)), (0.5,))
+
+
+def test_zeros_and_tuples_have_a_form_of_their_own():
+    space = {**WEIGHT, "generator.channels": tune.choice([(8, 8), [16]])}
+    for point in (
+        {"loss.lambda_bce": 0.0, "generator.channels": (16,)},
+        {"loss.lambda_bce": 0.01, "generator.channels": (8, 8)},
+    ):
+        params = encode(space, point)
+        assert params["loss.lambda_bce"] > 0
+        assert isinstance(params["generator.channels"], str)
+        assert decode(space, params) == point
+
+
+def test_points_from_a_file_have_lists_for_tuples():
+    space = {"generator.channels": tune.choice([(8, 8), (16,)])}
+    params = encode(space, {"generator.channels": [16]})
+    assert decode(space, params) == {"generator.channels": (16,)}
+
+
+QUANTIZED = {
+    "qloguniform": (0.1, 1.0, 0.1),
+    "qrandint": (1, 10, 2),
+    "qlograndint": (2, 8, 2),
+    "quniform": (0.0, 3.0, 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_suggestions_keep_to_the_steps_of_a_domain(kind):
+    domain = RANGES[kind](*QUANTIZED[kind])
+    space = {"loss.lambda_recon": domain}
+    rng = np.random.default_rng(0)
+    possible = {round(draw(space, rng)["loss.lambda_recon"], 9) for _ in range(500)}
+    suggestions = Suggestions(space, 0, 1)
+    for number in range(15):
+        point = suggestions.ask(str(number), anything)
+        suggestions.tell(str(number), point, (float(number),))
+        assert round(point["loss.lambda_recon"], 9) in possible
+    suggestions.observe(draw(space, rng), (1.0,))
+
+
+# --- as Ray Tune asks
+
+
+def test_known_trials_come_first_and_then_suggested_ones():
+    suggestions = Suggestions(WEIGHT, 0, 1)
+    first = [TrialRecord("00003", {"loss.lambda_bce": 0.5})]
+    made = []
+
+    def create(ask: Callable[[str], Point]) -> TrialRecord | None:
+        if len(made) == 2:
+            return None
+        made.append(TrialRecord(f"0000{4 + len(made)}", ask(f"0000{4 + len(made)}")))
+        return made[-1]
+
+    searcher = SuggestingSearcher(suggestions, first, create, lambda _: ({}, None), anything)
+    found = [searcher.suggest(name) for name in ("t1", "t2", "t3", "t4")]
+    assert found[0] == {"trial": {"name": "00003", "point": {"loss.lambda_bce": 0.5}}}
+    assert found[1:3] == [{"trial": {"name": row.name, "point": row.point}} for row in made]
+    assert found[3] == Searcher.FINISHED
+    assert len(first) == 1
+
+
+def test_outcomes_are_told_once_whatever_tune_reports():
+    told = []
+
+    class Recording(Suggestions):
+        def tell(self, name, point, scores):
+            told.append((name, point, scores))
+
+    outcomes = {"00000": ({"loss.lambda_bce": 0.5}, (1.0,)), "00001": ({}, None)}
+    first = [TrialRecord(name, point) for name, (point, _) in outcomes.items()]
+    suggestions = Recording(WEIGHT, 0, 1)
+    searcher = SuggestingSearcher(
+        suggestions, first, lambda _: None, lambda name: outcomes[name], anything
+    )
+    searcher.suggest("t1")
+    searcher.suggest("t2")
+    searcher.on_trial_result("t1", {"score": 99.0})
+    searcher.on_trial_complete("t1", {"score": 99.0})
+    searcher.on_trial_complete("t1")
+    searcher.on_trial_complete("t2", error=True)
+    searcher.on_trial_complete("unknown")
+    assert told == [("00000", {"loss.lambda_bce": 0.5}, (1.0,)), ("00001", {}, None)]
+
+
+def test_nothing_of_a_searcher_needs_to_be_saved(tmp_path):
+    searcher = SuggestingSearcher(
+        Suggestions(WEIGHT, 0, 1), [], lambda _: None, lambda _: ({}, None), anything
+    )
+    searcher.save_to_dir(str(tmp_path))
+    searcher.save(str(tmp_path / "state"))
+    searcher.restore(str(tmp_path / "state"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_interrupted_before_any_trial_ended_suggests_other_points(tmp_path, monkeypatch):
+    plan = Plan(
+        "lambdas",
+        "id",
+        UNET,
+        space_to_plain(MIXED),
+        SweepConfig(trials=8, search="optuna"),
+    )
+    calls = 4
+
+    def some(folder, plan, watch, trials, searcher, *rest):  # noqa: ARG001
+        for number in range(calls):
+            searcher.suggest(f"t{number}")
+
+    monkeypatch.setattr(distsynth.sweep.tuner, "fit", some)
+    folder = SweepFolder(tmp_path)
+    folder.write_plan(plan)
+    for calls in (4, 9):  # noqa: B007
+        watch = Watch(folder, plan, folder.records())
+        distsynth.sweep.tuner.search(folder, plan, MIXED, watch)
+    points = [record.point for record in folder.records().values()]
+    assert len(points) == 8
+    assert len({repr(sorted(point.items())) for point in points}) == 8
+
+
+# --- what matters
+
+
+def test_the_field_that_matters_comes_first():
+    rng = np.random.default_rng(0)
+    points = [draw(MIXED, rng) for _ in range(60)]
+    for field in ("optim.lr_generator", "generator.channels"):
+
+        def score(point: Point, field: str = field) -> float:
+            if field == "generator.channels":
+                return 5.0 * len(point[field]) + 0.01 * point["loss.lambda_bce"]
+            return math.log(point[field]) + 0.01 * point["loss.lambda_bce"]
+
+        found = importances(MIXED, [(point, score(point)) for point in points])
+        assert next(iter(found)) == field
+        assert found[field] > 0.8
+        assert set(found) == set(MIXED)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        assert sum(found.values()) == pytest.approx(1)
+
+
+def test_importances_are_the_same_each_time():
+    rng = np.random.default_rng(1)
+    points = [draw(whole(), rng) for _ in range(12)]
+    scored = [(point, point["optim.lr_generator"]) for point in points]
+    assert importances(whole(), scored) == importances(whole(), scored)
+
+
+def test_too_few_or_equal_scores_tell_nothing():
+    rng = np.random.default_rng(0)
+    points = [draw(MIXED, rng) for _ in range(5)]
+    assert importances(MIXED, []) == {}
+    assert importances(MIXED, [(point, float(n)) for n, point in enumerate(points[:3])]) == {}
+    assert importances(MIXED, [(point, 1.5) for point in points]) == {}
+    assert importances(MIXED, [(point, float(n)) for n, point in enumerate(points[:4])])
+
+
+def test_equal_points_with_other_scores_tell_nothing():
+    """Of one point some trials may be stopped earlier than others."""
+    space = {"loss.recon": tune.choice(["l1", "l2"])}
+    point = {"loss.recon": "l1"}
+    assert importances(space, [(point, float(number)) for number in range(5)]) == {}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_importances_of_values_in_steps(kind):
+    space = {"loss.lambda_recon": RANGES[kind](*QUANTIZED[kind]), **WEIGHT}
+    rng = np.random.default_rng(0)
+    points = [draw(space, rng) for _ in range(20)]
+    found = importances(space, [(point, point["loss.lambda_recon"]) for point in points])
+    assert found["loss.lambda_recon"] > 0.5

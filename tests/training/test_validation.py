@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import tiny_config
+
+import distsynth.training.validation
+from distsynth.config import with_overrides
+from distsynth.data.loader import Standardiser, judging_batches
+from distsynth.inference.predictor import Predictor
+from distsynth.inference.stitching import border_planes
+from distsynth.losses.terms import GeneratorLoss
+from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
+from distsynth.metrics.seams import seam_index
+from distsynth.models import build_generator
+from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from distsynth.training.steps import make_accelerator
+from distsynth.training.validation import Validator
+from sharding.shards.format import ShardConfig, ShardSet
+from sharding.shards.write import write_shards
+from sharding.volumes.cohort import read_cohort
+from sharding.volumes.intensities import prepare_pair
+
+SPLITS = ("train", "val", "val", "test")
+
+
+@pytest.fixture(scope="module")
+def specimens(phantom_cohort):
+    """Two to validate on, so that means over specimens show."""
+    return read_cohort(phantom_cohort)[:4]
+
+
+def sharded(specimens, folder, **options):
+    rows = [replace(row, split=split) for row, split in zip(specimens, SPLITS, strict=True)]
+    defaults = {"patches_per_specimen": 8, "stride": 8, "block": 64}
+    config = ShardConfig(**({"patch_size": (16, 16)} | defaults | options))
+    write_shards(rows, folder, config, workers=1)
+    return ShardSet(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(specimens, tmp_path_factory):
+    """Every slice of two validation volumes."""
+    return sharded(specimens, tmp_path_factory.mktemp("whole") / "shards")
+
+
+def validator(shards, accelerator=None, **overrides):
+    config = tiny_config(shards.folder.local, {"loss.lambda_gradient": 0.5}, overrides)
+    accelerator = accelerator or make_accelerator("no", cpu=True)
+    standardise = Standardiser(shards.manifest, torch.device("cpu"))
+    return Validator(shards, config, accelerator, standardise, GeneratorLoss(config.loss)), config
+
+
+def network(config, seed=0):
+    torch.manual_seed(seed)
+    return build_generator(config.generator, config.data.patch_size)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"stitch.trim": 2}, {"stitch.trim": 3, "stitch.weights": "smooth"}]
+)
+def test_equals_metrics_of_predicted_whole_volumes(overrides, whole, specimens):
+    judge, config = validator(whole, **overrides)
+    generator = network(config)
+    found = judge(generator)
+
+    data = DataRecord.of(whole.manifest)
+    checkpoint = Checkpoint(config, data, Position(), {}, [], {})
+    predictor = Predictor(checkpoint, generator.eval(), torch.device("cpu"))
+    rows = []
+    for specimen in specimens[1:3]:
+        pair = prepare_pair(specimen, data.preprocess)
+        synthetic = predictor(pair.source, quiet=True)
+        peak = pair.target_transform.data_range
+        error = mse(synthetic, pair.target, pair.mask)
+        shape = pair.grid.shape
+        borders = border_planes(predictor.locations(shape), shape, (16, 16), config.stitch.trim)
+        rows.append(
+            {
+                "val/mse": error,
+                "val/psnr": psnr(error, peak),
+                "val/psnr255": psnr(error, 255),
+                "val/ssim_global": global_ssim(synthetic, pair.target, peak, pair.mask),
+                "val/ssim_2d": windowed_ssim(synthetic, pair.target, peak, pair.mask, 2, 2),
+                "val/seam_index": seam_index(synthetic, pair.target, borders, pair.mask),
+            }
+        )
+    for name in rows[0]:
+        expected = float(np.mean([row[name] for row in rows]))
+        # The shards hold 16 bits.
+        assert found[name] == pytest.approx(expected, rel=2e-4), name
+    assert rows[0]["val/psnr"] != pytest.approx(rows[1]["val/psnr"], rel=1e-3)
+
+
+def test_loss_terms_are_means_over_all_patches(whole):
+    judge, config = validator(whole)
+    generator = network(config)
+    found = judge(generator)
+    standardise = Standardiser(whole.manifest, torch.device("cpu"))
+    total = whole.manifest.patches("val")
+    (batch,) = judging_batches(whole, "val", np.arange(total), total)
+    with torch.no_grad():
+        source, target = standardise(batch)
+        difference = generator(source) - target
+    assert found["val/recon"] == pytest.approx(float(difference.abs().mean()), rel=1e-5)
+    gradient = sum(float(difference.diff(dim=axis).square().mean()) for axis in (2, 3))
+    assert found["val/gradient"] == pytest.approx(gradient, rel=1e-5)
+
+
+def test_patches_that_an_update_tore_apart_are_judged_alike(specimens, tmp_path):
+    """The dropped specimen shared a shard with the first patches of the one that stays."""
+    folder, packed = tmp_path / "shards", {"block": 50, "shard_mb": 0.2}
+    sharded(specimens, folder, **packed)
+    rows = [replace(row, split=split) for row, split in zip(specimens, SPLITS, strict=True)]
+    config = ShardSet(folder).manifest.config
+    fresh_folder = tmp_path / "fresh"
+    kept = [row for row in rows if row.name != specimens[1].name]
+    write_shards(kept, folder, config, workers=1, update=True)
+    write_shards(kept, fresh_folder, config, workers=1)
+    found = []
+    for path in (folder, fresh_folder):
+        shards = ShardSet(path)
+        total = shards.manifest.patches("val")
+        (batch,) = judging_batches(shards, "val", np.arange(total), total)
+        judge, run = validator(shards)
+        found.append((batch.where[:, 1:], judge(network(run))))
+    assert not torch.equal(found[0][0], found[1][0]), "they lie in another order"
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_patch_is_read_exactly_once(workers, whole, monkeypatch):
+    seen = Counter()
+
+    def counting(*args):
+        for batch in judging_batches(*args):
+            seen.update(map(tuple, batch.where.tolist()))
+            yield batch
+
+    monkeypatch.setattr(distsynth.training.validation, "judging_batches", counting)
+    judge, config = validator(whole, **{"data.workers": workers})
+    judge(network(config))
+    assert len(seen) == whole.manifest.patches("val")
+    assert set(seen.values()) == {1}
+    assert {where[0] for where in seen} == {1, 2}
+
+
+class Perfect(torch.nn.Module):
+    """Knows the target of each source patch."""
+
+    def __init__(self, shards):
+        super().__init__()
+        total = shards.manifest.patches("val")
+        (batch,) = judging_batches(shards, "val", np.arange(total), total)
+        source, target = Standardiser(shards.manifest, torch.device("cpu"))(batch)
+        self.known = {
+            patch.numpy().tobytes(): answer for patch, answer in zip(source, target, strict=True)
+        }
+
+    def forward(self, source):
+        return torch.stack([self.known[patch.numpy().tobytes()] for patch in source])
+
+
+@pytest.mark.parametrize("options", [{}, {"val_slices": 4}, {"neighbours": 1}])
+def test_a_perfect_network_has_perfect_numbers(options, whole, specimens, tmp_path):
+    shards = sharded(specimens, tmp_path / "shards", **options) if options else whole
+    judge, _ = validator(shards)
+    found = judge(Perfect(shards))
+    assert found["val/psnr"] == math.inf
+    assert found["val/mse"] == found["val/recon"] == 0
+    assert found["val/ssim_2d"] == pytest.approx(1)
+    assert found["val/ssim_global"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("axes", "slices"), [((0,), 3), ((1,), 0), ((0, 1, 2), 0), ((0, 1, 2), 3)])
+def test_other_axes_and_few_slices_give_finite_numbers(axes, slices, specimens, tmp_path):
+    shards = sharded(specimens, tmp_path / "s", dense_axes=axes, val_slices=slices, stride=16)
+    judge, config = validator(shards)
+    found = judge(network(config))
+    assert all(math.isfinite(value) for value in found.values()), found
+
+
+def test_blocks_are_judged_too(specimens, tmp_path):
+    shards = sharded(specimens, tmp_path / "s", patch_size=(16, 16, 16), stride=16)
+    judge, config = validator(shards, **{"data.patch_size": (16, 16, 16)})
+    found = judge(network(config))
+    assert all(math.isfinite(value) for value in found.values())
+
+
+def test_the_network_is_judged_in_eval_mode_and_left_in_training_mode(whole):
+    judge, config = validator(whole)
+    config = with_overrides(config, {"generator.norm": "batch"})
+    generator = network(config)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    first = judge(generator)
+    assert generator.training
+    assert judge(generator) == first
+    after = generator.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in generator.parameters())
+
+
+def test_a_trim_that_leaves_gaps_at_the_shards_stride_is_refused(specimens, tmp_path):
+    shards = sharded(specimens, tmp_path / "shards", stride=16)
+    judge, config = validator(shards, **{"stitch.trim": 4})
+    with pytest.raises(ValueError, match=r"stitch\.trim=4 leaves voxels .* stride of 16"):
+        judge(network(config))
+
+
+def test_two_ranks_add_up_to_one(whole):
+    """Each rank's own sums, added as the ranks would, give what one process has."""
+
+    class Rank:
+        device = torch.device("cpu")
+        num_processes = 2
+
+        def __init__(self, index, others):
+            self.process_index, self.others, self.own = index, iter(others), []
+
+        def reduce(self, value, how):
+            assert how == "sum"
+            self.own.append(value.clone())
+            return value + next(self.others, 0)
+
+    alone, config = validator(whole)
+    generator = network(config)
+    expected = alone(generator)
+    shares = []
+    for index in (0, 1):
+        rank = Rank(index, [])
+        judge, _ = validator(whole, accelerator=rank)
+        judge._metrics = lambda *_: {"mse": 0.0}
+        judge(generator)
+        shares.append(rank.own)
+    ranked = Rank(0, shares[1])
+    found = validator(whole, accelerator=ranked)[0](generator)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-6)
