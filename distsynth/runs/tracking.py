@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distsynth.config import RunConfig, TrackingConfig, to_dict
+from distsynth.runs.folder import METRICS_FILE, RUN_ID_FILE
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.storage import Folder
 
 Volume = NDArray[np.floating[Any]]
-METRICS_FILE = "metrics.jsonl"
-RUN_ID_FILE = "run_id"
 PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
 """Fields of the configuration that hold a path; W&B does not get them."""
 

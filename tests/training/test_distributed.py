@@ -15,7 +15,8 @@ from tiny_runs import (
     tiny_config,
 )
 
-from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.folder import BEST, LAST
 from sharding.shards.format import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
@@ -53,14 +54,14 @@ def run_and_keep(config, run_dir):
     import distsynth.training.loop
 
     kept = {}
-    close = distsynth.training.loop._Run.close_epoch
+    close = distsynth.training.loop.TrainingRun.close_epoch
 
     def spy(self, epoch):
         report = close(self, epoch)
-        kept.update({name: learner.state_dict() for name, learner in self.learners.items()})
+        kept.update({name: learner.state_dict() for name, learner in self.state.learners.items()})
         return report
 
-    distsynth.training.loop._Run.close_epoch = spy
+    distsynth.training.loop.TrainingRun.close_epoch = spy
     run(config, run_dir)
     torch.save(kept, run_dir / f"rank-{os.environ['RANK']}.pt")
 
