@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distsynth.config import RunConfig, TrackingConfig, to_dict
+from distsynth.runs.folder import METRICS_FILE, RUN_ID_FILE
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.storage import Folder
 
 Volume = NDArray[np.floating[Any]]
-METRICS_FILE = "metrics.jsonl"
-RUN_ID_FILE = "run_id"
 TELEMETRY = "WANDB_ERROR_REPORTING"
 """Environment variable: whether W&B reports to its makers what it does and how it fails."""
 PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))

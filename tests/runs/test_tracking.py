@@ -16,8 +16,8 @@ from tiny_runs import launch, losses, run, tiny_config
 from wandb_offline import read_offline_run
 
 from distsynth.config import RunConfig, dotted_fields, with_overrides
+from distsynth.runs.folder import METRICS_FILE
 from distsynth.runs.tracking import (
-    METRICS_FILE,
     LocalTracker,
     patch_grid,
     public_config,
