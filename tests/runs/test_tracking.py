@@ -207,7 +207,7 @@ def test_a_resumed_run_keeps_its_wandb_id(tracked):
 
 
 def test_wandb_gets_no_path_host_user_or_program(tracked):
-    """All that W&B leaves: the records that would be uploaded, other files, and where links lead."""
+    """Whatever W&B leaves: records that would be uploaded, other files, and where links lead."""
     names = {socket.gethostname(), socket.getfqdn(), getpass.getuser()}
     places = {
         str(Path.home()),

@@ -1,4 +1,4 @@
-"""A whole study in miniature through the command line: `python small_study.py FOLDER COMMAND...`."""
+"""A whole study in miniature by the command line: `python small_study.py FOLDER COMMAND...`."""
 
 from __future__ import annotations
 
