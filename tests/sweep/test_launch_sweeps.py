@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from ray_launch import SHIMS, Program, environment, finished, free_port, home_folder, started
+from programs import SHIMS, Program, environment, finished, free_port, home_folder, started
 from tiny_runs import tiny_config
 
 from distsynth.cli.main import main

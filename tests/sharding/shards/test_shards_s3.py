@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from killing import CallMoment
 from lab import SMALL as BASE
-from lab import break_target, make_lab, rows, sharding, stalled_before_the_manifest, tree, until
+from lab import break_target, make_lab, rows, stopped_before_the_manifest, stopped_sharding, tree
 from s3_server import S3Server, s3_server
 
 from distsynth.config import DataConfig
@@ -139,23 +140,24 @@ def test_a_specimen_that_fails_leaves_the_others(s3, tmp_path, refused):
 
 def test_a_killed_run_is_gone_on_with(s3, local, tmp_path):
     folder = Folder(s3.new_folder())
-    with sharding(
-        rows(local, COHORT), folder.url, SMALL, tmp_path / "log", environment=s3.environment
-    ) as process:
-        until(lambda: "parts/specimens/b.json" in folder.names(), process)
+    moment = CallMoment("sharding.io.storage:Folder.write", "parts/specimens/b.json", after=True)
+    with stopped_sharding(
+        moment, rows(local, COHORT), folder.url, SMALL, tmp_path / "log", s3.environment
+    ):
+        assert "parts/specimens/b.json" in folder.names()
     first = {name for name in folder.names() if name.endswith(".json")}
     assert "manifest.json" not in first
     cut = {name.replace("json", kind) for name in first for kind in ("json", "tar")}
     s3.requests.clear()
     count = len(ShardSet(local / "whole").manifest.shards)
-    with stalled_before_the_manifest(
+    with stopped_before_the_manifest(
         rows(local, COHORT),
         folder.url,
         SMALL,
         tmp_path / "log",
-        lambda: len(folder.names("parts/shards")) == count,
         environment=s3.environment,
     ):
+        assert len(folder.names("parts/shards")) == count
         with pytest.raises(DataError, match="not finished"):
             ShardSet(folder.url)
         assert not put(s3, folder) & {name for name in cut if "specimens" in name}
