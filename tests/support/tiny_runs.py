@@ -248,3 +248,18 @@ def run_failing(config: RunConfig, run_dir: Path, rank: int, step: int) -> None:
 
     distsynth.training.loop._Run._step = failing  # type: ignore[method-assign]
     train(config, run_dir)
+
+
+def run_and_keep(config: RunConfig, run_dir: Path) -> None:
+    """Train, and keep what each rank has in the end."""
+    kept: dict[str, Any] = {}
+    close = distsynth.training.loop._Run.close_epoch
+
+    def spy(self: Any, epoch: int) -> Any:
+        report = close(self, epoch)
+        kept.update({name: learner.state_dict() for name, learner in self.learners.items()})
+        return report
+
+    distsynth.training.loop._Run.close_epoch = spy  # type: ignore[method-assign]
+    run(config, run_dir)
+    torch.save(kept, run_dir / f"rank-{os.environ['RANK']}.pt")
