@@ -26,6 +26,8 @@ from distsynth.cli.main import main
 from distsynth.config import to_json
 from distsynth.runs.checkpoint import BEST
 
+pytestmark = pytest.mark.slow
+
 JOB = Path(__file__).parents[2] / "jobs" / "tune_gan.py"
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 SPACE = "optim.lr_generator: {loguniform: [1.0e-3, 3.0e-2]}\n"

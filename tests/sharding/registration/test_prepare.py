@@ -35,6 +35,8 @@ from sharding.volumes.resample import resample
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
+pytestmark = pytest.mark.slow
+
 PLAIN = replace(CHEAP, steps=("scale", "resample"))
 SHAPE = (40, 36, 32)
 

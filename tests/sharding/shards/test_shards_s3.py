@@ -12,7 +12,7 @@ import torch
 from killing import CallMoment
 from lab import SMALL as BASE
 from lab import break_target, make_lab, rows, stopped_before_the_manifest, stopped_sharding, tree
-from s3_server import S3Server, s3_server
+from s3_server import S3Server
 
 from distsynth.config import DataConfig
 from distsynth.data.loader import TrainingBatches, judging_batches
@@ -25,15 +25,11 @@ from sharding.shards.format import ShardSet
 from sharding.shards.verify import verify
 from sharding.shards.write import write_shards
 
+pytestmark = pytest.mark.slow
+
 COHORT = "a train, b train, c train, d val, e test"
 SMALL = replace(BASE, block=16, shard_mb=0.008)
 """Three shards a split: every request takes its time."""
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
 
 
 @pytest.fixture
