@@ -24,7 +24,7 @@ from tiny_runs import tiny_config
 
 from distsynth.cli.main import main
 from distsynth.config import to_json
-from distsynth.runs.checkpoint import BEST
+from distsynth.runs.folder import BEST
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,8 @@ from tiny_runs import (
     tiny_config,
 )
 
-from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.folder import BEST, LAST
 from sharding.shards.format import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
