@@ -42,7 +42,7 @@ from distsynth.evaluation.trees import ARRAYS, Trees, check_trees, pack
 from sharding.io.atomic import atomic_path
 from sharding.io.errors import DataError
 from sharding.io.progress import progress
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 SHIFT = 2
 """Voxels by which the source is shifted (the paper's)."""

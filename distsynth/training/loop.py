@@ -54,7 +54,7 @@ from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.cache import Cache
 from sharding.io.errors import DataError
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 CONFIG_FILE = "config.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, RUN_ID_FILE)

@@ -19,7 +19,7 @@ from distsynth.presets import PRESETS
 from distsynth.runs.checkpoint import BEST
 from distsynth.runs.tracking import METRICS_FILE
 from distsynth.training.loop import CONFIG_FILE
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 

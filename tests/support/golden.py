@@ -28,7 +28,7 @@ from distsynth.training.loop import train
 from sharding.registration.bias_correction import CorrectConfig
 from sharding.registration.prepare import PrepareConfig, prepare_cohort
 from sharding.registration.register import RegisterConfig
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.simulation.simulate import SimulationConfig

@@ -16,7 +16,7 @@ from tiny_runs import (
 )
 
 from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
 
