@@ -66,7 +66,8 @@ def simulate(args: Sequence[str]) -> None:
 
 def prepare(args: Sequence[str]) -> None:
     """correct and register raw scans"""
-    from sharding.registration.prepare import PrepareConfig, prepare_cohort
+    from sharding.registration.config import PrepareConfig
+    from sharding.registration.prepare import prepare_cohort
     from sharding.volumes.cohort import read_cohort
 
     @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from scipy.spatial.transform import Rotation
 
 from sharding.registration import step_work
 from sharding.registration.carry_back import carry_back
-from sharding.registration.prepare import STEPS, PrepareConfig, prepare_cohort
+from sharding.registration.config import STEPS, PrepareConfig
+from sharding.registration.prepare import prepare_cohort
 from sharding.registration.quality import jacobian_range
 from sharding.registration.step_cache import read_record
 from sharding.simulation.phantom import write_phantom_cohort
