@@ -14,7 +14,7 @@ import pytest
 from s3_server import S3Server, s3_server
 
 from sharding.io.errors import DataError
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.cohort import read_cohort

@@ -20,10 +20,10 @@ from distsynth.runs.folder import BEST, LAST, METRICS_FILE, local_file, open_run
 from distsynth.runs.tracking import read_rows
 from distsynth.training.loop import train
 from distsynth.training.report import EpochReport
-from sharding.io import connection
+from sharding.io import retries
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def remote(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DISTSYNTH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(connection, "PAUSES_SECONDS", (0.01,) * 4)
+    monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01,) * 4)
     return server.new_folder()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sharding.registration.bias_correction import CorrectConfig
-from sharding.registration.prepare import PrepareConfig
+from sharding.registration.config import PrepareConfig
 from sharding.registration.register import RegisterConfig
 
 CHEAP = PrepareConfig(
