@@ -29,7 +29,7 @@ from distsynth.errors import ConfigError
 from distsynth.evaluation.baselines import PairLike
 from sharding.io.progress import progress
 from sharding.io.records import STRICT
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 SHIFT = 2
 """Voxels by which the source is shifted (the paper's)."""

@@ -17,7 +17,7 @@ from distsynth.cli.main import main
 from distsynth.config import from_json, to_json, with_overrides
 from distsynth.presets import PRESETS
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 
