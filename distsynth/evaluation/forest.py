@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import zipfile
 import zlib
@@ -41,6 +40,7 @@ from distsynth.evaluation.baselines import PairLike
 from distsynth.evaluation.trees import ARRAYS, Trees, check_trees, pack
 from sharding.io.atomic import atomic_path
 from sharding.io.errors import DataError
+from sharding.io.parallel import available_cores
 from sharding.io.progress import progress
 from sharding.shards.format import ShardSet
 
@@ -98,7 +98,7 @@ class ForestConfig:
     @property
     def threads(self) -> int:
         """Jobs, counted."""
-        return self.jobs or len(os.sched_getaffinity(0))
+        return self.jobs or available_cores()
 
 
 BOOSTED = ForestConfig(depth=8, max_samples=1_000_000, min_samples_leaf=20)

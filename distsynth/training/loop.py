@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import shutil
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor
-from tqdm import tqdm
 
 from distsynth.config import RunConfig, to_json, validate
 from distsynth.data.loader import Batch, PatchDataset, Standardiser, TrainingBatches
@@ -54,7 +53,10 @@ from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.cache import Cache
 from sharding.io.errors import DataError
+from sharding.io.progress import progress
 from sharding.shards.format import ShardSet
+
+LOGGER = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, RUN_ID_FILE)
@@ -283,7 +285,7 @@ class _Run:
             self._check_finite("val/mse", metrics["val/mse"])
             self.trackers.log(self.position.step, {"epoch": done, **metrics})
             if self.accelerator.is_main_process:
-                _tell(f"epoch {done}/{config.train.epochs}: " + _summary(metrics))
+                LOGGER.info(f"epoch {done}/{config.train.epochs}: " + _summary(metrics))
         self._show_samples()
         self.position = Position(done, 0, self.position.step)
         found = score(metrics, config.train)
@@ -450,7 +452,7 @@ class _Run:
         if rank < len(checkpoint.random):
             set_random_state(checkpoint.random[rank], device)
         if self.accelerator.is_main_process:
-            _tell(f"going on from step {self.position.step}")
+            LOGGER.info(f"going on from step {self.position.step}")
 
     def _claim_folder(self, resume: bool, overwrite: bool) -> Checkpoint | None:
         """Make the run's folder, or find what to resume in it."""
@@ -472,11 +474,16 @@ class _Run:
         return checkpoint
 
     def _progress(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
-        """A bar on the first rank's terminal."""
-        hidden = not (self.accelerator.is_main_process and sys.stderr.isatty())
-        title = f"epoch {epoch + 1}/{self.config.train.epochs}"
-        bar = tqdm(batches, title, self.batches.steps, initial=start, leave=False, disable=hidden)
-        yield from bar
+        """Show the steps of an epoch on the first rank."""
+        return progress(
+            batches,
+            f"epoch {epoch + 1}/{self.config.train.epochs}",
+            self.batches.steps,
+            quiet=not self.accelerator.is_main_process,
+            initial=start,
+            logger=LOGGER,
+            last_line=False,
+        )
 
 
 def _clear(run_dir: Path) -> None:
@@ -531,7 +538,3 @@ def _summary(metrics: dict[str, float]) -> str:
         f"PSNR {metrics['val/psnr']:.2f} dB, SSIM {metrics['val/ssim_2d']:.4f} (2D), "
         f"seam {metrics['val/seam_index']:.3f}, stitched, in the mask"
     )
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -14,10 +14,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
+import logging
 import platform
 import re
-import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,6 +39,8 @@ from sharding.registration.step_cache import json_text, read_record, sweep
 from sharding.volumes.cohort import Specimen, write_cohort
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_volume, write_volume
+
+LOGGER = logging.getLogger(__name__)
 
 __all__ = ["STEPS", "Preparation", "PrepareConfig", "carry_back", "prepare_cohort"]
 
@@ -250,7 +251,7 @@ def _cause(error: Exception, specimen: Specimen, out: Path) -> str:
     text = str(error)
     if not isinstance(error, DataError):
         text = f"{type(error).__name__}: {text}"
-        traceback.print_exception(error, file=sys.stderr)
+        LOGGER.error("%s failed unexpectedly", specimen.name, exc_info=error)
     files = [specimen.source, specimen.target, specimen.mask]
     for folder in sorted({out, *(path.parent for path in files if path)}, reverse=True):
         text = text.replace(f"{folder}/", "")
