@@ -39,7 +39,7 @@ BOOSTS = (
 )
 METHODS = ("rfsr", "rfsr-boosted", "baselines")
 HEAD = (
-    "method | patches | rows | rows a tree | leaf | trees | nodes | fit s | predict s | "
+    "method | patches | rows | rows a tree | leaf | trees | fit s | predict s | "
     "PSNR, mask (dB, peak = range) | SSIM, mask (windowed 3D)"
 )
 
@@ -66,7 +66,7 @@ def forest_row(forest: Forest, pairs: Sequence[Pair]) -> str:
     drawn = min(config.max_samples, fit.rows)
     return (
         f"| {forest.name} | {fit.patches} | {fit.rows} | {drawn} | {config.min_samples_leaf} | "
-        f"{config.trees} | {fit.nodes} | {fit.seconds:.0f} | {judged(forest, pairs)} |"
+        f"{config.trees} | {fit.seconds:.0f} | {judged(forest, pairs)} |"
     )
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     for baseline in baselines:
         fitted = "-" if isinstance(baseline, Identity) else f"{seconds:.0f} (both)"
-        print(f"| {baseline.name} |{' - |' * 6} {fitted} | {judged(baseline, pairs)} |", flush=True)
+        print(f"| {baseline.name} |{' - |' * 5} {fitted} | {judged(baseline, pairs)} |", flush=True)
 
 
 if __name__ == "__main__":

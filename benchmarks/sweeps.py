@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+import distsynth.training.checkpointing
 import distsynth.training.loop
 from distsynth.config import RunConfig, with_overrides
 from distsynth.data.loader import PatchDataset
@@ -185,7 +186,9 @@ def trained(folder: Path, sweep: Swept) -> tuple[float, dict[str, float]]:
         stack.enter_context(timed(spent, "tracking", distsynth.training.loop, "start_trackers"))
         for name in ("log", "picture", "finish"):
             stack.enter_context(timed(spent, "tracking", Trackers, name))
-        stack.enter_context(timed(spent, "checkpoints", distsynth.training.loop, "save_checkpoint"))
+        stack.enter_context(
+            timed(spent, "checkpoints", distsynth.training.checkpointing, "save_checkpoint")
+        )
         started = time.perf_counter()
         for number, config in enumerate(configs):
             train(config, folder / str(number))

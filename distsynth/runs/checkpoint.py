@@ -37,15 +37,6 @@ MAY_CHANGE = (
 are constant. All others would change its numbers by more than rounding."""
 _DIGEST = "sha256:"
 """No specimen's name starts so: it has no colon."""
-LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
-"""Where a run's folder keeps them."""
-
-
-def epoch_checkpoint(epoch: int) -> Path:
-    """Where a run's folder keeps the checkpoint of an epoch, from 1; see train.keep_epochs."""
-    return LAST.with_name(f"epoch-{epoch:05d}.pt")
-
-
 MAY_FORK = ("loss.lambda_", "optim.lr_")
 """Starts of the fields in which a run may differ from the one that it is forked from."""
 

@@ -1,12 +1,13 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, with the permissions of the user's umask."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,16 +20,22 @@ PARTIAL_NAME = re.compile(r"\..+\.partial-\w+(\..+)?")
 
 @contextlib.contextmanager
 def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Yield a temporary name beside `path`; it takes that name only if the block succeeds."""
+    """Yield a temporary name beside `path`; it takes that name only if the block succeeds.
+
+    Who may read the file is for the user's umask to say. The mode is that of the new, empty file,
+    whatever a library that writes it anew by a file of its own gives it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}{PARTIAL}", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
+    partial = _unused_name(path, suffix)
+    # Unlike the files of tempfile, which nobody else may read whatever the umask is.
+    partial.touch(mode=0o666, exist_ok=False)
+    mode = stat.S_IMODE(partial.stat().st_mode)
     try:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.chmod(0o644)
+        if stat.S_IMODE(partial.stat().st_mode) != mode:
+            partial.chmod(mode)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -58,7 +65,8 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
         rule = f"exists and holds no {mark}, so it is nothing of ours to overwrite"
         raise DataError(path, rule, "Give another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent))
+    work = _unused_name(path)
+    work.mkdir()
     try:
         folder = work / "new"
         folder.mkdir()
@@ -68,6 +76,11 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
         folder.replace(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _unused_name(path: Path, suffix: str = "") -> Path:
+    """A hidden name beside `path` that no other process is likely to choose."""
+    return path.with_name(f".{path.name}{PARTIAL}{secrets.token_hex(4)}{suffix}")
 
 
 def sweep(folder: Path) -> None:

@@ -9,13 +9,13 @@ from tiny_runs import BATCH_NORM, tiny_config
 from distsynth.errors import ConfigError
 from distsynth.inference.predictor import load_predictor, predict_file, prediction_grid
 from distsynth.runs.checkpoint import (
-    BEST,
     Checkpoint,
     DataRecord,
     Position,
     load_checkpoint,
     save_checkpoint,
 )
+from distsynth.runs.folder import BEST
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
 from sharding.simulation.phantom import phantom_volume

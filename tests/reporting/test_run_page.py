@@ -18,7 +18,7 @@ from distsynth.presets import preset
 from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.reporting.sections import read_results
 from distsynth.reporting.specimen_slices import MOST_CHECKS, show_specimens
-from distsynth.runs.checkpoint import BEST
+from distsynth.runs.folder import BEST
 from distsynth.sweep.figures import parallel_figure, parameter_figure, scale_of
 from distsynth.sweep.folder import Report, SweepFolder, TrialRecord
 from distsynth.sweep.leaderboard import rank_trials

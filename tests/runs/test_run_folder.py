@@ -15,10 +15,11 @@ from tiny_runs import tiny_config
 
 from distsynth.config import to_json
 from distsynth.inference.predictor import load_predictor
-from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
-from distsynth.runs.folder import local_file, open_run
-from distsynth.runs.tracking import METRICS_FILE, read_rows
-from distsynth.training.loop import EpochReport, train
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.folder import BEST, LAST, METRICS_FILE, local_file, open_run
+from distsynth.runs.tracking import read_rows
+from distsynth.training.loop import train
+from distsynth.training.report import EpochReport
 from sharding.io import connection
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder

@@ -85,3 +85,21 @@ def test_there_may_be_nothing_to_sweep(tmp_path):
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
 def test_no_finished_file_is_taken_for_an_unfinished_one(name):
     assert not PARTIAL_NAME.fullmatch(name)
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_modes_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        atomic_write(tmp_path / "file", "text")
+        with atomic_path(tmp_path / "replaced") as partial:
+            # As a library does that writes a file of its own in the place of ours.
+            partial.unlink()
+            os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
+        with atomic_folder(tmp_path / "folder", MARK, False) as folder:
+            (folder / MARK).write_text("{}")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    expected = {"file": 0o666, "replaced": 0o666, "folder": 0o777}
+    assert modes == {name: mode & ~umask for name, mode in expected.items()}
