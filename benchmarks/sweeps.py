@@ -45,7 +45,8 @@ from distsynth.sweep.run import make_plan, start_sweep
 from distsynth.sweep.trial import run_config
 from distsynth.training.loop import train
 from sharding.io.parallel import available_cores
-from sharding.shards.format import ShardConfig, ShardSet
+from sharding.shards.config import ShardConfig
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.cohort import read_cohort

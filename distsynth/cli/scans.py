@@ -72,7 +72,8 @@ def simulate(args: Sequence[str]) -> None:
 
 def prepare(args: Sequence[str]) -> None:
     """correct the bias of raw scans and register them"""
-    from sharding.registration.prepare import PrepareConfig, prepare_cohort
+    from sharding.registration.config import PrepareConfig
+    from sharding.registration.prepare import prepare_cohort
     from sharding.volumes.cohort import read_cohort
 
     @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def prepare(args: Sequence[str]) -> None:
 def correct(args: Sequence[str]) -> None:
     """remove the bias field of one volume"""
     from sharding.registration.bias_correction import CorrectConfig, correct_bias
-    from sharding.volumes.intensities import read_mask
+    from sharding.volumes.masks import read_mask
     from sharding.volumes.volume import read_volume, write_volume
 
     @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def correct(args: Sequence[str]) -> None:
 
 def carry_back(args: Sequence[str]) -> None:
     """move a prediction into the space of the raw source"""
-    from sharding.registration.prepare import carry_back as carry
+    from sharding.registration.carry_back import carry_back as carry
 
     @dataclass(frozen=True)
     class CarryBack:
@@ -168,7 +169,7 @@ def carry_back(args: Sequence[str]) -> None:
 
 def shard(args: Sequence[str]) -> None:
     """cut a cohort into shards of patches"""
-    from sharding.shards.format import ShardConfig
+    from sharding.shards.config import ShardConfig
     from sharding.shards.write import write_shards
     from sharding.volumes.cohort import SPLITS, read_cohort
 
@@ -223,7 +224,7 @@ def shard(args: Sequence[str]) -> None:
 
 def verify(args: Sequence[str]) -> None:
     """check every checksum, count and specimen of a shard set"""
-    from sharding.shards.format import ShardSet
+    from sharding.shards.shard_set import ShardSet
     from sharding.shards.verify import verify as find_faults
 
     @dataclass(frozen=True)

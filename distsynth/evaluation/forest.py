@@ -29,7 +29,7 @@ from distsynth.evaluation.baselines import PairLike
 from sharding.io.parallel import available_cores
 from sharding.io.progress import progress
 from sharding.io.records import STRICT
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 SHIFT = 2
 """Voxels by which the source is shifted (the paper's)."""

@@ -8,13 +8,13 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sharding.io.errors import DataError
 
 PARTIAL = ".partial-"
-PARTIAL_NAME = re.compile(r"\..+\.partial-\w+(\..+)?")
+PARTIAL_NAME = re.compile(r"\..+\.partial-\w{8}(\..+)?")
 """Names of what is being written: hidden, and told from any other hidden file."""
 
 
@@ -62,7 +62,7 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
     if path.exists() and not overwrite:
         raise DataError(path, "the folder exists already", "Give --overwrite or another folder")
     if path.exists() and not (path / mark).is_file():
-        rule = f"exists and holds no {mark}, so it is nothing of ours to overwrite"
+        rule = f"exists and holds no {mark}, so another program wrote it"
         raise DataError(path, rule, "Give another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     work = _unused_name(path)
@@ -83,8 +83,25 @@ def _unused_name(path: Path, suffix: str = "") -> Path:
     return path.with_name(f".{path.name}{PARTIAL}{secrets.token_hex(4)}{suffix}")
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left unfinished in a folder; no other may be writing to it."""
-    for path in sorted(folder.rglob(".*")):
-        if path.is_file() and PARTIAL_NAME.fullmatch(path.name):
+def remove_leftovers(folder: Path, recursive: bool = False) -> None:
+    """Remove the unfinished files and folders that killed processes left in a folder.
+
+    Args:
+        folder: No other process may be writing to it; it need not exist.
+        recursive: Look in the folders below it as well.
+    """
+    found = folder.rglob(".*") if recursive else folder.glob(".*")
+    for path in sorted(found):
+        if not PARTIAL_NAME.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise DataError if one of the files exists and may not be overwritten."""
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise DataError(path, "the file exists already", "Give --overwrite or another name")

@@ -21,7 +21,7 @@ from distsynth.presets import PRESETS
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
 from sharding.io.errors import DataError
 from sharding.io.interruption import Interrupted
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 

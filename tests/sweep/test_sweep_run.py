@@ -34,6 +34,8 @@ from distsynth.sweep.trial import KEPT_EPOCHS, SweepTrial, run_config
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 WANDB = {"tracking.mode": "offline", "tracking.samples": 2}
 
 

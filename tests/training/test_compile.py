@@ -9,6 +9,8 @@ from distsynth.config import GeneratorConfig
 from distsynth.models import build_generator
 from distsynth.training.compile import compile_networks, why_not
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SOURCE = (4, 1, 8, 8)
 

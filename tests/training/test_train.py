@@ -32,7 +32,7 @@ from distsynth.runs.tracking import read_rows
 from distsynth.training.loop import train
 from distsynth.training.steps import Learner
 from sharding.io.errors import DataError
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 SCORE = "val/psnr"
 EVERY_STEP = {"train.log_every": 1}
