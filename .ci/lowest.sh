@@ -42,7 +42,7 @@ rm -rf "$UV_CACHE_DIR"
 study=$venv/study
 export OMP_NUM_THREADS=1
 "$python" tests/support/small_study.py "$study" \
-    phantom shard train predict evaluate report export sweep >"$venv/study.log" ||
+    phantom prepare shard train predict evaluate report export sweep >"$venv/study.log" ||
     { cat "$venv/study.log" >&2; exit 1; }
 test -s "$study/evaluation/results.json"
 test -s "$study/export/model.onnx"
