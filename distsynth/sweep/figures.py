@@ -13,7 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from distsynth.sweep.leaderboard import Row
+from distsynth.sweep.leaderboard import RankedTrial
 from distsynth.sweep.plan import Plan
 
 LOG_FACTOR = 20
@@ -65,7 +65,7 @@ def scale_of(values: Sequence[Any]) -> Scale:
     return Scale([place(v) for v in values], ([(0.0, "0")] if gap else []) + ticks)
 
 
-def parallel_figure(plan: Plan, rows: Sequence[Row]) -> Figure:
+def parallel_figure(plan: Plan, rows: Sequence[RankedTrial]) -> Figure:
     """Each trial with a score as a line over the parameters and its score, coloured by score.
 
     Scores below the colours' range share the last colour. The best trial is drawn thick.
@@ -109,7 +109,7 @@ def parallel_figure(plan: Plan, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def parameter_figure(plan: Plan, rows: Sequence[Row]) -> Figure:
+def parameter_figure(plan: Plan, rows: Sequence[RankedTrial]) -> Figure:
     """Each parameter against the score, a panel each; a trial's colour is how long it trained.
 
     Scores far below the others lie on the lower edge as triangles.
@@ -165,7 +165,7 @@ def parameter_figure(plan: Plan, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _ranked(plan: Plan, rows: Sequence[Row]) -> tuple[list[str], list[Row], Any]:
+def _ranked(plan: Plan, rows: Sequence[RankedTrial]) -> tuple[list[str], list[RankedTrial], Any]:
     """Parameters that some trial has, trials with a score, and those scores, the best first."""
     ranked = [row for row in rows if row.rank is not None]
     if not ranked:

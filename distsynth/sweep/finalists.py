@@ -15,7 +15,7 @@ from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.runs.checkpoint import BEST
 from distsynth.runs.tracking import METRICS_FILE, log_table
 from distsynth.sweep.folder import SweepFolder, TrialRecord, searched
-from distsynth.sweep.leaderboard import rank_trials, table
+from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials
 from distsynth.sweep.plan import Plan
 from distsynth.sweep.trial import FINAL
 from distsynth.training.loop import CONFIG_FILE
@@ -116,7 +116,7 @@ def log_sweep(folder: SweepFolder, plan: Plan) -> None:
         f"{plan.name}-leaderboard",
         plan.name,
         "leaderboard",
-        table(plan, rank_trials(plan, searched(folder.records()))),
+        leaderboard_rows(plan, rank_trials(plan, searched(folder.records()))),
     )
 
 

@@ -6,8 +6,6 @@ same leaderboard to the byte.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +14,14 @@ from typing import Any
 from distsynth.metrics.objective import OBJECTIVES, VALIDATION_METRICS
 from distsynth.sweep.folder import Report, SweepFolder, TrialRecord
 from distsynth.sweep.plan import Plan
+from sharding.io.tables import Cell, Column, Table, rows_csv
 
 CSV_FILE, JSON_FILE = "leaderboard.csv", "leaderboard.json"
 DIGITS = {"psnr": 2, "ssim_2d": 4, "ssim_global": 4, "mse": 4, "seam_index": 3}
 
 
 @dataclass(frozen=True)
-class Row:
+class RankedTrial:
     """One trial of the leaderboard.
 
     Attributes:
@@ -38,7 +37,7 @@ class Row:
     pareto: bool | None = None
 
 
-def rank_trials(plan: Plan, records: Mapping[str, TrialRecord]) -> list[Row]:
+def rank_trials(plan: Plan, records: Mapping[str, TrialRecord]) -> list[RankedTrial]:
     """Rows by score, then by number; those without a score last. A failed trial has no rank."""
     scored, others = [], []
     for record in records.values():
@@ -48,10 +47,10 @@ def rank_trials(plan: Plan, records: Mapping[str, TrialRecord]) -> list[Row]:
     scored.sort(key=lambda record: (-_score(record), record.name))
     front = pareto_front(plan, scored) if len(plan.sweep.objective) > 1 else None
     rows = [
-        Row(rank, record, record.best, None if front is None else record.name in front)
+        RankedTrial(rank, record, record.best, None if front is None else record.name in front)
         for rank, record in enumerate(scored, start=1)
     ]
-    return rows + [Row(None, record, record.best) for record in others]
+    return rows + [RankedTrial(None, record, record.best) for record in others]
 
 
 def pareto_front(plan: Plan, records: Sequence[TrialRecord]) -> set[str]:
@@ -96,7 +95,7 @@ def write_leaderboard(
     folder.folder.write(JSON_FILE, leaderboard_json(plan, rows, importance))
 
 
-def table(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def leaderboard_rows(plan: Plan, rows: Sequence[RankedTrial]) -> list[dict[str, Any]]:
     """One flat row a trial: rank, trial, status, score, metrics, the point, the cause."""
     several = len(plan.sweep.objective) > 1
     found = []
@@ -121,52 +120,54 @@ def table(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def leaderboard_csv(plan: Plan, rows: Sequence[Row]) -> str:
+def leaderboard_csv(plan: Plan, rows: Sequence[RankedTrial]) -> str:
     """Full precision; an empty field where there is nothing."""
-    flat = table(plan, rows)
-    buffer = io.StringIO()
-    if flat:
-        writer = csv.DictWriter(buffer, list(flat[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-    return buffer.getvalue()
+    return rows_csv(leaderboard_rows(plan, rows)) if rows else ""
 
 
 def leaderboard_json(
-    plan: Plan, rows: Sequence[Row], importance: Mapping[str, float] | None
+    plan: Plan, rows: Sequence[RankedTrial], importance: Mapping[str, float] | None
 ) -> str:
     """The rows, what was searched for, and what each parameter matters."""
     content = {
         "sweep": plan.name,
         "objective": list(plan.sweep.objective),
         "seam_penalty": plan.sweep.seam_penalty,
-        "trials": table(plan, rows),
+        "trials": leaderboard_rows(plan, rows),
         "importance": importance,
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def text_rows(plan: Plan, rows: Sequence[Row], most: int | None = None) -> list[list[str]]:
-    """Header and rows for a terminal: rounded, the fields by their last names."""
-    names = [*plan.space]
-    head = ["rank", "trial", "status", "epoch", "score", *VALIDATION_METRICS]
-    if any(row.pareto is not None for row in rows):
-        head.insert(5, "front")
-    lines = [[*head, *(name.rpartition(".")[2] for name in names)]]
-    for flat in table(plan, rows)[:most]:
-        cells = [
+def leaderboard_table(plan: Plan, rows: Sequence[RankedTrial], most: int | None = None) -> Table:
+    """The trials for a reader, the best first: rounded, the fields by their last names."""
+    front = any(row.pareto is not None for row in rows)
+    columns = [
+        Column("rank"),
+        *(Column(name, words=True) for name in ("trial", "status")),
+        Column("epoch"),
+        Column("score"),
+        *([Column("front")] if front else []),
+        *map(Column, VALIDATION_METRICS),
+        *(Column(_last_name(plan, name), name, legend=False) for name in plan.space),
+    ]
+    lines = [
+        [
             "-" if flat["rank"] is None else str(flat["rank"]),
             flat["trial"] + (f" {flat['preset']}" if flat["preset"] else ""),
             flat["status"],
             f"{flat['epochs']}/{plan.base.train.epochs}",
             _number(flat["score"], 4),
+            *(["*" if flat.get("pareto") else ""] if front else []),
             *(_number(flat[name], DIGITS[name]) for name in VALIDATION_METRICS),
-            *(_short(flat[name]) for name in names),
+            *(_short(flat[name]) for name in plan.space),
         ]
-        if "front" in head:
-            cells.insert(5, "*" if flat.get("pareto") else "")
-        lines.append(cells)
-    return lines
+        for flat in leaderboard_rows(plan, rows)[:most]
+    ]
+    note = (
+        "Scores and metrics are those of each trial's best epoch, of stitched validation volumes."
+    )
+    return Table(columns, [("", [[*map(Cell, line)] for line in lines])], notes=(note,), heads=2)
 
 
 def counts(plan: Plan, records: Mapping[str, TrialRecord]) -> str:
@@ -185,6 +186,12 @@ def _score(record: TrialRecord) -> float:
     best = record.best
     assert best is not None and best.score is not None
     return best.score
+
+
+def _last_name(plan: Plan, field: str) -> str:
+    """The last part of a dotted field, or the whole where two fields end alike."""
+    last = field.rpartition(".")[2]
+    return last if sum(name.rpartition(".")[2] == last for name in plan.space) == 1 else field
 
 
 def _cell(value: Any) -> Any:

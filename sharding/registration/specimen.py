@@ -31,7 +31,7 @@ from sharding.io.errors import DataError
 from sharding.registration.bias_correction import correct_bias
 from sharding.registration.plan import SPLINE_ORDER, STEPS, Plan, PrepareConfig
 from sharding.registration.quality import SpecimenQuality, noise_estimate, pair_quality
-from sharding.registration.quality_page import pair_pictures
+from sharding.registration.quality_pictures import pair_pictures
 from sharding.registration.register import register_affine, register_deformable
 from sharding.registration.step_cache import finished, json_text, run_step, sweep
 from sharding.volumes.cohort import Specimen
