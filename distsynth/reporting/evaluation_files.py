@@ -16,7 +16,8 @@ from distsynth.metrics.results import (
 )
 from distsynth.reporting.evaluation_page import evaluation_page, figure_picture
 from distsynth.reporting.figures import comparison_figure, curves_figure
-from distsynth.runs.tracking import METRICS_FILE, public_config, read_rows
+from distsynth.runs.folder import METRICS_FILE
+from distsynth.runs.tracking import public_config, read_rows
 from sharding.io.atomic import atomic_write
 
 

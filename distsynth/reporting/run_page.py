@@ -13,11 +13,10 @@ from distsynth.reporting.evaluation_page import figure_picture, shown_results
 from distsynth.reporting.figures import curves_figure
 from distsynth.reporting.specimen_pictures import show_specimens
 from distsynth.reporting.viewer import Viewer, make_viewer
-from distsynth.runs.checkpoint import BEST, DataRecord, load_checkpoint
-from distsynth.runs.folder import local_file
-from distsynth.runs.tracking import METRICS_FILE, public_config, read_rows
+from distsynth.runs.checkpoint import DataRecord, load_checkpoint
+from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE, local_file
+from distsynth.runs.tracking import public_config, read_rows
 from distsynth.runs.versions import installed_versions
-from distsynth.training.loop import CONFIG_FILE
 from sharding.io.page import Picture, render
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import Specimen, Split

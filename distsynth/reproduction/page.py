@@ -25,7 +25,7 @@ from distsynth.runs.versions import installed_versions
 from distsynth.sweep.folder import SweepFolder
 from sharding.io.page import Picture, render
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 PAGE_FILE = "comparison.html"
 PICTURES = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +12,16 @@ from distsynth.evaluation.evaluate import evaluate
 from distsynth.inference.predictor import load_predictor
 from distsynth.metrics.results import RESULTS_FILE
 from distsynth.reporting.evaluation_files import write_evaluation
-from distsynth.runs.checkpoint import BEST
-from distsynth.runs.tracking import METRICS_FILE, log_table
+from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
+from distsynth.runs.tracking import log_table
 from distsynth.sweep.folder import SweepFolder, TrialRecord, searched
 from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials
 from distsynth.sweep.plan import Plan
 from distsynth.sweep.trial import FINAL
-from distsynth.training.loop import CONFIG_FILE
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import read_cohort
+
+LOGGER = logging.getLogger(__name__)
 
 BEST_FOLDER, EVALUATION_FOLDER = "best", "evaluation"
 EXPORTED = (CONFIG_FILE, METRICS_FILE, BEST.as_posix())
@@ -83,7 +84,7 @@ def judge(folder: SweepFolder, plan: Plan, exported: list[Exported]) -> str | No
     """
     results = f"{EVALUATION_FOLDER}/table.txt"
     if folder.folder.exists(results):
-        _tell("the test split was used before; its table stands")
+        LOGGER.info("the test split was used before; its table stands")
         return folder.folder.read(results).decode()
     if plan.sweep.cohort is None:
         return None
@@ -118,7 +119,3 @@ def log_sweep(folder: SweepFolder, plan: Plan) -> None:
         "leaderboard",
         leaderboard_rows(plan, rank_trials(plan, searched(folder.records()))),
     )
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
