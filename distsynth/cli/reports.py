@@ -19,7 +19,7 @@ def report(args: Sequence[str]) -> None:
     """show a run, a sweep or a reproduction on one HTML page, with slices to slide through"""
 
     @dataclass(frozen=True)
-    class Report:
+    class EpochRecord:
         """Write one HTML page on a run, a sweep or a reproduction: results, slices, curves.
 
         The page needs nothing but itself: send it, open it offline, print it.
@@ -43,7 +43,7 @@ def report(args: Sequence[str]) -> None:
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
 
-    given = parse("report", Report, args)
+    given = parse("report", EpochRecord, args)
     if given.out.exists() and not given.overwrite:
         raise DataError(given.out, "the file exists already", "Give --overwrite or another name")
     if given.most < 1:
