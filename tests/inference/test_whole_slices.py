@@ -155,7 +155,7 @@ def test_what_depends_on_the_window_has_no_reach():
     for network in (UNET, FCN_2, CONV | {"generator.norm": "instance"}):
         model = predictor(network)
         assert model.generator.reach is None
-        assert not model.whole_images and model.stitched(method="whole").whole
+        assert not model.whole_images and model.stitched(method="whole").whole_images
 
 
 @pytest.mark.parametrize("network", [UNET, FCN_2], ids=["unet", "fcn-2"])
@@ -292,8 +292,8 @@ def test_whole_slices_by_preset(name):
     reach = {"dcgan-1": 5, "dcgan-2": 8, "dcgan-3": 10, "fcn-1": 9, "dcsrn-l1": 6, "small": 7}
     if name in reach:
         assert generator.reach == reach[name]
-        assert model.stitched(trim=generator.reach, stride=16).whole
-        assert not model.stitched(trim=generator.reach - 1, stride=16).whole
+        assert model.stitched(trim=generator.reach, stride=16).whole_images
+        assert not model.stitched(trim=generator.reach - 1, stride=16).whole_images
 
 
 @pytest.mark.parametrize("method", ["windows", "whole"])
