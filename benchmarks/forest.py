@@ -20,9 +20,9 @@ import numpy as np
 from distsynth.evaluation.baselines import Baseline, Identity, fitted_baselines
 from distsynth.evaluation.forest import BOOSTED, Forest, ForestConfig, fit_boosted, fit_forest
 from distsynth.metrics.image import volume_metrics
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import Pair, prepare_pair
+from sharding.volumes.pair import Pair, prepare_pair
 
 BASE = ForestConfig(trees=30, max_samples=20_000, fraction=0.1)
 FORESTS = (

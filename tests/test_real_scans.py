@@ -15,10 +15,12 @@ from distsynth.inference.predictor import load_predictor, predict_file
 from distsynth.presets import preset
 from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.training.loop import train
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.simulation.simulate import SimulationConfig, simulate_cohort
 from sharding.volumes.cohort import Specimen, read_cohort
+
+pytestmark = pytest.mark.slow
 
 PEOPLE = {"sub-02": "train", "sub-04": "train", "sub-01": "val", "sub-03": "test"}
 

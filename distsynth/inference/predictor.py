@@ -28,7 +28,7 @@ from sharding.io.errors import DataError
 from sharding.io.progress import progress
 from sharding.io.storage import Folder, is_remote
 from sharding.shards.patches import BLOCK, check_fits, dense_locations, patch_axes
-from sharding.volumes.intensities import place_source
+from sharding.volumes.pair import place_source
 from sharding.volumes.slabs import Empty, Scratch, in_memory
 from sharding.volumes.volume import Volume, read_volume, write_volume
 

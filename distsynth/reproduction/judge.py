@@ -22,7 +22,7 @@ from distsynth.runs.checkpoint import DataRecord
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import Specimen, read_cohort
 
 JUDGED = "judged"

@@ -19,9 +19,11 @@ from distsynth.config import RunConfig, dotted_fields, from_dict, to_dict
 from distsynth.errors import ConfigError
 from sharding.io.atomic import atomic_path
 from sharding.io.errors import DataError
-from sharding.shards.format import Manifest
+from sharding.shards.manifest import Manifest
 from sharding.volumes.cohort import Specimen, Split
-from sharding.volumes.intensities import Pair, PreprocessConfig, fingerprint
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.intensities import fingerprint
+from sharding.volumes.pair import Pair
 
 FORMAT_VERSION = 1
 MAY_CHANGE = (

@@ -25,7 +25,7 @@ from distsynth.training.records import LossRecord
 from distsynth.training.report import EpochReport
 from distsynth.training.steps import Learner
 from sharding.io.errors import DataError
-from sharding.shards.format import Manifest
+from sharding.shards.manifest import Manifest
 
 
 @dataclass

@@ -16,7 +16,7 @@ from distsynth.config import RunConfig
 from distsynth.data.loader import Batch, PatchDataset, Standardiser
 from distsynth.runs.tracking import patch_grid
 from distsynth.training.steps import Learner, Terms
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 
 class LossRecord:

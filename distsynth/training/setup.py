@@ -13,7 +13,7 @@ from distsynth.models import build_discriminator, build_generator
 from distsynth.training.compile import compile_networks
 from distsynth.training.steps import Learner, make_accelerator
 from sharding.io.cache import Cache
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 
 def open_shards(config: RunConfig) -> ShardSet:

@@ -19,10 +19,13 @@ from distsynth.evaluation.forest import (
     shift_features,
     training_rows,
 )
-from sharding.shards.format import QUANTUM, ShardConfig, ShardSet
+from sharding.shards.config import ShardConfig
+from sharding.shards.records import QUANTUM
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import Specimen
-from sharding.volumes.intensities import PreprocessConfig, prepare_pair
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.pair import prepare_pair
 from sharding.volumes.volume import Volume, write_volume
 
 TINY = ForestConfig(trees=12, depth=6, max_samples=2000, jobs=1)

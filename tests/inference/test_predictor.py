@@ -21,7 +21,7 @@ from sharding.io.errors import DataError
 from sharding.simulation.phantom import phantom_volume
 from sharding.simulation.simulate import SimulationConfig, simulate_source
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import PreprocessConfig
+from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
 SPACING = 0.2

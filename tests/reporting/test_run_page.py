@@ -27,7 +27,7 @@ from distsynth.sweep.report import leaderboard_html
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import prepare_pair
+from sharding.volumes.pair import prepare_pair
 
 SPACE = {
     "loss.lambda_bce": {"zero_or_log": [0.01, 4.0], "zero": 0.2},

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from s3_server import S3Server, s3_server
+from s3_server import S3Server
 from tiny_runs import tiny_config
 
 from distsynth.config import to_json
@@ -20,16 +20,12 @@ from distsynth.runs.folder import BEST, LAST, METRICS_FILE, local_file, open_run
 from distsynth.runs.tracking import read_rows
 from distsynth.training.loop import train
 from distsynth.training.report import EpochReport
-from sharding.io import connection
+from sharding.io import retries
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -37,7 +33,7 @@ def remote(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DISTSYNTH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(connection, "PAUSES_SECONDS", (0.01,) * 4)
+    monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01,) * 4)
     return server.new_folder()
 
 

@@ -18,6 +18,8 @@ from distsynth.sweep.run import resume_sweep, start_sweep
 from distsynth.sweep.trial import run_config
 from distsynth.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 8
 RUN = {"train.epochs": EPOCHS, "train.checkpoint_every": 2}
 

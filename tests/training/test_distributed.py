@@ -18,9 +18,11 @@ from tiny_runs import (
 
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import BEST, LAST
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
+
+pytestmark = pytest.mark.slow
 
 KINDS = {"supervised": {}, "adversarial": ADVERSARIAL}
 FULL = ADVERSARIAL | BATCH_NORM

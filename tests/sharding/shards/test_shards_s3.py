@@ -9,30 +9,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from killing import CallMoment
 from lab import SMALL as BASE
-from lab import break_target, make_lab, rows, sharding, stalled_before_the_manifest, tree, until
-from s3_server import S3Server, s3_server
+from lab import break_target, make_lab, rows, stopped_before_the_manifest, stopped_sharding, tree
+from s3_server import S3Server
 
 from distsynth.config import DataConfig
 from distsynth.data.loader import TrainingBatches, validation_batches
 from distsynth.errors import ConfigError
-from sharding.io import connection
+from sharding.io import retries
 from sharding.io.cache import Cache
 from sharding.io.errors import CohortError, DataError
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
 from sharding.shards.write import write_shards
+
+pytestmark = pytest.mark.slow
 
 COHORT = "a train, b train, c train, d val, e test"
 SMALL = replace(BASE, block=16, shard_mb=0.008)
 """Three shards a split: every request takes its time."""
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
 
 
 @pytest.fixture
@@ -46,7 +43,7 @@ def s3(server: S3Server, monkeypatch, tmp_path):
     for name, value in (server.environment | more).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(connection, "PAUSES_SECONDS", (0.01,) * 4)
+    monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01,) * 4)
     server.spoil("cut", times=0)
     server.requests.clear()
     yield server
@@ -139,23 +136,24 @@ def test_a_specimen_that_fails_leaves_the_others(s3, tmp_path, refused):
 
 def test_a_killed_run_is_gone_on_with(s3, local, tmp_path):
     folder = Folder(s3.new_folder())
-    with sharding(
-        rows(local, COHORT), folder.url, SMALL, tmp_path / "log", environment=s3.environment
-    ) as process:
-        until(lambda: "parts/specimens/b.json" in folder.names(), process)
+    moment = CallMoment("sharding.io.storage:Folder.write", "parts/specimens/b.json", after=True)
+    with stopped_sharding(
+        moment, rows(local, COHORT), folder.url, SMALL, tmp_path / "log", s3.environment
+    ):
+        assert "parts/specimens/b.json" in folder.names()
     first = {name for name in folder.names() if name.endswith(".json")}
     assert "manifest.json" not in first
     cut = {name.replace("json", kind) for name in first for kind in ("json", "tar")}
     s3.requests.clear()
     count = len(ShardSet(local / "whole").manifest.shards)
-    with stalled_before_the_manifest(
+    with stopped_before_the_manifest(
         rows(local, COHORT),
         folder.url,
         SMALL,
         tmp_path / "log",
-        lambda: len(folder.names("parts/shards")) == count,
         environment=s3.environment,
     ):
+        assert len(folder.names("parts/shards")) == count
         with pytest.raises(DataError, match="not finished"):
             ShardSet(folder.url)
         assert not put(s3, folder) & {name for name in cut if "specimens" in name}
@@ -182,7 +180,7 @@ def test_a_set_is_updated(s3, local, remote):
 def test_a_folder_that_is_no_shard_set_is_never_touched(s3, local, refused):
     folder = Folder(s3.new_folder())
     folder.write("thesis.txt", "years of work")
-    with refused(folder.url, "nothing of ours to write to", "Give another folder"):
+    with refused(folder.url, "this program did not write it", "Give another folder"):
         write_shards(rows(local, COHORT), folder.url, SMALL, workers=1, overwrite=True)
     assert objects(folder) == {"thesis.txt": b"years of work"}
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from killing import FileMoment
 from lab import (
     SHAPE,
     SMALL,
@@ -21,22 +22,23 @@ from lab import (
     change_target,
     make_lab,
     rows,
-    sharding,
-    stalled_before_the_manifest,
     stamps,
+    stopped_before_the_manifest,
+    stopped_sharding,
     tree,
-    until,
     without_split,
 )
 
 from sharding.io.errors import CohortError, DataError
 from sharding.io.storage import Folder
-from sharding.shards.format import QUANTUM, ShardSet, quantise
 from sharding.shards.patches import BLOCK, cut, dense_locations
+from sharding.shards.records import QUANTUM, quantise
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
 from sharding.shards.write import Sharded, write_shards
 from sharding.volumes.cohort import SPLITS, Specimen, read_cohort
-from sharding.volumes.intensities import PreprocessConfig, prepare_pair
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.pair import prepare_pair
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
 
@@ -64,7 +66,9 @@ def record_of(shards, name):
 
 def unfinished(lab):
     """Names of the parts in lab/out, which must not be openable."""
-    with pytest.raises(DataError, match=r"manifest\.json: (this shard set is not finished|no sh)"):
+    with pytest.raises(
+        DataError, match=r"manifest\.json: (this shard set is not finished|there is no sh)"
+    ):
         ShardSet(lab / "out")
     return {path.stem for path in (lab / "out" / "parts" / "specimens").glob("*.json")}
 
@@ -265,7 +269,7 @@ def test_nothing_personal_goes_into_a_shard_set(lab):
         image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
         nib.save(image, home / path.name)
     secrets = (b"Jane", b".nii", str(lab).encode(), b"/home", b"root")
-    with stalled_before_the_manifest(rows(home), home / "out", SMALL, lab / "log"):
+    with stopped_before_the_manifest(rows(home), home / "out", SMALL, lab / "log"):
         unclosed = tree(home / "out")
     assert any(name.startswith("parts/") for name in unclosed)
     write_shards(rows(home), home / "out", SMALL, workers=1)
@@ -364,7 +368,7 @@ def test_a_bad_specimen_is_named_and_the_others_are_kept(lab, which):
     assert (error.where, error.total) == (str(lab / "out"), 4)
     assert list(error.failures) == ["d"]
     assert error.rule == f"1 of 4 specimens failed:\n  d: {error.failures['d']}"
-    assert "run the same again" in error.remedy
+    assert "run the same command again" in error.remedy
     assert "--skip-failed" in error.remedy
     assert re.search(message, error.failures["d"])
     copy = pickle.loads(pickle.dumps(error))
@@ -389,7 +393,7 @@ def test_specimens_that_fail_do_not_stop_the_others(lab, workers):
     # Mended, only they are cut.
     before = stamps(lab / "out" / "parts")
     make_lab(lab, "abcdefg")
-    with stalled_before_the_manifest(cohort, lab / "out", SMALL, lab / "log"):
+    with stopped_before_the_manifest(cohort, lab / "out", SMALL, lab / "log"):
         after = stamps(lab / "out" / "parts")
     assert before.items() <= after.items()
     assert len(after) > len(before)
@@ -439,7 +443,7 @@ def _fields(sharded):
 
 def test_a_split_of_which_all_fail_cannot_be_skipped(lab, refused):
     break_target(lab, "d")
-    with refused(lab / "out", "no specimen is left in test", "Mend the failures"):
+    with refused(lab / "out", "no specimen is left in test", "Correct what failed"):
         write_shards(rows(lab), lab / "out", SMALL, workers=1, skip_failed=True)
     assert unfinished(lab) == set("abc")
 
@@ -509,15 +513,13 @@ def test_a_cohort_that_is_refused_does_not_cost_the_old_set(lab, refused):
 
 def test_a_run_killed_while_it_replaced_a_set_can_be_started_again(lab):
     other, out = replace(SMALL, seed=1), lab / "out"
-    for _ in range(20):
-        write_shards(rows(lab), out, SMALL, workers=1, overwrite=True)
-        for number in range(1000):
-            (out / "train" / f"stale-{number:04d}.tar").touch()
-        with sharding(rows(lab), out, other, lab / "log", overwrite=True) as process:
-            until(lambda: not (out / "manifest.json").exists(), process)
-        if (out / "train").is_dir() and any((out / "train").glob("stale*")):
-            break
-    assert 0 < len(list((out / "train").glob("stale*"))) <= 1000, "killed amid removing"
+    write_shards(rows(lab), out, SMALL, workers=1, overwrite=True)
+    for number in range(100):
+        (out / "train" / f"stale-{number:04d}.tar").touch()
+    amid = FileMoment("*/train/stale-*", "remove", count=50)
+    with stopped_sharding(amid, rows(lab), out, other, lab / "log", overwrite=True):
+        pass
+    assert len(list((out / "train").glob("stale*"))) == 51, "killed amid removing"
     assert unfinished(lab) == set()
     write_shards(rows(lab), out, other, workers=1, overwrite=True)
     write_shards(rows(lab), lab / "fresh", other, workers=1)
@@ -535,14 +537,14 @@ def test_a_folder_that_is_no_shard_set_is_never_touched(lab, refused):
             with pytest.raises(DataError) as caught:
                 write_shards(rows(lab), out, SMALL, workers=1, **options)
             assert caught.value.where == str(out)
-    with refused(lab, "holds no manifest.json, so it is nothing of ours", "another folder"):
+    with refused(lab, "holds no manifest.json, so this program did not write it", "another folder"):
         write_shards(rows(lab), lab, SMALL, workers=1, overwrite=True)
     assert stamps(lab).items() >= before.items()
     assert {path.name for path in lab.iterdir()} - set(before) <= {".a_t.nii.gz.lock"}
 
 
 def test_two_runs_at_once_are_refused(lab, refused):
-    with stalled_before_the_manifest(rows(lab), lab / "out", SMALL, lab / "log") as first:
+    with stopped_before_the_manifest(rows(lab), lab / "out", SMALL, lab / "log") as first:
         before = stamps(lab / "out")
         for _ in range(2):
             with refused(lab / "out", "another run is writing here", "Wait for it"):
