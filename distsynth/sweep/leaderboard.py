@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsynth.metrics.objective import OBJECTIVES, VALIDATION_METRICS
-from distsynth.sweep.folder import Report, SweepFolder, TrialRecord
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
+from distsynth.sweep.plan import SweepPlan
 from sharding.io.tables import Cell, Column, Table, rows_csv
 
 CSV_FILE, JSON_FILE = "leaderboard.csv", "leaderboard.json"
@@ -21,7 +21,7 @@ DIGITS = {"psnr": 2, "ssim_2d": 4, "ssim_global": 4, "mse": 4, "seam_index": 3}
 
 
 @dataclass(frozen=True)
-class RankedTrial:
+class LeaderboardRow:
     """One trial of the leaderboard.
 
     Attributes:
@@ -33,11 +33,11 @@ class RankedTrial:
 
     rank: int | None
     trial: TrialRecord
-    best: Report | None
+    best: EpochRecord | None
     pareto: bool | None = None
 
 
-def rank_trials(plan: Plan, records: Mapping[str, TrialRecord]) -> list[RankedTrial]:
+def rank_trials(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> list[LeaderboardRow]:
     """Rows by score, then by number; those without a score last. A failed trial has no rank."""
     scored, others = [], []
     for record in records.values():
@@ -47,13 +47,13 @@ def rank_trials(plan: Plan, records: Mapping[str, TrialRecord]) -> list[RankedTr
     scored.sort(key=lambda record: (-_score(record), record.name))
     front = pareto_front(plan, scored) if len(plan.sweep.objective) > 1 else None
     rows = [
-        RankedTrial(rank, record, record.best, None if front is None else record.name in front)
+        LeaderboardRow(rank, record, record.best, None if front is None else record.name in front)
         for rank, record in enumerate(scored, start=1)
     ]
-    return rows + [RankedTrial(None, record, record.best) for record in others]
+    return rows + [LeaderboardRow(None, record, record.best) for record in others]
 
 
-def pareto_front(plan: Plan, records: Sequence[TrialRecord]) -> set[str]:
+def pareto_front(plan: SweepPlan, records: Sequence[TrialRecord]) -> set[str]:
     """Names of the trials that no other is at least as good as in all objectives, better in one."""
     values = {record.name: objectives(plan, record) for record in records}
 
@@ -66,7 +66,7 @@ def pareto_front(plan: Plan, records: Sequence[TrialRecord]) -> set[str]:
     return {name for name, own in values.items() if not dominated(own)}
 
 
-def objectives(plan: Plan, record: TrialRecord) -> tuple[float, ...]:
+def objectives(plan: SweepPlan, record: TrialRecord) -> tuple[float, ...]:
     """A trial's scores, higher being better: of its best epoch, the first with the seam penalty.
 
     Raises:
@@ -85,7 +85,7 @@ def objectives(plan: Plan, record: TrialRecord) -> tuple[float, ...]:
 
 def write_leaderboard(
     folder: SweepFolder,
-    plan: Plan,
+    plan: SweepPlan,
     records: Mapping[str, TrialRecord],
     importance: Mapping[str, float] | None = None,
 ) -> None:
@@ -95,7 +95,7 @@ def write_leaderboard(
     folder.folder.write(JSON_FILE, leaderboard_json(plan, rows, importance))
 
 
-def leaderboard_rows(plan: Plan, rows: Sequence[RankedTrial]) -> list[dict[str, Any]]:
+def leaderboard_rows(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
     """One flat row a trial: rank, trial, status, score, metrics, the point, the cause."""
     several = len(plan.sweep.objective) > 1
     found = []
@@ -120,13 +120,13 @@ def leaderboard_rows(plan: Plan, rows: Sequence[RankedTrial]) -> list[dict[str, 
     return found
 
 
-def leaderboard_csv(plan: Plan, rows: Sequence[RankedTrial]) -> str:
+def leaderboard_csv(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> str:
     """Full precision; an empty field where there is nothing."""
     return rows_csv(leaderboard_rows(plan, rows)) if rows else ""
 
 
 def leaderboard_json(
-    plan: Plan, rows: Sequence[RankedTrial], importance: Mapping[str, float] | None
+    plan: SweepPlan, rows: Sequence[LeaderboardRow], importance: Mapping[str, float] | None
 ) -> str:
     """The rows, what was searched for, and what each parameter matters."""
     content = {
@@ -139,7 +139,9 @@ def leaderboard_json(
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def leaderboard_table(plan: Plan, rows: Sequence[RankedTrial], most: int | None = None) -> Table:
+def leaderboard_table(
+    plan: SweepPlan, rows: Sequence[LeaderboardRow], most: int | None = None
+) -> Table:
     """The trials for a reader, the best first: rounded, the fields by their last names."""
     front = any(row.pareto is not None for row in rows)
     columns = [
@@ -170,7 +172,7 @@ def leaderboard_table(plan: Plan, rows: Sequence[RankedTrial], most: int | None 
     return Table(columns, [("", [[*map(Cell, line)] for line in lines])], notes=(note,), heads=2)
 
 
-def counts(plan: Plan, records: Mapping[str, TrialRecord]) -> str:
+def counts(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> str:
     """How many trials are in each state, in words."""
     found: dict[str, int] = {}
     for record in records.values():
@@ -188,7 +190,7 @@ def _score(record: TrialRecord) -> float:
     return best.score
 
 
-def _last_name(plan: Plan, field: str) -> str:
+def _last_name(plan: SweepPlan, field: str) -> str:
     """The last part of a dotted field, or the whole where two fields end alike."""
     last = field.rpartition(".")[2]
     return last if sum(name.rpartition(".")[2] == last for name in plan.space) == 1 else field

@@ -19,8 +19,8 @@ from distsynth.runs.tracking import public_config
 from distsynth.sweep.figures import parallel_figure, parameter_figure
 from distsynth.sweep.finalists import BEST_FOLDER
 from distsynth.sweep.folder import SweepFolder, searched
-from distsynth.sweep.leaderboard import RankedTrial, counts, leaderboard_table, rank_trials
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.leaderboard import LeaderboardRow, counts, leaderboard_table, rank_trials
+from distsynth.sweep.plan import SweepPlan
 from sharding.io.page import Picture, render
 from sharding.io.storage import Folder
 
@@ -56,7 +56,9 @@ def sweep_page(folder: SweepFolder, extras: Extras) -> str:
     )
 
 
-def sweep_dashboard(plan: Plan, project: str | None = None, entity: str | None = None) -> Dashboard:
+def sweep_dashboard(
+    plan: SweepPlan, project: str | None = None, entity: str | None = None
+) -> Dashboard:
     """The dashboard of a sweep's runs; project and entity are the plan's unless given."""
     fields = [part for name in plan.space for part in STAND_INS.get(name, (name,))]
     tracking = plan.base.tracking
@@ -69,7 +71,7 @@ def sweep_dashboard(plan: Plan, project: str | None = None, entity: str | None =
     )
 
 
-def _points(plan: Plan, ranked: Sequence[RankedTrial]) -> list[Picture]:
+def _points(plan: SweepPlan, ranked: Sequence[LeaderboardRow]) -> list[Picture]:
     """Pictures of the points; none while no trial has a score."""
     if not any(row.rank is not None for row in ranked):
         return []
@@ -87,7 +89,7 @@ def _points(plan: Plan, ranked: Sequence[RankedTrial]) -> list[Picture]:
     ]
 
 
-def _best(folder: SweepFolder, rows: Sequence[RankedTrial]) -> dict[str, Folder]:
+def _best(folder: SweepFolder, rows: Sequence[LeaderboardRow]) -> dict[str, Folder]:
     """Name -> run of what was exported; of the best trial if nothing was yet."""
     names = {name.split("/")[1] for name in folder.folder.names(BEST_FOLDER)}
     if names:
@@ -98,7 +100,7 @@ def _best(folder: SweepFolder, rows: Sequence[RankedTrial]) -> dict[str, Folder]
     return {f"1-{name}": Folder(folder.run_dir(name)) for name in ranked[:1]}
 
 
-def _config(plan: Plan) -> Mapping[str, Any]:
+def _config(plan: SweepPlan) -> Mapping[str, Any]:
     """What was asked, without what must not leave this machine."""
     sweep = {name: value for name, value in asdict(plan.sweep).items() if name != "cohort"}
     return {"space": plan.space, "sweep": sweep, "base": public_config(plan.base)}
