@@ -149,7 +149,7 @@ def _status(storage: str, name: str) -> None:
 
 
 def _finish(result: "SweepResult", address: str | None) -> None:
-    from distsynth.sweep.finalists import export_best, finalists, judge, log_sweep
+    from distsynth.sweep.finalists import evaluate_finalists, export_best, finalists, log_sweep
     from distsynth.sweep.folder import searched
     from distsynth.sweep.leaderboard import rank_trials, text_rows
     from distsynth.sweep.run import run_final
@@ -173,7 +173,7 @@ def _finish(result: "SweepResult", address: str | None) -> None:
     if plan.sweep.final == "retrained":
         run_final(folder, plan, finalists(plan, records).values(), address)
     exported = export_best(folder, plan)
-    text = judge(folder, plan, exported)
+    text = evaluate_finalists(folder, plan, exported)
     log_sweep(folder, plan)
     if text:
         print(text)

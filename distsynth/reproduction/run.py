@@ -34,10 +34,10 @@ from distsynth.reproduction.judge import (
 )
 from distsynth.reproduction.rows import NETWORKS, SEAM_ROWS, STITCHINGS
 from distsynth.reproduction.task import TASK_FILE, Task, check_same_task, read_task, task_from_json
-from distsynth.sweep.callback import Watch
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord
-from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.tuner import fit, listed
 from sharding.io.errors import CohortError, DataError
 from sharding.io.progress import progress
@@ -84,11 +84,11 @@ def reproduce(
         todo = [record for record in wanted.values() if record.status not in ENDED]
         with cluster(address):
             if todo:
-                watch = Watch(folder, plan, records | wanted)
+                callback = SweepCallback(folder, plan, records | wanted)
                 for record in todo:
-                    watch.add(record)
-                fit(folder, plan, watch, listed(todo), None, FIFOScheduler())
-                wanted = {name: watch.records[name] for name in wanted}
+                    callback.add(record)
+                fit(folder, plan, callback, listed(todo), None, FIFOScheduler())
+                wanted = {name: callback.records[name] for name in wanted}
             return [
                 *(f"{name}: {record.cause}" for name, record in wanted.items() if record.cause),
                 *_judge_all(folder, task, wanted, resources),
@@ -124,7 +124,9 @@ def _cut(folder: SweepFolder, task: Task) -> None:
         ) from None
 
 
-def _plan(folder: SweepFolder, task: Task, tracking: TrackingConfig, resources: Resources) -> Plan:
+def _plan(
+    folder: SweepFolder, task: Task, tracking: TrackingConfig, resources: Resources
+) -> SweepPlan:
     """The plan that the runs belong to; its id stays."""
     changes = {f"tracking.{name}": value for name, value in dotted_fields(tracking)}
     base = with_overrides(RunConfig(), changes | {"data.shards": task.shards})
@@ -140,12 +142,14 @@ def _plan(folder: SweepFolder, task: Task, tracking: TrackingConfig, resources: 
     if folder.exists():
         plan = replace(folder.plan(), base=base, sweep=sweep)
     else:
-        plan = Plan(folder.name, secrets.token_hex(4), base, {}, sweep)
+        plan = SweepPlan(folder.name, secrets.token_hex(4), base, {}, sweep)
     folder.write_plan(plan)
     return plan
 
 
-def _wanted(plan: Plan, task: Task, records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
+def _wanted(
+    plan: SweepPlan, task: Task, records: Mapping[str, TrialRecord]
+) -> dict[str, TrialRecord]:
     """The runs of the rows that can be run, with what is known of them; the failed ones again."""
     found = {}
     for row in task.networks():
