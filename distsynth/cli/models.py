@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, columns, parse, starting_config
+from distsynth.cli.arguments import Cohort, Out, chosen_families, columns, parse, starting_config
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ class Stitch:
 
 def presets(args: Sequence[str]) -> None:
     """list the presets, or print one as a configuration"""
-    from distsynth.config import to_json
-    from distsynth.presets import PRESETS, describe, preset
 
     @dataclass(frozen=True)
     class Presets:
@@ -47,6 +45,9 @@ def presets(args: Sequence[str]) -> None:
         """For programs."""
 
     given = parse("presets", Presets, args)
+    from distsynth.config import to_json
+    from distsynth.presets import PRESETS, describe, preset
+
     if given.name:
         print(to_json(preset(given.name)), end="")
     elif given.json:
@@ -69,7 +70,7 @@ def train(args: Sequence[str]) -> None:
             return
         raise ValueError(f"name a preset or a configuration file\n{usage}")
     name, *rest = args
-    start = starting_config(name)
+    start = chosen_families(starting_config(name), rest)
 
     @dataclass(frozen=True)
     class Train:

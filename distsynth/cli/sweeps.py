@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from distsynth.cli.arguments import columns, parse, starting_config, tell
+from distsynth.cli.arguments import chosen_families, columns, parse, starting_config, tell
 from sharding.io.storage import Folder, is_remote
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _new_sweep(args: Sequence[str]) -> None:
     from distsynth.config import RunConfig, validate
     from distsynth.sweep.plan import SweepConfig
 
-    start = starting_config(args[0])
+    start = chosen_families(starting_config(args[0]), args[1:])
 
     @dataclass(frozen=True)
     class Sweep:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distsynth.config import DiscriminatorConfig, GeneratorConfig, RunConfig
+from distsynth.config import RunConfig
 from distsynth.evaluation.baselines import Cubic, Identity, IntensityMap, NeighbourhoodRegression
 from distsynth.export.onnx import SOURCE, SYNTHETIC, TOLERANCE, OnnxModel
 from distsynth.metrics.image import METRICS
 from distsynth.metrics.objective import OBJECTIVES
 from distsynth.metrics.results import Table, format_interval, format_value, summary_note
-from distsynth.models import Generator, build_discriminator, parameter_count
+from distsynth.models import AnyGenerator, Generator, build_discriminator, parameter_count
 from distsynth.runs.checkpoint import Checkpoint, DataRecord
 from sharding.volumes.cohort import SPLITS
 
@@ -96,15 +96,11 @@ def _network(config: RunConfig, generator: Generator, weights: bytes) -> str:
     sides = f"divisible by {generator.multiple}" if generator.multiple > 1 else "any"
     return _facts(
         {
-            "architecture": _widths(made),
-            "normalisation": made.norm + ("" if made.norm_first else ", not in the first layer"),
-            "output activation": made.output,
-            "residual": "the source is added to the output" if made.residual else "none",
-            "sharpening": made.sharpen,
+            **_fields(made),
             "parameters": f"{parameter_count(generator):,}",
-            "patch": f"{_sides(data.patch_size)} voxels",
+            "patch": f"{_sides(data.sides)} voxels",
             "channels of a source": f"{data.channels}"
-            + (f", a slice and {data.neighbours} on each side" if data.neighbours else ""),
+            + (f", a slice and {data.channels // 2} on each side" if data.channels > 1 else ""),
             "sides that the network takes": sides,
             "sha256 of the weights": hashlib.sha256(weights).hexdigest(),
         }
@@ -142,17 +138,15 @@ def _training(checkpoint: Checkpoint, versions: Mapping[str, str]) -> str:
     rates = f"{optim.lr_generator:g} (generator)"
     judge, parameters = "none", ""
     if config.adversarial:
-        network = build_discriminator(
-            config.discriminator, config.data.patch_size, config.data.channels
-        )
-        judge, parameters = _widths(config.discriminator), f"{parameter_count(network):,}"
+        network = build_discriminator(config.discriminator, config.data.sides, config.data.channels)
+        judge, parameters = config.discriminator.label, f"{parameter_count(network):,}"
         rates += f", {optim.lr_discriminator:g} (discriminator)"
     facts = {
         "epochs": done,
         "optimizer steps": f"{position.step:,}",
         "batch": f"{train.batch_size} patches a step, in {train.accumulation} micro-batches a rank",
         "ranks": str(len(checkpoint.random) or UNKNOWN),
-        "losses": _losses(config),
+        "losses": config.loss.description,
         "discriminator": judge + (f", {parameters} parameters" if parameters else ""),
         "optimizer": f"Adam, betas {optim.beta1:g} and {optim.beta2:g}",
         "learning rate": f"{rates}, {optim.schedule}",
@@ -163,18 +157,6 @@ def _training(checkpoint: Checkpoint, versions: Mapping[str, str]) -> str:
         "versions of this export": ", ".join(f"{name} {found}" for name, found in versions.items()),
     }
     return _facts(facts)
-
-
-def _losses(config: RunConfig) -> str:
-    loss = config.loss
-    norm = {"l1": "mean absolute difference", "l2": "mean squared difference"}[loss.recon]
-    weights = {
-        "adversarial (binary cross-entropy)": loss.lambda_bce,
-        f"reconstruction ({norm})": loss.lambda_recon,
-        "gradient difference": loss.lambda_gradient,
-        "perceptual (VGG16)": loss.lambda_perceptual,
-    }
-    return " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight)
 
 
 def _validation(checkpoint: Checkpoint) -> str:
@@ -228,7 +210,7 @@ def _test(data: DataRecord, judged: Judged | None) -> str:
 def _stitching(config: RunConfig) -> str:
     stitch, flat = config.stitch, config.data.spatial_dims == 2
     facts = {
-        "patches": _sides(config.data.patch_size),
+        "patches": _sides(config.data.sides),
         "stride": f"{stitch.stride} voxels",
         "trim": f"{stitch.trim} voxels from each side, never at the volume's own faces",
         "weights of overlaps": stitch.weights,
@@ -251,7 +233,7 @@ def _use(config: RunConfig, onnx: bool) -> str:
     )
     if not onnx:
         return steps
-    shape = (1, config.data.channels, *config.data.patch_size)
+    shape = (1, config.data.channels, *config.data.sides)
     return (
         f"{steps}\n\nThe network alone, on standardised patches, without distsynth:\n\n"
         "    import numpy, onnxruntime\n"
@@ -294,10 +276,15 @@ def _unknown() -> str:
     )
 
 
-def _widths(network: GeneratorConfig | DiscriminatorConfig) -> str:
-    text = f"{network.family}, channels {'-'.join(map(str, network.channels))}"
-    kernels = "-".join(map(str, network.kernels)) or "4"
-    return f"{text}, kernels {kernels}"
+def _fields(network: AnyGenerator) -> dict[str, str]:
+    """The fields of a network's configuration, whatever its family has."""
+    return {name.replace("_", " "): _value(value) for name, value in vars(network).items()}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(str, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _sides(sides: Iterable[int]) -> str:

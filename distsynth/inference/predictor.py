@@ -60,7 +60,7 @@ class Predictor:
     def locations(self, shape: tuple[int, int, int]) -> NDArray[np.int32]:
         """The dense patches that a prediction is made of, or equals."""
         stitch = self.checkpoint.config.stitch
-        patch_size = self.checkpoint.config.data.patch_size
+        patch_size = self.checkpoint.config.data.sides
         try:
             return dense_locations(shape, patch_size, stitch.stride, stitch.axes)
         except ValueError as error:
@@ -89,7 +89,7 @@ class Predictor:
             ValueError: If a voxel is left uncovered.
         """
         config = self.checkpoint.config
-        patch_size, stitch = config.data.patch_size, config.stitch
+        patch_size, stitch = config.data.sides, config.stitch
         methods = self._methods(source.shape, empty)
         if self.device.type == "cpu":
             keep_freed_memory(any_size=False)
@@ -106,7 +106,7 @@ class Predictor:
             synthetic = predict_volume(
                 source,
                 methods,
-                config.data.neighbours,
+                config.data.channels // 2,
                 forward,
                 lambda sides: plane_weight(sides, patch_size, stitch),
                 empty,
@@ -133,7 +133,7 @@ class Predictor:
             ConfigError: If the patches do not fit the volume.
         """
         config, generator = self.checkpoint.config, self.generator
-        data, stitch, patch_size = config.data, config.stitch, config.data.patch_size
+        data, stitch, patch_size = config.data, config.stitch, config.data.sides
         free = room(config.generator, patch_size, data.channels, stitch.memory_mb, self.device)
         methods: dict[int, Method] = {}
         for axis in patch_axes(patch_size, stitch.axes):
@@ -175,7 +175,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     config = checkpoint.config
     data = config.data
     try:
-        generator = build_generator(config.generator, data.patch_size, data.channels)
+        generator = build_generator(config.generator, data.sides, data.channels)
         generator.load_state_dict(checkpoint.learners["generator"]["network"])
     except (ConfigError, KeyError, RuntimeError) as error:
         # Torch's first line names the network, its second what is wrong.

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from distsynth.config import RunConfig, to_json, validate
 from distsynth.data.loader import Batch, PatchDataset, Standardiser, TrainingBatches
 from distsynth.data.memory import keep_freed_memory
+from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
-from distsynth.losses.perceptual import PerceptualLoss
-from distsynth.losses.terms import GeneratorLoss
+from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.metrics.objective import score
 from distsynth.models import build_discriminator, build_generator
 from distsynth.runs.checkpoint import (
@@ -190,8 +190,9 @@ class _Run:
     """The state of one training run in one process."""
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
-        self.config, self.folder, self.run_dir = config, folder, folder.path
         self.shards = _open_shards(config)
+        config = resolved(config, self.shards.manifest)
+        self.config, self.folder, self.run_dir = config, folder, folder.path
         self.accelerator = _accelerator(config)
         self.position = Position()
         self.best_score = float("-inf")
@@ -218,7 +219,7 @@ class _Run:
             accelerator.num_processes,
             accelerator.device,
         )
-        self.loss = _build_loss(config, accelerator)
+        self.loss = GeneratorLoss(config.loss).to(accelerator.device)
         self.learners = self._build_learners()
         self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
 
@@ -307,7 +308,7 @@ class _Run:
         def learner(network: torch.nn.Module, rate: float) -> Learner:
             return Learner(network, rate, config.optim, total, self.accelerator)
 
-        size, channels = config.data.patch_size, config.data.channels
+        size, channels = config.data.sides, config.data.channels
         generator = build_generator(config.generator, size, channels)
         learners = {"generator": learner(generator, config.optim.lr_generator)}
         if config.adversarial:
@@ -488,14 +489,8 @@ def _clear(run_dir: Path) -> None:
 
 
 def _open_shards(config: RunConfig) -> ShardSet:
-    """Open the shards, check them and that the configuration fits them."""
+    """Open the shards and check their sums."""
     shards = ShardSet(config.data.shards, Cache(gigabytes=config.data.cache_gb))
-    for name in ("patch_size", "neighbours"):
-        found, given = getattr(shards.manifest.config, name), getattr(config.data, name)
-        if found != given:
-            raise ConfigError(
-                f"data.{name} must be {found}, as in the shards {config.data.shards}, got {given}"
-            )
     # On every rank, so that all of them stop.
     shards.check_sums("train", "val")
     return shards
@@ -517,13 +512,6 @@ def _check_accumulation(config: RunConfig, ranks: int) -> None:
             f"train.accumulation must be a divisor of the {share} patches that each of {ranks} "
             f"ranks has in a batch, got {parts}"
         )
-
-
-def _build_loss(config: RunConfig, accelerator: Accelerator) -> GeneratorLoss:
-    perceptual = None
-    if config.loss.lambda_perceptual > 0:
-        perceptual = PerceptualLoss(config.loss.vgg_weights)
-    return GeneratorLoss(config.loss, perceptual).to(accelerator.device)
 
 
 def _summary(metrics: dict[str, float]) -> str:

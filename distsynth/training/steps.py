@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distsynth.config import OptimConfig
-from distsynth.losses.terms import GeneratorLoss, discriminator_loss
+from distsynth.losses.generator_loss import GeneratorLoss
 
 MicroBatch = tuple[Tensor, Tensor]
 """Standardised source and target, each (n, 1, *patch_size)."""
@@ -182,7 +182,7 @@ def adversarial_step(
             synthetic = generator.network(source) if whole else generator.raw(source)
         with discriminator.synchronised(last=number == len(micro_batches)):
             real_logits, fake_logits = _judge(discriminator, source, target, synthetic.detach())
-            judged = discriminator_loss(real_logits, fake_logits)
+            judged = loss.adversarial.discriminator(real_logits, fake_logits)
             discriminator.backward(judged * share)
         _add(totals, {"discriminator": judged}, share)
     totals["grad_norm/discriminator"] = discriminator.update(step)

@@ -23,6 +23,8 @@ from sharding.shards.format import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 
+QUICK = ("phantom", "simulate", "shard", "presets", "sweep", "predict", "evaluate")
+"""Commands whose help needs no configuration, and so no networks."""
 COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
 
 
@@ -209,7 +211,8 @@ def test_help_needs_none_of_the_large_libraries():
 import contextlib, sys
 from distsynth.cli.main import main
 main(["--help"])
-for command in {COMMANDS}:
+main(["--version"])
+for command in {QUICK}:
     with contextlib.suppress(SystemExit):
         main([command, "--help"])
 sys.exit(", ".join({{"torch", "ray", "wandb"}} & set(sys.modules)) or None)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import tune
 
-from distsynth.config import DiscriminatorConfig, dotted_fields, with_overrides
+from distsynth.config import dotted_fields, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS, SMALL_JUDGE, preset
+from distsynth.models import NoDiscriminatorConfig
+from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS, SMALL_DISCRIMINATOR, preset
 from distsynth.sweep.parameters import (
     COMPARED,
     bounded,
@@ -65,7 +66,7 @@ def test_dotted_fields_go_on_top_of_a_whole_network(order):
     point = {"generator": "unet", "generator.norm": "instance", "discriminator.norm": "none"}
     config = configure(SMALL, dict(list(point.items())[::order]))
     assert config.generator == replace(GENERATORS["unet"], norm="instance")
-    assert config.discriminator == replace(SMALL_JUDGE, norm="none")
+    assert config.discriminator == replace(SMALL_DISCRIMINATOR, norm="none")
 
 
 def test_a_point_changes_nothing_else():
@@ -87,7 +88,7 @@ def test_without_a_discriminator_its_weight_is_zero():
 @pytest.mark.parametrize("base", [UNET, SMALL, CNN], ids=["unet-7", "small", "fcn-1"])
 def test_without_its_weight_there_is_no_discriminator(base):
     point = {"discriminator": "pix2pix", "discriminator.norm": "none", "loss.lambda_bce": 0.0}
-    assert configure(base, point).discriminator == DiscriminatorConfig()
+    assert configure(base, point).discriminator == NoDiscriminatorConfig()
     kept = configure(base, point, keep_judge=True)
     assert kept.discriminator == replace(DISCRIMINATORS["pix2pix"], norm="none")
     assert kept.loss.lambda_bce == 0
