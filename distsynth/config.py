@@ -433,7 +433,7 @@ def _explained(error: ValidationError) -> ConfigError:
         families[section], *rest = rest
     name = ".".join([section, *rest])
     if first["type"] == "unexpected_keyword_argument":
-        return _unknown_field(name, families)
+        return _unknown_field(name, families, vars(RunConfig()))
     return ConfigError(f"{name}: {first['msg']}, got {found!r}")
 
 
@@ -442,8 +442,10 @@ def _unknown_family(section: str, family: Any) -> ConfigError:
     return ConfigError(f"{section}.family: must be one of {known}, got {family!r}")
 
 
-def _unknown_field(name: str, families: Mapping[str, str]) -> ConfigError:
-    """Says to which family a field belongs, or which one was perhaps meant."""
+def _unknown_field(
+    name: str, families: Mapping[str, str], sections: Iterable[str] = ()
+) -> ConfigError:
+    """Says to which family a field belongs, or which field or section was perhaps meant."""
     section, _, leaf = name.partition(".")
     owners = [
         family
@@ -456,7 +458,7 @@ def _unknown_field(name: str, families: Mapping[str, str]) -> ConfigError:
             f"{', '.join(owners)}; remove it or change {section}.family"
         )
     default = {section: getattr(RunConfig(), section).family for section in FAMILIES}
-    known = [*vars(RunConfig()), *field_names(default | dict(families))]
-    near = difflib.get_close_matches(name, known, n=1)
+    known = field_names(default | dict(families))
+    near = difflib.get_close_matches(name, [*sections, *known], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return ConfigError(f"{name} is not a field of the configuration{hint}")
