@@ -1,12 +1,13 @@
 # Two commands do everything on a fresh machine:
 #   make demo   the whole path on phantom specimens, no data needed
 #   make test   all tests
+# `make docs` builds the documentation into docs/_build/docs/index.html.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check install clean
+.PHONY: demo test check docs install clean
 
 demo: install
 	jobs/demo.sh demo-output
@@ -21,6 +22,10 @@ check: install
 	pyright
 	lint-imports
 
+# Needs no network; a warning is an error.
+docs: install
+	sphinx-build -W --keep-going -q -c docs -b html . docs/_build
+
 install: $(VENV)/.installed
 
 # Made anew when the dependencies change.
@@ -31,4 +36,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf demo-output build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo-output docs/_build docs/reference build *.egg-info .pytest_cache .ruff_cache .hypothesis

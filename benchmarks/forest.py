@@ -20,9 +20,9 @@ import numpy as np
 from distsynth.evaluation.baselines import Baseline, Identity, fitted_baselines
 from distsynth.evaluation.forest import BOOSTED, Forest, ForestConfig, fit_boosted, fit_forest
 from distsynth.metrics.image import volume_metrics
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import Pair, prepare_pair
+from sharding.volumes.pair import Pair, prepare_pair
 
 BASE = ForestConfig(trees=30, max_samples=20_000, fraction=0.1)
 FORESTS = (
@@ -39,7 +39,7 @@ BOOSTS = (
 )
 METHODS = ("rfsr", "rfsr-boosted", "baselines")
 HEAD = (
-    "method | patches | rows | rows a tree | leaf | trees | nodes | fit s | predict s | "
+    "method | patches | rows | rows a tree | leaf | trees | fit s | predict s | "
     "PSNR, mask (dB, peak = range) | SSIM, mask (windowed 3D)"
 )
 
@@ -66,7 +66,7 @@ def forest_row(forest: Forest, pairs: Sequence[Pair]) -> str:
     drawn = min(config.max_samples, fit.rows)
     return (
         f"| {forest.name} | {fit.patches} | {fit.rows} | {drawn} | {config.min_samples_leaf} | "
-        f"{config.trees} | {fit.nodes} | {fit.seconds:.0f} | {judged(forest, pairs)} |"
+        f"{config.trees} | {fit.seconds:.0f} | {judged(forest, pairs)} |"
     )
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     for baseline in baselines:
         fitted = "-" if isinstance(baseline, Identity) else f"{seconds:.0f} (both)"
-        print(f"| {baseline.name} |{' - |' * 6} {fitted} | {judged(baseline, pairs)} |", flush=True)
+        print(f"| {baseline.name} |{' - |' * 5} {fitted} | {judged(baseline, pairs)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from distsynth.models import build_generator
 from distsynth.presets import PAPER_PATCH, preset
 from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
 from sharding.shards.patches import cut_channels
-from sharding.volumes.intensities import PreprocessConfig
+from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.volume import Volume, write_volume
 
 SIDES = (164, 192)

@@ -39,11 +39,12 @@ from benchmarks.reading_peers import (
 from distsynth.config import DataConfig
 from distsynth.data.loader import Batch, PatchDataset, Standardiser, TrainingBatches
 from distsynth.data.memory import keep_freed_memory
-from sharding.shards.format import ShardConfig, ShardSet
+from sharding.shards.config import ShardConfig
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import prepare_pair
+from sharding.volumes.pair import prepare_pair
 
 SIZE = 64
 RESIDENT, LIMIT = "ours, resident", "gather from memory (the limit)"

@@ -18,13 +18,13 @@ import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
+from benchmarks.motion import Motion, landmarks, random_motion
 from sharding.registration.bias_correction import CorrectConfig, correct_bias
 from sharding.registration.register import RegisterConfig, register_affine, register_deformable
-from sharding.simulation.motion import Motion, landmarks, random_motion
 from sharding.simulation.phantom import phantom_volume
 from sharding.simulation.simulate import SimulationConfig, simulate_source
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import foreground_mask
+from sharding.volumes.masks import foreground_mask
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_volume
 

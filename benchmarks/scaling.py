@@ -41,7 +41,7 @@ from distsynth.inference.predictor import load_predictor, predict_file
 from distsynth.presets import preset
 from distsynth.training.loop import epochs
 from distsynth.training.steps import make_accelerator
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.cohort import Split, read_cohort

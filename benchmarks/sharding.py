@@ -37,12 +37,30 @@ from sharding.volumes.cohort import Specimen, read_cohort
 from sharding.shards.cut import part_file, write_records
 from sharding.shards.patches import cut, random_locations
 from sharding.simulation.phantom import phantom_volume
-from sharding.volumes.intensities import Pair, PreprocessConfig, prepare_pair
-from sharding.shards.format import ShardConfig, quantise
+from sharding.volumes.pair import (
+    Pair,
+    prepare_pair,
+)
+from sharding.volumes.config import (
+    PreprocessConfig,
+)
+from sharding.shards.records import (
+    quantise,
+)
+from sharding.shards.config import (
+    ShardConfig,
+)
 from sharding.simulation.simulate import SimulationConfig, simulate_cohort
 from sharding.io.storage import Folder
 from sharding.volumes.volume import write_volume
-from sharding.shards.write import Piece, ShardPlan, pack_shard, write_shards
+from sharding.shards.write import (
+    write_shards,
+)
+from sharding.shards.packing import (
+    ByteRange,
+    ShardPlan,
+    pack_shard,
+)
 
 SHAPE = (128, 128, 96)
 CONFIG = ShardConfig(patches_per_specimen=2000)
@@ -65,11 +83,11 @@ def make_cohort(folder: Path, count: int) -> list[Specimen]:
 def ours(folder: Path, located: Sequence[Located]) -> None:
     """Parts, then shards of the target size, as write_shards does."""
     store = Folder(folder)
-    plan: list[Piece] = []
+    plan: list[ByteRange] = []
     for pair, locations in located:
         offset = 0
         for patches, size in write_records(store, pair, locations, CONFIG):
-            plan.append(Piece(pair.name, patches, part_file(pair.name), offset, size, ""))
+            plan.append(ByteRange(pair.name, patches, part_file(pair.name), offset, size, ""))
             offset += size
     pack_shard(store, ShardPlan("train/train-000000.tar", "train", tuple(plan)))
 

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+import distsynth.training.checkpointing
 import distsynth.training.loop
 from distsynth.config import RunConfig, with_overrides
 from distsynth.data.loader import PatchDataset
@@ -44,7 +45,8 @@ from distsynth.sweep.plan import Plan, SweepConfig
 from distsynth.sweep.run import make_plan, start_sweep
 from distsynth.sweep.trial import run_config
 from distsynth.training.loop import train
-from sharding.shards.format import ShardConfig, ShardSet
+from sharding.shards.config import ShardConfig
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.cohort import read_cohort
@@ -185,7 +187,9 @@ def trained(folder: Path, sweep: Swept) -> tuple[float, dict[str, float]]:
         stack.enter_context(timed(spent, "tracking", distsynth.training.loop, "start_trackers"))
         for name in ("log", "picture", "finish"):
             stack.enter_context(timed(spent, "tracking", Trackers, name))
-        stack.enter_context(timed(spent, "checkpoints", distsynth.training.loop, "save_checkpoint"))
+        stack.enter_context(
+            timed(spent, "checkpoints", distsynth.training.checkpointing, "save_checkpoint")
+        )
         started = time.perf_counter()
         for number, config in enumerate(configs):
             train(config, folder / str(number))

@@ -34,10 +34,11 @@ from distsynth.config import RunConfig, with_overrides
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.presets import preset
-from distsynth.runs.tracking import METRICS_FILE, read_rows
+from distsynth.runs.folder import METRICS_FILE
+from distsynth.runs.tracking import read_rows
 from distsynth.training.loop import epochs
 from distsynth.training.steps import make_accelerator
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.cohort import read_cohort

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sharding.io.errors import DataError
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.cohort import read_cohort

@@ -15,7 +15,7 @@ from distsynth.inference.predictor import load_predictor, predict_file
 from distsynth.presets import preset
 from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.training.loop import train
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.simulation.simulate import SimulationConfig, simulate_cohort
 from sharding.volumes.cohort import Specimen, read_cohort

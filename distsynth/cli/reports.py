@@ -51,9 +51,9 @@ def report(args: Sequence[str]) -> None:
     from distsynth.reporting.run_page import Extras, run_page
     from distsynth.reproduction.report import reproduction_page
     from distsynth.reproduction.task import TASK_FILE
+    from distsynth.runs.folder import CONFIG_FILE
     from distsynth.sweep.folder import SweepFolder
     from distsynth.sweep.report import sweep_page
-    from distsynth.training.loop import CONFIG_FILE
     from sharding.io.atomic import atomic_write
     from sharding.volumes.cohort import read_cohort
 

@@ -66,7 +66,8 @@ def simulate(args: Sequence[str]) -> None:
 
 def prepare(args: Sequence[str]) -> None:
     """correct and register raw scans"""
-    from sharding.registration.prepare import PrepareConfig, prepare_cohort
+    from sharding.registration.config import PrepareConfig
+    from sharding.registration.prepare import prepare_cohort
     from sharding.volumes.cohort import read_cohort
 
     @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def prepare(args: Sequence[str]) -> None:
 def correct(args: Sequence[str]) -> None:
     """remove the bias field of one volume"""
     from sharding.registration.bias_correction import CorrectConfig, correct_bias
-    from sharding.volumes.intensities import read_mask
+    from sharding.volumes.masks import read_mask
     from sharding.volumes.volume import read_volume, write_volume
 
     @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def correct(args: Sequence[str]) -> None:
 
 def carry_back(args: Sequence[str]) -> None:
     """bring a prediction to the scanner's space"""
-    from sharding.registration.prepare import carry_back as carry
+    from sharding.registration.carry_back import carry_back as carry
 
     @dataclass(frozen=True)
     class CarryBack:
@@ -161,7 +162,7 @@ def carry_back(args: Sequence[str]) -> None:
 
 def shard(args: Sequence[str]) -> None:
     """cut a cohort into shards of patches"""
-    from sharding.shards.format import ShardConfig
+    from sharding.shards.config import ShardConfig
     from sharding.shards.write import write_shards
     from sharding.volumes.cohort import SPLITS, read_cohort
 
@@ -215,7 +216,7 @@ def shard(args: Sequence[str]) -> None:
 
 def verify(args: Sequence[str]) -> None:
     """check every checksum, count and specimen of a shard set"""
-    from sharding.shards.format import ShardSet
+    from sharding.shards.shard_set import ShardSet
     from sharding.shards.verify import verify as find_faults
 
     @dataclass(frozen=True)

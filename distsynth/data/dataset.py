@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sharding.shards.format import Block, ShardSet
+from sharding.shards.records import Block
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import Split
 
 OPEN_SHARDS = 128

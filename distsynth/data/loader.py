@@ -26,7 +26,9 @@ from distsynth.config import DataConfig
 from distsynth.data.dataset import CPU, Batch, PatchDataset, ResidentPatches
 from distsynth.data.memory import keepable_bytes
 from distsynth.errors import ConfigError
-from sharding.shards.format import QUANTUM, Manifest, ShardSet
+from sharding.shards.manifest import Manifest
+from sharding.shards.records import QUANTUM
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import Split
 
 

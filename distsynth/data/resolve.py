@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
-from sharding.shards.format import Manifest
+from sharding.shards.manifest import Manifest
 
 FIELDS = ("patch_size", "neighbours")
 """Fields of the section `data` that the manifest decides."""

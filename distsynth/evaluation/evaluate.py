@@ -19,7 +19,8 @@ from distsynth.metrics.seams import seam_index
 from distsynth.runs.checkpoint import DataRecord
 from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, Split
-from sharding.volumes.intensities import Pair, PreprocessConfig, prepare_pair
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.pair import Pair, prepare_pair
 from sharding.volumes.volume import write_volume
 
 

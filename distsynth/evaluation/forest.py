@@ -8,41 +8,28 @@ The forest learns target - source, and its prediction is added to the source.
 each tree sees `max_samples` rows is ours and makes it practical. `rfsr-boosted` is another model
 on the same rows, scikit-learn's HistGradientBoostingRegressor: trees fitted one after the other,
 each to what those before it left, on features in 255 bins (ours).
-
-Fitted trees are plain arrays, see distsynth.evaluation.trees: a file needs no pickle, outlives a
-version of scikit-learn, and predicts what it did when it was written, to the bit. The one private
-part of scikit-learn used, when fitting only, is where the boosted model keeps its trees.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
-import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from threadpoolctl import threadpool_limits
 
-from distsynth.config import STRICT
 from distsynth.data.loader import PatchDataset, Standardiser
 from distsynth.errors import ConfigError
 from distsynth.evaluation.baselines import PairLike
-from distsynth.evaluation.trees import ARRAYS, Trees, check_trees, pack
-from sharding.io.atomic import atomic_path
-from sharding.io.errors import DataError
 from sharding.io.progress import progress
-from sharding.shards.format import ShardSet
+from sharding.io.records import STRICT
+from sharding.shards.shard_set import ShardSet
 
 SHIFT = 2
 """Voxels by which the source is shifted (the paper's)."""
@@ -54,7 +41,7 @@ LEARNING_RATE = 0.1
 PATCHES = 64
 """Patches whose features are made at a time."""
 STEP = 10
-"""Trees between two signs of progress, or the number of jobs if that is larger."""
+"""Trees between two lines of progress, or the number of jobs if that is larger."""
 BLOCK = 2**18
 """Rows whose features a job holds when predicting, unless one slice has more."""
 
@@ -114,16 +101,12 @@ class ForestFit:
         rows: Their voxels, of which each tree saw some.
         seconds: Wall time, reading included.
         bytes: Size of the features and residuals held; scikit-learn's working copies come on top.
-        nodes: Nodes of all trees.
     """
-
-    __pydantic_config__ = STRICT
 
     patches: int
     rows: int
     seconds: float
     bytes: int
-    nodes: int
 
 
 @dataclass(eq=False)
@@ -134,13 +117,13 @@ class Forest:
         name: rfsr or rfsr-boosted.
         config: How it was fitted.
         fit: What that took.
-        trees: The trees.
+        model: The fitted trees.
     """
 
     name: str
     config: ForestConfig
     fit: ForestFit
-    trees: Trees
+    model: RandomForestRegressor | HistGradientBoostingRegressor
 
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """Source plus predicted residual, slice by slice along each of the axes, their mean.
@@ -150,34 +133,21 @@ class Forest:
         """
         source = pair.source.astype(np.float32)
         total = np.zeros(source.shape, np.float32)
-        with ThreadPoolExecutor(self.config.threads) as pool:
+        # The slices are shared out here, so that the trees' sums do not depend on the threads.
+        limits = threadpool_limits(1, user_api="openmp")
+        with limits, ThreadPoolExecutor(self.config.threads) as pool:
             for axis in self.config.axes:
                 slices, sums = np.moveaxis(source, axis, 0), np.moveaxis(total, axis, 0)
                 step = max(1, BLOCK // slices[0].size)
 
                 def add(low: int, slices=slices, sums=sums, step=step) -> None:
                     images = slices[low : low + step]
-                    residual = self.trees(shift_features(images), self.config.depth)
-                    sums[low : low + step] += residual.reshape(images.shape)
+                    residual = self.model.predict(shift_features(images))
+                    sums[low : low + step] += residual.reshape(images.shape).astype(np.float32)
 
                 # Consumed, so that an error of a thread is raised.
                 list(pool.map(add, range(0, len(slices), step)))
         return (source + total / len(self.config.axes)).astype(np.float32)
-
-    def save(self, path: Path) -> None:
-        """Write it to an npz file in one atomic step."""
-        about = {
-            "name": self.name,
-            "config": asdict(replace(self.config, jobs=0)),
-            "fit": asdict(self.fit),
-            "base": self.trees.base,
-            "divisor": self.trees.divisor,
-        }
-        arrays = {name: getattr(self.trees, name) for name in ARRAYS}
-        arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        arrays["sha256"] = np.frombuffer(_sum(arrays), np.uint8)
-        with atomic_path(path) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
 
 
 def shift_features(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -228,15 +198,9 @@ def fit_forest(shards: ShardSet, config: ForestConfig, quiet: bool = False) -> F
     )
     for trees in progress(_steps(config), "fitting rfsr", len(_steps(config)), quiet):
         model.set_params(n_estimators=trees).fit(features, residuals)
-    found = [estimator.tree_ for estimator in model.estimators_]
-    trees = pack(
-        [
-            (tree.feature, tree.children_left, tree.children_right, tree.threshold, tree.value)
-            for tree in found
-        ],
-        divisor=config.trees,
-    )
-    return _fitted("rfsr", config, started, patches, features, residuals, trees)
+    # Predicting is shared out over slices instead.
+    model.set_params(n_jobs=1)
+    return _fitted("rfsr", config, started, patches, features, residuals, model)
 
 
 def fit_boosted(shards: ShardSet, config: ForestConfig = BOOSTED, quiet: bool = False) -> Forest:
@@ -267,22 +231,7 @@ def fit_boosted(shards: ShardSet, config: ForestConfig = BOOSTED, quiet: bool = 
     with threadpool_limits(config.threads, user_api="openmp"):
         for trees in progress(_steps(config), "fitting rfsr-boosted", len(_steps(config)), quiet):
             model.set_params(max_iter=trees).fit(rows, goals)
-    # Its trees have no public form.
-    found: list[NDArray[Any]] = [trees[0].nodes for trees in model._predictors]  # type: ignore
-    trees = pack(
-        [
-            (
-                np.where(nodes["is_leaf"], -1, nodes["feature_idx"]),
-                nodes["left"],
-                nodes["right"],
-                nodes["num_threshold"],
-                nodes["value"],
-            )
-            for nodes in found
-        ],
-        base=float(model._baseline_prediction.item()),  # type: ignore
-    )
-    return _fitted("rfsr-boosted", config, started, patches, features, residuals, trees)
+    return _fitted("rfsr-boosted", config, started, patches, features, residuals, model)
 
 
 def training_rows(
@@ -322,75 +271,6 @@ def training_rows(
     return count, features, residuals
 
 
-def load_forest(path: Path, jobs: int = 0) -> Forest:
-    """Read what `Forest.save` wrote.
-
-    Args:
-        path: The file.
-        jobs: Threads to predict with; 0 takes one a core.
-
-    Raises:
-        DataError: If it is missing, damaged, changed or no forest.
-    """
-    if not path.is_file():
-        raise DataError(path, "the file does not exist", "Check the path")
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not an npz file")
-        # Opened here: numpy leaves a file open that it cannot read.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*ARRAYS, "about", "sha256")}
-        if arrays["sha256"].tobytes() != _sum(arrays):
-            raise ValueError("its checksum is not that of its content")
-        about = _ABOUT.validate_json(arrays["about"].tobytes())
-        feature, right, number, starts = (arrays[name] for name in ARRAYS)
-        trees = Trees(feature, right, number, starts, about.base, about.divisor)
-        check_trees(trees, about.config.trees, about.config.depth, FEATURES)
-    except _UNREADABLE as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            path, f"not a forest as it was written ({why})", "Copy it again or fit it again"
-        ) from error
-    return Forest(about.name, replace(about.config, jobs=jobs), about.fit, trees)
-
-
-@dataclass(frozen=True)
-class _About:
-    """What a file says beside its arrays."""
-
-    __pydantic_config__ = STRICT
-
-    name: Literal["rfsr", "rfsr-boosted"]
-    config: ForestConfig
-    fit: ForestFit
-    base: float
-    divisor: int
-
-
-_ABOUT = TypeAdapter(_About)
-_UNREADABLE = (
-    ValidationError,
-    ValueError,
-    KeyError,
-    OSError,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What a damaged file raises when it is read."""
-
-
-def _sum(arrays: dict[str, NDArray[Any]]) -> bytes:
-    """sha256 of a file's content."""
-    whole = hashlib.sha256()
-    for name in (*ARRAYS, "about"):
-        whole.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return whole.digest()
-
-
 def _steps(config: ForestConfig) -> list[int]:
     """Trees after each step."""
     step = max(STEP, config.threads)
@@ -404,9 +284,10 @@ def _fitted(
     patches: int,
     features: NDArray[np.float32],
     residuals: NDArray[np.float32],
-    trees: Trees,
+    model: RandomForestRegressor | HistGradientBoostingRegressor,
 ) -> Forest:
+    """The fitted forest with what its fit took."""
     seconds = time.perf_counter() - started
     held = features.nbytes + residuals.nbytes
-    fit = ForestFit(patches, len(features), seconds, held, len(trees.feature))
-    return Forest(name, config, fit, trees)
+    fit = ForestFit(patches, len(features), seconds, held)
+    return Forest(name, config, fit, model)

@@ -21,14 +21,14 @@ from distsynth.inference.sliding_window import Windows, plane_weight
 from distsynth.inference.volume import Method, forwards, predict_volume
 from distsynth.inference.whole_slice import Whole
 from distsynth.models import Generator, build_generator
-from distsynth.runs.checkpoint import BEST, Checkpoint, load_checkpoint
-from distsynth.runs.folder import local_file
+from distsynth.runs.checkpoint import Checkpoint, load_checkpoint
+from distsynth.runs.folder import BEST, local_file
 from distsynth.runs.package import COPY_AGAIN, WEIGHTS, is_export, read_export
 from sharding.io.errors import DataError
 from sharding.io.progress import progress
 from sharding.io.storage import Folder, is_remote
 from sharding.shards.patches import BLOCK, check_fits, dense_locations, patch_axes
-from sharding.volumes.intensities import place_source
+from sharding.volumes.pair import place_source
 from sharding.volumes.slabs import Empty, Scratch, in_memory
 from sharding.volumes.volume import Volume, read_volume, write_volume
 

@@ -10,7 +10,8 @@ from distsynth.inference.predictor import Predictor
 from distsynth.metrics.results import RESULTS_FILE, results_table, table_csv, table_json, table_text
 from distsynth.reporting.evaluation_page import Picture, evaluation_page
 from distsynth.reporting.figures import comparison_figure, curves_figure, figure_png
-from distsynth.runs.tracking import METRICS_FILE, public_config, read_rows
+from distsynth.runs.folder import METRICS_FILE
+from distsynth.runs.tracking import public_config, read_rows
 from sharding.io.atomic import atomic_write
 
 

@@ -20,10 +20,9 @@ from distsynth.reporting.sections import (
     values_sections,
 )
 from distsynth.reporting.specimen_slices import show_specimens
-from distsynth.runs.checkpoint import BEST, DataRecord, load_checkpoint
-from distsynth.runs.folder import local_file
-from distsynth.runs.tracking import METRICS_FILE, public_config, read_rows
-from distsynth.training.loop import CONFIG_FILE
+from distsynth.runs.checkpoint import DataRecord, load_checkpoint
+from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE, local_file
+from distsynth.runs.tracking import public_config, read_rows
 from sharding.io.page import facts_html, section
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import Specimen, Split

@@ -15,7 +15,7 @@ from distsynth.reporting.evaluation_page import Picture
 from distsynth.reporting.seam_figures import consistency_figure, seam_figure
 from distsynth.reporting.viewer_slices import Slices, Volumes, cut_slices
 from sharding.volumes.cohort import Specimen, Split
-from sharding.volumes.intensities import Pair, prepare_pair
+from sharding.volumes.pair import Pair, prepare_pair
 
 MOST_CHECKS = 8
 """Volumes whose seams and consistency are drawn, one row each: those of the first specimens."""

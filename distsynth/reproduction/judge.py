@@ -22,7 +22,7 @@ from distsynth.runs.checkpoint import DataRecord
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import Specimen, read_cohort
 
 JUDGED = "judged"
@@ -92,17 +92,14 @@ def judge_baselines(folder: Folder, task: Task) -> None:
 
 
 def judge_forest(folder: Folder, task: Task, name: str, jobs: int) -> None:
-    """Fit a forest on the training patches, keep it, and judge it."""
+    """Fit a forest on the training patches and evaluate it."""
     start = time.monotonic()
     fit = {"rfsr": fit_forest, "rfsr-boosted": fit_boosted}[name]
     forest = fit(ShardSet(task.shards), task.forest_config(name, jobs), quiet=True)
-    with folder.writer(f"forests/{name}.npz") as partial:
-        forest.save(partial)
     evaluation = evaluate({}, _cohort(task), baselines=[forest], data=_training(task)[0])
     facts = {
         "rows": f"{forest.fit.rows}",
         "seconds to fit": f"{forest.fit.seconds:.0f}",
-        "nodes": f"{forest.fit.nodes}",
     }
     _keep(folder, name, evaluation, time.monotonic() - start, facts)
 

@@ -24,7 +24,7 @@ from distsynth.runs.checkpoint import DataRecord
 from distsynth.sweep.folder import SweepFolder
 from sharding.io.page import facts_html, section
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 PAGE_FILE = "comparison.html"
 PICTURES = 8

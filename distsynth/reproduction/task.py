@@ -18,7 +18,7 @@ from distsynth.reproduction.rows import FORESTS, NETWORKS
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 
 TASK_FILE = "reproduction.json"
 VALIDATIONS = 10

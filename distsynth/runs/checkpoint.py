@@ -19,9 +19,11 @@ from distsynth.config import RunConfig, dotted_fields, from_dict, to_dict
 from distsynth.errors import ConfigError
 from sharding.io.atomic import atomic_path
 from sharding.io.errors import DataError
-from sharding.shards.format import Manifest
+from sharding.shards.manifest import Manifest
 from sharding.volumes.cohort import Specimen, Split
-from sharding.volumes.intensities import Pair, PreprocessConfig, fingerprint
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.intensities import fingerprint
+from sharding.volumes.pair import Pair
 
 FORMAT_VERSION = 1
 MAY_CHANGE = (
@@ -37,15 +39,6 @@ MAY_CHANGE = (
 are constant. All others would change its numbers by more than rounding."""
 _DIGEST = "sha256:"
 """No specimen's name starts so: it has no colon."""
-LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
-"""Where a run's folder keeps them."""
-
-
-def epoch_checkpoint(epoch: int) -> Path:
-    """Where a run's folder keeps the checkpoint of an epoch, from 1; see train.keep_epochs."""
-    return LAST.with_name(f"epoch-{epoch:05d}.pt")
-
-
 MAY_FORK = ("loss.lambda_", "optim.lr_")
 """Starts of the fields in which a run may differ from the one that it is forked from."""
 

@@ -13,10 +13,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from distsynth.runs.checkpoint import BEST, LAST
 from sharding.io.storage import Folder, is_remote
 
+CONFIG_FILE, METRICS_FILE, RUN_ID_FILE = "config.json", "metrics.jsonl", "run_id"
+LAST, BEST = Path("checkpoints", "last.pt"), Path("checkpoints", "best.pt")
+SAMPLES_FOLDER, WANDB_FOLDER = "samples", "wandb"
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, RUN_ID_FILE)
+RUN_FOLDERS = (LAST.parent, SAMPLES_FOLDER, WANDB_FOLDER)
+"""Everything that a run writes into its folder."""
 Stamp = tuple[int, int]
+"""Modification time and size, by which a changed file is recognised."""
+
+
+def epoch_checkpoint(epoch: int) -> Path:
+    """Where a run's folder keeps the checkpoint of an epoch, from 1; see train.keep_epochs."""
+    return LAST.with_name(f"epoch-{epoch:05d}.pt")
+
+
+def clear_run(run_dir: Path) -> None:
+    """Remove what a run writes and leave anything else in its folder alone."""
+    for name in RUN_FILES:
+        (run_dir / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
 class RunFolder:

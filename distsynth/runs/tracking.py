@@ -2,7 +2,7 @@
 
 `metrics.jsonl` is complete by itself. W&B gets the same rows, under explicit steps; it stays
 offline, in the run's folder, until the user says online. Nothing that names a path, host, user or
-program goes into what W&B would upload.
+program is left in W&B's files, and W&B reports nothing about itself to its makers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distsynth.config import RunConfig, TrackingConfig, to_dict
+from distsynth.runs.folder import METRICS_FILE, RUN_ID_FILE
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.storage import Folder
 
 Volume = NDArray[np.floating[Any]]
-METRICS_FILE = "metrics.jsonl"
-RUN_ID_FILE = "run_id"
+TELEMETRY = "WANDB_ERROR_REPORTING"
+"""Environment variable: whether W&B reports to its makers what it does and how it fails."""
 PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
 """Fields of the configuration that hold a path; W&B does not get them."""
 
@@ -84,11 +86,10 @@ class WandbTracker:
     """A W&B run that keeps its id over interruptions."""
 
     def __init__(self, run_dir: Path, config: RunConfig, data_sha256: str, resumed: bool) -> None:
-        import wandb
-
-        self._wandb = wandb
         tracking = config.tracking
-        self._run = wandb.init(
+        self._run_dir = run_dir
+        self._wandb = _silent_wandb(tracking)
+        self._run = self._wandb.init(
             project=tracking.project,
             entity=tracking.entity,
             group=tracking.group,
@@ -100,6 +101,7 @@ class WandbTracker:
             config={**public_config(config), "data_sha256": data_sha256},
             settings=_private_settings(),
         )
+        _remove_logs(run_dir)
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
         """Log under an explicit step: a resumed run does not begin at 0 again."""
@@ -112,6 +114,37 @@ class WandbTracker:
     def finish(self, failed: bool = False) -> None:
         """Flush and close."""
         self._run.finish(exit_code=int(failed))
+        _remove_logs(self._run_dir)
+
+
+def _silent_wandb(tracking: TrackingConfig) -> Any:
+    """The library of W&B, which sends no telemetry about itself.
+
+    By default it does, whatever the mode of its runs is. It reads the variable when it is imported
+    and when it starts its service, so each process that tracks a run comes here first.
+    """
+    if tracking.mode == "online":
+        os.environ.setdefault(TELEMETRY, "false")
+    else:
+        os.environ[TELEMETRY] = "false"
+    import wandb
+
+    return wandb
+
+
+def _remove_logs(folder: Path) -> None:
+    """Remove the logs that W&B keeps beside its runs, for they name paths of this machine.
+
+    W&B has no setting to write none. Where a file that is open can be removed, nothing of them
+    reaches the disk after this, even if the process is killed; elsewhere they go at the end.
+    """
+    wandb = folder / "wandb"
+    for path in (*wandb.glob("debug*.log"), *wandb.glob("*run-*/logs/debug*.log")):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    for path in wandb.glob("*run-*/logs"):
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _private_settings() -> Any:
@@ -159,8 +192,7 @@ def log_table(
     """
     if tracking.mode == "disabled" or not rows:
         return
-    import wandb
-
+    wandb = _silent_wandb(tracking)
     with tempfile.TemporaryDirectory(prefix="distsynth-") as scratch:
         run = wandb.init(
             project=tracking.project,
@@ -182,6 +214,7 @@ def log_table(
         run.log({kind: shown}, step=0)
         run.summary.update({f"best/{column}": value for column, value in rows[0].items()})
         run.finish()
+        _remove_logs(Path(scratch))
         _bring_in(folder, Path(scratch), run_id)
 
 

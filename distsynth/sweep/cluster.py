@@ -53,7 +53,8 @@ def cluster(address: str | None) -> Iterator[None]:
     try:
         if local:
             cores = len(os.sched_getaffinity(0))
-            ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
+            with _without_dashboard():
+                ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (
@@ -68,6 +69,23 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Keep a cluster that starts in the block from starting the process of its dashboard.
+
+    Ray starts it even without a dashboard, for its usage statistics, and even where these are off
+    it asks the addresses at which the large clouds describe their machines.
+    """
+    from ray._private import services
+
+    start = services.start_api_server
+    services.start_api_server = lambda *_, **__: ("", None)
+    try:
+        yield
+    finally:
+        services.start_api_server = start
 
 
 def _refused(address: str, error: BaseException) -> DataError:

@@ -12,13 +12,12 @@ from distsynth.evaluation.evaluate import evaluate
 from distsynth.inference.predictor import load_predictor
 from distsynth.metrics.results import RESULTS_FILE
 from distsynth.reporting.evaluation_files import write_evaluation
-from distsynth.runs.checkpoint import BEST
-from distsynth.runs.tracking import METRICS_FILE, log_table
+from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
+from distsynth.runs.tracking import log_table
 from distsynth.sweep.folder import SweepFolder, TrialRecord, searched
 from distsynth.sweep.leaderboard import rank_trials, table
 from distsynth.sweep.plan import Plan
 from distsynth.sweep.trial import FINAL
-from distsynth.training.loop import CONFIG_FILE
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import read_cohort
 

@@ -45,7 +45,7 @@ Values = Annotated[dict[str, Any], AfterValidator(_tuples)]
 
 @dataclass(frozen=True)
 class Report:
-    """One epoch of a trial; see distsynth.training.loop.EpochReport."""
+    """One epoch of a trial; see distsynth.training.report.EpochReport."""
 
     __pydantic_config__ = STRICT
 

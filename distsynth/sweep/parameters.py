@@ -22,7 +22,7 @@ from distsynth.config import RunConfig, dotted_fields, field_names, with_overrid
 from distsynth.errors import ConfigError
 from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS
 from sharding.io.storage import Folder
-from sharding.shards.format import Manifest, read_manifest
+from sharding.shards.manifest import Manifest, read_manifest
 
 Point = dict[str, Any]
 Space = Mapping[str, Any]

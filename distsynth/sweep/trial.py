@@ -21,21 +21,14 @@ from ray.tune.result import DONE
 
 from distsynth.config import RunConfig, to_dict, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.runs.checkpoint import (
-    LAST,
-    Checkpoint,
-    epoch_checkpoint,
-    fork,
-    load_checkpoint,
-    save_checkpoint,
-)
-from distsynth.runs.folder import local_file
-from distsynth.runs.tracking import RUN_ID_FILE
+from distsynth.runs.checkpoint import Checkpoint, fork, load_checkpoint, save_checkpoint
+from distsynth.runs.folder import LAST, RUN_ID_FILE, epoch_checkpoint, local_file
 from distsynth.sweep.ddp_workers import Gang
 from distsynth.sweep.folder import SweepFolder
 from distsynth.sweep.parameters import configure
 from distsynth.sweep.plan import Plan
-from distsynth.training.loop import EpochReport, TrainResult, epochs
+from distsynth.training.loop import epochs
+from distsynth.training.report import EpochReport, TrainResult
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from distsynth.runs.checkpoint import LAST, load_checkpoint
-from distsynth.runs.folder import local_file
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.folder import LAST, local_file
 from distsynth.sweep.callback import Watch
 from distsynth.sweep.ddp_workers import trial_resources
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched

@@ -21,8 +21,9 @@ from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.registry import TERMS
 from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
 from distsynth.metrics.seams import seam_index
-from sharding.shards.format import ShardSet, SpecimenRecord
+from sharding.shards.manifest import SpecimenRecord
 from sharding.shards.patches import dense_locations
+from sharding.shards.shard_set import ShardSet
 
 BATCH = 64
 """Patches a forward; it changes no number."""

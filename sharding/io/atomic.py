@@ -1,34 +1,41 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, with the permissions of the user's umask."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sharding.io.errors import DataError
 
 PARTIAL = ".partial-"
-PARTIAL_NAME = re.compile(r"\..+\.partial-\w+(\..+)?")
+PARTIAL_NAME = re.compile(r"\..+\.partial-\w{8}(\..+)?")
 """Names of what is being written: hidden, and told from any other hidden file."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Yield a temporary name beside `path`; it takes that name only if the block succeeds."""
+    """Yield a temporary name beside `path`; it takes that name only if the block succeeds.
+
+    Who may read the file is for the user's umask to say. The mode is that of the new, empty file,
+    whatever a library that writes it anew by a file of its own gives it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}{PARTIAL}", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
+    partial = _unused_name(path, suffix)
+    # Unlike the files of tempfile, which nobody else may read whatever the umask is.
+    partial.touch(mode=0o666, exist_ok=False)
+    mode = stat.S_IMODE(partial.stat().st_mode)
     try:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.chmod(0o644)
+        if stat.S_IMODE(partial.stat().st_mode) != mode:
+            partial.chmod(mode)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -55,10 +62,11 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
     if path.exists() and not overwrite:
         raise DataError(path, "the folder exists already", "Give --overwrite or another folder")
     if path.exists() and not (path / mark).is_file():
-        rule = f"exists and holds no {mark}, so it is nothing of ours to overwrite"
+        rule = f"exists and holds no {mark}, so another program wrote it"
         raise DataError(path, rule, "Give another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent))
+    work = _unused_name(path)
+    work.mkdir()
     try:
         folder = work / "new"
         folder.mkdir()
@@ -70,8 +78,30 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left unfinished in a folder; no other may be writing to it."""
-    for path in sorted(folder.rglob(".*")):
-        if path.is_file() and PARTIAL_NAME.fullmatch(path.name):
+def _unused_name(path: Path, suffix: str = "") -> Path:
+    """A hidden name beside `path` that no other process is likely to choose."""
+    return path.with_name(f".{path.name}{PARTIAL}{secrets.token_hex(4)}{suffix}")
+
+
+def remove_leftovers(folder: Path, recursive: bool = False) -> None:
+    """Remove the unfinished files and folders that killed processes left in a folder.
+
+    Args:
+        folder: No other process may be writing to it; it need not exist.
+        recursive: Look in the folders below it as well.
+    """
+    found = folder.rglob(".*") if recursive else folder.glob(".*")
+    for path in sorted(found):
+        if not PARTIAL_NAME.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise DataError if one of the files exists and may not be overwritten."""
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise DataError(path, "the file exists already", "Give --overwrite or another name")

@@ -1,8 +1,10 @@
-"""The one error that bad input raises: it names the file, the rule and the remedy."""
+"""Errors that bad input and failing disks raise: each names the file, the rule and the remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import errno
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -55,3 +57,41 @@ def list_failures(failures: Mapping[str, str], total: int) -> str:
     """Every failed specimen with its cause, one a line."""
     lines = (f"\n  {name}: {failures[name]}" for name in sorted(failures))
     return f"{len(failures)} of {total} specimens failed:{''.join(lines)}"
+
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class MissingError(DataError):
+    """A file that does not exist, in a folder or bucket that does."""
+
+
+def disk_error(where: str | Path, error: OSError) -> DataError:
+    """Explain in plain words what went wrong on a local disk."""
+    if isinstance(error, FileNotFoundError):
+        return missing_file(where)
+    if error.errno in DISK_FULL:
+        remedy = "Free some space, or use another disk (cache: DISTSYNTH_CACHE, scratch: TMPDIR)"
+        return DataError(where, "no space left on its disk", remedy)
+    rule = f"cannot be read or written ({error.strerror or one_line(error)})"
+    return DataError(where, rule, "Check the path and its permissions")
+
+
+@contextlib.contextmanager
+def disk_errors(where: str | Path) -> Iterator[None]:
+    """Turn errors that the operating system raises in the block into DataErrors."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(where, error) from error
+
+
+def missing_file(where: str | Path) -> MissingError:
+    return MissingError(where, "there is no such file", "Check the name, or copy the file again")
+
+
+def one_line(error: Exception) -> str:
+    """The error's own words on one line, at most 300 characters."""
+
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words[:300].rstrip(".")

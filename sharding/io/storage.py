@@ -22,15 +22,8 @@ from filelock import FileLock, Timeout
 
 from sharding.io.atomic import atomic_path
 from sharding.io.cache import DIGEST, Cache
-from sharding.io.connection import (
-    DISK_FULL,
-    EXTRAS,
-    Connection,
-    MissingError,
-    disk_error,
-    disk_errors,
-)
-from sharding.io.errors import DataError
+from sharding.io.errors import DISK_FULL, DataError, MissingError, disk_error, disk_errors
+from sharding.io.retries import EXTRAS, RetryingConnection
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +77,7 @@ class Folder:
         path = self.url.removeprefix("file://") or "/"
         self.local = None if is_remote(text) else Path(path).expanduser()
         self.cache = cache or Cache()
-        self._connection = Connection(protocol)
+        self._connection = RetryingConnection(protocol)
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -125,7 +118,7 @@ class Folder:
             return [name.removeprefix(root) for name in found if name.startswith(root)]
 
         try:
-            names = self._connection.ask(self / (under and self._checked(under)), find)
+            names = self._connection.request(self / (under and self._checked(under)), find)
         except MissingError:
             return []
         # Object stores may hold an empty object for a folder: its name ends in a slash.
@@ -140,7 +133,7 @@ class Folder:
             DataError: If it is missing or cannot be read.
         """
         where = self / self._checked(name)
-        return self._connection.ask(where, lambda system, path: system.cat_file(path))
+        return self._connection.request(where, lambda system, path: system.cat_file(path))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of a file from byte `start` on.
@@ -157,14 +150,14 @@ class Folder:
                 raise OSError(f"asked for {length} bytes from {start} on, got {len(content)}")
             return content
 
-        return self._connection.ask(self / self._checked(name), read)
+        return self._connection.request(self / self._checked(name), read)
 
     def write(self, name: str, content: bytes | str) -> None:
         """Write a small file in one atomic step."""
         content = content.encode() if isinstance(content, str) else content
         if self.local is None:
             where = self / self._checked(name)
-            self._connection.ask(where, lambda system, path: system.pipe_file(path, content))
+            self._connection.request(where, lambda system, path: system.pipe_file(path, content))
         else:
             with self.writer(name) as partial:
                 partial.write_bytes(content)
@@ -197,7 +190,7 @@ class Folder:
                     raise disk_error(partial.parent, error) from error
                 raise
             if self.local is None:
-                self._connection.ask(
+                self._connection.request(
                     where, lambda system, path: system.put_file(str(partial), path)
                 )
             with disk_errors(where):
@@ -207,7 +200,7 @@ class Folder:
         """Remove a file, if there is one."""
         where = self / self._checked(name)
         with contextlib.suppress(MissingError):
-            self._connection.ask(where, lambda system, path: system.rm_file(path))
+            self._connection.request(where, lambda system, path: system.rm_file(path))
 
     def fetch(self, name: str, sha256: str | None, size: int | None) -> Path:
         """A local path to the whole file, for reading only.
@@ -292,7 +285,7 @@ class Folder:
                 raise FileNotFoundError
             return info
 
-        return self._connection.ask(self / self._checked(name), ask)
+        return self._connection.request(self / self._checked(name), ask)
 
     def _download(self, name: str, partial: Path, size: int, sha256: str | None) -> None:
         """Download into `partial`; once more if the checksum is wrong, for damage may pass."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharding.io.records import STRICT
+from sharding.registration.bias_correction import CorrectConfig
+from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.volume import Volume
 
 LEAST_VOXELS = 16
@@ -38,7 +40,7 @@ class RegisterConfig:
     """Standard deviation of the Gaussian that smooths each update of the field, in voxels of the
     level: larger is stiffer."""
     field_smoothing: float = 0.5
-    """Likewise for the whole field, after each update."""
+    """Standard deviation of the Gaussian that smooths the whole field after each update."""
     max_voxels: int = 4_000_000
     """No level holds more voxels: larger volumes are shrunk further."""
     seed: int = 0
@@ -67,3 +69,40 @@ class RegisterConfig:
 
 Level = tuple[Volume, Volume, NDArray[np.bool_] | None]
 """Target, source and the target's mask at one resolution, intensities in [0, 1]."""
+
+
+StepName = Literal["correct", "scale", "affine", "deform", "resample"]
+
+
+STEPS: tuple[StepName, ...] = get_args(StepName)
+"""All steps, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How a cohort is prepared."""
+
+    __pydantic_config__ = STRICT
+
+    steps: tuple[StepName, ...] = STEPS
+    """What to do; the order is always correct, scale, affine, deform, resample."""
+    correct: CorrectConfig = field(default_factory=CorrectConfig)
+    """N4 bias correction."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    """Clipping, foreground and overlap."""
+    register: RegisterConfig = field(default_factory=RegisterConfig)
+    """Affine and deformable registration."""
+
+    def __post_init__(self) -> None:
+        if not self.steps or tuple(step for step in STEPS if step in self.steps) != self.steps:
+            raise ValueError(
+                f"steps must be some of {', '.join(STEPS)}, each once and in this order, "
+                f"got {', '.join(self.steps) or 'none'}"
+            )
+        if self.registers and "resample" not in self.steps:
+            raise ValueError("steps affine and deform are of no use without resample: add it")
+
+    @property
+    def registers(self) -> bool:
+        """Whether the source is moved."""
+        return "affine" in self.steps or "deform" in self.steps

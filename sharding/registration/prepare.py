@@ -24,24 +24,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
-from sharding.io.atomic import atomic_write
+from sharding.io.atomic import atomic_write, remove_leftovers
 from sharding.io.errors import DataError
 from sharding.io.parallel import run_each
-from sharding.registration.plan import STEPS, PrepareConfig
+from sharding.io.records import json_text
+from sharding.registration.config import PrepareConfig
 from sharding.registration.quality import SpecimenQuality, flag_outliers
 from sharding.registration.quality_page import quality_page
 from sharding.registration.register import tool_version
-from sharding.registration.specimen import LOCK, PICTURE, Outcome, prepare_specimen
-from sharding.registration.step_cache import json_text, read_record, sweep
+from sharding.registration.specimen import LOCK, PICTURE, PreparedSpecimen, prepare_specimen
 from sharding.volumes.cohort import Specimen, write_cohort
-from sharding.volumes.transform import Transform
-from sharding.volumes.volume import Volume, read_volume, write_volume
-
-__all__ = ["STEPS", "Preparation", "PrepareConfig", "carry_back", "prepare_cohort"]
 
 COHORT = "cohort.csv"
 QUALITY = "quality.json"
@@ -54,7 +48,7 @@ FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?/(?:[^\s/:;,'\"()]+/)+")
 
 
 @dataclass(frozen=True)
-class Preparation:
+class PreparedCohort:
     """What became of a cohort.
 
     Attributes:
@@ -78,12 +72,12 @@ def prepare_cohort(
     config: PrepareConfig,
     workers: int = 0,
     address: str | None = None,
-) -> Preparation:
+) -> PreparedCohort:
     """Prepare every specimen of a cohort that can be prepared.
 
     Args:
         specimens: With sources.
-        out: New, empty, or the folder of an earlier run, finished or not, which is gone on with.
+        out: A new or empty folder, or that of an earlier run, finished or not, which is continued.
         config: What to do.
         workers: Specimens at a time; 0 takes one a core.
         address: A Ray cluster that shares this file system; None stays on this machine.
@@ -98,19 +92,21 @@ def prepare_cohort(
     out = out.resolve()
     names = {specimen.name for specimen in specimens}
     for name in sorted(names & {COHORT, QUALITY, PAGE}):
-        raise DataError(name, "a specimen cannot have the name of a file of ours", "Rename it")
+        raise DataError(
+            name, "a specimen cannot be named like a file that prepare writes", "Rename it"
+        )
     _check_folder(out)
     with _full_disk_named(out), _alone_in(out):
-        sweep(out)
+        remove_leftovers(out)
         # Until all is done, these would tell of another state than the folder's.
         for name in (COHORT, QUALITY, PAGE):
             (out / name).unlink(missing_ok=True)
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, PreparedSpecimen] = {}
         failures: dict[str, str] = {}
         function = partial(prepare_specimen, out=out, config=config)
         found = [_absolute(specimen) for specimen in specimens]
         for specimen, outcome in run_each(function, found, workers, "preparing", address):
-            if isinstance(outcome, Outcome):
+            if isinstance(outcome, PreparedSpecimen):
                 outcomes[specimen.name] = outcome
             elif isinstance(outcome, OSError) and outcome.errno in FULL:
                 raise outcome
@@ -119,7 +115,7 @@ def prepare_cohort(
         order = [specimen.name for specimen in specimens]
         done = [outcomes[name] for name in order if name in outcomes]
         rows = tuple(outcome.quality for outcome in done)
-        preparation = Preparation(
+        preparation = PreparedCohort(
             out=out,
             specimens=tuple(outcome.specimen for outcome in done),
             rows=rows,
@@ -128,79 +124,6 @@ def prepare_cohort(
         )
         _write(preparation, config, {outcome.quality.name: outcome.steps for outcome in done})
     return preparation
-
-
-def carry_back(
-    folder: Path, volume: Path, out: Path, like: Path | None = None, overwrite: bool = False
-) -> None:
-    """Carry a volume on a prepared target's grid, such as a prediction, to the scanner's space.
-
-    Args:
-        folder: The specimen's folder within a prepared cohort.
-        volume: On the target's grid, or another one in the target's space.
-        out: NIfTI file to write, in the world of the raw source.
-        like: Write on the grid of this volume; None takes the raw source's field of view at the
-            target's spacing.
-        overwrite: Replace an existing file.
-
-    Raises:
-        DataError: If the specimen's preparation did not resample or is unfinished, the transform
-            cannot be inverted, a file is bad or `out` exists.
-    """
-    if out.exists() and not overwrite:
-        raise DataError(out, "the file exists already", "Give --overwrite or another file")
-    record = read_record(folder / "resample")
-    if record is None:
-        rule = "holds no finished step resample, so there is nothing to carry back by"
-        raise DataError(folder, rule, "Give a specimen's folder of a prepared cohort")
-    transform = Transform.identity()
-    for step in ("affine", "deform"):
-        if step in record.inputs:
-            made = read_record(folder / step)
-            if made is None or made.key != record.inputs[step]:
-                rule = f"the step {step} is not the one that resample was done with"
-                raise DataError(folder, rule, "Run the preparation again")
-            transform = Transform.load(folder / step)
-    given = read_volume(volume)
-    if like is None:
-        grid = record.measured["source_grid"], record.measured["target_grid"]
-        shape, affine, header = *_refined(*grid), None
-    else:
-        wanted = read_volume(like, constant=True)
-        shape, affine, header = wanted.shape, wanted.affine, wanted.header
-    try:
-        data, inside = transform.apply_inverse(given, shape, affine)
-    except ValueError as error:
-        raise DataError(folder, str(error), "Prepare again with a smoother deformation") from None
-    low, high = given.data.min(), given.data.max()
-    data = np.clip(data, low, high)
-    data[~inside] = low
-    write_volume(out, Volume(data, affine, header))
-
-
-def _refined(
-    source: Mapping[str, Any], target: Mapping[str, Any]
-) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """The source's field of view with voxels of the target's size.
-
-    Args:
-        source: Shape and affine.
-        target: Likewise.
-
-    Returns:
-        Shape and affine of a grid along the source's axes.
-    """
-    affine, size = np.array(source["affine"]), np.array(source["shape"])
-    steps = np.linalg.norm(affine[:3, :3], axis=0)
-    # How far a voxel of the target reaches along each axis of the source.
-    per_mm = np.linalg.inv(np.array(target["affine"])[:3, :3]) @ (affine[:3, :3] / steps)
-    wanted = 1 / np.linalg.norm(per_mm, axis=0)
-    shape = np.maximum(np.ceil(size * steps / wanted - 1e-3), 2).astype(int)
-    scale = wanted / steps
-    # The outer faces of the first voxels coincide.
-    matrix = np.diag([*scale, 1.0])
-    matrix[:3, 3] = (scale - 1) / 2
-    return (int(shape[0]), int(shape[1]), int(shape[2])), affine @ matrix
 
 
 def _check_folder(out: Path) -> None:
@@ -258,7 +181,7 @@ def _cause(error: Exception, specimen: Specimen, out: Path) -> str:
 
 
 def _write(
-    preparation: Preparation, config: PrepareConfig, steps: Mapping[str, Mapping[str, str]]
+    preparation: PreparedCohort, config: PrepareConfig, steps: Mapping[str, Mapping[str, str]]
 ) -> None:
     """Write the cohort's three files, what programs read last."""
     out = preparation.out

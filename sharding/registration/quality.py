@@ -1,7 +1,7 @@
 """How well a source lies on its target, in numbers, and which specimens of a cohort stand out.
 
 Every measure is taken on intensities clipped and scaled to [0, 1000] (`SCALED_MAX`). What stands
-out is told by fixed rules and, in cohorts large enough, by its distance from the other specimens;
+out is found by fixed rules and, in cohorts large enough, by its distance from the other specimens;
 it is reported and stays in the cohort.
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from sharding.io.records import STRICT
 from sharding.volumes.intensities import SCALED_MAX
+from sharding.volumes.transform import Transform
 
 BINS = 64
 """Bins of either intensity in the joint histogram."""
@@ -80,7 +82,7 @@ class SpecimenQuality:
     noise_source: float
     """Standard deviation of the noise in the native source, as a share of its intensity range."""
     noise_target: float
-    """Likewise of the target."""
+    """Standard deviation of the noise in the target, as a share of its intensity range."""
 
 
 def pair_quality(
@@ -93,7 +95,7 @@ def pair_quality(
 
     Args:
         source: Intensities in [0, 1000], shape (x, y, z).
-        target: Likewise.
+        target: Intensities in [0, 1000], same shape.
         mask: Where mutual information and correlation are measured.
         inside: The source's field of view, where the overlap is measured; None for everywhere.
 
@@ -274,3 +276,29 @@ def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     )
     size = math.sqrt(ours * theirs)
     return joint / size if size else 0.0
+
+
+def jacobian_range(
+    transform: Transform, foreground: NDArray[np.bool_], affine: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Least and largest volume change at the nodes of the field that the foreground depends on.
+
+    Args:
+        transform: From the target's space to the source's.
+        foreground: On the target's grid, shape (x, y, z).
+        affine: Of that grid, index to world millimetres.
+    """
+    change = transform.jacobian()
+    if transform.field_affine is None:
+        return float(change.min()), float(change.max())
+    to_node = np.linalg.inv(transform.field_affine) @ affine
+    last = np.array(change.shape) - 1
+    near = np.zeros(change.shape, bool)
+    for x, plane in enumerate(foreground):
+        index = np.argwhere(plane)
+        index = np.column_stack([np.full(len(index), x), index])
+        node = np.floor(apply_affine(to_node, index)).astype(int)
+        # All corners of the cell that holds the voxel.
+        for corner in np.ndindex(2, 2, 2):
+            near[tuple(np.clip(node + corner, 0, last).T)] = True
+    return float(change[near].min()), float(change[near].max())

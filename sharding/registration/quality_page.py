@@ -76,7 +76,7 @@ def pair_pictures(
         source_before: Source on the target's grid by the headers, [0, 1000], shape (x, y, z), axes
             pointing right, anterior, superior.
         source_after: The same as prepared; None where nothing was registered.
-        target: Target, likewise.
+        target: On the same grid, in the same scale.
         spacing_mm: Voxel size along the three axes.
 
     Returns:

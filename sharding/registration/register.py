@@ -41,7 +41,7 @@ def register_affine(
 
     Args:
         source: Any grid, orientation and intensity units.
-        target: Likewise.
+        target: Any grid, orientation and intensity units.
         config: Backend, metric and levels.
         mask: Where the target counts, on its grid.
 
@@ -66,7 +66,7 @@ def register_deformable(
 
     Args:
         source: Any grid, orientation and intensity units.
-        target: Likewise.
+        target: Any grid, orientation and intensity units.
         start: Its affine map is kept.
         config: Backend, metric and levels.
         mask: Where the target counts, on its grid.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sharding.io.atomic import PARTIAL_NAME, atomic_folder, atomic_write
-from sharding.io.records import STRICT
+from sharding.io.atomic import atomic_folder, atomic_write
+from sharding.io.records import STRICT, json_text
 
 RECORD = "step.json"
 
@@ -47,7 +46,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Record:
+class StepRecord:
     """What a step did."""
 
     __pydantic_config__ = STRICT
@@ -68,7 +67,7 @@ class Record:
 
 def run_step(
     folder: Path, step: Step, order: Sequence[str], work: Callable[[Path], Mapping[str, Any]]
-) -> Record:
+) -> StepRecord:
     """Do a step, unless it is done.
 
     Args:
@@ -85,7 +84,7 @@ def run_step(
         return done
     with atomic_folder(folder / step.name, RECORD, overwrite=True) as made:
         measured = work(made)
-        record = Record(
+        record = StepRecord(
             step=step.name,
             key=step.key,
             order=tuple(order),
@@ -98,10 +97,10 @@ def run_step(
         text = json_text(asdict(record))
         atomic_write(made / RECORD, text)
     # As it will be read: JSON knows no tuples.
-    return TypeAdapter(Record).validate_json(text)
+    return TypeAdapter(StepRecord).validate_json(text)
 
 
-def finished(folder: Path, step: Step) -> Record | None:
+def finished(folder: Path, step: Step) -> StepRecord | None:
     """The record of a step that was done with the same key and whose files are intact."""
     record = read_record(folder / step.name)
     if record is None or record.key != step.key:
@@ -113,10 +112,10 @@ def finished(folder: Path, step: Step) -> Record | None:
     return record
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Path) -> StepRecord | None:
     """The record in a step's folder; None if there is none that can be read."""
     try:
-        return TypeAdapter(Record).validate_json((folder / RECORD).read_bytes())
+        return TypeAdapter(StepRecord).validate_json((folder / RECORD).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
 
@@ -125,18 +124,3 @@ def file_sha256(path: Path) -> str:
     """Of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def json_text(content: Mapping[str, Any]) -> str:
-    """JSON for people and programs; a number that is not finite is an error."""
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def sweep(folder: Path) -> None:
-    """Remove the files and folders in a folder that a killed process left unfinished."""
-    for left in folder.iterdir():
-        if PARTIAL_NAME.fullmatch(left.name):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""One specimen to a part: its patches as shard records, and its line of the manifest.
+"""Cutting one specimen: its patches as shard records, and its entry in the manifest.
 
-A part depends on the specimen's files, its kind of patches and the configuration, and on nothing
-else, which its key sums up: a part of the same key need not be cut again.
+What is cut depends on the specimen's files, its kind of patches and the configuration, and on
+nothing else. Its key sums these up: a specimen whose key has not changed need not be cut again.
 """
 
 from __future__ import annotations
@@ -19,22 +19,16 @@ from pydantic import TypeAdapter, ValidationError
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT
 from sharding.io.storage import Folder
-from sharding.shards.format import (
-    FORMAT_VERSION,
-    ShardConfig,
-    SpecimenRecord,
-    encode_mask,
-    mask_name,
-    quantise,
-    record_key,
-    write_record,
-)
+from sharding.shards.config import ShardConfig
+from sharding.shards.manifest import FORMAT_VERSION, SpecimenRecord, mask_name
 from sharding.shards.patches import cut, cut_channels, dense_locations, random_locations
+from sharding.shards.records import encode_mask, quantise, record_key, write_record
 from sharding.volumes.cohort import Specimen, Split
-from sharding.volumes.intensities import Pair, fingerprint, prepare_pair
+from sharding.volumes.intensities import fingerprint
+from sharding.volumes.pair import Pair, prepare_pair
 
 PARTS = "parts"
-"""Folder within an unfinished set for what the shards are gathered from."""
+"""Folder within an unfinished set for the records that are not packed into shards yet."""
 
 KEY_FIELDS = {
     "train": ("patches_per_specimen", "axes", "foreground", "seed"),
@@ -42,7 +36,7 @@ KEY_FIELDS = {
     "test": ("stride", "dense_axes"),
 }
 COMMON_FIELDS = ("patch_size", "neighbours", "block", "preprocess")
-"""Fields of ShardConfig that a part depends on."""
+"""Fields of ShardConfig that every cut specimen depends on."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class CutTask:
         split: Decides what kind of patches are cut.
         folder: The shard set.
         config: What to cut.
-        known: Key of the patches that the set holds of this specimen already, if it does.
+        known: Key of the patches that the set already holds of this specimen, if any.
     """
 
     specimen: Specimen
@@ -65,12 +59,12 @@ class CutTask:
 
 
 @dataclass(frozen=True)
-class Part:
+class CutSpecimen:
     """A specimen that has been cut.
 
     Attributes:
         key: Sums up all that it depends on.
-        specimen: Its line of the manifest.
+        specimen: Its entry in the manifest.
         records: Patches and bytes of each record, in order.
     """
 
@@ -86,16 +80,16 @@ class Part:
         return sum(size for _, size in self.records)
 
 
-_PART = TypeAdapter(Part)
+_CUT_SPECIMEN = TypeAdapter(CutSpecimen)
 
 
-def cut_specimen(task: CutTask) -> Part | None:
+def cut_specimen(task: CutTask) -> CutSpecimen | None:
     """Cut a specimen, unless this has been done.
 
     Memory holds one pair of volumes and one record.
 
     Returns:
-        The part; None if the set's shards hold these very patches.
+        What was cut; None if the set's shards already hold these patches.
 
     Raises:
         DataError: If a file is bad, or a patch does not fit into the volume.
@@ -115,7 +109,7 @@ def cut_specimen(task: CutTask) -> Part | None:
         raise DataError(
             str(specimen.target), str(error), "Choose a smaller patch, or other axes"
         ) from None
-    # First, for it does not describe what is written now.
+    # First, because it does not describe what is written now.
     folder.remove(_record_file(specimen.name))
     records = write_records(folder, pair, locations, task.config)
     mask_sha256 = None
@@ -123,10 +117,11 @@ def cut_specimen(task: CutTask) -> Part | None:
         content = encode_mask(pair.mask)
         mask_sha256 = hashlib.sha256(content).hexdigest()
         folder.write(mask_name(specimen.name, mask_sha256), content)
-    part = Part(key, _describe(pair, task.split, len(locations), inputs, mask_sha256), records)
-    # Written last: a part with a record is whole.
-    folder.write(_record_file(specimen.name), _PART.dump_json(part).decode())
-    return part
+    record = _describe(pair, task.split, len(locations), inputs, mask_sha256)
+    done = CutSpecimen(key, record, records)
+    # Written last: records with this description are complete.
+    folder.write(_record_file(specimen.name), _CUT_SPECIMEN.dump_json(done).decode())
+    return done
 
 
 def part_file(name: str) -> str:
@@ -135,7 +130,10 @@ def part_file(name: str) -> str:
 
 
 def part_key(name: str, split: Split, inputs: str, config: ShardConfig) -> str:
-    """sha256 of all that a part depends on; val and test are cut alike unless slices are chosen."""
+    """sha256 of all that a cut specimen depends on.
+
+    Validation and test specimens are cut alike, unless validation takes fewer slices.
+    """
     fields = {field: getattr(config, field) for field in (*COMMON_FIELDS, *KEY_FIELDS[split])}
     fields["preprocess"] = asdict(config.preprocess)
     kind = "random" if split == "train" else "dense"
@@ -162,12 +160,12 @@ def inputs_sha256(specimen: Specimen) -> str:
     return whole.hexdigest()
 
 
-def _finished(folder: Folder, name: str, key: str) -> Part | None:
-    """The part that an interrupted run left, if it is whole and what is wanted now."""
+def _finished(folder: Folder, name: str, key: str) -> CutSpecimen | None:
+    """What an interrupted run cut, if it is complete and its key is the one wanted now."""
     if not folder.exists(_record_file(name)):
         return None
     try:
-        part = _PART.validate_json(folder.read(_record_file(name)))
+        part = _CUT_SPECIMEN.validate_json(folder.read(_record_file(name)))
     except ValidationError:
         return None
     mask = part.specimen.mask_sha256
@@ -181,7 +179,7 @@ def _record_file(name: str) -> str:
 
 
 def _locations(pair: Pair, split: Split, config: ShardConfig) -> NDArray[np.int32]:
-    """Random patches for training, the dense grid for judging."""
+    """Random patches for training, the dense grid for validation and testing."""
     if split == "train":
         rng = np.random.default_rng([config.seed, *pair.name.encode()])
         return random_locations(
@@ -201,14 +199,14 @@ def _locations(pair: Pair, split: Split, config: ShardConfig) -> NDArray[np.int3
 def write_records(
     folder: Folder, pair: Pair, locations: NDArray[np.int32], config: ShardConfig
 ) -> tuple[tuple[int, int], ...]:
-    """Write a specimen's part, record after record.
+    """Write a specimen's records one after another.
 
     Returns:
         Patches and bytes of each record.
     """
     source, target = quantise(pair.source_scaled), quantise(pair.target_scaled)
     records = []
-    # A part is a tar without its end, for others follow it in a shard.
+    # A tar without its end, because other records follow in a shard.
     with folder.writer(part_file(pair.name)) as path, path.open("wb") as file:
         for number, where in enumerate(_blocks(locations, config.block)):
             arrays = {

@@ -1,37 +1,20 @@
 """Where patches lie in a volume: random ones for training, dense grids that cover it.
 
-There is one definition of a place, PatchLocation, for slices along any axis, for slices that carry
-their neighbours (2.5D) and for blocks. Many of them travel as one int32 array of shape (n, 4), the
-same in shards, in the loader and in stitching.
+A location is four numbers: the slicing axis 0, 1 or 2 of a 2D patch, or BLOCK for a 3D patch, and
+the patch's first voxel along each axis of the volume. Shards, the loader and stitching hold many of
+them as one int32 array of shape (n, 4).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = -1
 """The axis value of a 3D patch."""
-
-
-class PatchLocation(NamedTuple):
-    """Where a patch lies: a row of an array of locations.
-
-    Attributes:
-        axis: Slicing axis 0, 1 or 2 of a 2D patch; BLOCK for a 3D one.
-        corner_0: Its first voxel along the volume's first axis.
-        corner_1: Along the second.
-        corner_2: Along the third.
-    """
-
-    axis: int
-    corner_0: int
-    corner_1: int
-    corner_2: int
 
 
 def extent(patch_size: Sequence[int], axis: int) -> tuple[int, int, int]:

@@ -8,8 +8,10 @@ import numpy as np
 
 from sharding.io.errors import DataError
 from sharding.io.progress import progress
-from sharding.shards.format import MANIFEST, Block, ShardRecord, ShardSet, SpecimenRecord, mask_name
+from sharding.shards.manifest import MANIFEST, ShardRecord, SpecimenRecord, mask_name
 from sharding.shards.patches import extent, patch_axes
+from sharding.shards.records import Block
+from sharding.shards.shard_set import ShardSet
 
 
 def verify(shards: ShardSet) -> list[DataError]:

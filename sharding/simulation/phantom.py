@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sharding.simulation.simulate import SimulationConfig, refuse_existing, simulate_cohort
+from sharding.io.atomic import refuse_existing
+from sharding.simulation.simulate import SimulationConfig, simulate_cohort
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.volume import Volume, write_volume
 

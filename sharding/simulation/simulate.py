@@ -15,7 +15,7 @@ percentiles:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sharding.io.atomic import atomic_write
+from sharding.io.atomic import atomic_write, refuse_existing
 from sharding.io.errors import DataError
 from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, write_cohort
@@ -157,13 +157,6 @@ def simulate_cohort(
     done = [replace(specimen, source=sources[specimen.name]) for specimen in specimens]
     write_cohort(cohort_file, done)
     return cohort_file
-
-
-def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raise DataError if a file stands where one is to be written, unless told to overwrite."""
-    for path in paths:
-        if path.exists() and not overwrite:
-            raise DataError(path, "the file exists already", "Give --overwrite or a new folder")
 
 
 def _move(

@@ -62,7 +62,7 @@ def read_cohort(
             paths relative to the file; or a folder with a cohort.csv; or a BIDS folder (sub-*).
         source_pattern: For BIDS: glob of the source below each subject's folder, such as
             "ses-7T/anat/*_T2w.nii.gz".
-        target_pattern: Likewise for the target.
+        target_pattern: The same for the target.
 
     Returns:
         The specimens, sorted by name.
@@ -230,7 +230,9 @@ def _specimen_of_row(path: Path, number: int, row: dict[str, str | None]) -> Spe
             raise DataError(where, f"the field {column} is empty", "Fill it or drop the row")
     split = values.get("split") or None
     if split is not None and split not in SPLITS:
-        raise DataError(where, f"split must be one of {', '.join(SPLITS)}, got {split}", "Mend it")
+        raise DataError(
+            where, f"split must be one of {', '.join(SPLITS)}, got {split}", "Correct it"
+        )
     source, mask = values.get("source"), values.get("mask")
     return Specimen(
         name=values["specimen"],

@@ -16,10 +16,8 @@ import distsynth.cli.main
 from distsynth.cli.main import main
 from distsynth.config import from_json, to_json, with_overrides
 from distsynth.presets import PRESETS
-from distsynth.runs.checkpoint import BEST
-from distsynth.runs.tracking import METRICS_FILE
-from distsynth.training.loop import CONFIG_FILE
-from sharding.shards.format import ShardSet
+from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 
@@ -107,7 +105,7 @@ def test_training_a_preset_with_options_and_resuming(folder, shards):
     one = done("train", "small", "--run-dir", out, *options, "--train.epochs", 1)
     two = done("train", "small", "--run-dir", out, *options, "--train.epochs", 2, "--resume")
     assert one.out == two.out == f"{out / BEST}\n"
-    assert "going on from step 3" in two.err
+    assert "resuming from step 3" in two.err
     found = from_json((out / CONFIG_FILE).read_text())
     assert found.generator.residual == PRESETS["small"].generator.residual
     assert found.generator.channels == (4,)

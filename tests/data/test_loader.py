@@ -24,9 +24,11 @@ from distsynth.data.loader import (
 )
 from distsynth.errors import ConfigError
 from sharding.io.errors import DataError
-from sharding.shards.format import QUANTUM, ShardSet, quantise
+from sharding.shards.records import QUANTUM, quantise
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
-from sharding.volumes.intensities import PreprocessConfig, prepare_pair
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.pair import prepare_pair
 
 SHARDS = st.lists(st.integers(1, 30), min_size=1, max_size=8)
 

@@ -19,7 +19,7 @@ from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import prepare_pair
+from sharding.volumes.pair import prepare_pair
 from sharding.volumes.volume import read_volume, write_volume
 
 BASELINES = ("identity", "cubic", "intensity-map", "neighbourhood-regression")

@@ -1,10 +1,7 @@
-"""The forest's features by their definition, its trees by scikit-learn's, its file to the bit."""
+"""The forest's features by their definition, its trees by scikit-learn's."""
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,22 +10,22 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 
 import distsynth.evaluation.forest
-import distsynth.evaluation.trees
 from distsynth.errors import ConfigError
 from distsynth.evaluation.forest import (
     FEATURES,
     ForestConfig,
     fit_boosted,
     fit_forest,
-    load_forest,
     shift_features,
     training_rows,
 )
-from distsynth.evaluation.trees import Trees, check_trees, pack
-from sharding.shards.format import QUANTUM, ShardConfig, ShardSet
+from sharding.shards.config import ShardConfig
+from sharding.shards.records import QUANTUM
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import Specimen
-from sharding.volumes.intensities import PreprocessConfig, prepare_pair
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.pair import prepare_pair
 from sharding.volumes.volume import Volume, write_volume
 
 TINY = ForestConfig(trees=12, depth=6, max_samples=2000, jobs=1)
@@ -92,11 +89,6 @@ def forests(shards):
     return {fit: fit(shards, TINY, quiet=True) for fit in (fit_forest, fit_boosted)}
 
 
-def same(left: Trees, right: Trees) -> bool:
-    names = ("feature", "right", "number", "starts", "base", "divisor")
-    return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in names)
-
-
 def test_features_are_those_of_the_definition():
     images = np.random.default_rng(0).normal(size=(2, 7, 3)).astype(np.float32)
     expected = [
@@ -158,17 +150,15 @@ def test_only_training_records_are_read(shards, fit, monkeypatch):
     assert {shard.name for shard in read} == {shard.name for shard in shards.shards("train")}
     assert (found.fit.patches, found.fit.rows) == (120, 120 * 256)
     assert found.fit.bytes == 120 * 256 * 4 * (FEATURES + 1)
-    assert found.fit.nodes == len(found.trees.feature) and found.fit.seconds > 0
+    assert found.fit.seconds > 0
 
 
-def test_trees_predict_as_those_of_scikit_learn(shards, forests, monkeypatch):
+def test_trees_are_those_of_one_fit(shards, forests):
     _, features, residuals = training_rows(shards, TINY, quiet=True)
-    monkeypatch.setattr(distsynth.evaluation.trees, "CHUNK", 1000)
     # All trees at once, where the forest goes by steps.
     plain = RandomForestRegressor(12, max_depth=6, max_samples=2000, random_state=0)
     expected = plain.fit(features, residuals).predict(features)
-    found = forests[fit_forest].trees(features, TINY.depth)
-    assert found.dtype == np.float32
+    found = forests[fit_forest].model.predict(features)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
     rng = np.random.default_rng([0, 1])
@@ -176,20 +166,8 @@ def test_trees_predict_as_those_of_scikit_learn(shards, forests, monkeypatch):
     options = {"max_iter": 12, "max_depth": 6, "max_leaf_nodes": None, "min_samples_leaf": 1}
     boosted = HistGradientBoostingRegressor(early_stopping=False, random_state=0, **options)
     expected = boosted.fit(features[rows], residuals[rows]).predict(features)
-    found = forests[fit_boosted].trees(features, TINY.depth)
+    found = forests[fit_boosted].model.predict(features)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_rounded_thresholds_part_rows_as_before():
-    values = np.random.default_rng(0).normal(size=2000).astype(np.float32)
-    near = np.nextafter(values, np.float32(np.inf))
-    thresholds = (values.astype(np.float64) + near) / 2
-    thresholds[::3] = values[::3]
-    for value, above, threshold in zip(values, near, thresholds, strict=True):
-        columns = [[0, -1, -1], [1, 0, 0], [2, 0, 0], [threshold, 0, 0], [0, 1, 2]]
-        tree = pack([[np.array(column) for column in columns]])
-        rows = np.array([value, above], np.float32)[:, None]
-        assert tree(rows, 1).tolist() == [1 if row <= threshold else 2 for row in rows[:, 0]]
 
 
 @FITS
@@ -219,11 +197,8 @@ def test_a_known_residual_is_learnt(tmp_path, fit):
 def test_nothing_to_learn_leaves_the_source(tmp_path, fit):
     shards, _ = make_shards(tmp_path, lambda source: 2 * source)
     found = fit(shards, TINY, quiet=True)
-    assert (found.trees.feature == -1).all() and len(found.trees) == found.fit.nodes == 12
     pair = make_pair(0)
     np.testing.assert_allclose(found.predict(pair), pair.source, atol=1e-5)
-    found.save(tmp_path / "forest.npz")
-    assert same(load_forest(tmp_path / "forest.npz").trees, found.trees)
 
 
 @FITS
@@ -234,10 +209,10 @@ def test_the_seed_fixes_the_fit_whatever_the_jobs(shards, fit, monkeypatch):
         fit(shards, replace(config, **changes), quiet=True)
         for changes in ({}, {"jobs": 2}, {"seed": 1})
     )
-    assert same(one.trees, both.trees) and not same(one.trees, other.trees)
     pair = make_pair(0, (30, 25, 20))
     once = both.predict(pair)
     np.testing.assert_array_equal(once, one.predict(pair))
+    assert not np.array_equal(once, other.predict(pair))
     monkeypatch.undo()
     np.testing.assert_array_equal(once, both.predict(pair))
 
@@ -250,7 +225,8 @@ def test_a_volume_is_predicted_slice_by_slice(forests, axis):
     for index in range(pair.source.shape[axis]):
         image = pair.source.take(index, axis)
         rows = [by_definition(image, *place) for place in np.ndindex(image.shape)]
-        expected = forest.trees(np.array(rows), TINY.depth).reshape(image.shape) + image
+        residual = forest.model.predict(np.array(rows)).astype(np.float32)
+        expected = residual.reshape(image.shape) + image
         np.testing.assert_array_equal(synthetic.take(index, axis), expected)
 
 
@@ -313,118 +289,3 @@ def test_shards_without_slices_or_training_patches_are_refused(tmp_path, shard_f
 def test_a_configuration_out_of_range_is_refused(field, value):
     with pytest.raises(ConfigError, match=f"{field} must be"):
         ForestConfig(**{field: value})
-
-
-@FITS
-def test_a_stored_forest_predicts_the_same_bits(forests, fit, tmp_path):
-    forest, pair = forests[fit], make_pair(3, (20, 20, 20))
-    path = tmp_path / "forest.npz"
-    forest.save(path)
-    loaded = load_forest(path, jobs=2)
-    assert same(loaded.trees, forest.trees)
-    assert (loaded.name, loaded.fit) == (forest.name, forest.fit)
-    assert loaded.config == replace(TINY, jobs=2)
-    assert loaded.predict(pair).tobytes() == forest.predict(pair).tobytes()
-    assert forest.name == {fit_forest: "rfsr", fit_boosted: "rfsr-boosted"}[fit]
-
-
-def change(path, **changes) -> None:
-    """Write a file again with some of its arrays changed."""
-    with np.load(path) as file:
-        arrays = dict(file) | changes
-    np.savez(path, **arrays)
-
-
-def test_a_file_that_was_changed_is_refused(forests, tmp_path, refused):
-    path = tmp_path / "forest.npz"
-    forests[fit_forest].save(path)
-    content = path.read_bytes()
-    with np.load(path) as file:
-        arrays = dict(file)
-    number = arrays["number"].copy()
-    number[0] += 1
-    about = json.loads(arrays["about"].tobytes())
-
-    def write(changed: bytes) -> None:
-        path.write_bytes(changed)
-
-    middle = len(content) // 2
-    plain = io.BytesIO()
-    np.save(plain, number)
-    damages = [
-        lambda: write(b""),
-        lambda: write(b"no forest"),
-        lambda: write(content[:-100]),
-        lambda: write(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]),
-        lambda: write(pickle.dumps(arrays)),
-        lambda: write(plain.getvalue()),
-        lambda: np.savez(path, feature=arrays["feature"]),
-        lambda: change(path, number=number),
-        lambda: change(path, about=np.frombuffer(b"{}", np.uint8)),
-        lambda: change(path, number=np.array([{}], object)),
-    ]
-    for damage in damages:
-        write(content)
-        damage()
-        with refused(path, "not a forest as it was written", "fit it again"):
-            load_forest(path)
-
-    # Even where the checksum was made to match.
-    for changes in (
-        {"about": about | {"name": "other"}},
-        {"about": about | {"config": about["config"] | {"trees": 0}}},
-        {"about": about | {"config": about["config"] | {"depth": 2}}},
-        {"about": about | {"divisor": 0}},
-        {"number": number * np.nan},
-    ):
-        changed = dict(arrays)
-        for name, value in changes.items():
-            text = json.dumps(value).encode() if name == "about" else None
-            changed[name] = np.frombuffer(text, np.uint8) if text else value
-        changed["sha256"] = np.frombuffer(distsynth.evaluation.forest._sum(changed), np.uint8)
-        np.savez(path, **changed)
-        with refused(path, "not a forest as it was written", "fit it again"):
-            load_forest(path)
-    with refused("absent.npz", "does not exist", "Check the path"):
-        load_forest(tmp_path / "absent.npz")
-
-
-def test_nodes_that_are_no_trees_are_refused():
-    def tree(feature, right, starts=None) -> Trees:
-        return Trees(
-            np.array(feature, np.int8),
-            np.array(right, np.int32),
-            np.zeros(len(feature), np.float32),
-            np.array(starts or [0, len(feature)]),
-            0.0,
-            1,
-        )
-
-    limits = {"count": 1, "most": 2, "features": FEATURES}
-    check_trees(tree([0, 8, -1, -1, -1], [4, 3, 2, 3, 4]), **limits)
-    for bad, why in (
-        (tree([0, 9, -1, -1, -1], [4, 3, 2, 3, 4]), "no feature"),
-        (tree([0, -2, -1, -1, -1], [4, 3, 2, 3, 4]), "no feature"),
-        (tree([0, 0, -1, -1, -1], [5, 3, 2, 3, 4]), "out of its tree"),
-        (tree([0, 0, -1, -1, -1], [-1, 3, 2, 3, 4]), "out of its tree"),
-        (tree([0, 0, -1, -1, 0], [4, 3, 2, 3, 2]), "out of its tree"),
-        (tree([0, 0, -1, -1, -1], [0, 3, 2, 3, 4]), "not trees|deeper"),
-        (tree([0, 0, -1, -1, -1], [4, 4, 2, 3, 4]), "not trees"),
-        (tree([0, -1, -1, -1], [2, 1, 2, 3]), "not trees"),
-        (tree([0, -1, -1], [2, 2, 2]), "not trees"),
-        (tree([0, 0, 0, -1, -1, -1, -1], [6, 5, 4, 3, 4, 5, 6]), "deeper"),
-        (tree([-1, -1], [0, 0], [0, 3]), "lengths"),
-        (tree([-1], [0], [0, 0]), "lengths"),
-        (tree([-1, -1], [0, 0], [0, 1, 2]), "types or shapes"),
-    ):
-        with pytest.raises(ValueError, match=why):
-            check_trees(bad, **limits)
-    with pytest.raises(ValueError, match="follow"):
-        pack(
-            [
-                [
-                    np.array(column)
-                    for column in ([0, -1, -1], [2, 0, 0], [1, 0, 0], [0.0] * 3, [0] * 3)
-                ]
-            ]
-        )

@@ -27,7 +27,8 @@ from distsynth.export.onnx import TOLERANCE, compare
 from distsynth.inference.predictor import load_predictor, run_dir_of
 from distsynth.metrics.results import RESULTS_FILE, results_table, table_json
 from distsynth.models import build_generator, parameter_count
-from distsynth.runs.checkpoint import BEST, Checkpoint, Position, load_checkpoint, save_checkpoint
+from distsynth.runs.checkpoint import Checkpoint, Position, load_checkpoint, save_checkpoint
+from distsynth.runs.folder import BEST
 from distsynth.runs.package import (
     CONFIG,
     RECORD,

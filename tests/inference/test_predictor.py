@@ -9,19 +9,19 @@ from tiny_runs import BATCH_NORM, tiny_config
 from distsynth.errors import ConfigError
 from distsynth.inference.predictor import load_predictor, predict_file, prediction_grid
 from distsynth.runs.checkpoint import (
-    BEST,
     Checkpoint,
     DataRecord,
     Position,
     load_checkpoint,
     save_checkpoint,
 )
+from distsynth.runs.folder import BEST
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
 from sharding.simulation.phantom import phantom_volume
 from sharding.simulation.simulate import SimulationConfig, simulate_source
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import PreprocessConfig
+from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
 SPACING = 0.2

@@ -21,7 +21,7 @@ from distsynth.models import build_generator
 from distsynth.presets import PRESETS, preset
 from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
 from sharding.shards.patches import cut_channels, dense_locations
-from sharding.volumes.intensities import PreprocessConfig
+from sharding.volumes.config import PreprocessConfig
 
 CPU = torch.device("cpu")
 CONV = {

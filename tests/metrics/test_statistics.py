@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distsynth.metrics import statistics
 from distsynth.metrics.statistics import (
     best_method,
     bootstrap_interval,
@@ -235,3 +236,20 @@ def test_seeds_must_be_judged_on_the_same_specimens():
         seed_mean([])
     with pytest.raises(ValueError, match="same specimens"):
         seed_mean([{"s0": {}}, {"s1": {}}])
+
+
+def test_bootstrap_is_reproducible_and_contains_the_mean(rng):
+    values = rng.normal(3, 1, 12)
+    low, high = statistics.bootstrap_interval(values)
+    assert low < values.mean() < high
+    assert statistics.bootstrap_interval(values) == (low, high)
+    assert statistics.bootstrap_interval(values, seed=1) != (low, high)
+    # the normal interval, mean +- 1.96 s / sqrt(n), is about as wide
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(12), rel=0.1)
+    assert statistics.bootstrap_interval([2.0, 2.0]) == (2, 2)
+    assert np.isnan(statistics.bootstrap_interval([1.0])).all()
+    assert np.isnan(statistics.bootstrap_interval([1.0, math.inf, 2.0])).all()
+    with pytest.raises(ValueError, match="one or more"):
+        statistics.bootstrap_interval([])
+    with pytest.raises(ValueError, match="level"):
+        statistics.bootstrap_interval([1.0, 2.0], level=95)

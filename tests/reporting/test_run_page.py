@@ -18,7 +18,7 @@ from distsynth.presets import preset
 from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.reporting.sections import read_results
 from distsynth.reporting.specimen_slices import MOST_CHECKS, show_specimens
-from distsynth.runs.checkpoint import BEST
+from distsynth.runs.folder import BEST
 from distsynth.sweep.figures import parallel_figure, parameter_figure, scale_of
 from distsynth.sweep.folder import Report, SweepFolder, TrialRecord
 from distsynth.sweep.leaderboard import rank_trials
@@ -27,7 +27,7 @@ from distsynth.sweep.report import leaderboard_html
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import prepare_pair
+from sharding.volumes.pair import prepare_pair
 
 SPACE = {
     "loss.lambda_bce": {"zero_or_log": [0.01, 4.0], "zero": 0.2},

@@ -21,7 +21,7 @@ from distsynth.runs.checkpoint import (
     set_random_state,
 )
 from sharding.io.errors import DataError
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 CPU = torch.device("cpu")
 

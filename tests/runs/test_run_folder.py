@@ -15,14 +15,15 @@ from tiny_runs import tiny_config
 
 from distsynth.config import to_json
 from distsynth.inference.predictor import load_predictor
-from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
-from distsynth.runs.folder import local_file, open_run
-from distsynth.runs.tracking import METRICS_FILE, read_rows
-from distsynth.training.loop import EpochReport, train
-from sharding.io import connection
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.folder import BEST, LAST, METRICS_FILE, local_file, open_run
+from distsynth.runs.tracking import read_rows
+from distsynth.training.loop import train
+from distsynth.training.report import EpochReport
+from sharding.io import retries
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def remote(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DISTSYNTH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(connection, "PAUSES_SECONDS", (0.01,) * 4)
+    monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01,) * 4)
     return server.new_folder()
 
 

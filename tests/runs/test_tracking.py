@@ -16,8 +16,8 @@ from tiny_runs import launch, losses, run, tiny_config
 from wandb_offline import read_offline_run
 
 from distsynth.config import RunConfig, dotted_fields, with_overrides
+from distsynth.runs.folder import METRICS_FILE
 from distsynth.runs.tracking import (
-    METRICS_FILE,
     LocalTracker,
     patch_grid,
     public_config,
@@ -207,7 +207,7 @@ def test_a_resumed_run_keeps_its_wandb_id(tracked):
 
 
 def test_wandb_gets_no_path_host_user_or_program(tracked):
-    """Everything that would be uploaded: the records, and what lies under files/."""
+    """Whatever W&B leaves: records that would be uploaded, other files, and where links lead."""
     names = {socket.gethostname(), socket.getfqdn(), getpass.getuser()}
     places = {
         str(Path.home()),
@@ -220,8 +220,10 @@ def test_wandb_gets_no_path_host_user_or_program(tracked):
         sys.executable,
     }
     contents = {"records": b"".join(found.content for found in offline_runs(tracked))}
-    for path in tracked.glob("wandb/offline-run-*/files/**/*"):
-        if path.is_file() and path.suffix != ".png":
+    for path in tracked.glob("wandb/**/*"):
+        if path.is_symlink():
+            contents[path.name] = str(path.readlink()).encode()
+        elif path.is_file() and path.suffix != ".png":
             contents[path.name] = path.read_bytes()
     for name, content in contents.items():
         for place in places:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sharding.registration.bias_correction import CorrectConfig
-from sharding.registration.prepare import PrepareConfig
+from sharding.registration.config import PrepareConfig
 from sharding.registration.register import RegisterConfig
 
 SUPPORT = str(Path(__file__).parent)

@@ -23,12 +23,14 @@ from distsynth.config import RunConfig, with_overrides
 from distsynth.evaluation.evaluate import evaluate
 from distsynth.inference.predictor import load_predictor
 from distsynth.presets import preset
-from distsynth.runs.tracking import METRICS_FILE, read_rows
+from distsynth.runs.folder import METRICS_FILE
+from distsynth.runs.tracking import read_rows
 from distsynth.training.loop import train
 from sharding.registration.bias_correction import CorrectConfig
-from sharding.registration.prepare import PrepareConfig, prepare_cohort
+from sharding.registration.config import PrepareConfig
+from sharding.registration.prepare import prepare_cohort
 from sharding.registration.register import RegisterConfig
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.simulation.simulate import SimulationConfig

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tiny_runs import start
 
-from sharding.shards.format import ShardConfig
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import SPLITS, Specimen, Split
 from sharding.volumes.volume import Volume, write_volume

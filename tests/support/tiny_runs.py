@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 
+import distsynth.training.checkpointing
 import distsynth.training.loop
 from distsynth.config import RunConfig, with_overrides
-from distsynth.runs.checkpoint import LAST, load_checkpoint
-from distsynth.runs.tracking import METRICS_FILE, LocalTracker, read_rows
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.folder import LAST, METRICS_FILE
+from distsynth.runs.tracking import LocalTracker, read_rows
 from distsynth.training.loop import train
 
 SECONDS = 120
@@ -225,11 +227,15 @@ def run_killed(config: RunConfig, run_dir: Path, what: str, count: int) -> None:
         return wrapped
 
     if what == "step":
-        distsynth.training.loop._Run._step = before(distsynth.training.loop._Run._step)  # type: ignore[method-assign]
+        distsynth.training.loop.TrainingRun._step = before(
+            distsynth.training.loop.TrainingRun._step
+        )  # type: ignore[method-assign]
     elif what == "row":
         LocalTracker.log = after(LocalTracker.log)  # type: ignore[method-assign]
     elif what == "saved":
-        distsynth.training.loop.save_checkpoint = after(distsynth.training.loop.save_checkpoint)
+        distsynth.training.checkpointing.save_checkpoint = after(
+            distsynth.training.checkpointing.save_checkpoint
+        )
     else:
         torch.save = half(torch.save)
     train(config, run_dir)
@@ -237,12 +243,27 @@ def run_killed(config: RunConfig, run_dir: Path, what: str, count: int) -> None:
 
 def run_failing(config: RunConfig, run_dir: Path, rank: int, step: int) -> None:
     """Train, but one rank raises at a step."""
-    inner = distsynth.training.loop._Run._step
+    inner = distsynth.training.loop.TrainingRun._step
 
     def failing(self: Any, batch: Any, number: int) -> Any:
         if number == step and self.accelerator.process_index == rank:
             raise RuntimeError("this rank breaks")
         return inner(self, batch, number)
 
-    distsynth.training.loop._Run._step = failing  # type: ignore[method-assign]
+    distsynth.training.loop.TrainingRun._step = failing  # type: ignore[method-assign]
     train(config, run_dir)
+
+
+def run_and_keep(config: RunConfig, run_dir: Path) -> None:
+    """Train, and keep what each rank has in the end."""
+    kept: dict[str, Any] = {}
+    close = distsynth.training.loop.TrainingRun.close_epoch
+
+    def spy(self: Any, epoch: int) -> Any:
+        report = close(self, epoch)
+        kept.update({name: learner.state_dict() for name, learner in self.state.learners.items()})
+        return report
+
+    distsynth.training.loop.TrainingRun.close_epoch = spy  # type: ignore[method-assign]
+    run(config, run_dir)
+    torch.save(kept, run_dir / f"rank-{os.environ['RANK']}.pt")

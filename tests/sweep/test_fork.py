@@ -15,19 +15,12 @@ from tiny_runs import ADVERSARIAL, BATCH_NORM, losses, same, tensors, tiny_confi
 
 from distsynth.config import RunConfig
 from distsynth.errors import ConfigError
-from distsynth.runs.checkpoint import (
-    BEST,
-    LAST,
-    Checkpoint,
-    Position,
-    epoch_checkpoint,
-    fork,
-    load_checkpoint,
-    save_checkpoint,
-)
+from distsynth.runs.checkpoint import Checkpoint, Position, fork, load_checkpoint, save_checkpoint
+from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RUN_FILES, epoch_checkpoint
 from distsynth.runs.tracking import Trackers
 from distsynth.sweep.trial import donated
-from distsynth.training.loop import CONFIG_FILE, RUN_FILES, EpochReport, epochs, train
+from distsynth.training.loop import epochs, train
+from distsynth.training.report import EpochReport
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder
 

@@ -24,7 +24,7 @@ from tiny_runs import tiny_config
 
 from distsynth.cli.main import main
 from distsynth.config import to_json
-from distsynth.runs.checkpoint import BEST
+from distsynth.runs.folder import BEST
 
 JOB = Path(__file__).parents[2] / "jobs" / "tune_gan.py"
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

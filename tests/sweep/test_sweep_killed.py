@@ -12,7 +12,7 @@ from ray_cluster import loopback_cluster
 from tiny_runs import losses, same, start, tensors
 from tiny_sweeps import drive, offline_runs, outcomes, tiny_plan
 
-from distsynth.runs.checkpoint import LAST
+from distsynth.runs.folder import LAST
 from distsynth.sweep.folder import ENDED, SweepFolder
 from distsynth.sweep.run import resume_sweep, start_sweep
 from distsynth.sweep.trial import run_config

@@ -22,7 +22,8 @@ from tiny_sweeps import SPACE, offline_runs, outcomes, tiny_plan
 
 from distsynth.config import with_overrides
 from distsynth.errors import ConfigError
-from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.folder import BEST, LAST
 from distsynth.sweep.callback import Watch
 from distsynth.sweep.finalists import export_best, finalists, log_sweep
 from distsynth.sweep.folder import SweepFolder, searched

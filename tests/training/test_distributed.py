@@ -8,6 +8,7 @@ from tiny_runs import (
     launch,
     losses,
     run,
+    run_and_keep,
     run_failing,
     run_killed,
     same,
@@ -15,8 +16,9 @@ from tiny_runs import (
     tiny_config,
 )
 
-from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
-from sharding.shards.format import ShardConfig
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.folder import BEST, LAST
+from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
 
@@ -44,25 +46,6 @@ def test_two_ranks_do_what_one_does(kind, parts, shard_folder, tmp_path):
         assert codes == [0] * ranks
     assert_close_runs(tmp_path / "1", tmp_path / "2")
     assert len(load_checkpoint(tmp_path / "2" / LAST).random) == 2
-
-
-def run_and_keep(config, run_dir):
-    """Train, and keep what each rank has in the end."""
-    import os
-
-    import distsynth.training.loop
-
-    kept = {}
-    close = distsynth.training.loop._Run.close_epoch
-
-    def spy(self, epoch):
-        report = close(self, epoch)
-        kept.update({name: learner.state_dict() for name, learner in self.learners.items()})
-        return report
-
-    distsynth.training.loop._Run.close_epoch = spy
-    run(config, run_dir)
-    torch.save(kept, run_dir / f"rank-{os.environ['RANK']}.pt")
 
 
 @pytest.mark.parametrize("every", [0, 2])

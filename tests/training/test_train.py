@@ -26,12 +26,13 @@ from tiny_runs import (
 
 from distsynth.config import from_json
 from distsynth.errors import ConfigError
-from distsynth.runs.checkpoint import BEST, LAST, load_checkpoint
-from distsynth.runs.tracking import METRICS_FILE, read_rows
-from distsynth.training.loop import CONFIG_FILE, train
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, METRICS_FILE
+from distsynth.runs.tracking import read_rows
+from distsynth.training.loop import train
 from distsynth.training.steps import Learner
 from sharding.io.errors import DataError
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 
 SCORE = "val/psnr"
 EVERY_STEP = {"train.log_every": 1}

@@ -21,10 +21,11 @@ from distsynth.models import build_generator
 from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
 from distsynth.training.steps import make_accelerator
 from distsynth.training.validation import Validator
-from sharding.shards.format import ShardConfig, ShardSet
+from sharding.shards.config import ShardConfig
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.intensities import prepare_pair
+from sharding.volumes.pair import prepare_pair
 
 SPLITS = ("train", "val", "val", "test")
 

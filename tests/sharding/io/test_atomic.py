@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding.io.atomic import PARTIAL_NAME, atomic_folder, atomic_path, atomic_write, sweep
+from sharding.io.atomic import (
+    PARTIAL_NAME,
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    remove_leftovers,
+)
 from sharding.io.errors import DataError
 
 MARK = "results.json"
@@ -41,7 +47,7 @@ def test_a_failure_leaves_the_old_folder(tmp_path):
 def test_a_foreign_folder_is_never_replaced(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="nothing of ours to overwrite"):
+    with pytest.raises(DataError, match="another program wrote it"):
         atomic_folder(tmp_path / "home", MARK, True).__enter__()
     assert (tmp_path / "home" / "thesis.txt").exists()
 
@@ -68,7 +74,7 @@ def test_what_is_being_written_is_swept_and_nothing_else(tmp_path, name, suffix)
         left = partial
     # As a killed process leaves it.
     (tmp_path / "left").rename(left)
-    sweep(folder)
+    remove_leftovers(folder, recursive=True)
     assert not left.exists()
     assert (folder / name).read_text() == (folder / "deep" / name).read_text().replace(
         "half", "whole"
@@ -77,11 +83,29 @@ def test_what_is_being_written_is_swept_and_nothing_else(tmp_path, name, suffix)
     assert (folder / ".y.partial-folder").is_dir()
 
 
-def test_there_may_be_nothing_to_sweep(tmp_path):
-    sweep(tmp_path)
-    sweep(tmp_path / "missing")
+def test_there_may_be_no_leftovers(tmp_path):
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "missing")
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
 def test_no_finished_file_is_taken_for_an_unfinished_one(name):
     assert not PARTIAL_NAME.fullmatch(name)
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_modes_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        atomic_write(tmp_path / "file", "text")
+        with atomic_path(tmp_path / "replaced") as partial:
+            # As a library does that writes a file of its own in the place of ours.
+            partial.unlink()
+            os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
+        with atomic_folder(tmp_path / "folder", MARK, False) as folder:
+            (folder / MARK).write_text("{}")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    expected = {"file": 0o666, "replaced": 0o666, "folder": 0o777}
+    assert modes == {name: mode & ~umask for name, mode in expected.items()}

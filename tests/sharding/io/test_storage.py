@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, S3Server, closed_endpoint, s3_server
 
-from sharding.io import connection, storage
+from sharding.io import retries, storage
 from sharding.io.cache import Cache
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
@@ -41,7 +41,7 @@ def s3(server: S3Server, monkeypatch, tmp_path):
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DISTSYNTH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(connection, "PAUSES_SECONDS", (0.01,) * 4)
+    monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01,) * 4)
     server.spoil("cut", times=0)
     server.requests.clear()
     return server
@@ -152,7 +152,9 @@ def test_what_is_no_file_of_ours_is_not_listed(folder):
     folder.write("a/b.bin", b"1")
     if folder.url.startswith("s3"):
         # As the console makes them for a folder.
-        folder._connection.ask(folder.url, lambda system, path: system.pipe_file(f"{path}/a/", b""))
+        folder._connection.request(
+            folder.url, lambda system, path: system.pipe_file(f"{path}/a/", b"")
+        )
     assert folder.names() == folder.names("a") == ["a/b.bin"]
 
 
@@ -301,10 +303,10 @@ def test_a_transfer_that_never_succeeds_is_one_clear_error(fault, s3, remote, re
     remote.write("a", CONTENT)
     s3.spoil(fault, times=1000)
     s3.requests.clear()
-    with refused(remote / "a", "the storage did not do as asked", "Check the name, the network"):
+    with refused(remote / "a", "the request to the storage failed", "Check the name, the network"):
         remote.fetch("a", SHA256, len(CONTENT))
     assert len([path for method, path in s3.requests if method == "GET"]) == 5
-    with refused(remote / "a", "the storage did not do as asked", "Check the name, the network"):
+    with refused(remote / "a", "the request to the storage failed", "Check the name, the network"):
         remote.read("a")
     assert not [path for path in remote.cache.folder.iterdir() if path.stat().st_size]
 
@@ -319,7 +321,7 @@ def test_what_is_forbidden_is_asked_once(s3, remote, refused):
 
 
 def test_patience_ends(s3, remote, refused, monkeypatch):
-    monkeypatch.setattr(connection, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(retries, "PATIENCE_SECONDS", -1.0)
     remote.write("a", CONTENT)
     s3.spoil("busy", times=1)
     with refused(remote / "a", "ServiceUnavailable", "Check the name, the network"):
@@ -396,7 +398,7 @@ def test_a_server_that_is_not_there_is_named(refused, monkeypatch):
 
 @pytest.mark.usefixtures("s3")
 def test_a_silent_server_is_given_up(refused, monkeypatch):
-    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(retries, "SILENCE_SECONDS", 0.05)
     with _silent_server() as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         with refused(f"s3://{BUCKET}/run/a", "timeout", "AWS_ENDPOINT_URL"):

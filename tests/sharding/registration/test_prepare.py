@@ -24,14 +24,17 @@ from filelock import FileLock
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from sharding.registration import specimen as specimen_module
-from sharding.registration.prepare import STEPS, PrepareConfig, carry_back, prepare_cohort
-from sharding.registration.specimen import jacobian_range
+from sharding.registration import step_work
+from sharding.registration.carry_back import carry_back
+from sharding.registration.config import STEPS, PrepareConfig
+from sharding.registration.prepare import prepare_cohort
+from sharding.registration.quality import jacobian_range
 from sharding.registration.step_cache import read_record
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.simulation.simulate import SimulationConfig
 from sharding.volumes.cohort import Specimen, read_cohort, write_cohort
-from sharding.volumes.intensities import PreprocessConfig, prepare_pair
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.pair import prepare_pair
 from sharding.volumes.resample import resample
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_volume, write_volume
@@ -377,7 +380,7 @@ def test_a_full_disk_is_named_and_what_is_finished_stays(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             write_volume(path, volume)
 
-        monkeypatch.setattr(specimen_module, "write_volume", full)
+        monkeypatch.setattr(step_work, "write_volume", full)
     else:
         # A whole process tree cannot be patched: the error itself is handed through the pool.
         monkeypatch.setattr("sharding.registration.prepare.prepare_specimen", no_space)
@@ -425,7 +428,7 @@ def test_an_unforeseen_error_is_a_failure_too(one, tmp_path, monkeypatch, capsys
     def broken(*_):
         raise RuntimeError("in /home/somebody/code/itk.cxx: no")
 
-    monkeypatch.setattr(specimen_module, "fit_intensities", broken)
+    monkeypatch.setattr(step_work, "fit_intensities", broken)
     result = prepared([one], tmp_path / "out")
     assert result.failures[one.name] == "RuntimeError: in itk.cxx: no"
     assert "Traceback" in capsys.readouterr().err
@@ -530,7 +533,7 @@ def test_folding_is_an_error(one, tmp_path, monkeypatch):
         field[..., 0] = -3 * np.exp(-(((x - 4) / 0.5) ** 2))[:, None, None] * (x - 4)[:, None, None]
         return Transform(start.affine, field, target.affine)
 
-    monkeypatch.setattr(specimen_module, "register_deformable", folding)
+    monkeypatch.setattr(step_work, "register_deformable", folding)
     out = tmp_path / "out"
     result = prepared([one], out, replace(CHEAP, steps=("scale", "deform", "resample")))
     assert "the deformation folds space" in result.failures[one.name]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.motion import Motion, landmarks, random_motion
 from sharding.registration.config import LEAST_VOXELS
 from sharding.registration.register import (
     RegisterConfig,
@@ -14,9 +15,8 @@ from sharding.registration.register import (
     register_deformable,
     tool_version,
 )
-from sharding.simulation.motion import Motion, landmarks, random_motion
 from sharding.simulation.phantom import phantom_volume
-from sharding.volumes.intensities import foreground_mask
+from sharding.volumes.masks import foreground_mask
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume
 

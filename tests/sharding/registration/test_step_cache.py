@@ -7,16 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from sharding.io.atomic import atomic_folder
-from sharding.registration.step_cache import (
-    Step,
-    file_sha256,
-    finished,
-    json_text,
-    read_record,
-    run_step,
-    sweep,
-)
+from sharding.io.atomic import atomic_folder, remove_leftovers
+from sharding.io.records import json_text
+from sharding.registration.step_cache import Step, file_sha256, finished, read_record, run_step
 
 STEP = Step("scale", {"low": 0.1, "bins": (1, 2)}, {"numpy": "2.0"}, {"source": "ab"})
 
@@ -122,7 +115,7 @@ def test_only_what_was_left_unfinished_is_swept_away(tmp_path):
         (folder / "half").touch()
         left = folder.parent
         # As after a kill: nothing of it may be left but what is none of ours.
-        sweep(tmp_path)
+        remove_leftovers(tmp_path)
         assert not left.exists()
         folder.mkdir(parents=True)
     assert {path.name for path in tmp_path.iterdir()} == {".prepare.lock", "kept", "scale"}

@@ -14,19 +14,19 @@ from lab import SHAPE, SMALL, change_target, make_lab, rows, stamps
 from pydantic import TypeAdapter
 
 from sharding.io.storage import Folder
+from sharding.shards.config import ShardConfig
 from sharding.shards.cut import (
     COMMON_FIELDS,
     KEY_FIELDS,
+    CutSpecimen,
     CutTask,
-    Part,
     cut_specimen,
     inputs_sha256,
     part_file,
     part_key,
 )
-from sharding.shards.format import ShardConfig
 from sharding.shards.patches import dense_locations
-from sharding.volumes.intensities import PreprocessConfig
+from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
 BASE = replace(SMALL, stride=6)
@@ -77,7 +77,7 @@ def test_a_part_is_a_tar_without_its_end(lab, index):
 
 def test_a_part_tells_itself(lab):
     part = cut_specimen(task(lab, 3))
-    again = TypeAdapter(Part).validate_json((lab / "out" / RECORD.format("d")).read_bytes())
+    again = TypeAdapter(CutSpecimen).validate_json((lab / "out" / RECORD.format("d")).read_bytes())
     assert again == part == pickle.loads(pickle.dumps(part))
     assert part.key == part_key("d", "test", inputs_sha256(rows(lab)[3]), SMALL)
     (mask,) = (lab / "out" / "masks").iterdir()

@@ -16,18 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sharding.io.storage import Folder
-from sharding.shards.format import (
-    QUANTUM,
-    ShardConfig,
-    ShardSet,
-    encode_mask,
-    mask_name,
-    quantise,
-    read_manifest,
-    record_key,
-    shard_name,
-    specimen_of,
-)
+from sharding.shards.config import ShardConfig
+from sharding.shards.manifest import mask_name, read_manifest, shard_name
+from sharding.shards.records import QUANTUM, encode_mask, quantise, record_key, specimen_of
+from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import SPECIMEN_NAME
 
 
@@ -329,7 +321,7 @@ def _first(manifest, split):
         (lambda m: m["specimens"][0].update(patches=39), "states 39 patches, its shards 512"),
         (lambda m: m["shards"][0].update(patches=39), "000.tar states 39 patches, its spans oth"),
         (lambda m: m["shards"][0]["spans"][0].update(specimen="x"), "holds a specimen .*: 'x'"),
-        (lambda m: m["specimens"].append(m["specimens"][0]), "a specimen stands twice"),
+        (lambda m: m["specimens"].append(m["specimens"][0]), "a specimen is listed twice"),
         (lambda m: _first(m, "train").update(split="val"), ".*, which is a val specimen"),
         (lambda m: m["shards"][0].update(split="val"), "shard of val can have: 'train/train-0"),
         (lambda m: m["shards"].pop(), "patches, its shards"),

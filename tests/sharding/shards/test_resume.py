@@ -34,7 +34,8 @@ from lab import (
 
 from sharding.io.errors import CohortError, DataError
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet, read_manifest
+from sharding.shards.manifest import read_manifest
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import SPLITS

@@ -16,11 +16,11 @@ from s3_server import S3Server, s3_server
 from distsynth.config import DataConfig
 from distsynth.data.loader import TrainingBatches, judging_batches
 from distsynth.errors import ConfigError
-from sharding.io import connection
+from sharding.io import retries
 from sharding.io.cache import Cache
 from sharding.io.errors import CohortError, DataError
 from sharding.io.storage import Folder
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
 from sharding.shards.write import write_shards
 
@@ -46,7 +46,7 @@ def s3(server: S3Server, monkeypatch, tmp_path):
     for name, value in (server.environment | more).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(connection, "PAUSES_SECONDS", (0.01,) * 4)
+    monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01,) * 4)
     server.spoil("cut", times=0)
     server.requests.clear()
     yield server
@@ -182,7 +182,7 @@ def test_a_set_is_updated(s3, local, remote):
 def test_a_folder_that_is_no_shard_set_is_never_touched(s3, local, refused):
     folder = Folder(s3.new_folder())
     folder.write("thesis.txt", "years of work")
-    with refused(folder.url, "nothing of ours to write to", "Give another folder"):
+    with refused(folder.url, "this program did not write it", "Give another folder"):
         write_shards(rows(local, COHORT), folder.url, SMALL, workers=1, overwrite=True)
     assert objects(folder) == {"thesis.txt": b"years of work"}
 

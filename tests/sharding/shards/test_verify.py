@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from lab import SMALL, make_lab, rows
 
-from sharding.shards.format import ShardSet
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
 from sharding.shards.write import write_shards
 

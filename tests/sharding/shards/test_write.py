@@ -31,12 +31,14 @@ from lab import (
 
 from sharding.io.errors import CohortError, DataError
 from sharding.io.storage import Folder
-from sharding.shards.format import QUANTUM, ShardSet, quantise
 from sharding.shards.patches import BLOCK, cut, dense_locations
+from sharding.shards.records import QUANTUM, quantise
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
 from sharding.shards.write import Sharded, write_shards
 from sharding.volumes.cohort import SPLITS, Specimen, read_cohort
-from sharding.volumes.intensities import PreprocessConfig, prepare_pair
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.pair import prepare_pair
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
 
@@ -64,7 +66,9 @@ def record_of(shards, name):
 
 def unfinished(lab):
     """Names of the parts in lab/out, which must not be openable."""
-    with pytest.raises(DataError, match=r"manifest\.json: (this shard set is not finished|no sh)"):
+    with pytest.raises(
+        DataError, match=r"manifest\.json: (this shard set is not finished|there is no sh)"
+    ):
         ShardSet(lab / "out")
     return {path.stem for path in (lab / "out" / "parts" / "specimens").glob("*.json")}
 
@@ -364,7 +368,7 @@ def test_a_bad_specimen_is_named_and_the_others_are_kept(lab, which):
     assert (error.where, error.total) == (str(lab / "out"), 4)
     assert list(error.failures) == ["d"]
     assert error.rule == f"1 of 4 specimens failed:\n  d: {error.failures['d']}"
-    assert "run the same again" in error.remedy
+    assert "run the same command again" in error.remedy
     assert "--skip-failed" in error.remedy
     assert re.search(message, error.failures["d"])
     copy = pickle.loads(pickle.dumps(error))
@@ -439,7 +443,7 @@ def _fields(sharded):
 
 def test_a_split_of_which_all_fail_cannot_be_skipped(lab, refused):
     break_target(lab, "d")
-    with refused(lab / "out", "no specimen is left in test", "Mend the failures"):
+    with refused(lab / "out", "no specimen is left in test", "Correct what failed"):
         write_shards(rows(lab), lab / "out", SMALL, workers=1, skip_failed=True)
     assert unfinished(lab) == set("abc")
 
@@ -535,7 +539,7 @@ def test_a_folder_that_is_no_shard_set_is_never_touched(lab, refused):
             with pytest.raises(DataError) as caught:
                 write_shards(rows(lab), out, SMALL, workers=1, **options)
             assert caught.value.where == str(out)
-    with refused(lab, "holds no manifest.json, so it is nothing of ours", "another folder"):
+    with refused(lab, "holds no manifest.json, so this program did not write it", "another folder"):
         write_shards(rows(lab), lab, SMALL, workers=1, overwrite=True)
     assert stamps(lab).items() >= before.items()
     assert {path.name for path in lab.iterdir()} - set(before) <= {".a_t.nii.gz.lock"}

@@ -78,7 +78,7 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
             "specimen,target,split\na,a_t.nii.gz,training\n",
             "line 2",
             "one of train, val, test, got training",
-            "Mend",
+            "Correct",
         ),
         ("specimen,target\na,a_t.nii.gz,b\n", "line 2", "more fields than columns", "quotes"),
         (

@@ -11,14 +11,10 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from sharding.volumes.cohort import Specimen, read_cohort
-from sharding.volumes.intensities import (
-    IntensityTransform,
-    PreprocessConfig,
-    fingerprint,
-    foreground_mask,
-    place_source,
-    prepare_pair,
-)
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.intensities import IntensityTransform, fingerprint
+from sharding.volumes.masks import foreground_mask
+from sharding.volumes.pair import place_source, prepare_pair
 from sharding.volumes.resample import resample
 from sharding.volumes.volume import Volume, read_volume, write_volume
 

@@ -25,7 +25,8 @@ from distsynth.models import build_generator
 from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position, save_checkpoint
 from sharding.io.errors import DataError
 from sharding.simulation.phantom import phantom_volume
-from sharding.volumes.intensities import IntensityTransform, PreprocessConfig
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.intensities import IntensityTransform
 from sharding.volumes.resample import resample
 from sharding.volumes.slabs import Scratch, by_slabs, filter_lines, slabs
 from sharding.volumes.volume import Volume, read_volume, write_volume

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from sharding.simulation.motion import Motion, landmarks, random_motion
+from benchmarks.motion import Motion, landmarks, random_motion
 from sharding.simulation.phantom import phantom_volume
 from sharding.volumes import transform as transform_module
 from sharding.volumes.resample import resample

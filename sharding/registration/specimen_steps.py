@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
-from sharding.io.records import STRICT
-from sharding.registration.bias_correction import CorrectConfig
-from sharding.registration.register import RegisterConfig, tool_version
+from sharding.registration.config import PrepareConfig, StepName
+from sharding.registration.register import tool_version
 from sharding.registration.step_cache import Step, file_sha256
 from sharding.volumes.cohort import Specimen
-from sharding.volumes.intensities import SCALED_MAX, PreprocessConfig, source_of
-
-StepName = Literal["correct", "scale", "affine", "deform", "resample"]
-STEPS: tuple[StepName, ...] = get_args(StepName)
-"""All steps, in the order in which they run."""
+from sharding.volumes.intensities import SCALED_MAX
+from sharding.volumes.pair import source_of
 
 FORMAT = 1
 """Part of every key: raise it when a step comes to do something else with the same parameters."""
@@ -28,37 +24,7 @@ DEFORM_ONLY = ("deform_", "update_", "field_")
 """How the names of those fields of RegisterConfig begin that only one of the two steps reads."""
 
 
-@dataclass(frozen=True)
-class PrepareConfig:
-    """How a cohort is prepared."""
-
-    __pydantic_config__ = STRICT
-
-    steps: tuple[StepName, ...] = STEPS
-    """What to do; the order is always correct, scale, affine, deform, resample."""
-    correct: CorrectConfig = field(default_factory=CorrectConfig)
-    """N4 bias correction."""
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    """Clipping, foreground and overlap."""
-    register: RegisterConfig = field(default_factory=RegisterConfig)
-    """Affine and deformable registration."""
-
-    def __post_init__(self) -> None:
-        if not self.steps or tuple(step for step in STEPS if step in self.steps) != self.steps:
-            raise ValueError(
-                f"steps must be some of {', '.join(STEPS)}, each once and in this order, "
-                f"got {', '.join(self.steps) or 'none'}"
-            )
-        if self.registers and "resample" not in self.steps:
-            raise ValueError("steps affine and deform are of no use without resample: add it")
-
-    @property
-    def registers(self) -> bool:
-        """Whether the source is moved."""
-        return "affine" in self.steps or "deform" in self.steps
-
-
-class Plan:
+class SpecimenSteps:
     """The steps of one specimen.
 
     A key is made of the step's parameters, its tools' versions and the keys of what it reads, down
@@ -128,7 +94,7 @@ class Plan:
 
     @cached_property
     def key(self) -> str:
-        """Of the finished specimen: of its steps and of everything that is checked or judged."""
+        """Key of the finished specimen: of its steps and of all that is checked or measured."""
         keys = {step.name: step.key for step in self.steps} | self.raw_sha256
         tools = _versions("numpy", "scipy", "scikit-image", "matplotlib")
         return Step("quality", asdict(self.config) | {"format": FORMAT}, tools, keys).key

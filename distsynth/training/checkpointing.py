@@ -1,0 +1,142 @@
+"""The state of a run: claimed, written into its folder, and restored from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from distsynth.config import RunConfig
+from distsynth.runs.checkpoint import (
+    Checkpoint,
+    DataRecord,
+    Position,
+    check_same_run,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+from distsynth.runs.folder import CONFIG_FILE, LAST, RunFolder, clear_run, epoch_checkpoint
+from distsynth.training.records import LossRecord
+from distsynth.training.report import EpochReport
+from distsynth.training.steps import Learner
+from sharding.io.errors import DataError
+from sharding.shards.manifest import Manifest
+
+
+@dataclass
+class RunState:
+    """Everything that changes while a run trains.
+
+    Attributes:
+        learners: Name to network and optimizer.
+        losses: Sums of losses since the last row.
+        position: How far the run is.
+        best_score: Of all epochs so far.
+        reports: One for each completed epoch.
+    """
+
+    learners: dict[str, Learner]
+    losses: LossRecord
+    position: Position = field(default_factory=Position)
+    best_score: float = float("-inf")
+    reports: list[EpochReport] = field(default_factory=list)
+
+
+def claim_folder(
+    folder: RunFolder, accelerator: Accelerator, resume: bool, overwrite: bool
+) -> Checkpoint | None:
+    """Make the run's folder, or find what to resume in it.
+
+    Raises:
+        DataError: If there is a run already and neither option is given, or its checkpoint cannot
+            be read.
+    """
+    exists = (folder.path / CONFIG_FILE).exists()
+    last = folder.path / LAST
+    # Every rank looks before the first one changes anything.
+    checkpoint = load_checkpoint(last) if resume and last.exists() else None
+    accelerator.wait_for_everyone()
+    if exists and not resume:
+        if not overwrite:
+            raise DataError(
+                folder.url,
+                "the folder holds a run already",
+                "Give --resume to continue it, --overwrite to replace it, or another --run-dir",
+            )
+        if accelerator.is_main_process:
+            clear_run(folder.path)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return checkpoint
+
+
+class RunCheckpoints:
+    """Writes the checkpoints of a run and restores its state from one."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, accelerator: Accelerator, manifest: Manifest
+    ) -> None:
+        self._config, self._folder, self._accelerator = config, folder, accelerator
+        self._manifest = manifest
+
+    def save(self, name: Path, state: RunState) -> None:
+        """Write a checkpoint from the first rank, with the random states of all."""
+        accelerator = self._accelerator
+        states = [random_state(accelerator.device)]
+        if accelerator.num_processes > 1:
+            gathered: list[Any] = [None] * accelerator.num_processes
+            torch.distributed.all_gather_object(gathered, states[0])
+            states = gathered
+        if accelerator.is_main_process:
+            save_checkpoint(self._folder.path / name, self._checkpoint(state, states))
+            self._folder.publish()
+        accelerator.wait_for_everyone()
+
+    def save_epoch(self, epoch: int, state: RunState) -> None:
+        """Write the checkpoint of an epoch and remove those before the latest keep_epochs."""
+        self.save(epoch_checkpoint(epoch), state)
+        if self._accelerator.is_main_process:
+            kept = sorted((self._folder.path / LAST.parent).glob("epoch-*.pt"))
+            for path in kept[: -self._config.train.keep_epochs]:
+                path.unlink()
+
+    def restore(self, checkpoint: Checkpoint, state: RunState) -> None:
+        """Take over the state of an interrupted run.
+
+        Raises:
+            ConfigError: If the run was started under another configuration or on other data.
+        """
+        check_same_run(self._config, checkpoint, self._manifest.sha256)
+        for name, learner in state.learners.items():
+            learner.load_state_dict(checkpoint.learners[name])
+        record, device = checkpoint.record, self._accelerator.device
+        state.position = checkpoint.position
+        state.best_score = record["best_score"]
+        state.losses.sums = {name: value.to(device) for name, value in record["sums"].items()}
+        state.losses.steps = record["summed"]
+        last = self._folder.path / LAST
+        state.reports = [
+            EpochReport(**report, checkpoint=last, past=True) for report in record["reports"]
+        ]
+        rank = self._accelerator.process_index
+        if rank < len(checkpoint.random):
+            set_random_state(checkpoint.random[rank], device)
+
+    def _checkpoint(self, state: RunState, random_states: list[dict[str, Any]]) -> Checkpoint:
+        return Checkpoint(
+            config=self._config,
+            data=DataRecord.of(self._manifest),
+            position=state.position,
+            learners={name: learner.state_dict() for name, learner in state.learners.items()},
+            random=random_states,
+            record={
+                "best_score": state.best_score,
+                "sums": {term: value.cpu() for term, value in state.losses.sums.items()},
+                "summed": state.losses.steps,
+                "reports": [report.to_record() for report in state.reports],
+            },
+        )

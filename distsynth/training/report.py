@@ -1,0 +1,55 @@
+"""What a run reports: how it stands after an epoch, and what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RECORDED = ("epoch", "step", "metrics", "score", "best_score")
+"""Fields of an EpochReport that a checkpoint keeps."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """How a run stands after an epoch.
+
+    Attributes:
+        epoch: Number of completed epochs.
+        step: Optimizer steps taken in the run.
+        metrics: Stitched validation metrics, empty in an epoch without validation.
+        score: What the best epoch is chosen by, higher being better; NaN without validation.
+        best_score: The best score of this epoch and all before it.
+        checkpoint: The checkpoint just written; for a past epoch, the run's last one.
+        past: Whether the epoch was completed before the run was resumed.
+    """
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+    score: float
+    best_score: float
+    checkpoint: Path
+    past: bool = False
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain values, without anything that depends on where the run's folder is."""
+        return {name: getattr(self, name) for name in RECORDED}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves.
+
+    Attributes:
+        run_dir: Its folder.
+        best: Checkpoint of the epoch with the best validation score.
+        last: Checkpoint of the last epoch.
+        best_score: Score of the best epoch, see distsynth.metrics.objective; by default its
+            stitched PSNR in the mask, in dB, with the target's own range as peak.
+    """
+
+    run_dir: str | Path
+    best: str | Path
+    last: str | Path
+    best_score: float

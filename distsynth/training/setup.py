@@ -1,0 +1,87 @@
+"""What a run is made of, built from its configuration and checked against its shards."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from distsynth.config import RunConfig
+from distsynth.data.resolve import resolved
+from distsynth.errors import ConfigError
+from distsynth.losses.generator_loss import GeneratorLoss
+from distsynth.models import build_discriminator, build_generator
+from distsynth.training.compile import compile_networks
+from distsynth.training.steps import Learner, make_accelerator
+from sharding.io.cache import Cache
+from sharding.shards.shard_set import ShardSet
+
+
+def open_shards(config: RunConfig) -> tuple[RunConfig, ShardSet]:
+    """Open the shards, complete the configuration by their manifest and check that all is intact.
+
+    Raises:
+        ConfigError: If a field disagrees with the manifest.
+        DataError: If a shard is missing or damaged.
+    """
+    shards = ShardSet(config.data.shards, Cache(gigabytes=config.data.cache_gb))
+    config = resolved(config, shards.manifest)
+    # Every rank checks, so that all of them stop.
+    shards.check_sums("train", "val")
+    return config, shards
+
+
+def build_accelerator(config: RunConfig) -> Accelerator:
+    """The Accelerator of this process.
+
+    Raises:
+        ConfigError: If the precision needs a GPU and there is none.
+    """
+    cpu = config.train.device == "cpu"
+    if config.train.precision == "fp16" and (cpu or not torch.cuda.is_available()):
+        raise ConfigError("train.precision must be no or bf16 without a GPU, got fp16")
+    return make_accelerator(config.train.precision, cpu)
+
+
+def check_accumulation(config: RunConfig, ranks: int) -> None:
+    """Refuse micro-batches of different sizes, which would not weigh every patch alike.
+
+    Raises:
+        ConfigError: If the micro-batches do not divide a rank's share of the batch.
+    """
+    parts = config.train.accumulation
+    share, rest = divmod(config.train.batch_size, ranks)
+    if not rest and share % parts:
+        raise ConfigError(
+            f"train.accumulation must be a divisor of the {share} patches that each of {ranks} "
+            f"ranks has in a batch, got {parts}"
+        )
+
+
+def build_loss(config: RunConfig, accelerator: Accelerator) -> GeneratorLoss:
+    """The generator's loss on the device of this process."""
+    return GeneratorLoss(config.loss).to(accelerator.device)
+
+
+def build_learners(
+    config: RunConfig, accelerator: Accelerator, total_steps: int
+) -> dict[str, Learner]:
+    """The generator and, for adversarial training, the discriminator.
+
+    Args:
+        config: The run.
+        accelerator: Of this process.
+        total_steps: Optimizer steps of the whole run, which a learning-rate schedule spans.
+    """
+
+    def learner(network: torch.nn.Module, rate: float) -> Learner:
+        return Learner(network, rate, config.optim, total_steps, accelerator)
+
+    size, channels = config.data.sides, config.data.channels
+    generator = build_generator(config.generator, size, channels)
+    learners = {"generator": learner(generator, config.optim.lr_generator)}
+    if config.adversarial:
+        discriminator = build_discriminator(config.discriminator, size, channels)
+        learners["discriminator"] = learner(discriminator, config.optim.lr_discriminator)
+    if config.train.compile:
+        compile_networks((each.raw for each in learners.values()), accelerator.device)
+    return learners

@@ -1,0 +1,209 @@
+"""What each step of preparing a specimen does, and where its files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.io.errors import DataError
+from sharding.registration.bias_correction import correct_bias
+from sharding.registration.config import STEPS
+from sharding.registration.quality import jacobian_range
+from sharding.registration.register import register_affine, register_deformable
+from sharding.registration.specimen_steps import SPLINE_ORDER, SpecimenSteps
+from sharding.volumes.cohort import Specimen
+from sharding.volumes.intensities import SCALED_MAX, fit_intensities
+from sharding.volumes.masks import read_mask, specimen_foreground
+from sharding.volumes.pair import check_not_finer, source_of
+from sharding.volumes.resample import field_of_view
+from sharding.volumes.transform import Transform
+from sharding.volumes.volume import Volume, read_volume, write_volume
+
+Role = Literal["source", "target"]
+
+
+class SpecimenPreparation:
+    """One specimen under way: where the steps' files lie, and what each step does.
+
+    Args:
+        plan: What is to be done.
+        folder: The specimen's.
+    """
+
+    def __init__(self, plan: SpecimenSteps, folder: Path) -> None:
+        self.plan = plan
+        self.specimen = plan.specimen
+        self.config = plan.config
+        self.folder = folder
+
+    # Where files lie
+
+    def volume(self, role: Role, before: str = "affine") -> Path:
+        """The latest source or target on its own grid that was written before a step."""
+        earlier = STEPS[: STEPS.index(before)]
+        for step in ("scale", "correct"):
+            if step in self.config.steps and step in earlier:
+                return self.folder / step / f"{role}.nii.gz"
+        return source_of(self.specimen) if role == "source" else self.specimen.target
+
+    @property
+    def transform(self) -> Transform:
+        """All of the registration; the identity without any."""
+        for step in ("deform", "affine"):
+            if step in self.config.steps:
+                return Transform.load(self.folder / step)
+        return Transform.identity()
+
+    @property
+    def prepared(self) -> Specimen:
+        """The prepared files."""
+        done = replace(self.specimen, source=self.volume("source"), target=self.volume("target"))
+        if "resample" not in self.config.steps:
+            return done
+        folder = self.folder / "resample"
+        return replace(done, source=folder / "source.nii.gz", mask=folder / "mask.nii.gz")
+
+    # What each step does
+
+    def function(self, name: str) -> Callable[[Path], Mapping[str, Any]]:
+        """The work of a step: writes its files into a folder and returns what it measured."""
+        return {
+            "correct": self._correct,
+            "scale": self._scale,
+            "affine": self._affine,
+            "deform": self._deform,
+            "resample": self._resample,
+        }[name]
+
+    def check_raw(self) -> None:
+        """Refuse what no step could repair.
+
+        Raises:
+            DataError: If a file is bad, the source is finer than the target, the mask does not
+                fit, or the fields of view lie apart.
+        """
+        where = source_of(self.specimen)
+        source, target = read_volume(where), read_volume(self.specimen.target)
+        check_not_finer(where, source, target, self.config.preprocess)
+        if self.specimen.mask:
+            read_mask(self.specimen.mask, target)
+        if not field_of_view(source, target.shape, target.affine).any():
+            raise DataError(
+                where,
+                f"source and target must overlap: no voxel of {self.specimen.target.name} lies in "
+                "the source's field of view",
+                "Check the affines, or that the files belong together",
+            )
+
+    def _correct(self, into: Path) -> dict[str, Any]:
+        measured = {}
+        for role in ("source", "target"):
+            volume = read_volume(self.volume(role, "correct"))
+            corrected, bias = correct_bias(volume, self.config.correct)
+            write_volume(into / f"{role}.nii.gz", corrected)
+            measured[role] = {"bias_min": float(bias.min()), "bias_max": float(bias.max())}
+        return measured
+
+    def _scale(self, into: Path) -> dict[str, Any]:
+        measured = {}
+        for role in ("source", "target"):
+            path = self.volume(role, "scale")
+            volume = read_volume(path)
+            fitted = fit_intensities(path, volume, self.config.preprocess)
+            scaled = volume.with_data(fitted.scale(volume.data) * np.float32(SCALED_MAX))
+            write_volume(into / f"{role}.nii.gz", scaled)
+            measured[role] = {"low": fitted.low, "high": fitted.high}
+        return measured
+
+    def _affine(self, into: Path) -> dict[str, Any]:
+        source, target = read_volume(self.volume("source")), read_volume(self.volume("target"))
+        foreground = self.foreground(target)
+        found = register_affine(source, target, self.config.register, foreground)
+        found.save(into)
+        return {"determinant": float(np.linalg.det(found.affine[:3, :3]))}
+
+    def _deform(self, into: Path) -> dict[str, Any]:
+        source, target = read_volume(self.volume("source")), read_volume(self.volume("target"))
+        foreground = self.foreground(target)
+        if "affine" in self.config.steps:
+            start = Transform.load(self.folder / "affine")
+        else:
+            start = Transform.identity()
+            self._check_coverage(field_of_view(source, target.shape, target.affine), foreground)
+        found = register_deformable(source, target, start, self.config.register, foreground)
+        low, high = jacobian_range(found, foreground, target.affine)
+        if low <= 0:
+            raise DataError(
+                self.specimen.name,
+                f"the deformation folds space: its Jacobian determinant falls to {low:.3g}",
+                "Make it smoother by --register options, or leave out the step deform",
+            )
+        found.save(into)
+        return {"jacobian_min": low, "jacobian_max": high}
+
+    def _resample(self, into: Path) -> dict[str, Any]:
+        source, target = read_volume(self.volume("source")), read_volume(self.volume("target"))
+        foreground = self.foreground(target)
+        placed, inside = place_on_target(source, target, self.transform)
+        mask = foreground & inside
+        coverage = self._check_coverage(inside, foreground)
+        write_volume(into / "source.nii.gz", target.with_data(placed))
+        write_volume(into / "mask.nii.gz", target.with_data(mask))
+        return {
+            "coverage": coverage,
+            "source_grid": _grid(source),
+            "target_grid": _grid(target),
+        }
+
+    def _check_coverage(self, inside: NDArray[np.bool_], foreground: NDArray[np.bool_]) -> float:
+        """Share of the foreground that the source covers.
+
+        Raises:
+            DataError: If it is too small.
+        """
+        coverage = float((foreground & inside).sum() / foreground.sum())
+        least = self.config.preprocess.min_overlap
+        if coverage < least:
+            raise DataError(
+                source_of(self.specimen),
+                f"source and target must overlap: it covers {coverage:.0%} of the target's "
+                f"foreground, at least {least:.0%} is needed",
+                "Check the affines, or that the files belong together"
+                + ("" if self.config.registers else "; or register"),
+            )
+        return coverage
+
+    # Intensities
+
+    def scaled(self, volume: Volume, role: Role) -> Volume:
+        """A volume in [0, 1000], whether or not scaling was one of the steps."""
+        if "scale" in self.config.steps:
+            return volume
+        fitted = fit_intensities(self.volume(role), volume, self.config.preprocess)
+        return volume.with_data(fitted.scale(volume.data) * np.float32(SCALED_MAX))
+
+    def foreground(self, target: Volume) -> NDArray[np.bool_]:
+        """The specimen's mask, or the target over the threshold."""
+        scaled = self.scaled(target, "target")
+        unit = scaled.with_data(scaled.data / np.float32(SCALED_MAX))
+        return specimen_foreground(self.specimen, unit, self.config.preprocess)
+
+
+def place_on_target(
+    source: Volume, target: Volume, transform: Transform
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The source on the target's grid, within its own range of intensities, and where it lies."""
+    placed, inside = transform.apply(source, target.shape, target.affine, SPLINE_ORDER)
+    low, high = source.data.min(), source.data.max()
+    placed = np.clip(placed, low, high)
+    placed[~inside] = low
+    return placed, inside
+
+
+def _grid(volume: Volume) -> dict[str, Any]:
+    return {"shape": list(volume.shape), "affine": volume.affine.tolist()}

@@ -1,0 +1,126 @@
+"""A shard set opened for reading."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.io.cache import Cache
+from sharding.io.errors import DataError
+from sharding.io.storage import Folder
+from sharding.shards.manifest import (
+    MANIFEST,
+    ShardRecord,
+    SpecimenRecord,
+    check_manifest,
+    mask_name,
+    read_manifest,
+)
+from sharding.shards.records import Block, read_blocks
+from sharding.volumes.cohort import SPLITS, Split
+
+
+class ShardSet:
+    """A shard set opened for reading.
+
+    Opening checks the manifest and, of a local set, the size of every shard; `check_sums` and
+    sharding.shards.verify check the content. Shards of a remote set are fetched when they are
+    read, into a cache, and their content is checked on arrival.
+    """
+
+    def __init__(
+        self, folder: str | Path, cache: Cache | None = None, check_sizes: bool = True
+    ) -> None:
+        self.folder = Folder(folder, cache)
+        self.manifest = read_manifest(self.folder)
+        check_manifest(self.folder / MANIFEST, self.manifest)
+        if self.folder.local and check_sizes:
+            for shard in self.manifest.shards:
+                self.path(shard)
+
+    def shards(self, split: Split) -> list[ShardRecord]:
+        """The shards of a split, in order."""
+        return [shard for shard in self.manifest.shards if shard.split == split]
+
+    def path(self, shard: ShardRecord) -> Path:
+        """A local path of a shard, to be opened at once.
+
+        Raises:
+            DataError: If it is missing or not of its size, or arrives with a wrong checksum.
+        """
+        return self.folder.fetch(shard.name, shard.sha256, shard.bytes)
+
+    def mask(self, specimen: SpecimenRecord) -> NDArray[np.bool_]:
+        """Foreground of a val or test specimen on the target grid, shape (x, y, z).
+
+        Raises:
+            DataError: If its file is missing or not as it was written.
+        """
+        name = mask_name(specimen.name, str(specimen.mask_sha256))
+        content = self.folder.read(name) if self.folder.exists(name) else b""
+        if hashlib.sha256(content).hexdigest() != specimen.mask_sha256:
+            raise DataError(
+                self.folder / name,
+                "the mask is missing or its checksum is not the manifest's",
+                "Copy it again or shard the cohort again",
+            )
+        bits = np.load(io.BytesIO(content), allow_pickle=False)
+        count = int(np.prod(specimen.shape))
+        return np.unpackbits(bits, count=count).reshape(specimen.shape).astype(bool)
+
+    def check_sum(self, shard: ShardRecord) -> None:
+        """Check the sha256 of a shard (about 1 GB/s).
+
+        Raises:
+            DataError: If it is not as it was written.
+        """
+        with self.path(shard).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shard.sha256:
+            raise DataError(
+                self.folder / shard.name,
+                "the shard's checksum is not the manifest's: changed after writing",
+                "Copy it again or shard the cohort again",
+            )
+
+    def check_sums(self, *splits: Split) -> None:
+        """Check every shard of the splits; those of a remote set are checked on arrival instead.
+
+        Raises:
+            DataError: If a shard is not as it was written.
+        """
+        for shard in self.manifest.shards:
+            if self.folder.local and shard.split in (splits or SPLITS):
+                self.check_sum(shard)
+
+    def read(self, shard: ShardRecord) -> list[Block]:
+        """Map a shard into memory; nothing is copied.
+
+        Raises:
+            DataError: If the tar does not follow the schema or holds other than the manifest says.
+        """
+        where = self.folder / shard.name
+        try:
+            blocks = read_blocks(self.path(shard), self.manifest.config)
+        except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                where, f"not a shard of this format ({error})", "Shard the cohort again"
+            ) from error
+        found: dict[str, int] = {}
+        for block in blocks:
+            found[block.specimen] = found.get(block.specimen, 0) + len(block.where)
+        stated = {span.specimen: span.patches for span in shard.spans}
+        if found != stated:
+            raise DataError(
+                where,
+                f"the shard must hold these patches of each specimen: {stated}, found {found}",
+                "Copy it again or shard the cohort again",
+            )
+        return blocks

@@ -1,0 +1,36 @@
+"""How volumes become pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sharding.io.records import STRICT
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How volumes become pairs."""
+
+    __pydantic_config__ = STRICT
+
+    clip_percentiles: tuple[float, float] = (0.1, 99.9)
+    """Intensities outside are clipped (section 5.1)."""
+    foreground_threshold: float = 0.05
+    """Foreground is where the scaled target, 0 to 1, exceeds this, with holes filled."""
+    min_overlap: float = 0.25
+    """Least share of the target's foreground that the source must cover."""
+    allow_finer_source: bool = False
+    """Let the source's voxels be finer than the target's; else the files are taken for swapped."""
+
+    def __post_init__(self) -> None:
+        low, high = self.clip_percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(
+                f"clip_percentiles must rise within 0 to 100, got {self.clip_percentiles}"
+            )
+        if not 0 <= self.foreground_threshold < 1:
+            raise ValueError(
+                f"foreground_threshold must be from 0 to below 1, got {self.foreground_threshold}"
+            )
+        if not 0 < self.min_overlap <= 1:
+            raise ValueError(f"min_overlap must be above 0, at most 1, got {self.min_overlap}")

@@ -1,0 +1,243 @@
+"""What the documentation names exists: links, files, commands, options, Python names, numbers."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distsynth.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = sorted(
+    path
+    for path in (
+        README,
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("benchmarks/**/*.md"),
+        *ROOT.glob("jobs/**/*.md"),
+    )
+    if not path.is_relative_to(ROOT / "docs" / "_build")
+)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+CODE_SPAN = re.compile(r"`([^`\n]+)`")
+OPTION = re.compile(r"--[a-z][a-z0-9.-]*[a-z0-9]")
+FOLDERS = "distsynth|sharding|tune_spaces|jobs|tests|benchmarks|docs|examples"
+REPOSITORY_FILE = re.compile(rf"(?:{FOLDERS})/[\w./-]*\w/?")
+OURS = r"(distsynth|sharding|tune_spaces)\b"
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|work|Users|mnt|opt|tmp|var|private)/")
+JOBS = {"train_gan.py": "train", "tune_gan.py": "sweep", "shard_volumes.py": "shard"}
+"""A script of jobs/ takes the options of a command."""
+OTHERS = {"--local", "--address"}
+"""Options that the scripts of jobs/ read before the command does."""
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return FENCE.sub("", read(page))
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in FENCE.findall(read(page)) if language in languages]
+
+
+def shell_lines(page: Path) -> list[list[str]]:
+    """Words of each command line of the page's shell blocks, without comments."""
+    lines = []
+    for block in blocks(page, "bash", "sh", "console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                lines.append(words)
+    return lines
+
+
+@functools.cache
+def help_of(*words: str) -> str:
+    """What `distsynth WORDS --help` prints."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return text.getvalue()
+
+
+def options_of(command: str, following: list[str]) -> set[str]:
+    """The options that a command line may use."""
+    starts: list[tuple[str, ...]] = [(command,)]
+    if command in ("train", "sweep"):
+        named = following and not following[0].startswith("-")
+        # A configuration file may hold any family; of a preset the options are known.
+        preset = following[0] if named and not following[0].endswith(".json") else "small"
+        starts = [(command, preset)]
+        if command == "sweep" and not named:
+            starts = [(command, "--resume", "NAME")]
+    return {option for words in starts for option in OPTION.findall(help_of(*words))}
+
+
+def distsynth_lines(page: Path) -> list[tuple[str, list[str]]]:
+    """(Command, words after it) of every call of the program in the page's shell blocks."""
+    found = []
+    for words in shell_lines(page):
+        for at, word in enumerate(words):
+            if word == "distsynth":
+                found.append((words[at + 1], words[at + 2 :]))
+                break
+            if Path(word).name in JOBS and word.endswith(".py"):
+                rest = [other for other in words[at + 1 :] if other not in ("--", *OTHERS)]
+                found.append((JOBS[Path(word).name], rest))
+                break
+    return found
+
+
+def test_the_readme_is_short():
+    assert len(read(README).splitlines()) <= 150
+
+
+def test_pages_are_found():
+    assert len(PAGES) > 20
+    assert sum(len(distsynth_lines(page)) for page in PAGES) > 50
+
+
+@pages
+def test_relative_links_resolve(page: Path):
+    broken = []
+    for groups in LINK.findall(prose(page)):
+        target = groups[0] or groups[1]
+        if re.match(r"[a-z]+:|#", target):
+            continue
+        path, _, _ = target.partition("#")
+        if not (page.parent / path).exists():
+            broken.append(target)
+    assert not broken
+
+
+@pages
+def test_links_go_to_nothing_on_the_network_but_what_is_named(page: Path):
+    """No badge, no picture and no script is loaded from elsewhere when the page is shown."""
+    assert not re.search(r"!\[[^]]*\]\(https?:|src=\"https?:", read(page))
+
+
+@pages
+def test_commands_and_options_exist(page: Path):
+    wrong = []
+    for command, following in distsynth_lines(page):
+        if command in ("COMMAND", "--help", "--version"):
+            continue
+        if command not in COMMANDS:
+            wrong.append(command)
+            continue
+        known = options_of(command, following)
+        used = {word.partition("=")[0] for word in following if word.startswith("--")}
+        wrong += [f"{command} {option}" for option in sorted(used - known - {"--help"})]
+    assert not wrong
+
+
+@pages
+def test_commands_and_options_in_sentences_exist(page: Path):
+    if page.is_relative_to(ROOT / "benchmarks"):
+        pytest.skip("the programs of benchmarks/ have options of their own")
+    spans = CODE_SPAN.findall(prose(page))
+    called = [span.split() for span in spans if span.startswith("distsynth ")]
+    commands = {words[1] for words in called if len(words) > 1}
+    assert commands <= {*COMMANDS, "COMMAND", "--help", "--version"}
+    options = {
+        option
+        for span in spans
+        if span.startswith("--") or span.startswith("distsynth ")
+        for option in OPTION.findall(span)
+    }
+    assert options <= every_option() | OPTIONS_OF_OTHERS
+
+
+OPTIONS_OF_OTHERS = {"--tmux", "--dry-run", "--help", "--version"}
+"""Of Ray, W&B and the program as a whole, as the pages mention them."""
+
+
+@functools.cache
+def every_option() -> frozenset[str]:
+    starts = [(name,) for name in COMMANDS if name not in ("train", "sweep")]
+    starts += [
+        ("train", "small"),
+        ("train", "unet-7"),
+        ("sweep", "small"),
+        ("sweep", "--resume", "NAME"),
+    ]
+    return frozenset(option for words in starts for option in OPTION.findall(help_of(*words)))
+
+
+@pages
+def test_files_of_the_repository_exist(page: Path):
+    named = {name for span in CODE_SPAN.findall(prose(page)) for name in paths_in(span)}
+    assert not {name for name in named if not (ROOT / name).exists()}
+
+
+def paths_in(span: str) -> list[str]:
+    return [span] if REPOSITORY_FILE.fullmatch(span) else []
+
+
+@pages
+def test_python_blocks_name_what_exists(page: Path):
+    nodes = [node for text in blocks(page, "python") for node in ast.walk(ast.parse(text))]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and re.match(OURS, node.module or ""):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+@pages
+def test_no_page_names_a_path_of_one_machine(page: Path):
+    assert not MACHINE_PATH.search(read(page))
+
+
+def test_numbers_of_the_readme_stand_in_the_results():
+    table = read(README).partition("## What is measured")[2].partition("\n## ")[0]
+    cells = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")]
+    numbers = {number for cell in cells[1:] for number in re.findall(r"\d[\d.,]*\d|\d", cell)}
+    results = "".join(map(read, ROOT.glob("benchmarks/results/*.md")))
+    known = set(re.findall(r"\d[\d.,]*\d|\d", results))
+    assert len(numbers) > 15
+    assert not numbers - known
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_the_phantom_tutorial_runs_as_it_is_written(tmp_path: Path):
+    page = ROOT / "docs" / "tutorials" / "phantom.md"
+    lines = [shlex.join(words) for words in shell_lines(page)]
+    script = "\n".join(["set -euo pipefail", *lines])
+    program = tmp_path / "bin" / "distsynth"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m distsynth "$@"\n')
+    program.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    ran = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "synthetic.nii.gz").is_file()
+    assert "neighbourhood-regression" in (tmp_path / "evaluation" / "table.txt").read_text()
+    assert (tmp_path / "small.html").stat().st_size > 100_000
