@@ -32,6 +32,7 @@ SECONDS = 120
 
 PLAIN: dict[str, Any] = {
     "data.patch_size": (16, 16),
+    "data.neighbours": 0,
     "generator.channels": (4,),
     "generator.kernels": (3,),
     "generator.norm": "none",
