@@ -54,11 +54,32 @@ class CohortError(DataError):
 
 
 def list_failures(failures: Mapping[str, str], total: int) -> str:
-    """Every failed specimen with its cause, one a line."""
-    lines = (f"\n  {name}: {failures[name]}" for name in sorted(failures))
-    return f"{len(failures)} of {total} specimens failed:{''.join(lines)}"
+    """Every failed specimen with its cause; specimens that failed alike share a line."""
+    return f"{len(failures)} of {total} specimens failed:{list_causes(failures)}"
 
 
+def list_causes(causes: Mapping[str, str]) -> str:
+    """A line for each cause with the names that it concerns.
+
+    Args:
+        causes: Name to cause. Causes that differ only in the file that they begin with count as
+            the same, and the first one stands for all.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(causes):
+        _, colon, rest = causes[name].partition(": ")
+        groups.setdefault(rest if colon else causes[name], []).append(name)
+    lines = []
+    for names in groups.values():
+        shown = ", ".join(names[:MOST_NAMED])
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        alike = f" ({len(names)} alike, the first of them)" if len(names) > 1 else ""
+        lines.append(f"\n  {shown}{more}{alike}: {causes[names[0]]}")
+    return "".join(lines)
+
+
+MOST_NAMED = 20
+"""Names that share a line at most."""
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
