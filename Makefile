@@ -1,20 +1,27 @@
-# Two commands do everything on a fresh machine:
-#   make demo   the whole path on phantom specimens, no data needed
-#   make test   all tests
+# Three commands do everything on a fresh machine:
+#   make demo        the whole path on phantom specimens, no data needed
+#   make test-fast   tests that start nothing heavy, in under two minutes
+#   make test        all tests
 # `make docs` builds the documentation into docs/_build/docs/index.html.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check docs install clean
+.PHONY: demo test test-fast check docs install clean
 
 demo: install
 	jobs/demo.sh demo-output
 
-# One thread a process: two test processes share two cores.
+# One thread a process: two test processes share two cores. Whoever has ended takes tests over from
+# the other one, in the order of the files, which share what they have made.
+PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
+
 test: install
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --durations 10
+	$(PYTEST) --durations 30
+
+test-fast: install
+	$(PYTEST) -m "not slow"
 
 check: install
 	ruff check .

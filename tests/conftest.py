@@ -11,6 +11,7 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import pytest
+from s3_server import S3Server, s3_server
 
 from sharding.io.errors import DataError
 from sharding.shards.config import ShardConfig
@@ -23,7 +24,17 @@ DATA = Path(
     os.environ.get("DISTSYNTH_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data"
 )
 
+SLOW_FIXTURES = {"cluster", "server", "browser"}
+"""Tests that use these are slow: a Ray cluster, an S3 server, a browser."""
+
 Refused = Callable[[str | Path, str, str], AbstractContextManager[None]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test-fast` leaves out; modules may also mark themselves."""
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,6 +88,13 @@ def real_t1w() -> Path:
 def real_pairs() -> Path:
     """Folder of real T2w and T1w pairs with a cohort.csv."""
     return _real("pairs_t2w_t1w")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[S3Server]:
+    """A real S3 server on loopback. Take a new folder of it for each test."""
+    with s3_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

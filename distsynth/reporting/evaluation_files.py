@@ -99,7 +99,7 @@ def _stitching(predictor: Predictor) -> str:
     """How a model's patches become a volume, in words."""
     config = predictor.checkpoint.config
     size, stitch = config.data.patch_size, config.stitch
-    if predictor.whole and not predictor.exact:
+    if predictor.whole_images and not predictor.exact:
         axes = ", ".join(map(str, stitch.axes))
         return f"whole slices along axes {axes}" if len(size) == 2 else "the whole volume at once"
     cut = f"{'x'.join(map(str, size))} patches, stride {stitch.stride}, trim {stitch.trim}"

@@ -11,8 +11,8 @@ REPRODUCTION/
 
 from __future__ import annotations
 
+import logging
 import secrets
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,16 +34,18 @@ from distsynth.reproduction.judge import (
 )
 from distsynth.reproduction.rows import NETWORKS, SEAM_ROWS, STITCHINGS
 from distsynth.reproduction.task import TASK_FILE, Task, check_same_task, read_task, task_from_json
-from distsynth.sweep.callback import Watch
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord
-from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.tuner import fit, listed
 from sharding.io.errors import CohortError, DataError
 from sharding.io.progress import progress
 from sharding.io.storage import Folder
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
+
+LOGGER = logging.getLogger(__name__)
 
 
 def reproduce(
@@ -82,11 +84,11 @@ def reproduce(
         todo = [record for record in wanted.values() if record.status not in ENDED]
         with cluster(address):
             if todo:
-                watch = Watch(folder, plan, records | wanted)
+                callback = SweepCallback(folder, plan, records | wanted)
                 for record in todo:
-                    watch.add(record)
-                fit(folder, plan, watch, listed(todo), None, FIFOScheduler())
-                wanted = {name: watch.records[name] for name in wanted}
+                    callback.add(record)
+                fit(folder, plan, callback, listed(todo), None, FIFOScheduler())
+                wanted = {name: callback.records[name] for name in wanted}
             return [
                 *(f"{name}: {record.cause}" for name, record in wanted.items() if record.cause),
                 *_judge_all(folder, task, wanted, resources),
@@ -122,7 +124,9 @@ def _cut(folder: SweepFolder, task: Task) -> None:
         ) from None
 
 
-def _plan(folder: SweepFolder, task: Task, tracking: TrackingConfig, resources: Resources) -> Plan:
+def _plan(
+    folder: SweepFolder, task: Task, tracking: TrackingConfig, resources: Resources
+) -> SweepPlan:
     """The plan that the runs belong to; its id stays."""
     changes = {f"tracking.{name}": value for name, value in dotted_fields(tracking)}
     base = with_overrides(RunConfig(), changes | {"data.shards": task.shards})
@@ -138,17 +142,19 @@ def _plan(folder: SweepFolder, task: Task, tracking: TrackingConfig, resources: 
     if folder.exists():
         plan = replace(folder.plan(), base=base, sweep=sweep)
     else:
-        plan = Plan(folder.name, secrets.token_hex(4), base, {}, sweep)
+        plan = SweepPlan(folder.name, secrets.token_hex(4), base, {}, sweep)
     folder.write_plan(plan)
     return plan
 
 
-def _wanted(plan: Plan, task: Task, records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
+def _wanted(
+    plan: SweepPlan, task: Task, records: Mapping[str, TrialRecord]
+) -> dict[str, TrialRecord]:
     """The runs of the rows that can be run, with what is known of them; the failed ones again."""
     found = {}
     for row in task.networks():
         if reason := task.missing(row):
-            _tell(f"{row} is not run: {reason}")
+            LOGGER.info(f"{row} is not run: {reason}")
             continue
         for seed, name in enumerate(task.run_names(row)):
             point = _differences(plan.base, task.config(row, seed))
@@ -210,7 +216,3 @@ def _judge(kind: str, here: str, task: str, cpus: int, args: tuple[Any, ...]) ->
     {"baselines": judge_baselines, "forest": judge_forest, "network": judge_network}[kind](
         folder, asked, *args
     )
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

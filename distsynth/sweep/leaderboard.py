@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsynth.metrics.objective import OBJECTIVES, VALIDATION_METRICS
-from distsynth.sweep.folder import Report, SweepFolder, TrialRecord
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
+from distsynth.sweep.plan import SweepPlan
 
 CSV_FILE, JSON_FILE = "leaderboard.csv", "leaderboard.json"
 DIGITS = {"psnr": 2, "ssim_2d": 4, "ssim_global": 4, "mse": 4, "seam_index": 3}
 
 
 @dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """One trial of the leaderboard.
 
     Attributes:
@@ -34,11 +34,11 @@ class Row:
 
     rank: int | None
     trial: TrialRecord
-    best: Report | None
+    best: EpochRecord | None
     pareto: bool | None = None
 
 
-def rank_trials(plan: Plan, records: Mapping[str, TrialRecord]) -> list[Row]:
+def rank_trials(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> list[LeaderboardRow]:
     """Rows by score, then by number; those without a score last. A failed trial has no rank."""
     scored, others = [], []
     for record in records.values():
@@ -48,13 +48,13 @@ def rank_trials(plan: Plan, records: Mapping[str, TrialRecord]) -> list[Row]:
     scored.sort(key=lambda record: (-_score(record), record.name))
     front = pareto_front(plan, scored) if len(plan.sweep.objective) > 1 else None
     rows = [
-        Row(rank, record, record.best, None if front is None else record.name in front)
+        LeaderboardRow(rank, record, record.best, None if front is None else record.name in front)
         for rank, record in enumerate(scored, start=1)
     ]
-    return rows + [Row(None, record, record.best) for record in others]
+    return rows + [LeaderboardRow(None, record, record.best) for record in others]
 
 
-def pareto_front(plan: Plan, records: Sequence[TrialRecord]) -> set[str]:
+def pareto_front(plan: SweepPlan, records: Sequence[TrialRecord]) -> set[str]:
     """Names of the trials that no other is at least as good as in all objectives, better in one."""
     values = {record.name: objectives(plan, record) for record in records}
 
@@ -67,7 +67,7 @@ def pareto_front(plan: Plan, records: Sequence[TrialRecord]) -> set[str]:
     return {name for name, own in values.items() if not dominated(own)}
 
 
-def objectives(plan: Plan, record: TrialRecord) -> tuple[float, ...]:
+def objectives(plan: SweepPlan, record: TrialRecord) -> tuple[float, ...]:
     """A trial's scores, higher being better: of its best epoch, the first with the seam penalty.
 
     Raises:
@@ -86,7 +86,7 @@ def objectives(plan: Plan, record: TrialRecord) -> tuple[float, ...]:
 
 def write_leaderboard(
     folder: SweepFolder,
-    plan: Plan,
+    plan: SweepPlan,
     records: Mapping[str, TrialRecord],
     importance: Mapping[str, float] | None = None,
 ) -> None:
@@ -96,7 +96,7 @@ def write_leaderboard(
     folder.folder.write(JSON_FILE, leaderboard_json(plan, rows, importance))
 
 
-def table(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def table(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
     """One flat row a trial: rank, trial, status, score, metrics, the point, the cause."""
     several = len(plan.sweep.objective) > 1
     found = []
@@ -121,7 +121,7 @@ def table(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def leaderboard_csv(plan: Plan, rows: Sequence[Row]) -> str:
+def leaderboard_csv(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> str:
     """Full precision; an empty field where there is nothing."""
     flat = table(plan, rows)
     buffer = io.StringIO()
@@ -133,7 +133,7 @@ def leaderboard_csv(plan: Plan, rows: Sequence[Row]) -> str:
 
 
 def leaderboard_json(
-    plan: Plan, rows: Sequence[Row], importance: Mapping[str, float] | None
+    plan: SweepPlan, rows: Sequence[LeaderboardRow], importance: Mapping[str, float] | None
 ) -> str:
     """The rows, what was searched for, and what each parameter matters."""
     content = {
@@ -146,7 +146,9 @@ def leaderboard_json(
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def text_rows(plan: Plan, rows: Sequence[Row], most: int | None = None) -> list[list[str]]:
+def text_rows(
+    plan: SweepPlan, rows: Sequence[LeaderboardRow], most: int | None = None
+) -> list[list[str]]:
     """Header and rows for a terminal: rounded, the fields by their last names."""
     names = [*plan.space]
     head = ["rank", "trial", "status", "epoch", "score", *VALIDATION_METRICS]
@@ -169,7 +171,7 @@ def text_rows(plan: Plan, rows: Sequence[Row], most: int | None = None) -> list[
     return lines
 
 
-def counts(plan: Plan, records: Mapping[str, TrialRecord]) -> str:
+def counts(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> str:
     """How many trials are in each state, in words."""
     found: dict[str, int] = {}
     for record in records.values():

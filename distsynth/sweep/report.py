@@ -27,8 +27,8 @@ from distsynth.runs.tracking import public_config
 from distsynth.sweep.figures import parallel_figure, parameter_figure
 from distsynth.sweep.finalists import BEST_FOLDER
 from distsynth.sweep.folder import SweepFolder, searched
-from distsynth.sweep.leaderboard import Row, counts, rank_trials, text_rows
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.leaderboard import LeaderboardRow, counts, rank_trials, text_rows
+from distsynth.sweep.plan import SweepPlan
 from sharding.io.page import facts_html, paragraph, section
 from sharding.io.storage import Folder
 
@@ -70,7 +70,7 @@ def sweep_page(folder: SweepFolder, extras: Extras) -> str:
     )
 
 
-def leaderboard_html(plan: Plan, rows: Sequence[Row]) -> str:
+def leaderboard_html(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> str:
     """All trials, the best first, as in the terminal."""
     head, *lines = text_rows(plan, rows)
     heads = "".join(f"<th{_kind(k)} scope='col'>{escape(cell)}</th>" for k, cell in enumerate(head))
@@ -88,7 +88,7 @@ def leaderboard_html(plan: Plan, rows: Sequence[Row]) -> str:
     )
 
 
-def points_sections(plan: Plan, rows: Sequence[Row]) -> list[str]:
+def points_sections(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[str]:
     """Pictures of the points; none while no trial has a score."""
     if not any(row.rank is not None for row in rows):
         return []
@@ -107,7 +107,7 @@ def points_sections(plan: Plan, rows: Sequence[Row]) -> list[str]:
     return [section("Points", *map(picture_html, pictures))]
 
 
-def _best(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, Folder]:
+def _best(folder: SweepFolder, rows: Sequence[LeaderboardRow]) -> dict[str, Folder]:
     """Name -> run of what was exported; of the best trial if nothing was yet."""
     names = {name.split("/")[1] for name in folder.folder.names(BEST_FOLDER)}
     if names:
@@ -118,7 +118,7 @@ def _best(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, Folder]:
     return {f"1-{name}": Folder(folder.run_dir(name)) for name in ranked[:1]}
 
 
-def _config(plan: Plan) -> Mapping[str, Any]:
+def _config(plan: SweepPlan) -> Mapping[str, Any]:
     """What was asked, without what must not leave this machine."""
     sweep = {name: value for name, value in asdict(plan.sweep).items() if name != "cohort"}
     return {"space": plan.space, "sweep": sweep, "base": public_config(plan.base)}
@@ -128,7 +128,9 @@ def _kind(column: int) -> str:
     return " class='text'" if 0 < column < LEFT_COLUMNS else ""
 
 
-def sweep_dashboard(plan: Plan, project: str | None = None, entity: str | None = None) -> Dashboard:
+def sweep_dashboard(
+    plan: SweepPlan, project: str | None = None, entity: str | None = None
+) -> Dashboard:
     """The dashboard of a sweep's runs; project and entity are the plan's unless given."""
     searched = [part for name in plan.space for part in STAND_INS.get(name, (name,))]
     tracking = plan.base.tracking

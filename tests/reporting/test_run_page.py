@@ -20,9 +20,9 @@ from distsynth.reporting.sections import read_results
 from distsynth.reporting.specimen_slices import MOST_CHECKS, show_specimens
 from distsynth.runs.folder import BEST
 from distsynth.sweep.figures import parallel_figure, parameter_figure, scale_of
-from distsynth.sweep.folder import Report, SweepFolder, TrialRecord
+from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
 from distsynth.sweep.leaderboard import rank_trials
-from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.report import leaderboard_html
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
@@ -58,7 +58,7 @@ def records():
     found = {}
     for number, weight in enumerate((0.0, 0.02, 0.3, 1.0, 4.0)):
         score = 20.0 + number if number else -50.0
-        report = Report(1, 5, {"val/psnr": score, "val/mse": None}, score, score)
+        report = EpochRecord(1, 5, {"val/psnr": score, "val/mse": None}, score, score)
         point = {"loss.lambda_bce": weight, "generator.channels": (8, 8)}
         found[f"{number:05d}"] = TrialRecord(f"{number:05d}", point, "finished", (report,))
     cause = "OSError: /home/somebody/secret"
@@ -68,7 +68,7 @@ def records():
 
 
 def make_plan(**sweep):
-    return Plan("lambdas", "0a1b2c3d", preset("unet-7"), SPACE, SweepConfig(**sweep))
+    return SweepPlan("lambdas", "0a1b2c3d", preset("unet-7"), SPACE, SweepConfig(**sweep))
 
 
 def report(capsys, *args):

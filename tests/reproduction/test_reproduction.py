@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from ray_launch import environment, finished, home_folder, started
+from programs import environment, finished, home_folder, started
 from wandb_offline import read_offline_run
 
 from distsynth.cli.main import main

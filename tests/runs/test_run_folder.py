@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from s3_server import S3Server, s3_server
+from s3_server import S3Server
 from tiny_runs import tiny_config
 
 from distsynth.config import to_json
@@ -25,11 +25,7 @@ from sharding.io.errors import DataError
 from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
 
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sharding.registration.bias_correction import CorrectConfig
 from sharding.registration.config import PrepareConfig
 from sharding.registration.register import RegisterConfig
-
-SUPPORT = str(Path(__file__).parent)
-"""Where this module lies, for processes that import it."""
 
 CHEAP = PrepareConfig(
     correct=CorrectConfig(iterations=(5, 5), spline_mm=8.0),

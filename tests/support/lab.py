@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
-import sys
-import termios
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from killing import CallMoment, Moment, Stop
 from tiny_runs import start
 
 from sharding.shards.config import ShardConfig
@@ -22,15 +22,12 @@ from sharding.shards.write import write_shards
 from sharding.volumes.cohort import SPLITS, Specimen, Split
 from sharding.volumes.volume import Volume, write_volume
 
-SUPPORT = str(Path(__file__).parent)
-"""Where this module lies, for processes that import it."""
 SHAPE = (16, 14, 12)
 SMALL = ShardConfig(patch_size=(8, 8), patches_per_specimen=10, stride=8, block=4, shard_mb=0.01)
 """Training specimens have records of 4, 4 and 2 patches, a shard holds two records."""
 SECONDS = 60
 """A process that takes longer hangs."""
-ROOM = 40
-"""Bytes that a stalled process can still write: one line of progress and not two."""
+BEFORE_THE_MANIFEST = CallMoment("sharding.io.storage:Folder.write", "manifest.json")
 
 
 def make_lab(folder: Path, names: str = "abcd") -> Path:
@@ -111,47 +108,29 @@ def sharding(
 
 
 @contextlib.contextmanager
-def stalled_before_the_manifest(
+def stopped_sharding(
+    moment: Moment,
     specimens: Sequence[Specimen],
     out: str | Path,
     config: ShardConfig,
     log: Path,
-    packed: Callable[[], bool] | None = None,
+    environment: dict[str, str] | None = None,
     **options: object,
 ) -> Iterator[BaseProcess]:
-    """A process that shards and stops when everything but the manifest is written.
-
-    It tells its progress to a pipe that nobody reads and that has room for one line: it waits when
-    it says that the shards are packed. `packed` tells that it has come so far; without it, a local
-    process that sleeps is taken to have.
-    """
-    log.unlink(missing_ok=True)
-    os.mkfifo(log)
-    pipe = os.open(log, os.O_RDWR | os.O_NONBLOCK)
-    try:
-        size = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
-        os.write(pipe, b" " * (size - ROOM))
-        with sharding(specimens, out, config, log, **options) as process:
-            until(packed or (lambda: _written(pipe) > size - ROOM and _sleeps(process)), process)
-            assert process.is_alive(), "it ended without waiting"
+    """A process that shards and has stopped at a moment; it is killed at the end of the block."""
+    with tempfile.TemporaryDirectory() as notes:
+        stop = Stop(moment, Path(notes))
+        more = stop.environment | (environment or {})
+        with sharding(specimens, out, config, log, environment=more, **options) as process:
+            stop.wait(process)
             yield process
-    finally:
-        os.close(pipe)
-        log.unlink()
 
 
-def _written(pipe: int) -> int:
-    """What has been written to a pipe and not been read."""
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
-def _sleeps(process: BaseProcess) -> bool:
-    """Whether a process that has nobody to wait for waits all the same."""
-    for _ in range(20):
-        if ") S" not in Path(f"/proc/{process.pid}/stat").read_text():
-            return False
-        time.sleep(0.001)
-    return True
+def stopped_before_the_manifest(
+    specimens: Sequence[Specimen], out: str | Path, config: ShardConfig, log: Path, **options: Any
+) -> contextlib.AbstractContextManager[BaseProcess]:
+    """The same, when everything but the manifest is written."""
+    return stopped_sharding(BEFORE_THE_MANIFEST, specimens, out, config, log, **options)
 
 
 def until(
@@ -192,14 +171,6 @@ def pool_workers(process: int) -> list[int]:
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(child)
     return found
-
-
-def has_threads(process: int) -> bool:
-    """Whether a process has come to start a second thread, as the workers of a pool first do."""
-    try:
-        return len(list(Path(f"/proc/{process}/task").iterdir())) > 1
-    except FileNotFoundError:
-        return False
 
 
 def is_running(process: int) -> bool:

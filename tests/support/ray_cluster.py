@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import with_path
 
 
 def node(cores: int) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def loopback_cluster(head: int, *others: int, **environment: str) -> Iterator[An
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_health_check_initial_delay_ms": "500",
             "RAY_health_check_period_ms": "500",
-            "PYTHONPATH": str(Path(__file__).parent),
+            **with_path(Path(__file__).parent),
             "OMP_NUM_THREADS": "1",
             **environment,
         }.items():

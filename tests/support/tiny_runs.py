@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from moments import watch_as_asked
 
 import distsynth.training.checkpointing
 import distsynth.training.loop
@@ -158,6 +159,7 @@ def _child(name: tuple[str, str], args: Any, environment: dict[str, str], log: P
     # it when it is imported: the target's module comes after.
     os.environ.clear()
     os.environ.update(environment)
+    watch_as_asked()
     module, function = name
     target = getattr(importlib.import_module(module), function)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from ray_launch import SHIMS, Program, environment, finished, free_port, home_folder, started
+from programs import SHIMS, Program, environment, finished, free_port, home_folder, started
 from tiny_runs import tiny_config
 
 from distsynth.cli.main import main
 from distsynth.config import to_json
 from distsynth.runs.folder import BEST
+
+pytestmark = pytest.mark.slow
 
 JOB = Path(__file__).parents[2] / "jobs" / "tune_gan.py"
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsynth.presets import preset
-from distsynth.sweep.folder import Report, SweepFolder, TrialRecord
+from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
 from distsynth.sweep.leaderboard import (
     counts,
     leaderboard_csv,
@@ -23,7 +23,7 @@ from distsynth.sweep.leaderboard import (
     text_rows,
     write_leaderboard,
 )
-from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.plan import SweepConfig, SweepPlan
 
 SPACE = {
     "loss.lambda_bce": {"zero_or_log": [0.01, 4.0], "zero": 0.2},
@@ -31,10 +31,10 @@ SPACE = {
 }
 
 
-def plan(*objective: str, **sweep: Any) -> Plan:
+def plan(*objective: str, **sweep: Any) -> SweepPlan:
     chosen = objective or ("psnr",)
     config = SweepConfig(objective=chosen, search="optuna", **sweep)
-    return Plan("lambdas", "0a1b2c3d", preset("unet-7"), SPACE, config)
+    return SweepPlan("lambdas", "0a1b2c3d", preset("unet-7"), SPACE, config)
 
 
 def trial(number: int, *scores: float | None, **more: Any) -> TrialRecord:
@@ -48,7 +48,7 @@ def trial(number: int, *scores: float | None, **more: Any) -> TrialRecord:
     values: dict[str, Any] = whole | more
     metrics = values.pop("metrics")
     reports = tuple(
-        Report(epoch, 5 * epoch, metrics, score, max(known, default=None))
+        EpochRecord(epoch, 5 * epoch, metrics, score, max(known, default=None))
         for epoch, score in enumerate(scores, start=1)
     )
     return TrialRecord(f"{number:05d}", reports=reports, **values)
@@ -142,7 +142,7 @@ def test_each_objective_is_turned_so_that_higher_is_better():
 
 def test_objectives_are_of_the_best_epoch():
     reports = tuple(
-        Report(epoch, epoch, {"val/mse": mse}, score, score)
+        EpochRecord(epoch, epoch, {"val/mse": mse}, score, score)
         for epoch, (score, mse) in enumerate([(1.0, 0.1), (3.0, 0.3), (2.0, 0.2)], start=1)
     )
     record = TrialRecord("00000", {}, reports=reports)
@@ -339,5 +339,5 @@ def test_counts_are_told_in_words():
     assert counts(plan(trials=5), records) == told
     assert counts(plan(trials=8), records) == f"{told}, 3 to be suggested"
     assert counts(plan(trials=2), {}) == "no trials yet, 2 to be suggested"
-    grid = Plan("a", "b", preset("unet-7"), SPACE, SweepConfig(trials=8, search="grid"))
+    grid = SweepPlan("a", "b", preset("unet-7"), SPACE, SweepConfig(trials=8, search="grid"))
     assert counts(grid, records) == told

@@ -18,6 +18,8 @@ from distsynth.sweep.run import resume_sweep, start_sweep
 from distsynth.sweep.trial import run_config
 from distsynth.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 8
 RUN = {"train.epochs": EPOCHS, "train.checkpoint_every": 2}
 
@@ -182,6 +184,6 @@ def node_of_a_trial(cluster):
         for task in Path(f"/proc/{raylet}/task").iterdir():
             for child in (task / "children").read_text().split():
                 command = Path(f"/proc/{child}/cmdline").read_bytes()
-                if is_running(int(child)) and (b"Trainable" in command or b"_Peer" in command):
-                    found.append((b"_Peer" in command, candidate))
+                if is_running(int(child)) and (b"Trainable" in command or b"_Worker" in command):
+                    found.append((b"_Worker" in command, candidate))
     return max(found, key=lambda pair: pair[0])[1]

@@ -22,6 +22,8 @@ from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"supervised": {}, "adversarial": ADVERSARIAL}
 FULL = ADVERSARIAL | BATCH_NORM
 

@@ -20,6 +20,8 @@ from sharding.io.parallel import run_each
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import write_cohort
 
+pytestmark = pytest.mark.slow
+
 JOB = Path(__file__).parents[3] / "jobs" / "shard_volumes.py"
 COHORT = "a train, b train, c train, d val, e test, f test"
 

@@ -18,7 +18,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, S3Server, closed_endpoint, s3_server
+from s3_server import BUCKET, S3Server, closed_endpoint
 
 from sharding.io import retries, storage
 from sharding.io.cache import Cache
@@ -27,12 +27,6 @@ from sharding.io.storage import Folder, is_remote
 
 CONTENT = os.urandom(100_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
 
 
 @pytest.fixture

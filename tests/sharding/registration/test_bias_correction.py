@@ -10,6 +10,8 @@ from sharding.simulation.phantom import phantom_volume
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 
+pytestmark = pytest.mark.slow
+
 QUICK = CorrectConfig(shrink=2, spline_mm=10, iterations=(50, 50, 50))
 
 

@@ -9,19 +9,18 @@ import json
 import os
 import platform
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from cheap_preparation import CHEAP, SUPPORT
+from cheap_preparation import CHEAP
 from filelock import FileLock
+from killing import SUPPORT, FileMoment, killed_at
 from nibabel.affines import apply_affine
+from programs import with_path
 from scipy.spatial.transform import Rotation
 
 from sharding.registration import step_work
@@ -38,6 +37,8 @@ from sharding.volumes.pair import prepare_pair
 from sharding.volumes.resample import resample
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_volume, write_volume
+
+pytestmark = pytest.mark.slow
 
 PLAIN = replace(CHEAP, steps=("scale", "resample"))
 SHAPE = (40, 36, 32)
@@ -292,39 +293,22 @@ import sys
 from pathlib import Path
 from sharding.volumes.cohort import read_cohort
 from sharding.registration.prepare import prepare_cohort
-from cheap_preparation import CHEAP, SUPPORT
+from cheap_preparation import CHEAP
 prepare_cohort(read_cohort(sys.argv[1])[:2], Path(sys.argv[2]), CHEAP, workers=1)
 """
 
 
-def killed_after(raw, out, sign):
-    """Start a run in a process of its own and kill it as soon as a path appears."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, raw, out],
-        cwd=SUPPORT,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while not list(out.glob(sign)):
-            assert process.poll() is None, "it finished, or died, before it could be killed"
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(raw, whole, tmp_path):
     out = tmp_path / "out"
-    # While a step is written, between steps, and before a specimen is judged.
-    for sign in (
-        "phantom-00/.scale.partial-*/new/.source.nii.gz*",
-        "phantom-00/deform",
-        "phantom-01/.resample.partial-*",
+    for moment in (
+        FileMoment("*/.scale.partial-*/new/source.nii.gz", "rename", torn=True),
+        FileMoment("*/phantom-00/.resample.partial-*", "mkdir"),
+        FileMoment("*/phantom-01/resample", "rename"),
     ):
-        killed_after(raw, out, sign)
+        killed_at(moment, [sys.executable, "-c", KILLED, raw, out], os.environ | with_path(SUPPORT))
         assert not (out / "cohort.csv").exists()
         assert not (out / "quality.json").exists()
-    done = inodes(out)
+    done = {name: inode for name, inode in inodes(out).items() if "/." not in name}
     assert {"phantom-00/scale", "phantom-00/deform", "phantom-01/deform"} <= set(done)
     assert prepared(read_cohort(raw)[:2], out, CHEAP).failures == {}
     assert not redone(done, {name: inodes(out)[name] for name in done})
@@ -424,14 +408,14 @@ def test_a_cohort_in_which_all_fail_has_no_cohort_file(one, tmp_path):
     assert (out / "quality.json").exists()
 
 
-def test_an_unforeseen_error_is_a_failure_too(one, tmp_path, monkeypatch, capsys):
+def test_an_unforeseen_error_is_a_failure_too(one, tmp_path, monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError("in /home/somebody/code/itk.cxx: no")
 
     monkeypatch.setattr(step_work, "fit_intensities", broken)
     result = prepared([one], tmp_path / "out")
     assert result.failures[one.name] == "RuntimeError: in itk.cxx: no"
-    assert "Traceback" in capsys.readouterr().err
+    assert "Traceback" in caplog.text
 
 
 def mask_of(grid, folder, data, affine=None):

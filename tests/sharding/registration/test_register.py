@@ -20,6 +20,8 @@ from sharding.volumes.masks import foreground_mask
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume
 
+pytestmark = pytest.mark.slow
+
 VOXEL = 0.2
 QUICK = RegisterConfig(
     affine_shrink=(2, 1), affine_iterations=60, deform_shrink=(2,), deform_iterations=(45,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -13,24 +14,24 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import SUPPORT, FileMoment
 from lab import (
     SMALL,
-    SUPPORT,
     change_target,
     children,
-    has_threads,
     is_running,
     kill,
     make_lab,
     pool_workers,
     rows,
-    sharding,
-    stalled_before_the_manifest,
     stamps,
+    stopped_before_the_manifest,
+    stopped_sharding,
     tree,
     until,
     without_split,
 )
+from programs import with_path
 
 from sharding.io.errors import CohortError, DataError
 from sharding.io.storage import Folder
@@ -81,43 +82,31 @@ def kept(out):
 # Killed
 
 
-def amid_a_part(out):
-    return len(parts(out)) < 12 and partials(out) and not packed(out)
+AMID_A_PART = FileMoment("*/parts/specimens/*.tar", "rename", count=2, torn=True)
+AFTER_A_PART = FileMoment("*/parts/specimens/*.json", "rename", count=2)
+MIDWAY = FileMoment("*/parts/specimens/*.json", "rename", count=4)
+AMID_PACKING = FileMoment("*/parts/shards/*.json", "rename", count=2)
 
 
-def after_the_first_part(out):
-    return 2 <= len(parts(out)) <= 4
+def killed(lab, moment):
+    with stopped_sharding(moment, rows(lab, COHORT), lab / "out", SMALL, lab / "log"):
+        pass
+    return lab / "out"
 
 
-def midway(out):
-    return 6 <= len(parts(out)) <= 8 and not packed(out)
-
-
-def amid_packing(out):
-    return packed(out) and not (out / "manifest.json").exists()
-
-
-def killed(lab, reached, **options):
-    """Kill runs until one dies at the moment that is wanted."""
-    out = lab / "out"
-    for _ in range(30):
-        shutil.rmtree(out, ignore_errors=True)
-        with sharding(rows(lab, COHORT), out, SMALL, lab / "log", **options) as process:
-            until(lambda: reached(out), process)
-        if reached(out):
-            assert process.exitcode == -9
-            return out
-    raise AssertionError(f"no run was killed {reached.__name__}")
-
-
-@pytest.mark.parametrize("reached", [amid_a_part, after_the_first_part, midway, amid_packing])
-def test_a_killed_run_is_gone_on_with(lab, whole, reached):
-    out = killed(lab, reached)
+@pytest.mark.parametrize(
+    ("moment", "cut", "shards"),
+    [(AMID_A_PART, 1, 0), (AFTER_A_PART, 1, 0), (MIDWAY, 3, 0), (AMID_PACKING, 6, 1)],
+)
+def test_a_killed_run_is_gone_on_with(lab, whole, moment, cut, shards):
+    out = killed(lab, moment)
     finished = kept(out)
+    assert (len(parts(out)), len(packed(out))) == (2 * cut, 2 * shards)
+    assert len(partials(out)) == 1
     with pytest.raises(DataError, match=r"not finished.*Run the same|no shard set here"):
         ShardSet(out)
     # Killed once more, when everything is there and nothing is cleared away.
-    with stalled_before_the_manifest(rows(lab, COHORT), out, SMALL, lab / "log"):
+    with stopped_before_the_manifest(rows(lab, COHORT), out, SMALL, lab / "log"):
         redone = kept(out)
         assert finished.items() <= redone.items(), "what was finished is not touched"
         assert len(redone) == 6 * 2 + len(read_manifest(Folder(lab / "whole")).shards) * 2
@@ -135,31 +124,32 @@ def test_a_killed_run_is_gone_on_with(lab, whole, reached):
 
 def test_a_run_of_several_processes_is_killed_and_gone_on_with_by_several(lab, whole):
     out = lab / "out"
-    with sharding(rows(lab, COHORT), out, SMALL, lab / "log", workers=2) as process:
-        until(lambda: parts(out), process)
+    # A worker stops and the other one goes on, until the process that started them is killed.
+    with stopped_sharding(
+        AFTER_A_PART, rows(lab, COHORT), out, SMALL, lab / "log", workers=2
+    ) as process:
+        until(lambda: len(parts(out)) >= 2, process)
         workers = pool_workers(process.pid)
         finished = kept(out)
     assert process.exitcode == -9
     assert len(workers) == 2
     # They would wait for work for ever, or write beside the next run.
+    for worker in filter(is_running, workers):
+        os.kill(worker, signal.SIGCONT)
     until(lambda: not any(map(is_running, workers)), seconds=30)
     assert (out / "parts").exists()
     assert len(finished) >= 2
-    with stalled_before_the_manifest(rows(lab, COHORT), out, SMALL, lab / "log", workers=2):
+    with stopped_before_the_manifest(rows(lab, COHORT), out, SMALL, lab / "log", workers=2):
         assert finished.items() <= kept(out).items()
     write_shards(rows(lab, COHORT), out, SMALL, workers=2)
     assert tree(out) == whole
 
 
-def test_a_killed_worker_ends_the_run_with_the_remedy(lab):
-    out, slow = lab / "out", replace(SMALL, patches_per_specimen=1500, block=500, shard_mb=2)
-    with sharding(rows(lab, COHORT), out, slow, lab / "log", workers=2) as process:
-
-        def at_work():
-            workers = pool_workers(process.pid)
-            return len(workers) == 2 and all(map(has_threads, workers))
-
-        until(at_work, process)
+def test_a_killed_worker_ends_the_run_with_the_remedy(lab, whole):
+    out = lab / "out"
+    with stopped_sharding(
+        AMID_A_PART, rows(lab, COHORT), out, SMALL, lab / "log", workers=2
+    ) as process:
         kill(pool_workers(process.pid)[0])
         process.join(30)
         assert process.exitcode == 1, (lab / "log").read_text()
@@ -167,13 +157,12 @@ def test_a_killed_worker_ends_the_run_with_the_remedy(lab):
     said = (lab / "log").read_text()
     assert "DataError: worker processes: one was killed, by the system for want of memory" in said
     assert "Use fewer --workers and start again: what is finished is kept." in said
-    write_shards(rows(lab, COHORT), out, slow, workers=1)
-    write_shards(rows(lab, COHORT), lab / "fresh", slow, workers=1)
-    assert tree(out) == tree(lab / "fresh")
+    write_shards(rows(lab, COHORT), out, SMALL, workers=1)
+    assert tree(out) == whole
 
 
 def test_an_unfinished_set_can_be_finished_with_another_configuration(lab):
-    out = killed(lab, midway)
+    out = killed(lab, MIDWAY)
     other = replace(SMALL, seed=5, stride=4)
     write_shards(rows(lab, COHORT), out, other, workers=1)
     write_shards(rows(lab, COHORT), lab / "fresh", other, workers=1)
@@ -209,10 +198,10 @@ def test_a_part_is_not_taken_for_one_of_the_same_size(lab):
 def test_what_lost_nodes_leave_is_cleared_away(lab, whole):
     """Its tasks run again elsewhere, and what they had begun lies in the folder they share."""
     out = lab / "out"
-    with sharding(rows(lab, COHORT), out, SMALL, lab / "log") as process:
-        until(lambda: parts(out), process)
+    with stopped_sharding(AFTER_A_PART, rows(lab, COHORT), out, SMALL, lab / "log") as process:
         for name in ("parts/specimens/.f.tar.partial-lostnode.tar", ".x.json.partial-lostnode"):
             (out / name).write_bytes(b"half")
+        os.kill(process.pid, signal.SIGCONT)
         process.join(60)
     assert process.exitcode == 0, (lab / "log").read_text()
     assert tree(out) == whole
@@ -256,7 +245,7 @@ print(json.dumps([kind, said, sorted(before), names, same]))
 
 @pytest.mark.parametrize("share", [0.4, 1.3])
 def test_a_full_disk_is_named_and_what_is_finished_is_kept(lab, whole, share):
-    with stalled_before_the_manifest(rows(lab, COHORT), lab / "out", SMALL, lab / "log"):
+    with stopped_before_the_manifest(rows(lab, COHORT), lab / "out", SMALL, lab / "log"):
         sizes = [path.stat().st_size for path in (lab / "out" / "parts").rglob("*.*")]
     pages = sum(-(-size // 4096) for size in sizes) + 20
     disk = lab / "disk"
@@ -264,7 +253,7 @@ def test_a_full_disk_is_named_and_what_is_finished_is_kept(lab, whole, share):
     script = f'mount -t tmpfs -o size=4m none "{disk}" && exec "$0" "$@"'
     arguments = [ON_A_FULL_DISK, lab, disk, int(share * pages) * 4096, COHORT]
     command = ["unshare", "-rm", "sh", "-c", script, sys.executable, "-c", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": SUPPORT}
+    environment = os.environ | with_path(SUPPORT)
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a small disk")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -312,7 +301,7 @@ def specimens_of(manifest, split):
 def recut(lab, splits, **options):
     """Specimens that an update cuts; it is killed before its end."""
     options = {"update": True} | options
-    with stalled_before_the_manifest(rows(lab, splits), lab / "out", SMALL, lab / "log", **options):
+    with stopped_before_the_manifest(rows(lab, splits), lab / "out", SMALL, lab / "log", **options):
         return {path.stem for path in (lab / "out/parts/specimens").glob("*.json")}
 
 
@@ -388,7 +377,7 @@ def test_moved_to_the_test_a_specimen_is_cut_only_if_validation_has_fewer_slices
     before, after = "a train, b train, c val, d val, e test", "a train, b train, c val, d test"
     finish(lab, before, config=config)
     after += ", e test"
-    with stalled_before_the_manifest(
+    with stopped_before_the_manifest(
         rows(lab, after), lab / "out", config, lab / "log", update=True
     ):
         cut = {path.stem for path in (lab / "out/parts/specimens").glob("*.json")}
@@ -445,7 +434,7 @@ def test_a_killed_update_leaves_the_old_set_valid(lab):
     shutil.copytree(lab / "out", lab / "copy")
     before = tree(lab / "out")
     for _ in range(2):
-        with stalled_before_the_manifest(
+        with stopped_before_the_manifest(
             rows(lab, "b train, c train, d test, e val, f test"),
             lab / "out",
             SMALL,

@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from killing import CallMoment
 from lab import SMALL as BASE
-from lab import break_target, make_lab, rows, sharding, stalled_before_the_manifest, tree, until
-from s3_server import S3Server, s3_server
+from lab import break_target, make_lab, rows, stopped_before_the_manifest, stopped_sharding, tree
+from s3_server import S3Server
 
 from distsynth.config import DataConfig
-from distsynth.data.loader import TrainingBatches, judging_batches
+from distsynth.data.loader import TrainingBatches, validation_batches
 from distsynth.errors import ConfigError
 from sharding.io import retries
 from sharding.io.cache import Cache
@@ -24,15 +25,11 @@ from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
 from sharding.shards.write import write_shards
 
+pytestmark = pytest.mark.slow
+
 COHORT = "a train, b train, c train, d val, e test"
 SMALL = replace(BASE, block=16, shard_mb=0.008)
 """Three shards a split: every request takes its time."""
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
 
 
 @pytest.fixture
@@ -139,23 +136,24 @@ def test_a_specimen_that_fails_leaves_the_others(s3, tmp_path, refused):
 
 def test_a_killed_run_is_gone_on_with(s3, local, tmp_path):
     folder = Folder(s3.new_folder())
-    with sharding(
-        rows(local, COHORT), folder.url, SMALL, tmp_path / "log", environment=s3.environment
-    ) as process:
-        until(lambda: "parts/specimens/b.json" in folder.names(), process)
+    moment = CallMoment("sharding.io.storage:Folder.write", "parts/specimens/b.json", after=True)
+    with stopped_sharding(
+        moment, rows(local, COHORT), folder.url, SMALL, tmp_path / "log", s3.environment
+    ):
+        assert "parts/specimens/b.json" in folder.names()
     first = {name for name in folder.names() if name.endswith(".json")}
     assert "manifest.json" not in first
     cut = {name.replace("json", kind) for name in first for kind in ("json", "tar")}
     s3.requests.clear()
     count = len(ShardSet(local / "whole").manifest.shards)
-    with stalled_before_the_manifest(
+    with stopped_before_the_manifest(
         rows(local, COHORT),
         folder.url,
         SMALL,
         tmp_path / "log",
-        lambda: len(folder.names("parts/shards")) == count,
         environment=s3.environment,
     ):
+        assert len(folder.names("parts/shards")) == count
         with pytest.raises(DataError, match="not finished"):
             ShardSet(folder.url)
         assert not put(s3, folder) & {name for name in cut if "specimens" in name}
@@ -195,7 +193,9 @@ def test_batches_are_those_of_the_local_set(remote, local, workers):
     shards, whole = ShardSet(remote.url), ShardSet(local / "whole")
     assert_same(batches(shards, workers=workers), batches(whole))
     chosen = np.arange(shards.manifest.patches("val"))[::3]
-    found, expected = (list(judging_batches(which, "val", chosen, 5)) for which in (shards, whole))
+    found, expected = (
+        list(validation_batches(which, "val", chosen, 5)) for which in (shards, whole)
+    )
     assert_same(found, expected)
     for row in shards.manifest.specimens:
         if row.mask_sha256:

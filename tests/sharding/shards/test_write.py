@@ -14,6 +14,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from killing import FileMoment
 from lab import (
     SHAPE,
     SMALL,
@@ -21,11 +22,10 @@ from lab import (
     change_target,
     make_lab,
     rows,
-    sharding,
-    stalled_before_the_manifest,
     stamps,
+    stopped_before_the_manifest,
+    stopped_sharding,
     tree,
-    until,
     without_split,
 )
 
@@ -269,7 +269,7 @@ def test_nothing_personal_goes_into_a_shard_set(lab):
         image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
         nib.save(image, home / path.name)
     secrets = (b"Jane", b".nii", str(lab).encode(), b"/home", b"root")
-    with stalled_before_the_manifest(rows(home), home / "out", SMALL, lab / "log"):
+    with stopped_before_the_manifest(rows(home), home / "out", SMALL, lab / "log"):
         unclosed = tree(home / "out")
     assert any(name.startswith("parts/") for name in unclosed)
     write_shards(rows(home), home / "out", SMALL, workers=1)
@@ -393,7 +393,7 @@ def test_specimens_that_fail_do_not_stop_the_others(lab, workers):
     # Mended, only they are cut.
     before = stamps(lab / "out" / "parts")
     make_lab(lab, "abcdefg")
-    with stalled_before_the_manifest(cohort, lab / "out", SMALL, lab / "log"):
+    with stopped_before_the_manifest(cohort, lab / "out", SMALL, lab / "log"):
         after = stamps(lab / "out" / "parts")
     assert before.items() <= after.items()
     assert len(after) > len(before)
@@ -513,15 +513,13 @@ def test_a_cohort_that_is_refused_does_not_cost_the_old_set(lab, refused):
 
 def test_a_run_killed_while_it_replaced_a_set_can_be_started_again(lab):
     other, out = replace(SMALL, seed=1), lab / "out"
-    for _ in range(20):
-        write_shards(rows(lab), out, SMALL, workers=1, overwrite=True)
-        for number in range(1000):
-            (out / "train" / f"stale-{number:04d}.tar").touch()
-        with sharding(rows(lab), out, other, lab / "log", overwrite=True) as process:
-            until(lambda: not (out / "manifest.json").exists(), process)
-        if (out / "train").is_dir() and any((out / "train").glob("stale*")):
-            break
-    assert 0 < len(list((out / "train").glob("stale*"))) <= 1000, "killed amid removing"
+    write_shards(rows(lab), out, SMALL, workers=1, overwrite=True)
+    for number in range(100):
+        (out / "train" / f"stale-{number:04d}.tar").touch()
+    amid = FileMoment("*/train/stale-*", "remove", count=50)
+    with stopped_sharding(amid, rows(lab), out, other, lab / "log", overwrite=True):
+        pass
+    assert len(list((out / "train").glob("stale*"))) == 51, "killed amid removing"
     assert unfinished(lab) == set()
     write_shards(rows(lab), out, other, workers=1, overwrite=True)
     write_shards(rows(lab), lab / "fresh", other, workers=1)
@@ -546,7 +544,7 @@ def test_a_folder_that_is_no_shard_set_is_never_touched(lab, refused):
 
 
 def test_two_runs_at_once_are_refused(lab, refused):
-    with stalled_before_the_manifest(rows(lab), lab / "out", SMALL, lab / "log") as first:
+    with stopped_before_the_manifest(rows(lab), lab / "out", SMALL, lab / "log") as first:
         before = stamps(lab / "out")
         for _ in range(2):
             with refused(lab / "out", "another run is writing here", "Wait for it"):

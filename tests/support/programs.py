@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -94,6 +95,16 @@ class Program:
                         found.add((process.name(), connection.laddr.ip))
         return found
 
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the program alone; a stopped one gets it when it resumes."""
+        self._process.send_signal(number)
+
+    def resume(self) -> None:
+        """Let every process of the family that has stopped go on."""
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
     def kill(self) -> None:
         """At once, with its family."""
         while family := self.family():
@@ -171,3 +182,15 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def with_path(*folders: Path, before: Mapping[str, str] | None = None) -> dict[str, str]:
+    """PYTHONPATH with these folders in front of what is there, so that a checkout still wins.
+
+    Args:
+        folders: What a process shall import from.
+        before: The environment that it extends; that of the tests by default.
+    """
+    there = (os.environ if before is None else before).get("PYTHONPATH", "")
+    parts = [*(str(folder) for folder in folders), *filter(None, there.split(os.pathsep))]
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(parts))}
