@@ -54,7 +54,7 @@ class CohortError(DataError):
 
 
 def list_failures(failures: Mapping[str, str], total: int) -> str:
-    """Every failed specimen with its cause; specimens that failed alike share a line."""
+    """Every failed specimen with its cause; many that failed alike share a line."""
     return f"{len(failures)} of {total} specimens failed:{list_causes(failures)}"
 
 
@@ -71,15 +71,16 @@ def list_causes(causes: Mapping[str, str]) -> str:
         groups.setdefault(rest if colon else causes[name], []).append(name)
     lines = []
     for names in groups.values():
-        shown = ", ".join(names[:MOST_NAMED])
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        alike = f" ({len(names)} alike, the first of them)" if len(names) > 1 else ""
-        lines.append(f"\n  {shown}{more}{alike}: {causes[names[0]]}")
+        if len(names) < LEAST_ALIKE:
+            lines += [f"\n  {name}: {causes[name]}" for name in names]
+        else:
+            first = causes[names[0]]
+            lines.append(f"\n  {', '.join(names)} ({len(names)} alike, {names[0]} stated): {first}")
     return "".join(lines)
 
 
-MOST_NAMED = 20
-"""Names that share a line at most."""
+LEAST_ALIKE = 4
+"""Specimens of one cause that share a line."""
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

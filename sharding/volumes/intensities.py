@@ -22,6 +22,8 @@ SCALED_MAX = 1000.0
 """Prepared volumes run from 0 to this (section 5.1)."""
 LEAST_CONTRAST = 0.01
 """Share of the intensity range that an image spans where it counts; less is called constant."""
+LEAST_VOXELS = 27
+"""So few voxels say nothing about contrast."""
 LEVELS = 4000
 """Steps of the histogram that contrast is measured by."""
 BLOCKS, BLOCK_LEVELS = 4, 15
@@ -159,9 +161,21 @@ def check_varies(
     """
     counts = np.zeros(LEVELS + 1, np.int64)
     for slab in slabs(scaled.shape):
-        levels = np.rint(scaled[slab][region[slab]] * LEVELS).astype(np.int64)
-        counts += np.bincount(levels, minlength=LEVELS + 1)
-    below = np.cumsum(counts) / max(1, counts.sum())
+        counts += _histogram(scaled[slab][region[slab]])
+    _refuse_constant(where, counts, named)
+
+
+def _histogram(scaled: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Counts of intensities in [0, 1], by LEVELS steps."""
+    levels = np.rint(scaled * LEVELS).astype(np.int64)
+    return np.bincount(levels.ravel(), minlength=LEVELS + 1)
+
+
+def _refuse_constant(where: object, counts: NDArray[np.int64], named: str) -> None:
+    """Raise DataError if a histogram spans too little of the intensity range."""
+    if counts.sum() < LEAST_VOXELS:
+        return
+    below = np.cumsum(counts) / counts.sum()
     low, high = (int(np.searchsorted(below, share)) / LEVELS for share in (0.01, 0.99))
     if high - low < LEAST_CONTRAST:
         raise DataError(
@@ -171,6 +185,27 @@ def check_varies(
             "needed",
             "Check the export of this volume, and that its affine, units and mask are right",
         )
+
+
+def check_foreground_varies(
+    where: object, volume: Volume, transform: IntensityTransform, threshold: float
+) -> None:
+    """Refuse a scan that shows nothing but its outline, where no mask says what counts.
+
+    Args:
+        where: Names the file in the error.
+        volume: The scan.
+        transform: Its intensity transform.
+        threshold: What exceeds it, on the scaled intensities, is foreground.
+
+    Raises:
+        DataError: As check_varies.
+    """
+    counts = np.zeros(LEVELS + 1, np.int64)
+    for slab in slabs(volume.shape):
+        scaled = scale_slab(volume.data[slab], transform.low, transform.high)
+        counts += _histogram(scaled[scaled > threshold])
+    _refuse_constant(where, counts, "its foreground")
 
 
 def fingerprint(volume: Volume) -> str:

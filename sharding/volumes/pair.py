@@ -135,6 +135,7 @@ def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
     """
     source_file = source_of(specimen)
     source, target = read_pair(source_file, specimen.target, config.orientation)
+    given = target
     target, foreground, target_transform = _target(specimen, target, config)
     native, registration, fitted = source, None, None
     if specimen.native_source:
@@ -142,7 +143,7 @@ def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
         fitted = fit_intensities(specimen.native_source, native, config)
         if specimen.transform:
             registration = Transform.load(specimen.transform)
-    check_not_finer(source_file, native, target, config)
+    check_not_finer(source_file, native, given, config)
     placed = place_source(source, target.shape, target.affine, config, source_file, fitted=fitted)
     mask = foreground & placed.inside
     overlap = float(mask.sum() / foreground.sum())

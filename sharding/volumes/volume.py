@@ -160,7 +160,10 @@ def read_volume(
 
 
 def read_pair(
-    source: str | Path, target: str | Path, orientation: Orientation = "header"
+    source: str | Path,
+    target: str | Path,
+    orientation: Orientation = "header",
+    empty: Empty = in_memory,
 ) -> tuple[Volume, Volume]:
     """Read a source and a target in one world.
 
@@ -169,12 +172,13 @@ def read_pair(
         target: The high-field file.
         orientation: With "array", if either file has no orientation, the array of the source is
             laid along the axes of the target's array, middle on middle.
+        empty: Makes the arrays of voxels.
 
     Raises:
         DataError: As read_volume.
     """
-    ours = read_volume(source, orientation=orientation)
-    theirs = read_volume(target, orientation=orientation)
+    ours = read_volume(source, empty=empty, orientation=orientation)
+    theirs = read_volume(target, empty=empty, orientation=orientation)
     if ours.has_orientation and theirs.has_orientation:
         return ours, theirs
     affine = aligned_by_array(ours.shape, ours.spacing_mm, theirs.shape, theirs.affine)

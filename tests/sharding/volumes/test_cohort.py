@@ -62,8 +62,13 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
     ("text", "where", "rule", "remedy"),
     [
         ("specimen,source\na,a_s.nii.gz\n", "cohort.csv", "column target is missing", "first row"),
-        ("name,target\na,a_t.nii.gz\n", "cohort.csv", "column specimen is missing", "first row"),
-        ("", "cohort.csv", "column specimen is missing", "first row"),
+        (
+            "target\na_t.nii.gz\n",
+            "cohort.csv",
+            "column specimen is missing, found target",
+            "first row",
+        ),
+        ("", "cohort.csv", "the cohort file is empty", "first row"),
         ("specimen,target\n", "cohort.csv", "holds no specimen", "Add a row"),
         ("specimen,target\na,\n", "cohort.csv, line 2", "field target is empty", "Fill it"),
         ("specimen,target\n\n\n,a_t.nii.gz\n", "line 4", "field specimen is empty", "Fill it"),
@@ -304,9 +309,6 @@ def test_there_may_be_no_test_split():
     assert split_sizes(2, (0.5, 0.5, 0.0)) == (1, 1, 0)
     halves = assign_splits(specimens(None, ["a", "b"]), (0.5, 0.5, 0))
     assert set(halves.values()) == {"train", "val"}
-        "train",
-        "val",
-    }
 
 
 @pytest.mark.parametrize(
