@@ -115,6 +115,11 @@ def predict(args: Sequence[str]) -> None:
         """NIfTI file to write."""
         like: Path | None = None
         """Predict on the grid of this volume."""
+        orientation: Literal["header", "array"] = "header"
+        """array accepts a source that has lost its orientation; the result then has none either,
+        and its array lies like that of the source."""
+        max_voxels: int = 1_000_000_000
+        """Refuse a grid of more voxels."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
@@ -123,7 +128,16 @@ def predict(args: Sequence[str]) -> None:
     from distsynth.inference.predictor import load_predictor, predict_file
 
     predictor = load_predictor(given.checkpoint, given.device).stitched(**vars(given.stitch))
-    print(predict_file(predictor, given.volume, given.out, given.like, given.overwrite))
+    out = predict_file(
+        predictor,
+        given.volume,
+        given.out,
+        given.like,
+        given.overwrite,
+        given.orientation,
+        given.max_voxels,
+    )
+    print(out)
 
 
 def evaluate(args: Sequence[str]) -> None:

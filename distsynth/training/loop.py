@@ -27,12 +27,7 @@ from distsynth.training.setup import (
     check_accumulation,
     open_shards,
 )
-from distsynth.training.steps import (
-    Terms,
-    adversarial_step,
-    average_buffers,
-    supervised_step,
-)
+from distsynth.training.steps import Terms, adversarial_step, average_buffers, supervised_step
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.progress import progress
