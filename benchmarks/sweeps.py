@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -38,13 +37,14 @@ from distsynth.config import RunConfig, with_overrides
 from distsynth.data.loader import PatchDataset
 from distsynth.presets import preset
 from distsynth.runs.tracking import Trackers
-from distsynth.sweep.callback import Watch
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import SweepFolder, TrialRecord
-from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.run import make_plan, start_sweep
 from distsynth.sweep.trial import run_config
 from distsynth.training.loop import train
+from sharding.io.parallel import available_cores
 from sharding.shards.config import ShardConfig
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
@@ -87,7 +87,7 @@ class Told(NamedTuple):
 class Swept(NamedTuple):
     """A sweep that has ended."""
 
-    plan: Plan
+    plan: SweepPlan
     records: dict[str, TrialRecord]
     seconds: float
     told: list[Told]
@@ -110,7 +110,7 @@ def main(folder: Path, size: Size, searches: bool) -> None:
             "optim.schedule": "constant",
         },
     )
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     print(f"{size.trials} trials of {size.epochs} epochs, {cores} cores\n")
     started = time.perf_counter()
     with cluster(None):
@@ -155,22 +155,22 @@ def overhead(folder: Path, base: RunConfig, size: Size, cores: int, joined: floa
 def swept(folder: Path, base: RunConfig, sweep: SweepConfig) -> Swept:
     """Run a sweep."""
     told: list[Told] = []
-    inner = Watch.on_trial_result
+    inner = SweepCallback.on_trial_result
 
     def noted(
-        watch: Watch, iteration: int, trials: Any, trial: Any, result: Any, **more: Any
+        callback: SweepCallback, iteration: int, trials: Any, trial: Any, result: Any, **more: Any
     ) -> None:
         told.append(Told(time.perf_counter(), str(trial), result["time_this_iter_s"]))
-        inner(watch, iteration, trials, trial, result, **more)
+        inner(callback, iteration, trials, trial, result, **more)
 
     plan = make_plan(folder.name, base, named_space(SPACE), sweep)
-    Watch.on_trial_result = noted  # type: ignore[method-assign]
+    SweepCallback.on_trial_result = noted  # type: ignore[method-assign]
     try:
         started = time.perf_counter()
         result = start_sweep(SweepFolder(folder), plan)
         return Swept(plan, result.records, time.perf_counter() - started, told)
     finally:
-        Watch.on_trial_result = inner  # type: ignore[method-assign]
+        SweepCallback.on_trial_result = inner  # type: ignore[method-assign]
 
 
 def trained(folder: Path, sweep: Swept) -> tuple[float, dict[str, float]]:
@@ -232,7 +232,7 @@ def cards(folder: Path, base: RunConfig, size: Size) -> None:
     """What trials that share a card train together, once all of them run."""
     patches = len(PatchDataset(ShardSet(base.data.shards), "train"))
     print("\n| trials a card | epochs | patches/s together |\n|---|---|---|")
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     for count in (count for count in SHARING if count <= cores):
         sweep = SweepConfig(max(size.trials, 2 * count), seed=3, gpus=1 / count, concurrent=count)
         told = swept(folder / f"card-{count}", base, sweep).told

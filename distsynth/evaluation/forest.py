@@ -18,7 +18,6 @@ paper; that each tree sees only `max_samples` rows is ours and makes them practi
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from threadpoolctl import threadpool_limits
 from distsynth.data.loader import PatchDataset, Standardiser
 from distsynth.errors import ConfigError
 from distsynth.evaluation.baselines import PairLike
+from sharding.io.parallel import available_cores
 from sharding.io.progress import progress
 from sharding.io.records import STRICT
 from sharding.shards.shard_set import ShardSet
@@ -106,7 +106,7 @@ class ForestConfig:
     @property
     def threads(self) -> int:
         """Jobs, counted."""
-        return self.jobs or len(os.sched_getaffinity(0))
+        return self.jobs or available_cores()
 
     @property
     def columns(self) -> int:
