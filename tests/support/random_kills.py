@@ -38,8 +38,8 @@ SETUP = {
 """Command to kill: what comes before it in a study."""
 OWN_FOLDER = {"shard": "shards", "train": "run", "sweep": "sweeps", "reproduce": "reproduction"}
 """What a command writes to, below the study; else the folder has the command's name."""
-RANDOM = {"wandb", "run_id"}
-"""Files and folders that are never the same twice: W&B's names have the time in them."""
+RANDOM = {"wandb", "run_id", "sweep.json"}
+"""What is never the same twice: random ids, and the names of W&B's files, which tell the time."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 CLOCK = re.compile(r'("[^"]*(?:seconds|throughput|created|per_second)[^"]*": )[^,}\n]+')
 """Fields of JSON that depend on the clock."""
