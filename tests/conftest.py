@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import S3Server, s3_server
+from tiny_runs import start_fork_server
 
 from sharding.io.errors import DataError
 from sharding.shards.config import ShardConfig
@@ -38,9 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def short_meeting_place() -> None:
-    """Processes meet at sockets in here; made before a test moves TMPDIR to a long path."""
+def fork_server() -> None:
+    """Processes that tests start are forked, and do not load the libraries anew.
+
+    They meet at sockets in the temporary folder; it is made before a test moves TMPDIR to a long
+    path.
+    """
     get_temp_dir()
+    start_fork_server()
 
 
 @pytest.fixture(scope="session")
