@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -45,6 +44,7 @@ from distsynth.sweep.plan import Plan, SweepConfig
 from distsynth.sweep.run import make_plan, start_sweep
 from distsynth.sweep.trial import run_config
 from distsynth.training.loop import train
+from sharding.io.parallel import available_cores
 from sharding.shards.config import ShardConfig
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
@@ -110,7 +110,7 @@ def main(folder: Path, size: Size, searches: bool) -> None:
             "optim.schedule": "constant",
         },
     )
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     print(f"{size.trials} trials of {size.epochs} epochs, {cores} cores\n")
     started = time.perf_counter()
     with cluster(None):
@@ -232,7 +232,7 @@ def cards(folder: Path, base: RunConfig, size: Size) -> None:
     """What trials that share a card train together, once all of them run."""
     patches = len(PatchDataset(ShardSet(base.data.shards), "train"))
     print("\n| trials a card | epochs | patches/s together |\n|---|---|---|")
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     for count in (count for count in SHARING if count <= cores):
         sweep = SweepConfig(max(size.trials, 2 * count), seed=3, gpus=1 / count, concurrent=count)
         told = swept(folder / f"card-{count}", base, sweep).told

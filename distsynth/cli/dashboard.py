@@ -3,23 +3,27 @@
 # No "from __future__ import annotations" here: the arguments of a command are a dataclass within
 # its function, whose annotations must be real types for the parser.
 
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distsynth.cli.arguments import Out, parse, tell
+from distsynth.cli.arguments import Out, parse
+from distsynth.cli.messages import UsageError
 from sharding.io.errors import DataError
+
+LOGGER = logging.getLogger(__name__)
 
 WORKSPACE_FILE, REPORT_FILE = "workspace.json", "report.json"
 
 
 def dashboard(args: Sequence[str]) -> None:
-    """make a W&B workspace and report for the runs of a project or a sweep"""
+    """write a W&B workspace and report for the runs of a project or a sweep"""
 
     @dataclass(frozen=True)
     class Show:
-        """Write a W&B workspace and a report, as JSON files; with --online send them instead.
+        """Write a W&B workspace and a report as JSON files, or send them with --online.
 
         Without --online nothing is sent and no login is needed.
         """
@@ -33,20 +37,20 @@ def dashboard(args: Sequence[str]) -> None:
         fields: tuple[str, ...] = ()
         """Searched fields of the configuration, such as loss.lambda_bce."""
         objective: tuple[str, ...] = ()
-        """Stitched validation metrics that were searched by, the first ranks; psnr by default."""
+        """Stitched validation metrics of the search, psnr by default; the first one ranks."""
         sweep: str | None = None
-        """Folder of a sweep, a path or a URL: gives project, group, fields and objective."""
+        """Folder of a sweep, a path or a URL, which gives project, group, fields and objective."""
         out: Out = Path("dashboard")
         """Folder to write the two files to."""
         overwrite: bool = False
         online: bool = False
-        """Send both to W&B's server, under your login; each call makes new ones."""
+        """Send both to W&B's server with your login; every call creates new ones."""
 
     given = parse("dashboard", Show, args)
     if given.sweep is not None and (given.group or given.fields or given.objective):
-        raise ValueError("--sweep gives --group, --fields and --objective: leave them out")
+        raise UsageError("--sweep gives --group, --fields and --objective: leave them out")
     if given.sweep is None and not given.project:
-        raise ValueError("name the runs: --project PROJECT or --sweep FOLDER")
+        raise UsageError("say which runs: give --project PROJECT or --sweep FOLDER")
     from distsynth.reporting.dashboard import Dashboard, apply, report, spec_json, workspace
 
     if given.sweep is not None:
@@ -74,4 +78,4 @@ def dashboard(args: Sequence[str]) -> None:
         atomic_write(given.out / name, spec_json(build(shown)))
         print(given.out / name)
     again = [*args, *(() if shown.entity else ("--entity", "ENTITY")), "--online"]
-    tell(f"nothing was sent; to apply it: distsynth dashboard {shlex.join(again)}")
+    LOGGER.info(f"nothing was sent; to apply it: distsynth dashboard {shlex.join(again)}")

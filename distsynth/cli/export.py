@@ -1,4 +1,4 @@
-"""The command that makes a model ready to hand on."""
+"""The command that packages a model for others."""
 
 # No "from __future__ import annotations" here: the arguments of a command are a dataclass within
 # its function, whose annotations must be real types for the parser.
@@ -12,27 +12,27 @@ from distsynth.cli.arguments import Out, parse
 
 
 def export(args: Sequence[str]) -> None:
-    """write a model as a folder to hand on: weights, ONNX, model card"""
+    """package a model to share it: weights, ONNX, model card"""
 
     @dataclass(frozen=True)
     class Export:
-        """Write a checkpoint's generator as a folder to hand on, with a model card.
+        """Package the generator of a checkpoint in a folder to share, with a model card.
 
-        distsynth predict and evaluate take the folder in place of the checkpoint. No path, host,
-        user or specimen is named in it.
+        distsynth predict and evaluate accept the folder in place of the checkpoint. It names no
+        path, host, user or specimen.
         """
 
         checkpoint: Positional[str]
-        """A checkpoint, or a run's folder for its best one; a path or a URL."""
+        """A checkpoint, or the folder of a run for its best one; a path or a URL."""
         out: Out
         """Folder for model.safetensors, config.json, distsynth.json, model.onnx, README.md and
         SHA256SUMS."""
         evaluation: str | None = None
-        """Folder that distsynth evaluate wrote: the card gets its metrics."""
+        """Folder that distsynth evaluate wrote, whose metrics the card shows."""
         row: str | None = None
-        """Name of the model in that evaluation, where it is not that of the run's folder."""
+        """Name of the model in that evaluation, if it differs from that of the run's folder."""
         onnx: bool = True
-        """Write model.onnx too, checked against PyTorch."""
+        """Write model.onnx as well, checked against PyTorch."""
         overwrite: bool = False
 
     given = parse("export", Export, args)

@@ -1,4 +1,4 @@
-"""The commands that go from shards to a judged model."""
+"""The commands that go from shards to an evaluated model."""
 
 # No "from __future__ import annotations" here: the arguments of a command are a dataclass within
 # its function, whose annotations must be real types for the parser.
@@ -13,24 +13,25 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from distsynth.cli.arguments import Cohort, Out, columns, parse, starting_config
+from distsynth.cli.messages import UsageError
 
 
 @dataclass(frozen=True)
 class Stitch:
-    """How patches become a volume, where it shall differ from the checkpoint's configuration."""
+    """How patches are stitched, where it differs from the checkpoint's configuration."""
 
     stride: int | None = None
     """Voxels between patches."""
     trim: int | None = None
-    """Voxels cut from each patch side."""
+    """Voxels cut from each side of a patch."""
     weights: Literal["uniform", "smooth"] | None = None
     """Plain average of overlaps, or weights that fall towards the patch border."""
     axes: tuple[int, ...] | None = None
     """Slicing axes to average over."""
     method: Literal["auto", "windows", "whole"] | None = None
-    """By windows, or whole slices at once; auto takes these where they give the same."""
+    """Windows, or whole slices at once; auto takes whole slices where the result is the same."""
     memory_mb: int | None = None
-    """What the activations of a forward may take."""
+    """Limit on the memory of the activations of one forward pass, in MiB."""
 
 
 def presets(args: Sequence[str]) -> None:
@@ -44,7 +45,7 @@ def presets(args: Sequence[str]) -> None:
 
         name: Positional[str | None] = None
         json: bool = False
-        """For programs."""
+        """Print JSON instead of a table."""
 
     given = parse("presets", Presets, args)
     if given.name:
@@ -67,7 +68,7 @@ def train(args: Sequence[str]) -> None:
         if args and args[0] in ("-h", "--help"):
             print(usage + "\noptions: distsynth train PRESET --help")
             return
-        raise ValueError(f"name a preset or a configuration file\n{usage}")
+        raise UsageError(f"name a preset or a configuration file\n{usage}")
     name, *rest = args
     start = starting_config(name)
 
@@ -79,7 +80,7 @@ def train(args: Sequence[str]) -> None:
         """Folder of the run: a path, or a URL such as s3://bucket/runs/one."""
         config: Annotated[RunConfig, arg(name="")] = field(default_factory=lambda: start)
         resume: bool = False
-        """Go on from the last checkpoint in the folder."""
+        """Continue from the last checkpoint in the folder."""
         overwrite: bool = False
         """Replace a run in the folder."""
 
@@ -95,11 +96,11 @@ def train(args: Sequence[str]) -> None:
 
 
 def predict(args: Sequence[str]) -> None:
-    """turn a source volume into a synthetic target"""
+    """predict a synthetic target from a source volume"""
 
     @dataclass(frozen=True)
     class Predict:
-        """Turn a source volume into a synthetic target, stitched from dense patches.
+        """Predict a synthetic target from a source volume, stitched from dense patches.
 
         Research use only: synthetic detail is not measured detail.
         """
@@ -108,7 +109,7 @@ def predict(args: Sequence[str]) -> None:
         """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
         a URL."""
         volume: Positional[Path]
-        """The source: a NIfTI file."""
+        """NIfTI file of the source."""
         out: Out
         """NIfTI file to write."""
         like: Path | None = None
@@ -125,32 +126,34 @@ def predict(args: Sequence[str]) -> None:
 
 
 def evaluate(args: Sequence[str]) -> None:
-    """judge checkpoints beside the baselines on stitched volumes"""
+    """compare checkpoints with the baselines on stitched volumes"""
 
     @dataclass(frozen=True)
     class Evaluate:
-        """Judge checkpoints beside the baselines on stitched volumes."""
+        """Compare checkpoints with the baselines on stitched volumes."""
 
         checkpoints: Positional[tuple[str, ...]]
-        """Checkpoints, run folders (their best) or exports, paths or URLs; rows are named after the
-        folder of the run or export."""
+        """Checkpoints, run folders (their best checkpoint) or exports, as paths or URLs. Rows of
+        the tables are named after the folder of the run or export."""
         cohort: Cohort
         """The cohort that the shards were cut from."""
         out: Out
         """Folder for results.csv, results.json, table.txt, pictures and report.html."""
         split: Literal["train", "val", "test"] = "test"
         source_pattern: str | None = None
+        """For a BIDS folder: glob of the source below each subject."""
         target_pattern: str | None = None
+        """For a BIDS folder: glob of the target below each subject."""
         stitch: Stitch = field(default_factory=Stitch)
         save_volumes: bool = False
-        """Write the synthetic volumes too."""
+        """Write the synthetic volumes as well."""
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
 
     given = parse("evaluate", Evaluate, args)
     if not given.checkpoints:
-        raise ValueError("name at least one checkpoint or run folder")
-    from distsynth.evaluation.evaluate import evaluate as judge
+        raise UsageError("name at least one checkpoint or run folder")
+    from distsynth.evaluation.evaluate import evaluate as run_evaluation
     from distsynth.inference.predictor import load_predictor, run_dir_of
     from distsynth.metrics.results import RESULTS_FILE
     from distsynth.reporting.evaluation_files import write_evaluation
@@ -162,13 +165,13 @@ def evaluate(args: Sequence[str]) -> None:
     for path in given.checkpoints:
         run_dir = run_dir_of(path)
         if run_dir.name in predictors:
-            raise ValueError(f"two checkpoints are named {run_dir.name}: rename a run folder")
+            raise UsageError(f"two checkpoints are named {run_dir.name}: rename a run folder")
         predictor = load_predictor(path, given.device)
         predictors[run_dir.name] = predictor.stitched(**vars(given.stitch))
         run_dirs[run_dir.name] = run_dir
     with atomic_folder(given.out, RESULTS_FILE, given.overwrite) as folder:
         volumes = folder / "volumes" if given.save_volumes else None
-        evaluation = judge(predictors, specimens, given.split, volumes)
+        evaluation = run_evaluation(predictors, specimens, given.split, volumes)
         text = write_evaluation(folder, evaluation, predictors, run_dirs)
     print(text)
     print(given.out / "report.html")

@@ -10,19 +10,20 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Out, parse
+from distsynth.cli.arguments import Out, parse, refuse_existing
+from distsynth.cli.messages import UsageError
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder
 
 
 def report(args: Sequence[str]) -> None:
-    """show a run, a sweep or a reproduction on one HTML page, with slices to slide through"""
+    """write one HTML page about a run, a sweep or a reproduction"""
 
     @dataclass(frozen=True)
     class Report:
-        """Write one HTML page on a run, a sweep or a reproduction: results, slices, curves.
+        """Write one HTML page about a run, a sweep or a reproduction: results, slices, curves.
 
-        The page needs nothing but itself: send it, open it offline, print it.
+        The page is self-contained: it can be sent, opened offline and printed.
         """
 
         folder: Positional[str]
@@ -30,24 +31,25 @@ def report(args: Sequence[str]) -> None:
         out: Out = Path("report.html")
         """HTML file to write."""
         cohort: Annotated[
-            Path | None, arg(help="the cohort that the shards were cut from; gives slices")
+            Path | None, arg(help="the cohort that the shards were cut from; adds slices")
         ] = None
         split: Literal["val", "test"] = "test"
-        """Whose slices to show; judged specimens only, where some were judged."""
+        """Split whose slices are shown; only evaluated specimens, if there was an evaluation."""
         most: int = 6
-        """Specimens at most."""
+        """Largest number of specimens with slices."""
         evaluation: str | None = None
-        """Folder that distsynth evaluate wrote, where it is not in the run's."""
+        """Folder that distsynth evaluate wrote, if it is not within the run's."""
         source_pattern: str | None = None
+        """For a BIDS folder: glob of the source below each subject."""
         target_pattern: str | None = None
+        """For a BIDS folder: glob of the target below each subject."""
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
 
     given = parse("report", Report, args)
-    if given.out.exists() and not given.overwrite:
-        raise DataError(given.out, "the file exists already", "Give --overwrite or another name")
+    refuse_existing(given.out, given.overwrite)
     if given.most < 1:
-        raise ValueError(f"--most must be >= 1, got {given.most}")
+        raise UsageError(f"--most must be >= 1, got {given.most}")
     from distsynth.reporting.run_page import Extras, run_page
     from distsynth.reproduction.report import reproduction_page
     from distsynth.reproduction.task import TASK_FILE
@@ -71,7 +73,7 @@ def report(args: Sequence[str]) -> None:
     else:
         raise DataError(
             given.folder,
-            "no run, sweep or reproduction lies here",
+            "there is no run, sweep or reproduction in this folder",
             "Give the folder of one",
         )
     atomic_write(given.out, page)

@@ -3,6 +3,7 @@
 # No "from __future__ import annotations" here: the arguments of a command are a dataclass within
 # its function, whose annotations must be real types for the parser.
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,44 +11,46 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, parse, tell
+from distsynth.cli.arguments import Cohort, parse
 from sharding.io.errors import DataError
 from sharding.io.storage import is_remote
 
+LOGGER = logging.getLogger(__name__)
+
 
 def reproduce(args: Sequence[str]) -> None:
-    """train and judge the paper's whole comparison on a cohort, row by row"""
+    """reproduce the paper's comparison on a cohort, row by row"""
     from distsynth.config import TrackingConfig
     from distsynth.reproduction.budget import Budget, Resources
 
     @dataclass(frozen=True)
     class Reproduce:
-        """Train and judge the networks, the random forest, the baselines and the controls.
+        """Train and evaluate the networks, the random forest, the baselines and the controls.
 
-        Killed at any moment and started again with --resume, it goes on where it was.
+        If it is interrupted, the same command with --resume continues where it was.
         """
 
         cohort: Positional[Cohort]
         out: Annotated[str, arg(aliases=["-o"])] = "reproduction"
         """Folder of the reproduction: a path, or a URL that all nodes reach."""
         rows: tuple[str, ...] = ()
-        """Rows to run; all by default. See distsynth/reproduction/rows.py."""
+        """Rows of the comparison to run; all by default. See distsynth/reproduction/rows.py."""
         seeds: int = 1
-        """How often each network is trained."""
+        """Number of times that each network is trained, each time with another seed."""
         budget: Budget = field(default_factory=Budget)
-        """How much of the paper's training is done; printed beside every number."""
+        """Share of the paper's training that is done; printed beside every number."""
         shards: str | None = None
-        """A finished shard set of the cohort; by default one is cut into the folder."""
+        """A finished shard set of the cohort; by default one is written to the folder."""
         vgg_weights: str | None = None
         """File of torchvision's VGG16 weights, for the rows with a perceptual loss."""
         resources: Annotated[Resources, arg(name="")] = field(default_factory=Resources)
         tracking: TrackingConfig = field(default_factory=TrackingConfig)
         resume: bool = False
-        """Go on with what is there; more --rows and --seeds may be asked for."""
+        """Continue a reproduction; --rows and --seeds may be extended."""
         address: str | None = None
-        """A running Ray cluster; auto for the one that this machine belongs to."""
+        """Address of a running Ray cluster; auto for the one that this machine belongs to."""
         local: bool = False
-        """A cluster on this machine for the time of the reproduction; so without --address too."""
+        """Start a cluster on this machine for the duration; the default without --address."""
 
     given = parse("reproduce", Reproduce, args)
     from distsynth.reproduction.report import PAGE_FILE, reproduction_page
@@ -70,7 +73,7 @@ def reproduce(args: Sequence[str]) -> None:
     try:
         failed = run(folder, task, given.tracking, given.resources, address, given.resume)
     except KeyboardInterrupt:
-        tell(f"go on with the same command and --resume (--out {folder.url})")
+        LOGGER.info(f"go on with the same command and --resume (--out {folder.url})")
         raise
     print(write_tables(folder, task))
     folder.folder.write(PAGE_FILE, reproduction_page(folder))
@@ -79,7 +82,7 @@ def reproduce(args: Sequence[str]) -> None:
         raise DataError(
             folder.url,
             f"{len(failed)} of its runs failed ({'; '.join(failed)})",
-            "Mend the cause and give the same command with --resume",
+            "Fix the cause and run the same command with --resume",
         )
 
 

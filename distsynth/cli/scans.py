@@ -3,6 +3,7 @@
 # No "from __future__ import annotations" here: the arguments of a command are a dataclass within
 # its function, whose annotations must be real types for the parser.
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,18 +11,20 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, parse, tell
+from distsynth.cli.arguments import Cohort, Out, parse, refuse_existing
 from sharding.io.errors import CohortError, DataError
+
+LOGGER = logging.getLogger(__name__)
 
 
 def phantom(args: Sequence[str]) -> None:
-    """make a cohort of phantom specimens with simulated sources"""
+    """make a cohort of phantom specimens with simulated low-field sources"""
     from sharding.simulation.phantom import write_phantom_cohort
     from sharding.simulation.simulate import SimulationConfig
 
     @dataclass(frozen=True)
     class Phantom:
-        """Make a cohort of phantom specimens with simulated sources."""
+        """Make a cohort of phantom specimens with simulated low-field sources."""
 
         out: Positional[Path]
         """Folder to write to."""
@@ -41,13 +44,16 @@ def phantom(args: Sequence[str]) -> None:
 
 
 def simulate(args: Sequence[str]) -> None:
-    """make a low-field source for every target of a cohort"""
+    """simulate a low-field source for every target of a cohort"""
     from sharding.simulation.simulate import SimulationConfig, simulate_cohort
     from sharding.volumes.cohort import read_cohort
 
     @dataclass(frozen=True)
     class Simulate:
-        """Make a low-field source for every target of a cohort; sharding/simulation tells how."""
+        """Simulate a low-field source for every target of a cohort.
+
+        The model is described in sharding/simulation/simulate.py.
+        """
 
         cohort: Positional[Cohort]
         out: Out
@@ -65,16 +71,16 @@ def simulate(args: Sequence[str]) -> None:
 
 
 def prepare(args: Sequence[str]) -> None:
-    """correct and register raw scans"""
+    """correct the bias of raw scans and register them"""
     from sharding.registration.config import PrepareConfig
     from sharding.registration.prepare import prepare_cohort
     from sharding.volumes.cohort import read_cohort
 
     @dataclass(frozen=True)
     class Prepare:
-        """Bias correction, intensities, registration: from raw scans to aligned pairs.
+        """Turn raw scans into aligned pairs: bias correction, intensities, registration.
 
-        What is finished is kept: started again, only what is missing or has changed is done.
+        Finished steps are kept: run it again, and only what is missing or has changed is done.
         """
 
         cohort: Positional[Cohort]
@@ -84,22 +90,22 @@ def prepare(args: Sequence[str]) -> None:
         source_pattern: str | None = None
         """For a BIDS folder: glob of the source below each subject."""
         target_pattern: str | None = None
-        """Likewise for the target."""
+        """For a BIDS folder: glob of the target below each subject."""
         workers: int = 0
-        """Processes; 0 takes one a core."""
+        """Number of processes; 0 starts one for each core."""
         address: str | None = None
-        """Ray cluster that does the work, such as auto; it must share this file system."""
+        """Ray cluster to run on, such as auto; all of its nodes must share this file system."""
 
     given = parse("prepare", Prepare, args)
     specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
     done = prepare_cohort(specimens, given.out, given.config, given.workers, given.address)
     for name, reasons in done.flags.items():
-        tell(f"look at {name}: {'; '.join(reasons)}")
+        LOGGER.warning("check %s: %s", name, "; ".join(reasons))
     if done.specimens:
         print(given.out / "cohort.csv")
     print(given.out / "quality.html")
     if done.failures:
-        remedy = "Mend them and run the same again; cohort.csv lists the rest"
+        remedy = "Fix these and run the same command again; cohort.csv lists the others"
         raise CohortError(given.out, done.failures, len(specimens), remedy)
 
 
@@ -111,9 +117,9 @@ def correct(args: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
     class Correct:
-        """Remove the bias field of one volume: what `prepare` does to those it pairs.
+        """Remove the bias field of one volume, as `prepare` does.
 
-        A model that was trained on corrected scans predicts from corrected scans.
+        A model that was trained on corrected scans must predict from corrected scans.
         """
 
         volume: Positional[Path]
@@ -121,12 +127,12 @@ def correct(args: Sequence[str]) -> None:
         out: Out
         """NIfTI file to write."""
         mask: Path | None = None
-        """Where to fit the field; foreground is found if there is none."""
+        """Mask in which the field is fitted; by default the foreground is estimated."""
         config: Annotated[CorrectConfig, arg(name="")] = field(default_factory=CorrectConfig)
         overwrite: bool = False
 
     given = parse("correct", Correct, args)
-    _refuse_existing(given.out, given.overwrite)
+    refuse_existing(given.out, given.overwrite)
     volume = read_volume(given.volume)
     mask = read_mask(given.mask, volume) if given.mask else None
     corrected, _ = correct_bias(volume, given.config, mask)
@@ -135,24 +141,25 @@ def correct(args: Sequence[str]) -> None:
 
 
 def carry_back(args: Sequence[str]) -> None:
-    """bring a prediction to the scanner's space"""
+    """move a prediction into the space of the raw source"""
     from sharding.registration.carry_back import carry_back as carry
 
     @dataclass(frozen=True)
     class CarryBack:
-        """Bring a volume in the space of a prepared target, such as a prediction, to the source's.
+        """Move a volume from the space of a prepared target into that of the raw source.
 
-        The result lies where the raw source lies, in the scanner that took it.
+        Use it to overlay a prediction on the scan as it came from the scanner.
         """
 
         specimen: Positional[Path]
-        """The specimen's folder, which `prepare` wrote."""
+        """Folder of the specimen within the output of `prepare`."""
         volume: Positional[Path]
-        """A NIfTI file in the space of the target."""
+        """NIfTI file in the space of the target."""
         out: Out
         """NIfTI file to write."""
         like: Path | None = None
-        """Write on the grid of this volume; else the source's field of view in fine voxels."""
+        """Write on the grid of this volume; by default the source's field of view at the target's
+        resolution."""
         overwrite: bool = False
 
     given = parse("carry-back", CarryBack, args)
@@ -170,7 +177,7 @@ def shard(args: Sequence[str]) -> None:
     class Shard:
         """Cut a cohort into shards of patches.
 
-        Killed at any moment and started again, it does only what was not finished.
+        If it is interrupted, the same command continues with what is not finished yet.
         """
 
         cohort: Positional[Cohort]
@@ -180,16 +187,16 @@ def shard(args: Sequence[str]) -> None:
         source_pattern: str | None = None
         """For a BIDS folder: glob of the source below each subject."""
         target_pattern: str | None = None
-        """Likewise for the target."""
+        """For a BIDS folder: glob of the target below each subject."""
         workers: int = 0
-        """Processes, or tasks at a time on a cluster; 0 takes one a core."""
+        """Number of processes, or of concurrent tasks on a cluster; 0 starts one for each core."""
         address: str | None = None
-        """Ray cluster that does the work, such as auto; it must reach the scans and the output."""
+        """Ray cluster to run on, such as auto; its nodes must reach the scans and the output."""
         update: bool = False
-        """Bring a finished set to this cohort: specimens are added, dropped or change their split;
-        patches that stay are not cut again."""
+        """Update a finished set to this cohort: specimens may be added, removed or moved to another
+        split; the other patches are not cut again."""
         skip_failed: bool = False
-        """Finish the set without the specimens that fail; the exit status tells."""
+        """Finish the set without specimens that fail; the exit status is still 1."""
         overwrite: bool = False
         """Replace a finished set."""
 
@@ -207,10 +214,11 @@ def shard(args: Sequence[str]) -> None:
     )
     manifest = done.manifest
     for split in SPLITS:
-        tell(f"{split}: {len(manifest.names(split))} specimens, {manifest.patches(split)} patches")
+        names, patches = manifest.names(split), manifest.patches(split)
+        LOGGER.info("%s: %d specimens, %d patches", split, len(names), patches)
     print(given.out)
     if done.failures:
-        remedy = "The set is finished without them; add them by --update when they are mended"
+        remedy = "The set is finished without them; fix them and add them with --update"
         raise CohortError(given.out, done.failures, len(specimens), remedy)
 
 
@@ -221,7 +229,7 @@ def verify(args: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
     class Verify:
-        """Check every checksum, count, split and specimen of a shard set; name what is wrong."""
+        """Check every checksum, count, split and specimen of a shard set and list all faults."""
 
         shards: Positional[str]
         """Folder of the set: a path or a URL."""
@@ -230,12 +238,10 @@ def verify(args: Sequence[str]) -> None:
     shards = ShardSet(given.shards, check_sizes=False)
     if faults := find_faults(shards):
         for fault in faults:
-            tell(str(fault))
-        raise DataError(given.shards, f"{len(faults)} faults in this shard set", "See above")
+            LOGGER.error(str(fault))
+        rule = f"{len(faults)} faults in this shard set"
+        raise DataError(given.shards, rule, "Fix those listed above or cut the set again")
     count = len(shards.manifest.shards)
-    print(f"{given.shards}: {count} shards of {len(shards.manifest.specimens)} specimens are sound")
-
-
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise DataError(path, "the file exists already", "Give --overwrite or another name")
+    print(
+        f"{given.shards}: {count} shards of {len(shards.manifest.specimens)} specimens are intact"
+    )

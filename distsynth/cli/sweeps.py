@@ -1,9 +1,10 @@
-"""The command that searches."""
+"""The command that searches over configurations."""
 
 # No "from __future__ import annotations" here: the arguments of a command are a dataclass within
 # its function, whose annotations must be real types for the parser.
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,24 +12,27 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from distsynth.cli.arguments import columns, parse, starting_config, tell
+from distsynth.cli.arguments import columns, parse, starting_config, usage_errors
+from distsynth.cli.messages import UsageError
+from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
 
 if TYPE_CHECKING:
     from distsynth.sweep.folder import SweepFolder
     from distsynth.sweep.run import SweepResult
 
+LOGGER = logging.getLogger(__name__)
 USAGE = """usage: distsynth sweep PRESET|CONFIG.json --name NAME --space SPACE... [options]
        distsynth sweep --resume NAME | --status NAME | --extend N --from NAME
 """
 
 
 def sweep(args: Sequence[str]) -> None:
-    """search loss weights, learning rates and architectures on whatever a Ray cluster has"""
+    """search loss weights, learning rates and architectures with Ray Tune"""
     if not args or args[0] in ("-h", "--help"):
         print(USAGE + "\noptions: distsynth sweep PRESET --help, distsynth sweep --resume --help")
         if not args:
-            raise ValueError("name a preset, a configuration file, or a sweep")
+            raise UsageError("name a preset, a configuration file, or a sweep")
         return
     if args[0].startswith("-"):
         _known_sweep(args)
@@ -44,24 +48,25 @@ def _new_sweep(args: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
     class Sweep:
-        """Search from the named preset; every field of its configuration is an option too."""
+        """Search from the named preset; every field of its configuration is an option."""
 
         name: str
-        """Of the sweep: its folder below --storage, and the group of its W&B runs."""
+        """Name of the sweep: of its folder below --storage and of the group of its W&B runs."""
         space: tuple[str, ...]
-        """Spaces to search, by name or as YAML files; later ones win. See tune_spaces/named.py."""
+        """Search spaces, by name or as YAML files; for a field in several, the last one counts. See
+        tune_spaces/named.py."""
         storage: str = "sweeps"
-        """Where sweeps lie: a path, or a URL such as s3://bucket/sweeps, that all nodes reach."""
+        """Folder of all sweeps: a path or a URL (s3://bucket/sweeps) that all nodes reach."""
         sweep: Annotated[SweepConfig, arg(name="")] = field(default_factory=SweepConfig)
         config: Annotated[RunConfig, arg(name="")] = field(default_factory=lambda: start)
         resume: bool = False
-        """Go on if there is a sweep of this name, which must have been started likewise."""
+        """Continue if there is a sweep of this name, started with the same options."""
         retry_failed: bool = False
-        """On resuming, try failed trials again."""
+        """With --resume, try failed trials again."""
         address: str | None = None
-        """A running Ray cluster; auto for the one that this machine belongs to."""
+        """Address of a running Ray cluster; auto for the one that this machine belongs to."""
         local: bool = False
-        """A cluster on this machine for the time of the sweep; so without --address too."""
+        """Start a cluster on this machine for the duration; the default without --address."""
 
     given = parse(f"sweep {args[0]}", Sweep, args[1:])
     from distsynth.sweep.run import make_plan, resume_sweep, start_sweep
@@ -71,8 +76,10 @@ def _new_sweep(args: Sequence[str]) -> None:
     if address:
         _check_shared(storage=given.storage, shards=given.config.data.shards)
     folder = _folder(given.storage, given.name)
-    plan = make_plan(given.name, validate(given.config), named_space(given.space), given.sweep)
-    with _told_how_to_go_on(folder):
+    with usage_errors():
+        space = named_space(given.space)
+    plan = make_plan(given.name, validate(given.config), space, given.sweep)
+    with _resume_hint(folder):
         if given.resume and folder.exists():
             result = resume_sweep(folder, plan, address, given.retry_failed)
         else:
@@ -83,28 +90,28 @@ def _new_sweep(args: Sequence[str]) -> None:
 def _known_sweep(args: Sequence[str]) -> None:
     @dataclass(frozen=True)
     class Known:
-        """Go on with a sweep, look at it, or begin one where it ended."""
+        """Continue a sweep, show its state, or extend it."""
 
         resume: str | None = None
-        """The sweep to go on with, as it was started."""
+        """Name of the sweep to continue."""
         status: str | None = None
-        """The sweep to look at; it may be running, anywhere."""
+        """Name of the sweep to show; it may be running, on any machine."""
         extend: int | None = None
-        """How many more points to try, as a new sweep that takes over the trials of --from."""
+        """Number of further trials, in a new sweep that takes over the trials of --from."""
         old: Annotated[str | None, arg(name="from")] = None
-        """The finished sweep to extend."""
+        """Name of the finished sweep to extend."""
         name: str | None = None
-        """Of the new sweep; by default that of the old one with -extended."""
+        """Name of the new sweep; by default that of the old one with -extended."""
         epochs: int | None = None
-        """Of every trial of the new sweep; old ones go on from their checkpoints."""
+        """Epochs of every trial of the new sweep; old trials continue from their checkpoints."""
         storage: str = "sweeps"
-        """Where sweeps lie."""
+        """Folder of all sweeps."""
         retry_failed: bool = False
-        """On resuming, try failed trials again."""
+        """With --resume, try failed trials again."""
         address: str | None = None
-        """A running Ray cluster; auto for the one that this machine belongs to."""
+        """Address of a running Ray cluster; auto for the one that this machine belongs to."""
         local: bool = False
-        """A cluster on this machine for the time of the sweep; so without --address too."""
+        """Start a cluster on this machine for the duration; the default without --address."""
 
     given = parse("sweep", Known, args)
     address = None if given.local else given.address
@@ -115,15 +122,15 @@ def _known_sweep(args: Sequence[str]) -> None:
 
     if given.resume:
         folder = _folder(given.storage, given.resume)
-        with _told_how_to_go_on(folder):
+        with _resume_hint(folder):
             _finish(resume_sweep(folder, None, address, given.retry_failed), address)
     elif given.extend is not None and given.old:
         old = _folder(given.storage, given.old)
         folder = _folder(given.storage, given.name or f"{given.old}-extended")
-        with _told_how_to_go_on(folder):
+        with _resume_hint(folder):
             _finish(extend_sweep(old, folder, given.extend, given.epochs, address), address)
     else:
-        raise ValueError(f"say which sweep, and what of it\n{USAGE}")
+        raise UsageError(f"give --resume, --status, or --extend with --from\n{USAGE}")
 
 
 def _status(storage: str, name: str) -> None:
@@ -137,7 +144,7 @@ def _status(storage: str, name: str) -> None:
     print(columns(text_rows(plan, rank_trials(plan, trials))))
     for record in records.values():
         if record.cause or record.failures:
-            print(f"\n{record.name} {record.status}: {record.cause or 'goes on after a crash'}")
+            print(f"\n{record.name} {record.status}: {record.cause or 'continued after a crash'}")
             print("".join(f"  crashed: {failure}\n" for failure in record.failures), end="")
 
 
@@ -156,9 +163,9 @@ def _finish(result: "SweepResult", address: str | None) -> None:
     print(columns(text_rows(plan, rows)))
     failed = [record for record in records.values() if record.status == "failed"]
     for record in failed:
-        tell(f"trial {record.name} failed: {record.cause}")
+        LOGGER.warning("trial %s failed: %s", record.name, record.cause)
     if rows[0].rank is None:
-        raise ValueError(f"no trial of {plan.name} has a score: see the causes above")
+        raise DataError(folder.url, "no trial has a score", "See the causes above")
     if plan.sweep.final == "none":
         log_sweep(folder, plan)
         print(folder.url)
@@ -171,19 +178,19 @@ def _finish(result: "SweepResult", address: str | None) -> None:
     if text:
         print(text)
     else:
-        tell("not judged on the test split: give --cohort, or run distsynth evaluate")
+        LOGGER.info("not evaluated on the test split: give --cohort, or run distsynth evaluate")
     for best in exported:
         print(best.folder)
 
 
 @contextlib.contextmanager
-def _told_how_to_go_on(folder: "SweepFolder") -> Iterator[None]:
-    """After an interruption the user is told what to type."""
+def _resume_hint(folder: "SweepFolder") -> Iterator[None]:
+    """After an interruption, show the command that continues."""
     try:
         yield
     except KeyboardInterrupt:
         storage = folder.url.rpartition("/")[0] or "."
-        tell(f"go on with: distsynth sweep --resume {folder.name} --storage {storage}")
+        LOGGER.info(f"go on with: distsynth sweep --resume {folder.name} --storage {storage}")
         raise
 
 
@@ -191,7 +198,7 @@ def _check_shared(**paths: str) -> None:
     """On a cluster a relative path means another folder on every node, and in every job."""
     for name, path in paths.items():
         if not is_remote(path) and not Path(path).is_absolute():
-            raise ValueError(
+            raise UsageError(
                 f"{name} must be an absolute path or a URL on a cluster, got {path}: every node "
                 "must reach it under the same name"
             )
@@ -201,5 +208,5 @@ def _folder(storage: str, name: str) -> "SweepFolder":
     from distsynth.sweep.folder import SweepFolder
 
     if not name or "/" in name or name.startswith("."):
-        raise ValueError(f"a sweep's name must be that of a folder, got {name!r}")
+        raise UsageError(f"a sweep's name must be that of a folder, got {name!r}")
     return SweepFolder(Folder(storage) / name)

@@ -12,7 +12,6 @@ each to what those before it left, on features in 255 bins (ours).
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from distsynth.data.loader import PatchDataset, Standardiser
 from distsynth.errors import ConfigError
 from distsynth.evaluation.baselines import PairLike
+from sharding.io.parallel import available_cores
 from sharding.io.progress import progress
 from sharding.io.records import STRICT
 from sharding.shards.shard_set import ShardSet
@@ -85,7 +85,7 @@ class ForestConfig:
     @property
     def threads(self) -> int:
         """Jobs, counted."""
-        return self.jobs or len(os.sched_getaffinity(0))
+        return self.jobs or available_cores()
 
 
 BOOSTED = ForestConfig(depth=8, max_samples=1_000_000, min_samples_leaf=20)

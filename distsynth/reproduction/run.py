@@ -11,8 +11,8 @@ REPRODUCTION/
 
 from __future__ import annotations
 
+import logging
 import secrets
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,8 @@ from sharding.io.progress import progress
 from sharding.io.storage import Folder
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
+
+LOGGER = logging.getLogger(__name__)
 
 
 def reproduce(
@@ -148,7 +150,7 @@ def _wanted(plan: Plan, task: Task, records: Mapping[str, TrialRecord]) -> dict[
     found = {}
     for row in task.networks():
         if reason := task.missing(row):
-            _tell(f"{row} is not run: {reason}")
+            LOGGER.info(f"{row} is not run: {reason}")
             continue
         for seed, name in enumerate(task.run_names(row)):
             point = _differences(plan.base, task.config(row, seed))
@@ -210,7 +212,3 @@ def _judge(kind: str, here: str, task: str, cpus: int, args: tuple[Any, ...]) ->
     {"baselines": judge_baselines, "forest": judge_forest, "network": judge_network}[kind](
         folder, asked, *args
     )
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ resources which the cluster does not have is told of after a minute, with what i
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from dataclasses import replace
@@ -22,6 +23,8 @@ from distsynth.sweep.folder import Copy, SweepFolder, TrialRecord, report_of, se
 from distsynth.sweep.leaderboard import counts, rank_trials, text_rows, write_leaderboard
 from distsynth.sweep.parameters import plain
 from distsynth.sweep.plan import Plan
+
+LOGGER = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BOARDS = 5.0
 SECONDS_BETWEEN_TABLES = 1.0
@@ -172,10 +175,9 @@ class Watch(Callback):
         self._say(f"trial {record.name} {record.status} after {record.epochs} epochs{told}{cause}")
 
     def _say(self, message: str) -> None:
-        if self._live:
-            self._live.console.print(message, highlight=False, markup=False)
-        else:
-            print(f"{message}  [{counts(self.plan, self.records)}]", file=sys.stderr, flush=True)
+        # The live table shows the counts itself, and what is written meanwhile stands above it.
+        suffix = "" if self._live else f"  [{counts(self.plan, self.records)}]"
+        LOGGER.info("%s%s", message, suffix)
 
     def _table(self) -> Table:
         rows = rank_trials(self.plan, self.records)

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 
 from sharding.io.errors import DataError
+from sharding.io.parallel import available_cores
 
 LOCAL = "local"
 
@@ -52,8 +53,8 @@ def cluster(address: str | None) -> Iterator[None]:
 
     try:
         if local:
-            cores = len(os.sched_getaffinity(0))
             with _without_dashboard():
+                cores = available_cores()
                 ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)

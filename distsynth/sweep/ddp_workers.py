@@ -6,9 +6,9 @@ rank 0 watches the others, and they end with it, for it owns them.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -20,6 +20,8 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
+
+LOGGER = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20
 """How long rank 0 may take to notice that a rank is gone before its process ends itself."""
@@ -99,7 +101,7 @@ class Gang:
     def _fail(self, error: Exception) -> None:
         """Keep the cause and break off the collective that this process may wait in."""
         self.error = getattr(error, "cause", None) or error
-        print(f"a rank failed: {error}", file=sys.stderr, flush=True)
+        LOGGER.error("a rank failed: %s", error)
         for peer in self._peers:
             ray.kill(peer)
         time.sleep(GRACE_SECONDS)

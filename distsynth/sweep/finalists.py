@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from distsynth.sweep.plan import Plan
 from distsynth.sweep.trial import FINAL
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import read_cohort
+
+LOGGER = logging.getLogger(__name__)
 
 BEST_FOLDER, EVALUATION_FOLDER = "best", "evaluation"
 EXPORTED = (CONFIG_FILE, METRICS_FILE, BEST.as_posix())
@@ -82,7 +84,7 @@ def judge(folder: SweepFolder, plan: Plan, exported: list[Exported]) -> str | No
     """
     results = f"{EVALUATION_FOLDER}/table.txt"
     if folder.folder.exists(results):
-        _tell("the test split was used before; its table stands")
+        LOGGER.info("the test split was used before; its table stands")
         return folder.folder.read(results).decode()
     if plan.sweep.cohort is None:
         return None
@@ -117,7 +119,3 @@ def log_sweep(folder: SweepFolder, plan: Plan) -> None:
         "leaderboard",
         table(plan, rank_trials(plan, searched(folder.records()))),
     )
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

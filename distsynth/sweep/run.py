@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from distsynth.sweep.tuner import fit, listed, remove_all, scores_of, search
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
 from tune_spaces.plain import space_from_plain, space_to_plain
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def _points(plan: Plan, space: Space, records: Mapping[str, TrialRecord]) -> dic
         found = presets_in(space, plan.base)
         points += list(found.items())
         told = ", ".join(found) or "none"
-        _tell(f"presets of Table 1 that lie in the space, tried first: {told}")
+        LOGGER.info(f"presets of Table 1 that lie in the space, tried first: {told}")
     if sweep.search == "grid":
         points += [(None, point) for point in grid_points(space, plan.base)]
     elif sweep.search == "random":
@@ -273,7 +275,7 @@ def _points(plan: Plan, space: Space, records: Mapping[str, TrialRecord]) -> dic
         drawn, refused = draw_points(space, plan.base, count, seed, sweep.scheduler == "pbt")
         points += [(None, point) for point in drawn]
         if refused:
-            _tell(
+            LOGGER.info(
                 f"{len(refused)} of {len(drawn) + len(refused)} points make no valid configuration "
                 f"and were drawn again: {refused[0]}"
             )
@@ -318,7 +320,3 @@ def _copy_run(old: SweepFolder, new: SweepFolder, name: str) -> None:
         if file.startswith(("checkpoints/", "config.json", "metrics.jsonl")):
             with target.writer(file) as partial:
                 partial.write_bytes(source.read(file))
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

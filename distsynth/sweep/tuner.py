@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -26,6 +26,8 @@ from distsynth.sweep.searcher import SuggestingSearcher, Suggestions
 from distsynth.sweep.trial import SweepTrial
 from sharding.io.storage import Folder
 
+LOGGER = logging.getLogger(__name__)
+
 RAY_FOLDER = "ray"
 
 
@@ -41,10 +43,10 @@ def search(folder: SweepFolder, plan: Plan, space: Space, watch: Watch) -> None:
         np.random.seed(sweep.seed)  # noqa: NPY002
         todo = [_as_trained(folder, watch, record) for record in todo]
         if any(record.reports for record in todo):
-            _tell("who is better in the population is known again after each one's next epoch")
+            LOGGER.info("the population is ranked again after the next epoch of each member")
     scheduler = make_scheduler(plan, space, trials)
     if sweep.scheduler == "asha" and any(record.reports for record in todo):
-        _tell("ASHA's rungs are rebuilt from the trials' scores")
+        LOGGER.info("ASHA's rungs are rebuilt from the scores of the trials")
     if sweep.search != "optuna":
         fit(folder, plan, watch, listed(todo), None, scheduler)
         return
@@ -164,7 +166,3 @@ def remove_all(folder: Folder, under: str) -> None:
         return
     for name in folder.names(under):
         folder.remove(name)
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

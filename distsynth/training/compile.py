@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+LOGGER = logging.getLogger(__name__)
+
 
 def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
     """Compile networks in place; parameters, their names and so checkpoints stay as they are.
 
-    Where there is no working compiler the networks stay as they are too, and a line on standard
-    error says why. Rounding differs from that of the plain networks.
+    Where there is no working compiler the networks stay as they are too, and a warning says why.
+    Rounding differs from that of the plain networks.
     """
     reason = why_not(device)
     if reason:
-        print(f"train.compile: going on without, {reason}", file=sys.stderr, flush=True)
+        LOGGER.warning("train.compile is ignored: %s", reason)
         return
     for network in networks:
         network.compile()

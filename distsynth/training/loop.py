@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import logging
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from tqdm import tqdm
 
 from distsynth.config import RunConfig, to_json, validate
 from distsynth.data.loader import Batch, Standardiser, TrainingBatches
@@ -36,6 +35,9 @@ from distsynth.training.steps import (
 )
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
+from sharding.io.progress import progress
+
+LOGGER = logging.getLogger(__name__)
 
 
 def ignore(report: EpochReport) -> None:
@@ -157,7 +159,7 @@ class TrainingRun:
         checkpoint = claim_folder(self.folder, accelerator, resume, overwrite)
         if checkpoint:
             self.checkpoints.restore(checkpoint, self.state)
-            self._print(f"resuming from step {self.state.position.step}")
+            self._log_once(f"resuming from step {self.state.position.step}")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             atomic_write(self.folder.path / CONFIG_FILE, to_json(config))
@@ -230,7 +232,7 @@ class TrainingRun:
         metrics = self.validator(state.learners["generator"].raw)
         state.losses.check_finite("val/mse", metrics["val/mse"], state.position.step)
         self.trackers.log(state.position.step, {"epoch": done, **metrics})
-        self._print(f"epoch {done}/{self.config.train.epochs}: " + _summary(metrics))
+        self._log_once(f"epoch {done}/{self.config.train.epochs}: " + _summary(metrics))
         return metrics
 
     def _step(self, batch: Batch, step: int) -> Terms:
@@ -267,15 +269,20 @@ class TrainingRun:
             self.trackers.picture(self.state.position.step, "samples", picture)
 
     def _progress(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
-        """A bar on the first rank's terminal."""
-        hidden = not (self.accelerator.is_main_process and sys.stderr.isatty())
-        title = f"epoch {epoch + 1}/{self.config.train.epochs}"
-        bar = tqdm(batches, title, self.batches.steps, initial=start, leave=False, disable=hidden)
-        yield from bar
+        """Show the steps of an epoch on the first rank."""
+        return progress(
+            batches,
+            f"epoch {epoch + 1}/{self.config.train.epochs}",
+            self.batches.steps,
+            quiet=not self.accelerator.is_main_process,
+            initial=start,
+            logger=LOGGER,
+            last_line=False,
+        )
 
-    def _print(self, message: str) -> None:
+    def _log_once(self, message: str) -> None:
         if self.accelerator.is_main_process:
-            print(message, file=sys.stderr, flush=True)
+            LOGGER.info(message)
 
 
 def _summary(metrics: dict[str, float]) -> str:

@@ -52,7 +52,7 @@ cat >~/.distsynth.sh <<END
 export PATH="$environment/bin:\$PATH"
 export DISTSYNTH_STORAGE="$storage"
 export RAY_AUTH_MODE=token
-export RAY_USAGE_STATS_ENABLED=0
+export RAY_USAGE_STATS_ENABLED=0 RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9
 END
 for profile in ~/.bashrc ~/.profile; do
     grep -qxF '. ~/.distsynth.sh' "$profile" 2>/dev/null || echo '. ~/.distsynth.sh' >>"$profile"

@@ -47,7 +47,7 @@ export RAY_ADDRESS=$head_ip:$port
 export RAY_TMPDIR=/tmp/distsynth-$SLURM_JOB_ID
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH=$storage/ray-token-$SLURM_JOB_ID
-export RAY_USAGE_STATS_ENABLED=0
+export RAY_USAGE_STATS_ENABLED=0 RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9
 mkdir -p "$storage"
 rm -f "$RAY_AUTH_TOKEN_PATH"
 (

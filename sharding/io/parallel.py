@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -11,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from sharding.io.errors import DataError
+from sharding.io.interruption import ENDING_SIGNALS
 from sharding.io.progress import progress
 
 Item = TypeVar("Item")
@@ -19,6 +22,14 @@ Outcome = tuple[Item, Result | Exception]
 
 AHEAD = 2
 """Items a worker that wait in its queue, so that the list of items need not be held by the pool."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which a batch system may limit; where the system does not
+    say (macOS, Windows), all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_each(
@@ -47,8 +58,7 @@ def run_each(
     if address:
         outcomes = _on_ray(function, items, workers, address)
     else:
-        # Cores that this process may use, which a container or a batch system may limit.
-        workers = min(workers or len(os.sched_getaffinity(0)), len(items))
+        workers = min(workers or available_cores(), len(items))
         outcomes = _here(function, items) if workers <= 1 else _in_pool(function, items, workers)
     yield from progress(outcomes, title, len(items))
 
@@ -84,11 +94,22 @@ def _in_pool(
                 "Use fewer --workers and start again: what is finished is kept",
             ) from error
         finally:
+            interrupted = isinstance(sys.exception(), KeyboardInterrupt | GeneratorExit)
+            if interrupted:
+                # An item may take minutes. Files appear whole or not at all, so none is half done.
+                for process in list(pool._processes.values()):
+                    process.kill()
             pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as its parent is dead; else it would wait for items for ever."""
+    """End this process as soon as its parent is dead; else it would wait for items for ever.
+
+    Signals that ask to end are left to the parent, which a terminal or a batch system sends them
+    to as well: it decides, and kills this process.
+    """
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

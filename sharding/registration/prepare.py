@@ -14,10 +14,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
+import logging
 import platform
 import re
-import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -36,6 +35,8 @@ from sharding.registration.quality_page import quality_page
 from sharding.registration.register import tool_version
 from sharding.registration.specimen import LOCK, PICTURE, PreparedSpecimen, prepare_specimen
 from sharding.volumes.cohort import Specimen, write_cohort
+
+LOGGER = logging.getLogger(__name__)
 
 COHORT = "cohort.csv"
 QUALITY = "quality.json"
@@ -173,7 +174,7 @@ def _cause(error: Exception, specimen: Specimen, out: Path) -> str:
     text = str(error)
     if not isinstance(error, DataError):
         text = f"{type(error).__name__}: {text}"
-        traceback.print_exception(error, file=sys.stderr)
+        LOGGER.error("%s failed unexpectedly", specimen.name, exc_info=error)
     files = [specimen.source, specimen.target, specimen.mask]
     for folder in sorted({out, *(path.parent for path in files if path)}, reverse=True):
         text = text.replace(f"{folder}/", "")

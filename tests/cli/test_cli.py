@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,11 @@ from tiny_runs import PLAIN, tiny_config
 import distsynth.cli.main
 from distsynth.cli.main import main
 from distsynth.config import from_json, to_json, with_overrides
+from distsynth.errors import ConfigError
 from distsynth.presets import PRESETS
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
+from sharding.io.errors import DataError
+from sharding.io.interruption import Interrupted
 from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
@@ -287,9 +291,15 @@ def test_a_configuration_file_with_a_typo_ends_with_2(tmp_path):
     ("error", "status"),
     [
         (KeyboardInterrupt(), 130),
+        (Interrupted(signal.SIGINT), 130),
+        (Interrupted(signal.SIGTERM), 143),
+        (Interrupted(signal.SIGHUP), 129),
         (FloatingPointError("diverged"), 1),
         (OSError("disk full"), 1),
-        (ValueError("wrong"), 2),
+        (ConfigError("wrong"), 2),
+        (DataError("file", "is bad", "Replace it"), 1),
+        (ValueError("a bug"), 1),
+        (KeyError("a bug"), 1),
     ],
 )
 def test_statuses_of_errors(error, status, monkeypatch):
@@ -300,6 +310,7 @@ def test_statuses_of_errors(error, status, monkeypatch):
     ended = cli("presets")
     assert (ended.status, ended.out) == (status, "")
     assert (str(error) or "interrupted") in ended.err
+    assert ended.err.startswith("distsynth: ")
 
 
 def test_a_diverged_training_ends_with_1(folder, shards):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -309,15 +310,17 @@ def test_any_array_serves_as_source():
     assert np.array_equal(model(flipped, quiet=True), expected)
 
 
-def test_progress_counts_forwards(capsys):
+def test_progress_counts_forwards(caplog):
+    caplog.set_level(logging.INFO, "sharding.io.progress")
     model = predictor(CONV, axes=(0, 1, 2))
     source = random_volume((20, 20, 20))
     calls = []
     model.generator.register_forward_hook(lambda *_: calls.append(1))
     for method in ("windows", "whole"):
         calls.clear()
+        caplog.clear()
         model.stitched(method=method)(source, title="going")
-        assert f"going: {len(calls)}/{len(calls)}, " in capsys.readouterr().err
+        assert f"going: {len(calls)}/{len(calls)}, " in caplog.text
 
 
 def test_methods_and_memory_have_rules():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -419,20 +420,19 @@ def test_shards_of_another_split_are_refused(shard_folder, phantom_cohort, small
 
 
 def test_waiting_for_what_the_cluster_lacks_is_told(
-    cluster, shard_folder, tmp_path, monkeypatch, capsys
+    cluster, shard_folder, tmp_path, monkeypatch, caplog
 ):
     from distsynth.sweep import callback as watch
 
     monkeypatch.setattr(watch, "SECONDS_OF_WAITING", 1.0)
     folder = SweepFolder(tmp_path / "waiting")
     plan = tiny_plan(shard_folder, "waiting", trials=1, cpus=64)
-    told = []
+    caplog.set_level(logging.INFO, "distsynth")
 
     def interrupt():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            told.append(capsys.readouterr().err)
-            if "no trial has started" in "".join(told):
+            if "no trial has started" in caplog.text:
                 break
             time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGINT)
@@ -442,7 +442,7 @@ def test_waiting_for_what_the_cluster_lacks_is_told(
     result = start_sweep(folder, plan, cluster)
     thread.join()
     assert not result.complete
-    text = "".join(told)
+    text = caplog.text
     assert "a trial needs 64 CPU, and the cluster of 1 nodes has 4 CPU" in text
     assert "it lacks CPU: add nodes, or start again with fewer --cpus" in text
 

@@ -408,14 +408,14 @@ def test_a_cohort_in_which_all_fail_has_no_cohort_file(one, tmp_path):
     assert (out / "quality.json").exists()
 
 
-def test_an_unforeseen_error_is_a_failure_too(one, tmp_path, monkeypatch, capsys):
+def test_an_unforeseen_error_is_a_failure_too(one, tmp_path, monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError("in /home/somebody/code/itk.cxx: no")
 
     monkeypatch.setattr(step_work, "fit_intensities", broken)
     result = prepared([one], tmp_path / "out")
     assert result.failures[one.name] == "RuntimeError: in itk.cxx: no"
-    assert "Traceback" in capsys.readouterr().err
+    assert "Traceback" in caplog.text
 
 
 def mask_of(grid, folder, data, affine=None):

@@ -1,0 +1,118 @@
+"""Ending in good order when a user, a terminal or a batch system asks for it by a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+ENDING_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""What Ctrl-C, a batch system and a closed terminal send; Windows has no SIGHUP."""
+SECONDS_TO_END = 30.0
+"""Within this time after a signal, another SIGTERM or SIGHUP does not disturb the ending."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end.
+
+    Attributes:
+        signal: The signal that asked for it.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(f"interrupted by {self.signal.name}")
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells give to a process that this signal ended."""
+        return 128 + self.signal
+
+
+class DeferredSignals:
+    """The signals that arrived within a block of deferred_signals.
+
+    Attributes:
+        signal: The first of them; None if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        # A user who presses Ctrl-C again does not want to wait.
+        if self.signal is not None and number == signal.SIGINT:
+            raise Interrupted(number)
+        self.signal = self.signal or signal.Signals(number)
+
+
+@contextlib.contextmanager
+def signals_as_exceptions() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread for the time of the block.
+
+    A signal that the process ignores stays ignored, as nohup wants it. In another thread than the
+    main one, and on return, nothing is changed.
+    """
+    started_to_end: float | None = None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal started_to_end
+        del frame
+        now = time.monotonic()
+        ending = started_to_end is not None and now - started_to_end < SECONDS_TO_END
+        if ending and number != signal.SIGINT:
+            return
+        started_to_end = now
+        raise Interrupted(number)
+
+    interrupt.__dict__["raises_interrupted"] = True
+    with _handlers(interrupt, lambda handler: handler is not signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[DeferredSignals]:
+    """Remember a signal instead of raising it, so that the block can come to a consistent state.
+
+    The block looks at `signal` of what it is given, and the signal is raised as Interrupted when
+    the block ends. Only signals that would raise an exception are deferred: what Ray or another
+    host has installed stays.
+
+    Raises:
+        Interrupted: At the end of the block, or at a second SIGINT.
+    """
+    deferred = DeferredSignals()
+    with _handlers(deferred._remember, _raises):
+        yield deferred
+    if deferred.signal is not None:
+        raise Interrupted(deferred.signal)
+
+
+def _raises(handler: object) -> bool:
+    ours = getattr(handler, "raises_interrupted", False)
+    return ours or handler is signal.default_int_handler
+
+
+@contextlib.contextmanager
+def _handlers(
+    handler: Callable[[int, FrameType | None], None], replaces: Callable[[object], bool]
+) -> Iterator[None]:
+    """Install a handler in place of those that `replaces` accepts; restore them afterwards."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING_SIGNALS:
+            found = signal.getsignal(number)
+            # None: installed by C code, which Python could not restore.
+            if found is not None and replaces(found):
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, found in before.items():
+            signal.signal(number, found)

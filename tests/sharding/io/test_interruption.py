@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from sharding.io.interruption import (
+    ENDING_SIGNALS,
+    Interrupted,
+    deferred_signals,
+    signals_as_exceptions,
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_each_signal_is_raised_and_handlers_return(number, status):
+    before = [signal.getsignal(each) for each in ENDING_SIGNALS]
+    with pytest.raises(Interrupted) as caught, signals_as_exceptions():
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+    assert caught.value.signal == number
+    assert caught.value.status == status
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert [signal.getsignal(each) for each in ENDING_SIGNALS] == before
+
+
+def test_another_sigterm_does_not_disturb_the_ending_but_ctrl_c_does():
+    events = []
+    with pytest.raises(Interrupted) as caught, signals_as_exceptions():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            events.append("cleaned up")
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+    assert events == ["cleaned up"]
+    assert caught.value.signal == signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_deferred_signal_waits_for_the_end_of_the_block(number):
+    events = []
+    with pytest.raises(Interrupted) as caught, signals_as_exceptions():
+        with deferred_signals() as deferred:
+            assert deferred.signal is None
+            os.kill(os.getpid(), number)
+            events.append(deferred.signal)
+        events.append("not reached")
+    assert events == [number]
+    assert caught.value.signal == number
+
+
+def test_an_impatient_user_is_not_kept():
+    with pytest.raises(Interrupted), deferred_signals() as deferred:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert deferred.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second one was deferred too")
+
+
+def test_an_error_of_the_block_comes_first():
+    with pytest.raises(KeyError), deferred_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        raise KeyError("first")
+
+
+def test_only_signals_that_would_raise_are_deferred():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with deferred_signals() as deferred:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert deferred.signal is None
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As nohup asks for."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_as_exceptions():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_another_thread_changes_nothing():
+    before = [signal.getsignal(each) for each in ENDING_SIGNALS]
+    seen = []
+
+    def look():
+        with signals_as_exceptions(), deferred_signals():
+            seen.extend(signal.getsignal(each) for each in ENDING_SIGNALS)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == before
+
+
+WORKERS = """
+import sys, time
+from sharding.io.interruption import Interrupted, signals_as_exceptions
+from sharding.io.parallel import run_each
+
+if __name__ == "__main__":
+    try:
+        with signals_as_exceptions():
+            for _, outcome in run_each(print, range(2), workers=2):
+                pass
+            print("waiting", flush=True)
+            for _ in run_each(time.sleep, [600] * 4, workers=2):
+                pass
+    except Interrupted as error:
+        sys.exit(error.status)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_an_interrupted_parent(number, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(WORKERS)
+    process = subprocess.Popen(
+        [sys.executable, program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    assert {process.stdout.readline().strip() for _ in range(3)} == {"0", "1", "waiting"}
+    time.sleep(1)
+    # To the whole group, as a terminal does.
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
