@@ -11,6 +11,7 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import pytest
+from ray_cluster import Nodes, loopback_nodes
 from s3_server import S3Server, s3_server
 from tiny_runs import start_fork_server
 
@@ -25,7 +26,7 @@ DATA = Path(
     os.environ.get("DISTSYNTH_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data"
 )
 
-SLOW_FIXTURES = {"cluster", "server", "browser"}
+SLOW_FIXTURES = {"nodes", "server", "browser"}
 """Tests that use these are slow: a Ray cluster, an S3 server, a browser."""
 
 Refused = Callable[[str | Path, str, str], AbstractContextManager[None]]
@@ -101,6 +102,23 @@ def server() -> Iterator[S3Server]:
     """A real S3 server on loopback. Take a new folder of it for each test."""
     with s3_server() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def nodes(server: S3Server) -> Iterator[Nodes]:
+    """A Ray cluster on loopback: a head without cores, and four nodes with one core each.
+
+    That is room for four trials, more than most machines have cores for: they are small.
+    """
+    with loopback_nodes(1, 1, 1, 1, **server.environment) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(nodes: Nodes) -> Iterator[str]:
+    """The address of these nodes, which this process may join."""
+    with nodes.joined():
+        yield nodes.address
 
 
 @pytest.fixture(scope="session")
