@@ -33,10 +33,10 @@ from torch import Tensor
 
 from distsynth.config import StitchConfig, with_overrides
 from distsynth.data.memory import keep_freed_memory
-from distsynth.inference.memory_budget import room
+from distsynth.inference.memory_budget import memory_budget
 from distsynth.inference.predictor import Predictor, predict_file
 from distsynth.models import build_generator
-from distsynth.presets import preset
+from distsynth.presets import PAPER_PATCH, preset
 from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
 from sharding.shards.patches import cut_channels
 from sharding.volumes.config import PreprocessConfig
@@ -85,7 +85,7 @@ def predictor(name: str, trim: int, **changes: object) -> Predictor:
     overrides = {f"stitch.{key}": value for key, value in stitch.items()} | changes
     config = with_overrides(preset(name), overrides)
     torch.manual_seed(0)
-    generator = build_generator(config.generator, config.data.patch_size).eval()
+    generator = build_generator(config.generator, PAPER_PATCH).eval()
     record = DataRecord("", PreprocessConfig(), (1.0, 1.0, 1.0), "RAS", {}, ())
     return Predictor(
         Checkpoint(config, record, Position(), {}, [], {}), generator, torch.device("cpu")
@@ -104,8 +104,10 @@ def programs(model: Predictor, source: NDArray[np.float32]) -> list[Program]:
         cut_channels(source, (PATCH, PATCH), model.locations(source.shape), 0)  # type: ignore[arg-type]
     )
     config = model.checkpoint.config
-    free = room(config.generator, (PATCH, PATCH), 1, config.stitch.memory_mb, model.device)
-    ours = free.images(PATCH**2)
+    budget = memory_budget(
+        config.generator, (PATCH, PATCH), 1, config.stitch.memory_mb, model.device
+    )
+    ours = budget.batch_size(PATCH**2)
     whole = model.stitched(method="whole")
     windows = model.stitched(method="windows")
     plain = windows.stitched(trim=0)
@@ -241,7 +243,7 @@ def print_peak(kind: str, memory_mb: int, factor: int) -> None:
     more |= {"stitch.method": method, "stitch.memory_mb": memory_mb}
     model, source = predictor(name, NETWORKS[name], **more), random_volume(shape)
     with torch.inference_mode():
-        model.generator(torch.zeros(1, 1, *model.checkpoint.config.data.patch_size))
+        model.generator(torch.zeros(1, 1, *model.checkpoint.config.data.sides))
     # Loading took more memory than is left of it: forget that peak.
     Path("/proc/self/clear_refs").write_text("5")
     before = most_memory()

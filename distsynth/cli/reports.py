@@ -51,11 +51,11 @@ def report(args: Sequence[str]) -> None:
     if given.most < 1:
         raise UsageError(f"--most must be >= 1, got {given.most}")
     from distsynth.reporting.run_page import Extras, run_page
-    from distsynth.reproduction.report import reproduction_page
+    from distsynth.reproduction.page import reproduction_page
     from distsynth.reproduction.task import TASK_FILE
     from distsynth.runs.folder import CONFIG_FILE
     from distsynth.sweep.folder import SweepFolder
-    from distsynth.sweep.report import sweep_page
+    from distsynth.sweep.page import sweep_page
     from sharding.io.atomic import atomic_write
     from sharding.volumes.cohort import read_cohort
 

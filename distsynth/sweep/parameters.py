@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from ray.tune.search.sample import Integer
 
-from distsynth.config import DiscriminatorConfig, RunConfig, dotted_fields, with_overrides
+from distsynth.config import RunConfig, dotted_fields, field_names, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS
 from sharding.io.storage import Folder
@@ -35,7 +35,9 @@ TRIES = 200
 """Points drawn to check a space."""
 
 
-def configure(base: RunConfig, point: Mapping[str, Any], keep_judge: bool = False) -> RunConfig:
+def configure(
+    base: RunConfig, point: Mapping[str, Any], keep_discriminator: bool = False
+) -> RunConfig:
     """The run that a point stands for.
 
     Without a discriminator lambda 1 is zero, and with a lambda 1 of zero there is no
@@ -44,7 +46,7 @@ def configure(base: RunConfig, point: Mapping[str, Any], keep_judge: bool = Fals
     Args:
         base: What the point changes.
         point: See the module.
-        keep_judge: Keep a discriminator whose weight is zero: it may get one on the way.
+        keep_discriminator: Keep a discriminator whose weight is zero: it may get one on the way.
 
     Raises:
         ConfigError: If the point names no field or network, or makes no valid configuration.
@@ -60,11 +62,16 @@ def configure(base: RunConfig, point: Mapping[str, Any], keep_judge: bool = Fals
     if "data.shards" in point:
         cut = manifest_of(str(point["data.shards"])).config
         overrides |= {"data.patch_size": cut.patch_size, "data.neighbours": cut.neighbours}
-    known = dict(dotted_fields(base)) | overrides
-    if known["discriminator.family"] == "none":
-        overrides["loss.lambda_bce"] = 0.0
-    elif known["loss.lambda_bce"] == 0 and not keep_judge:
-        overrides |= dict(dotted_fields(DiscriminatorConfig(), "discriminator."))
+    family = overrides.get("discriminator.family", base.discriminator.family)
+    weight = overrides.get("loss.lambda_bce", base.loss.lambda_bce)
+    if family == "none" or (weight == 0 and not keep_discriminator):
+        # Without a discriminator its other fields say nothing.
+        overrides = {
+            name: value
+            for name, value in overrides.items()
+            if not name.startswith("discriminator.")
+        }
+        overrides |= {"discriminator.family": "none", "loss.lambda_bce": 0.0}
     return with_overrides(base, overrides)
 
 
@@ -80,7 +87,7 @@ def draw(space: Space, rng: np.random.Generator) -> Point:
 
 
 def draw_points(
-    space: Space, base: RunConfig, count: int, seed: int, keep_judge: bool = False
+    space: Space, base: RunConfig, count: int, seed: int, keep_discriminator: bool = False
 ) -> tuple[list[Point], list[str]]:
     """Points at random, each of which makes a valid configuration.
 
@@ -94,7 +101,7 @@ def draw_points(
     refused: list[str] = []
     while len(points) < count:
         point = draw(space, rng)
-        reason = invalid(base, point, keep_judge)
+        reason = invalid(base, point, keep_discriminator)
         if reason is None:
             points.append(point)
         else:
@@ -126,10 +133,12 @@ def grid_points(space: Space, base: RunConfig) -> list[Point]:
     return points
 
 
-def invalid(base: RunConfig, point: Mapping[str, Any], keep_judge: bool = False) -> str | None:
+def invalid(
+    base: RunConfig, point: Mapping[str, Any], keep_discriminator: bool = False
+) -> str | None:
     """Why a point makes no valid configuration; None if it does."""
     try:
-        configure(base, point, keep_judge)
+        configure(base, point, keep_discriminator)
     except ConfigError as error:
         return str(error)
     return None
@@ -146,7 +155,7 @@ def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
     """
     if not space:
         raise ConfigError("the space is empty: name one or more spaces")
-    known = dict(dotted_fields(base))
+    known = set(field_names())
     rng = np.random.default_rng(seed)
     for name in space:
         if name not in known and name not in NETWORKS:
@@ -201,16 +210,16 @@ def presets_in(space: Space, base: RunConfig) -> dict[str, Point]:
                 names = names or _unsharpened(config, field)
                 value = next((key for key in names if domain.is_valid(key)), None)
             elif field.startswith(COMPARED):
-                value = wanted[field]
+                value = wanted.get(field)
             else:
-                value = dict(dotted_fields(base))[field]
+                value = dict(dotted_fields(base)).get(field)
             if value is None or not domain.is_valid(value):
                 break
             point[field] = value
         else:
             if invalid(base, point) is None:
                 made = dict(dotted_fields(configure(base, point)))
-                if all(made[key] == wanted[key] for key in made if key.startswith(COMPARED)):
+                if all(made[key] == wanted.get(key) for key in made if key.startswith(COMPARED)):
                     found[name] = point
     return found
 
@@ -264,7 +273,7 @@ def check_shards(shards: Sequence[str]) -> None:
     """Shard sets of one space must be cut from the same specimens, split alike.
 
     Raises:
-        ConfigError: If not: trials would be judged on different data, or see test specimens.
+        ConfigError: If not: trials would be compared on different data, or see test specimens.
     """
     first, *others = shards
     rows = _specimens(first)

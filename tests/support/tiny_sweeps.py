@@ -11,9 +11,9 @@ from ray import tune
 from tiny_runs import ADVERSARIAL, tiny_config
 from wandb_offline import OfflineRun, read_offline_run
 
-from distsynth.sweep.callback import Watch
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.folder import SweepFolder, TrialRecord
-from distsynth.sweep.plan import Plan, SweepConfig, plan_from_json
+from distsynth.sweep.plan import SweepConfig, SweepPlan, plan_from_json
 from distsynth.sweep.run import SweepResult, make_plan, resume_sweep, start_sweep
 from tune_spaces.domains import zero_or_log
 
@@ -39,7 +39,7 @@ def tiny_plan(
     run: dict[str, Any] | None = None,
     space: dict[str, Any] | None = None,
     **sweep: Any,
-) -> Plan:
+) -> SweepPlan:
     """A sweep over the weights and rate of an adversarial run of two epochs."""
     config = tiny_config(shards, ADVERSARIAL, run or {})
     return make_plan(name, config, SPACE if space is None else space, SweepConfig(**sweep))
@@ -56,7 +56,7 @@ class FinishedSweep:
     """
 
     folder: SweepFolder
-    plan: Plan
+    plan: SweepPlan
     result: SweepResult
 
 
@@ -65,14 +65,14 @@ def undisturbed_sweep(parent: Path, shards: Path, address: str) -> FinishedSweep
     folder = SweepFolder(parent / "tiny")
     plan = tiny_plan(shards, run=TRACKED, trials=3, seed=2, concurrent=1)
     processes = set()
-    on_trial_result = Watch.on_trial_result
+    on_trial_result = SweepCallback.on_trial_result
 
-    def noted(watch: Watch, *args: Any, result: dict[str, Any], **more: Any) -> None:
+    def noted(callback: SweepCallback, *args: Any, result: dict[str, Any], **more: Any) -> None:
         processes.add(result["pid"])
-        on_trial_result(watch, *args, result=result, **more)
+        on_trial_result(callback, *args, result=result, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "on_trial_result", noted)
+        patch.setattr(SweepCallback, "on_trial_result", noted)
         result = start_sweep(folder, plan, address)
     assert len(processes) == 1
     return FinishedSweep(folder, plan, result)

@@ -374,9 +374,9 @@ def test_shards_of_another_split_are_refused(shard_folder, phantom_cohort, small
 def test_waiting_for_what_the_cluster_lacks_is_told(
     cluster, shard_folder, tmp_path, monkeypatch, caplog
 ):
-    from distsynth.sweep import callback as watch
+    from distsynth.sweep import callback
 
-    monkeypatch.setattr(watch, "SECONDS_OF_WAITING", 1.0)
+    monkeypatch.setattr(callback, "SECONDS_OF_WAITING", 1.0)
     folder = SweepFolder(tmp_path / "waiting")
     plan = tiny_plan(shard_folder, "waiting", trials=1, cpus=64)
     caplog.set_level(logging.INFO, "distsynth")
