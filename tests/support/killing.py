@@ -48,7 +48,16 @@ from pathlib import Path
 from moments import CallMoment, FileMoment, Moment, to_environment
 from programs import Program, started, with_path
 
-__all__ = ["CallMoment", "FileMoment", "Stop", "alongside", "changes_of", "killed_at", "stopped_at"]
+__all__ = [
+    "CallMoment",
+    "FileMoment",
+    "Stop",
+    "alongside",
+    "changes_of",
+    "is_stopped",
+    "killed_at",
+    "stopped_at",
+]
 
 SUPPORT = Path(__file__).parent
 SECONDS = 120
@@ -104,7 +113,7 @@ class Stop:
         while time.monotonic() < deadline:
             running = runs()
             text = note.read_text() if note.exists() else ""
-            if text and _is_stopped(int(text)):
+            if text and is_stopped(int(text)):
                 return int(text)
             assert running, f"it ended before {self.moment}: {said()}"
             time.sleep(0.002)
@@ -198,7 +207,8 @@ def _read(note: Path) -> list[tuple[str, str]]:
     return [(event, path) for event, _, path in parts]
 
 
-def _is_stopped(process: int) -> bool:
+def is_stopped(process: int) -> bool:
+    """Whether a process stands still after SIGSTOP."""
     try:
         return ") T" in Path(f"/proc/{process}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
