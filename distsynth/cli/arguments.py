@@ -15,7 +15,7 @@ from distsynth.errors import ConfigError
 from sharding.io.errors import DataError
 
 if TYPE_CHECKING:
-    from distsynth.config import RunConfig
+    pass
 
 Given = TypeVar("Given")
 Cohort = Annotated[Path, arg(help="cohort.csv, a folder that holds one, or a BIDS folder")]
@@ -48,23 +48,6 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise DataError if the output exists and may not be replaced."""
     if path.exists() and not overwrite:
         raise DataError(path, "the file exists already", "Give --overwrite or another --out")
-
-
-def starting_config(name: str) -> RunConfig:
-    """The configuration of a preset or of a .json file.
-
-    Raises:
-        DataError: If there is no such file.
-        ConfigError: If there is no such preset, or the file holds no valid configuration.
-    """
-    from distsynth.config import from_json
-    from distsynth.presets import preset
-
-    if not name.endswith(".json"):
-        return preset(name)
-    if not Path(name).is_file():
-        raise DataError(name, "the configuration does not exist", "Check the path")
-    return from_json(Path(name).read_text(encoding="utf-8"))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

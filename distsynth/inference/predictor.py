@@ -114,6 +114,28 @@ class Predictor:
         next(ticks, None)  # the last line of progress
         return synthetic
 
+    def predict(
+        self, source: str | Path | Volume, like: str | Path | Volume | None = None
+    ) -> Volume:
+        """Predict the synthetic target of a source volume.
+
+        Args:
+            source: The source: a NIfTI file or a volume, in any units of intensity.
+            like: The grid to predict on; by default the source's own if its voxels have the size
+                of the training targets, or else one of that size over its field of view.
+
+        Returns:
+            The synthetic volume, with the source's scale of intensities.
+
+        Raises:
+            DataError: If a file is bad or the volume is smaller than a patch.
+        """
+        where = "source" if isinstance(source, Volume) else source
+        source = source if isinstance(source, Volume) else read_volume(Path(source))
+        if not isinstance(like, Volume | None):
+            like = read_volume(Path(like))
+        return _predict_volume(self, source, like, where, in_memory)
+
     @property
     def exact(self) -> bool:
         """Whether whole planes and windows give the same: trimmed by as far as it looks."""
@@ -236,21 +258,26 @@ def predict_file(
         raise DataError(out, "the file exists already", "Give --overwrite or another name")
     if not out.name.endswith((".nii", ".nii.gz")):
         raise DataError(out, "the output must be a .nii or .nii.gz file", "Rename it")
-    data = predictor.checkpoint.data
     empty = Scratch(out.parent, predictor.checkpoint.config.stitch.memory_mb * MEGABYTE)
     source = read_volume(path, empty=empty)
-    if like:
-        grid = read_volume(like, empty=empty)
-    else:
-        grid = prediction_grid(source, data.spacing_mm, data.orientation)
-    placed = place_source(source, grid.shape, grid.affine, data.preprocess, path, empty)
+    grid = read_volume(like, empty=empty) if like else None
+    write_volume(out, _predict_volume(predictor, source, grid, path, empty))
+    return out
+
+
+def _predict_volume(
+    predictor: Predictor, source: Volume, like: Volume | None, where: str | Path, empty: Empty
+) -> Volume:
+    """Predict on the grid of `like`, or one like the targets'; `where` names the source."""
+    data = predictor.checkpoint.data
+    grid = like or prediction_grid(source, data.spacing_mm, data.orientation)
+    placed = place_source(source, grid.shape, grid.affine, data.preprocess, where, empty)
     standardised = placed.transform.standardise_scaled(placed.scaled, empty)
     try:
         synthetic = predictor(standardised, empty=empty)
     except ConfigError as error:
-        raise DataError(path, str(error), "Give a larger volume, or use smaller patches") from None
-    write_volume(out, grid.with_data(placed.transform.restore(synthetic, empty)))
-    return out
+        raise DataError(where, str(error), "Give a larger volume, or use smaller patches") from None
+    return grid.with_data(placed.transform.restore(synthetic, empty))
 
 
 def prediction_grid(
