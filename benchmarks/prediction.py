@@ -33,7 +33,7 @@ from torch import Tensor
 
 from distsynth.config import StitchConfig, with_overrides
 from distsynth.data.memory import keep_freed_memory
-from distsynth.inference.memory_budget import room
+from distsynth.inference.memory_budget import memory_budget
 from distsynth.inference.predictor import Predictor, predict_file
 from distsynth.models import build_generator
 from distsynth.presets import preset
@@ -104,8 +104,10 @@ def programs(model: Predictor, source: NDArray[np.float32]) -> list[Program]:
         cut_channels(source, (PATCH, PATCH), model.locations(source.shape), 0)  # type: ignore[arg-type]
     )
     config = model.checkpoint.config
-    free = room(config.generator, (PATCH, PATCH), 1, config.stitch.memory_mb, model.device)
-    ours = free.images(PATCH**2)
+    budget = memory_budget(
+        config.generator, (PATCH, PATCH), 1, config.stitch.memory_mb, model.device
+    )
+    ours = budget.batch_size(PATCH**2)
     whole = model.stitched(method="whole")
     windows = model.stitched(method="windows")
     plain = windows.stitched(trim=0)

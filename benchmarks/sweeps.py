@@ -37,10 +37,10 @@ from distsynth.config import RunConfig, with_overrides
 from distsynth.data.loader import PatchDataset
 from distsynth.presets import preset
 from distsynth.runs.tracking import Trackers
-from distsynth.sweep.callback import Watch
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import SweepFolder, TrialRecord
-from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.run import make_plan, start_sweep
 from distsynth.sweep.trial import run_config
 from distsynth.training.loop import train
@@ -87,7 +87,7 @@ class Told(NamedTuple):
 class Swept(NamedTuple):
     """A sweep that has ended."""
 
-    plan: Plan
+    plan: SweepPlan
     records: dict[str, TrialRecord]
     seconds: float
     told: list[Told]
@@ -155,22 +155,22 @@ def overhead(folder: Path, base: RunConfig, size: Size, cores: int, joined: floa
 def swept(folder: Path, base: RunConfig, sweep: SweepConfig) -> Swept:
     """Run a sweep."""
     told: list[Told] = []
-    inner = Watch.on_trial_result
+    inner = SweepCallback.on_trial_result
 
     def noted(
-        watch: Watch, iteration: int, trials: Any, trial: Any, result: Any, **more: Any
+        callback: SweepCallback, iteration: int, trials: Any, trial: Any, result: Any, **more: Any
     ) -> None:
         told.append(Told(time.perf_counter(), str(trial), result["time_this_iter_s"]))
-        inner(watch, iteration, trials, trial, result, **more)
+        inner(callback, iteration, trials, trial, result, **more)
 
     plan = make_plan(folder.name, base, named_space(SPACE), sweep)
-    Watch.on_trial_result = noted  # type: ignore[method-assign]
+    SweepCallback.on_trial_result = noted  # type: ignore[method-assign]
     try:
         started = time.perf_counter()
         result = start_sweep(SweepFolder(folder), plan)
         return Swept(plan, result.records, time.perf_counter() - started, told)
     finally:
-        Watch.on_trial_result = inner  # type: ignore[method-assign]
+        SweepCallback.on_trial_result = inner  # type: ignore[method-assign]
 
 
 def trained(folder: Path, sweep: Swept) -> tuple[float, dict[str, float]]:

@@ -330,11 +330,11 @@ def write_report(
         ConfigError: If `most` is below 1.
     """
     from distsynth.reporting.run_page import Extras, run_page
-    from distsynth.reproduction.report import reproduction_page
+    from distsynth.reproduction.page import reproduction_page
     from distsynth.reproduction.task import TASK_FILE
     from distsynth.runs.folder import CONFIG_FILE
     from distsynth.sweep.folder import SweepFolder
-    from distsynth.sweep.report import sweep_page
+    from distsynth.sweep.page import sweep_page
     from sharding.io.atomic import atomic_write
     from sharding.io.storage import Folder
 

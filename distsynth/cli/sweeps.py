@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from distsynth.cli.arguments import columns, parse, usage_errors
+from distsynth.cli.arguments import parse, usage_errors
 from distsynth.cli.messages import UsageError
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
@@ -136,13 +136,14 @@ def _known_sweep(args: Sequence[str]) -> None:
 
 def _status(storage: str, name: str) -> None:
     from distsynth.sweep.folder import searched
-    from distsynth.sweep.leaderboard import counts, rank_trials, text_rows
+    from distsynth.sweep.leaderboard import counts, leaderboard_table, rank_trials
+    from sharding.io.tables import table_text
 
     folder = _folder(storage, name)
     plan, records = folder.plan(), folder.records()
     trials = searched(records)
     print(f"{plan.name}: {counts(plan, trials)}\n")
-    print(columns(text_rows(plan, rank_trials(plan, trials))))
+    print(table_text(leaderboard_table(plan, rank_trials(plan, trials))))
     for record in records.values():
         if record.cause or record.failures:
             print(f"\n{record.name} {record.status}: {record.cause or 'continued after a crash'}")
@@ -150,10 +151,11 @@ def _status(storage: str, name: str) -> None:
 
 
 def _finish(result: "SweepResult", address: str | None) -> None:
-    from distsynth.sweep.finalists import export_best, finalists, judge, log_sweep
+    from distsynth.sweep.finalists import evaluate_finalists, export_best, finalists, log_sweep
     from distsynth.sweep.folder import searched
-    from distsynth.sweep.leaderboard import rank_trials, text_rows
+    from distsynth.sweep.leaderboard import leaderboard_table, rank_trials
     from distsynth.sweep.run import run_final
+    from sharding.io.tables import table_text
 
     folder = result.folder
     plan = folder.plan()
@@ -161,7 +163,7 @@ def _finish(result: "SweepResult", address: str | None) -> None:
         raise KeyboardInterrupt
     records = searched(result.records)
     rows = rank_trials(plan, records)
-    print(columns(text_rows(plan, rows)))
+    print(table_text(leaderboard_table(plan, rows)))
     failed = [record for record in records.values() if record.status == "failed"]
     for record in failed:
         LOGGER.warning("trial %s failed: %s", record.name, record.cause)
@@ -174,7 +176,7 @@ def _finish(result: "SweepResult", address: str | None) -> None:
     if plan.sweep.final == "retrained":
         run_final(folder, plan, finalists(plan, records).values(), address)
     exported = export_best(folder, plan)
-    text = judge(folder, plan, exported)
+    text = evaluate_finalists(folder, plan, exported)
     log_sweep(folder, plan)
     if text:
         print(text)

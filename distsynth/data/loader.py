@@ -154,7 +154,7 @@ class TrainingBatches:
         yield from self._loader
 
 
-def judging_batches(
+def validation_batches(
     shards: ShardSet,
     split: Split,
     patches: NDArray[np.int64],

@@ -30,24 +30,24 @@ BACKGROUND_WEIGHT = 0.02
 HINGES = tuple(np.arange(-1, 4.5, 0.5).tolist())
 """Source intensities, in standardised units, at which the regression's curve may bend."""
 
-Volume = NDArray[np.floating[Any]]
+Array = NDArray[np.floating[Any]]
 
 
 class PairLike(Protocol):
     """A registered, standardised pair: arrays of one shape (x, y, z) on the target's grid."""
 
     @property
-    def source(self) -> Volume:
+    def source(self) -> Array:
         """Source, cubic interpolation."""
         ...
 
     @property
-    def nearest(self) -> Volume:
+    def nearest(self) -> Array:
         """Source, nearest neighbour: its own voxels unchanged."""
         ...
 
     @property
-    def target(self) -> Volume:
+    def target(self) -> Array:
         """Target."""
         ...
 
@@ -257,7 +257,7 @@ class NeighbourhoodRegression(Fitted):
         out += np.float32(self._weights[-1])
         return out
 
-    def _features(self, padded: Volume, voxels: tuple[NDArray[Any], ...]) -> NDArray[np.float64]:
+    def _features(self, padded: Array, voxels: tuple[NDArray[Any], ...]) -> NDArray[np.float64]:
         """One row a voxel: neighbourhood, hinges, 1."""
         strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
         side = range(2 * self.reach + 1)

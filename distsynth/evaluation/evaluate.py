@@ -1,4 +1,4 @@
-"""A checkpoint and the baselines over the specimens of a split, judged on stitched volumes."""
+"""Models and baselines on the specimens of a split, evaluated on stitched volumes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Evaluation:
-    """What was judged.
+    """What an evaluation found.
 
     Attributes:
         results: Every number.
-        specimens: Judged specimens, in order.
-        split: The split that they are of.
+        specimens: The specimens, in order.
+        split: The split they belong to.
         training: How many specimens the baselines were fitted on.
         examples: A slice of each specimen through every method, for pictures.
     """
@@ -95,7 +95,7 @@ def evaluate(
     baselines: Sequence[Baseline] | None = None,
     data: DataRecord | None = None,
 ) -> Evaluation:
-    """Judge models beside the baselines.
+    """Evaluate models beside the baselines.
 
     Everything is measured in standardised units against the target's own standardised volume; a
     prediction is made without looking at the target. The baselines that are fitted see training
@@ -104,10 +104,10 @@ def evaluate(
     Args:
         predictors: Name of the row to model. All must have been trained on the same data.
         specimens: The cohort, with the specimens that the models were trained on.
-        split: Which specimens to judge, by the split of the shards; a specimen that the shards
+        split: Which specimens to evaluate, by the split of the shards; a specimen that the shards
             did not hold counts as test.
         volumes: Folder to write every model's synthetic volumes to, in the source's units.
-        baselines: What else to judge; None fits the usual ones.
+        baselines: What else to evaluate; None fits the usual ones.
         data: What shards were cut from; None takes that of the models.
 
     Returns:
@@ -120,12 +120,12 @@ def evaluate(
     first = data or next(iter(predictors.values())).checkpoint.data
     for name, predictor in predictors.items():
         if predictor.checkpoint.data.anonymous() != first.anonymous():
-            raise ConfigError(f"{name} was trained on other shards: judge it by itself")
+            raise ConfigError(f"{name} was trained on other shards: evaluate it by itself")
     groups: dict[str, list[Specimen]] = {"train": [], "val": [], "test": []}
     for specimen in specimens:
         groups[first.split_of(specimen.name)].append(specimen)
-    judged = groups[split]
-    if not judged:
+    chosen = groups[split]
+    if not chosen:
         raise ConfigError(f"the cohort has no specimen in the split {split}")
     if baselines is None:
         if not groups["train"]:
@@ -135,11 +135,11 @@ def evaluate(
         if baseline.name in predictors:
             raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
     evaluation = Evaluation({}, [], split, len(groups["train"]))
-    for specimen in judged:
+    for specimen in chosen:
         pair = prepare_pair(specimen, first.preprocess)
         if split == "test":
             first.refuse_seen(specimen, pair)
-        _judge(evaluation, pair, baselines, predictors, volumes)
+        _evaluate_specimen(evaluation, pair, baselines, predictors, volumes)
     return evaluation
 
 
@@ -150,7 +150,7 @@ def usual_baselines(training: Sequence[Specimen], config: PreprocessConfig) -> l
     return [Identity(), Cubic(), *fitted]
 
 
-def _judge(
+def _evaluate_specimen(
     evaluation: Evaluation,
     pair: Pair,
     baselines: Sequence[Baseline],

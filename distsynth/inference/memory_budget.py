@@ -1,4 +1,4 @@
-"""How much of a volume goes through a generator at once: a rule of sizes, never of times."""
+"""How much of a volume goes through a generator at once: derived from sizes, never from timings."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ Forward = Callable[[Tensor], Tensor]
 """Sources (n, channels, *sides) -> predictions (n, *sides), float32, on the same device."""
 MEGABYTE = 2**20
 COPIES = 6
-"""Maps of the widest layer's size that the memory must hold: a dense unit has its input, normalised
-and activated, the convolution may copy it, and gaps are left between blocks that come and go."""
+"""Maps of the widest layer's size that the memory must hold: a dense unit keeps its input, the
+normalised and the activated one, the convolution may copy it, and freed blocks leave gaps."""
 NARROW = 8
-"""Channels up to which torch unfolds the source of a 3D convolution on a CPU, for small images."""
+"""Up to this many channels torch unfolds the input of a 3D convolution of small images on a CPU."""
 CACHE = 8 * MEGABYTE
-"""Size of the widest map up to which images go together on a CPU. Measured on dcgan-1, dcgan-2,
-fcn-1, dcsrn, unet-7 and small: more at once are no faster, and beyond the cache slower."""
+"""Size of the widest map up to which images are batched on a CPU. Measured on dcgan-1, dcgan-2,
+fcn-1, dcsrn, unet-7 and small: larger batches are no faster, and beyond the cache slower."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """What one forward may take, in voxels of source.
+class MemoryBudget:
+    """How many voxels of source one forward may take.
 
     Attributes:
-        most: By memory.
-        batch: Up to which images go together: no more than `most`, and where more are no faster,
-            fewer.
+        max_voxels: What the memory allows.
+        batch_voxels: Up to which images are batched: at most `max_voxels`, and less where larger
+            batches are no faster.
     """
 
-    most: int
-    batch: int
+    max_voxels: int
+    batch_voxels: int
 
-    def images(self, voxels: int) -> int:
-        """How many images of this many voxels go together; one at least."""
-        return max(1, self.batch // voxels)
+    def batch_size(self, voxels: int) -> int:
+        """How many images of this many voxels are batched; at least one."""
+        return max(1, self.batch_voxels // voxels)
 
 
-def room(
+def memory_budget(
     config: GeneratorConfig,
     patch_size: tuple[int, ...],
     channels: int,
     memory_mb: int,
     device: torch.device,
-) -> Room:
-    """The room that a generator has.
+) -> MemoryBudget:
+    """What one forward of a generator may take.
 
     Args:
         config: Of the generator, of float32 weights.
@@ -63,17 +63,17 @@ def room(
     widest = widest_map(config, patch_size, channels)
     most = int(memory_mb * MEGABYTE / (COPIES * widest))
     fast = int(CACHE / widest) if device.type == "cpu" else most
-    return Room(max(1, most), max(1, min(most, fast)))
+    return MemoryBudget(max(1, most), max(1, min(most, fast)))
 
 
 @cache
 def widest_map(config: GeneratorConfig, patch_size: tuple[int, ...], channels: int) -> float:
     """Bytes of a generator's largest activation for each voxel of the source.
 
-    What a narrow 3D convolution unfolds takes the place of COPIES maps.
+    What a narrow 3D convolution unfolds counts as COPIES maps.
 
-    Found on the smallest source that shows it, by a generator made for this alone: hooks of others
-    see nothing of it, and no random number is taken from them.
+    It is measured on the smallest source that shows it, with a generator built for this alone, so
+    that neither the hooks nor the random state of any other generator are touched.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         generator = build_generator(config, patch_size, channels).eval()
@@ -93,5 +93,5 @@ def widest_map(config: GeneratorConfig, patch_size: tuple[int, ...], channels: i
 
 
 def evenly(count: int, most: int) -> int:
-    """How many of `count` things to take at a time: like many, no more than `most` but one."""
+    """Size of equal parts of `count` things, each of at most `most` things (at least one)."""
     return math.ceil(count / math.ceil(count / max(1, most)))

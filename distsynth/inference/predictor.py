@@ -16,10 +16,10 @@ from torch import Tensor
 from distsynth.config import with_overrides
 from distsynth.data.memory import keep_freed_memory
 from distsynth.errors import ConfigError
-from distsynth.inference.memory_budget import MEGABYTE, room
-from distsynth.inference.sliding_window import Windows, plane_weight
-from distsynth.inference.volume import Method, forwards, predict_volume
-from distsynth.inference.whole_slice import Whole
+from distsynth.inference.memory_budget import MEGABYTE, memory_budget
+from distsynth.inference.sliding_window import SlidingWindows, total_weight
+from distsynth.inference.volume import ImageMethod, ImageStack, forwards, predict_volume
+from distsynth.inference.whole_slice import WholeImages
 from distsynth.models import Generator, build_generator
 from distsynth.runs.checkpoint import Checkpoint, load_checkpoint
 from distsynth.runs.folder import BEST, local_file
@@ -35,10 +35,10 @@ from sharding.volumes.volume import Volume, read_volume, write_volume
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A trained generator with all that it needs to predict.
+    """A trained generator with everything that it needs to predict.
 
     Attributes:
-        checkpoint: Where it comes from: configuration and data record.
+        checkpoint: Its configuration and data record.
         generator: In eval mode, on its device.
         device: Where it computes.
     """
@@ -98,9 +98,9 @@ class Predictor:
         half = config.train.precision == "bf16"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
-        def forward(planes: Tensor) -> Tensor:
+        def forward(images: Tensor) -> Tensor:
             next(ticks)
-            return self.generator(planes)[:, 0].float()
+            return self.generator(images)[:, 0].float()
 
         with torch.inference_mode(), autocast:
             synthetic = predict_volume(
@@ -108,7 +108,7 @@ class Predictor:
                 methods,
                 config.data.neighbours,
                 forward,
-                lambda sides: plane_weight(sides, patch_size, stitch),
+                lambda sides: total_weight(sides, patch_size, stitch),
                 empty,
             )
         next(ticks, None)  # the last line of progress
@@ -138,26 +138,31 @@ class Predictor:
 
     @property
     def exact(self) -> bool:
-        """Whether whole planes and windows give the same: trimmed by as far as it looks."""
+        """Whether whole images and windows give the same: the trim covers the receptive field."""
         reach = self.generator.reach
         return reach is not None and self.checkpoint.config.stitch.trim >= reach
 
     @property
-    def whole(self) -> bool:
-        """Whether planes are predicted as a whole, not by windows: see StitchConfig.method."""
+    def whole_images(self) -> bool:
+        """Whether slices (or the volume) are predicted as a whole, not by windows.
+
+        See StitchConfig.method.
+        """
         method = self.checkpoint.config.stitch.method
         return self.exact if method == "auto" else method == "whole"
 
-    def _methods(self, shape: Sequence[int], empty: Empty) -> dict[int, Method]:
-        """Axis, BLOCK for 3D, to how its planes are predicted.
+    def _methods(self, shape: Sequence[int], empty: Empty) -> dict[int, ImageMethod]:
+        """Axis (BLOCK for 3D) to how its images are predicted.
 
         Raises:
             ConfigError: If the patches do not fit the volume.
         """
         config, generator = self.checkpoint.config, self.generator
         data, stitch, patch_size = config.data, config.stitch, config.data.patch_size
-        free = room(config.generator, patch_size, data.channels, stitch.memory_mb, self.device)
-        methods: dict[int, Method] = {}
+        budget = memory_budget(
+            config.generator, patch_size, data.channels, stitch.memory_mb, self.device
+        )
+        methods: dict[int, ImageMethod] = {}
         for axis in patch_axes(patch_size, stitch.axes):
             try:
                 check_fits(shape, patch_size, axis)
@@ -165,14 +170,13 @@ class Predictor:
                 raise ConfigError(f"stitch: {error}") from None
             count = 1 if axis == BLOCK else shape[axis]
             sides = tuple(size for dim, size in enumerate(shape) if dim != axis)
-            if self.whole:
+            images = ImageStack(sides, count, data.channels)
+            if self.whole_images:
                 least = math.prod(patch_size)
-                methods[axis] = Whole(
-                    sides, count, generator.multiple, generator.reach, free, least, self.device
-                )
+                methods[axis] = WholeImages(images, generator, budget, least, self.device)
             else:
-                methods[axis] = Windows(
-                    sides, count, patch_size, data.channels, stitch, free, self.device, empty
+                methods[axis] = SlidingWindows(
+                    images, patch_size, stitch, budget, self.device, empty
                 )
         return methods
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,29 @@ from torch import Tensor
 from sharding.shards.patches import BLOCK, extent
 
 Place = tuple[slice, ...]
+"""A part of an array."""
+
+
+class PatchSum:
+    """A weighted float64 sum of overlapping patches.
+
+    Args:
+        total: Where patches are added, shape (..., *sides), filled with zeros.
+        window: Weights of a patch's voxels, shape patch_size; None weighs all alike.
+    """
+
+    def __init__(self, total: Tensor, window: Tensor | None) -> None:
+        self.total = total
+        self._window = None if window is None else window.to(total.device)
+
+    def weighted(self, patches: Tensor) -> Tensor:
+        """Patches (n, *patch_size), multiplied by the window, on the device of the sum."""
+        values = patches.detach().to(self.total.device)
+        return values if self._window is None else values * self._window
+
+    def add(self, weighted: Tensor, place: Place, part: Place) -> None:
+        """Add the part of a weighted patch, or of a stack of them, that a place takes."""
+        self.total[(..., *place)] += weighted[(..., *part)]
 
 
 class Stitcher:
@@ -27,8 +50,8 @@ class Stitcher:
     would stay uncovered (ours), and never along the slicing axis of a 2D patch.
 
     `total` (weighted sum of patches) and `weight` (sum of weights) are plain float64 tensors of
-    the volume's shape: ranks that stitch different patches add them up (all-reduce) before
-    calling `volume`.
+    the volume's shape: ranks that stitch different patches add them up (all-reduce) in place
+    before calling `volume`.
 
     Args:
         shape: Volume shape (x, y, z) in voxels.
@@ -59,10 +82,10 @@ class Stitcher:
         self.shape = tuple(shape)
         self.patch_size = tuple(patch_size)
         self.trim = trim
+        window = smooth_window(patch_size, trim) if weights == "smooth" else None
         self.total = torch.zeros(self.shape, dtype=torch.float64, device=device)
         self.weight = torch.zeros_like(self.total)
-        window = smooth_window(patch_size, trim) if weights == "smooth" else None
-        self._window = None if window is None else window.to(device)
+        self._sum, self._weights = (PatchSum(part, window) for part in (self.total, self.weight))
 
     def add(self, patches: Tensor, locations: NDArray[np.int32]) -> None:
         """Add patches to the sums.
@@ -78,15 +101,12 @@ class Stitcher:
         if tuple(patches.shape) != expected:
             raise ValueError(f"patches must have shape {expected}, got {tuple(patches.shape)}")
         where = places(locations, self.shape, self.patch_size, self.trim)
-        values = patches.detach().to(self.total.device)
-        if self._window is not None:
-            values = values * self._window
+        one = torch.ones(1, *self.patch_size, dtype=torch.float64, device=self.total.device)
+        (weights,) = self._weights.weighted(one)
+        values = self._sum.weighted(patches)
         for patch, axis, (place, part) in zip(values, locations[:, 0], where, strict=True):
-            self.total[place] += _with_axis(patch, axis)[part]
-            if self._window is None:
-                self.weight[place] += 1
-            else:
-                self.weight[place] += _with_axis(self._window, axis)[part]
+            self._sum.add(_with_axis(patch, axis), place, part)
+            self._weights.add(_with_axis(weights, axis), place, part)
 
     @property
     def covered(self) -> Tensor:
@@ -110,11 +130,17 @@ class Stitcher:
         count = int(gaps.sum())
         if count and not allow_uncovered:
             first = np.unravel_index(int(gaps.byte().argmax()), self.shape)
-            raise ValueError(
-                f"{count} of {gaps.numel()} voxels lie in no patch, the first at "
-                f"{tuple(map(int, first))}: use a smaller stride or trim, or cover every slice"
-            )
+            raise ValueError(gaps_message(count, gaps.numel(), tuple(map(int, first))))
         return (self.total / self.weight).float()
+
+
+def gaps_message(count: int, voxels: int, first: tuple[int, ...] | None = None) -> str:
+    """What to tell of voxels that no patch covers."""
+    place = f", the first at {first}" if first else ""
+    return (
+        f"{count} of {voxels} voxels lie in no patch{place}: use a smaller stride or trim, or "
+        "cover every slice"
+    )
 
 
 def smooth_window(patch_size: Sequence[int], trim: int = 0) -> Tensor:
@@ -226,8 +252,12 @@ def _kept(
         raise ValueError(
             f"the patch at (axis, corner) {first} leaves the volume of {tuple(shape)} voxels"
         )
-    cut = np.where(axes[:, None] == np.arange(3), 0, trim)
-    return np.where(lows > 0, lows + cut, 0), np.where(highs < shape, highs - cut, highs)
+    return trimmed(lows, highs, shape, np.where(axes[:, None] == np.arange(3), 0, trim))
+
+
+def trimmed(lows: Any, highs: Any, sides: Any, trim: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Where patches from `lows` to `highs` count: cut by the trim but at faces of the volume."""
+    return np.where(lows > 0, lows + trim, 0), np.where(highs < sides, highs - trim, highs)
 
 
 def _with_axis(patch: Tensor, axis: int) -> Tensor:

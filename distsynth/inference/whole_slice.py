@@ -1,4 +1,4 @@
-"""Whole planes through a generator in one forward each, or in tiles that agree with it."""
+"""Whole images through a generator in one forward each, or in tiles that give the same."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from distsynth.inference.memory_budget import Forward, Room, evenly
+from distsynth.inference.memory_budget import Forward, MemoryBudget, evenly
 from distsynth.inference.stitching import Place
+from distsynth.inference.volume import ImageStack
+from distsynth.models import Generator
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a plane.
+    """A part of an image.
 
     Attributes:
-        read: Where the source is read: the part and a halo around it, cut at the plane's faces.
+        read: Where the source is read: the part and a halo around it, cut at the image's faces.
         write: The part itself.
         inner: The part within what was read.
     """
@@ -31,49 +33,47 @@ class Tile:
     inner: Place
 
 
-class Whole:
-    """Predicts planes as a whole: slices, or the volume where patches are blocks.
+class WholeImages:
+    """Predicts whole images: slices, or the volume where patches are blocks.
 
     Where the generator's `reach` is known, every voxel equals that of windows trimmed by `reach`
-    or more, within float rounding: it depends on nothing that they cut off, and at the plane's
-    faces both continue with zeros. Else (pooling, strides, instance norm) the prediction of a
-    whole plane is another one than that of its windows.
+    or more, within float rounding: it depends on nothing that they cut off, and beyond the image's
+    faces both continue with zeros. Otherwise (pooling, strides, instance norm) the prediction of a
+    whole image differs from that of its windows.
 
     Args:
-        sides: Of a plane in voxels.
-        count: Planes that there are.
-        multiple: Of the generator; planes are padded with zeros at their far ends to it.
-        reach: Of the generator; None takes each plane in one forward, whatever memory it takes.
-        room: Of the generator. Planes that exceed it go in tiles with a halo of `reach`.
+        images: Their size.
+        generator: Images are padded with zeros at their far ends to its `multiple`; without a
+            `reach` each image takes one forward, whatever memory that needs.
+        budget: Of the generator. Images that exceed it are cut into tiles with a halo of `reach`.
         least: Voxels of the smallest tile worth a forward, those of a patch.
         device: Of the generator.
 
     Attributes:
-        images: Planes to give at once.
-        forwards: Forwards that these take.
+        batch_size: Images to predict at once.
+        forwards: Forwards that a batch takes.
     """
 
     def __init__(
         self,
-        sides: Sequence[int],
-        count: int,
-        multiple: int,
-        reach: int | None,
-        room: Room,
+        images: ImageStack,
+        generator: Generator,
+        budget: MemoryBudget,
         least: int,
         device: torch.device,
     ) -> None:
-        voxels = math.prod(sides)
-        self._sides, self._multiple, self._device = tuple(sides), multiple, device
-        self._tiles = tiles(sides, reach or 0, voxels if reach is None else max(room.most, least))
-        self.images = evenly(count, room.images(voxels))
+        self._sides, self._multiple, self._device = images.sides, generator.multiple, device
+        reach = generator.reach
+        most = images.voxels if reach is None else max(budget.max_voxels, least)
+        self._tiles = tiles(images.sides, reach or 0, most)
+        self.batch_size = evenly(images.count, budget.batch_size(images.voxels))
         self.forwards = len(self._tiles)
 
     def __call__(
-        self, planes: NDArray[np.float32], forward: Forward, out: NDArray[np.float32]
+        self, images: NDArray[np.float32], forward: Forward, out: NDArray[np.float32]
     ) -> None:
-        """Predict planes (n, channels, *sides) into an array (n, *sides)."""
-        given = torch.from_numpy(planes)
+        """Predict images (n, channels, *sides) into an array (n, *sides)."""
+        given = torch.from_numpy(images)
         if self.forwards == 1:
             far = [(0, -side % self._multiple) for side in reversed(self._sides)]
             padded = F.pad(given.to(self._device), list(itertools.chain(*far)))
@@ -85,15 +85,16 @@ class Whole:
 
 
 def tiles(sides: Sequence[int], halo: int, most: int) -> list[Tile]:
-    """Cut a plane into parts of like size that touch without overlap.
+    """Cut an image into parts of about equal size that touch without overlap.
 
     Args:
-        sides: Of the plane in voxels.
+        sides: Of the image in voxels.
         halo: Voxels to read around each part.
-        most: Voxels of a tile, halo and all; a part is a voxel at least, even if that exceeds it.
+        most: Voxels of a tile including its halo; a part has at least one voxel, even if the tile
+            then exceeds this.
 
     Returns:
-        As few tiles as halving nothing but the longest side of a part allows.
+        As few tiles as result from always cutting the longest side of a part.
     """
     counts = [1] * len(sides)
     while True:

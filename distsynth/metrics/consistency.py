@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from distsynth.metrics.image import Mask, Volume, masked
+from distsynth.metrics.image import Array, Mask, masked
 
 
-def consistency_error(degraded: Volume, source: Volume, mask: Mask | None = None) -> float:
+def consistency_error(degraded: Array, source: Array, mask: Mask | None = None) -> float:
     """Does the synthetic volume, seen at the source's resolution, agree with the source?
 
     Contrasts differ between fields, so the cubic polynomial of the degraded synthetic intensity
@@ -38,7 +38,7 @@ def consistency_error(degraded: Volume, source: Volume, mask: Mask | None = None
 
 
 def consistency_residual(
-    degraded: Volume, source: Volume, mask: Mask | None = None
+    degraded: Array, source: Array, mask: Mask | None = None
 ) -> NDArray[np.float64]:
     """What consistency_error sums up: of each voxel of the mask, in their order, what is left.
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-Volume = NDArray[np.floating[Any]]
+Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 PAPER_PEAK = 255.0
@@ -39,7 +39,7 @@ METRICS: dict[str, tuple[str, bool]] = {
 """Key -> (title with units or range, whether higher is better), in the order of a table."""
 
 
-def mse(synthetic: Volume, target: Volume, mask: Mask | None = None) -> float:
+def mse(synthetic: Array, target: Array, mask: Mask | None = None) -> float:
     """Mean squared error (eq. 6), in standardised units squared."""
     a, b = masked(mask, synthetic, target)
     return float(np.mean(np.square(np.subtract(a, b, dtype=np.float64))))
@@ -64,7 +64,7 @@ def psnr(mse_value: float, peak: float) -> float:
 
 
 def global_ssim(
-    synthetic: Volume, target: Volume, data_range: float, mask: Mask | None = None
+    synthetic: Array, target: Array, data_range: float, mask: Mask | None = None
 ) -> float:
     """Structural similarity from global means, variances and covariance (eq. 8).
 
@@ -86,8 +86,8 @@ def global_ssim(
 
 
 def ssim_map(
-    synthetic: Volume, target: Volume, data_range: float, dims: int = 3, axis: int = 2
-) -> Volume:
+    synthetic: Array, target: Array, data_range: float, dims: int = 3, axis: int = 2
+) -> Array:
     """Structural similarity around each voxel, as Wang et al. (2004) define it.
 
     Gaussian windows of sigma 1.5 voxels, 11 wide, reflected at the faces; population covariance.
@@ -119,8 +119,8 @@ def ssim_map(
 
 
 def windowed_ssim(
-    synthetic: Volume,
-    target: Volume,
+    synthetic: Array,
+    target: Array,
     data_range: float,
     mask: Mask | None = None,
     dims: int = 3,
@@ -132,7 +132,7 @@ def windowed_ssim(
 
 
 def volume_metrics(
-    synthetic: Volume, target: Volume, data_range: float, mask: Mask
+    synthetic: Array, target: Array, data_range: float, mask: Mask
 ) -> dict[str, float]:
     """Equations 6-8 and windowed 3D SSIM, in the mask and over the whole volume.
 
@@ -167,7 +167,7 @@ def check_same_shapes(first: NDArray[Any], *others: NDArray[Any] | None) -> None
             raise ValueError(f"volumes and mask must have one shape: {first.shape}, {other.shape}")
 
 
-def check_not_empty(volume: Volume, mask: Mask | None) -> None:
+def check_not_empty(volume: Array, mask: Mask | None) -> None:
     """Raise ValueError unless there are voxels to measure."""
     if volume.size == 0 or (mask is not None and not mask.any()):
         raise ValueError("the mask is empty: there is no voxel to measure")
@@ -179,14 +179,14 @@ def _check_range(data_range: float) -> None:
         raise ValueError(f"data_range must be > 0, got {data_range}")
 
 
-def masked(mask: Mask | None, *volumes: Volume) -> list[Volume]:
+def masked(mask: Mask | None, *volumes: Array) -> list[Array]:
     """The volumes' voxels in the mask, checked."""
     check_same_shapes(*volumes, mask)
     check_not_empty(volumes[0], mask)
     return list(volumes) if mask is None else [volume[mask] for volume in volumes]
 
 
-def _ssim(synthetic: Volume, target: Volume, data_range: float) -> Volume:
+def _ssim(synthetic: Array, target: Array, data_range: float) -> Array:
     """The SSIM map of one slice or volume."""
     return structural_similarity(
         synthetic,

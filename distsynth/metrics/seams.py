@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distsynth.metrics.image import Mask, Volume, check_not_empty, check_same_shapes
+from distsynth.metrics.image import Array, Mask, check_not_empty, check_same_shapes
 
 CONTROL_REACH = 4
 """Voxels from a border within which the seam index looks for planes to compare it with."""
 
 
 def seam_index(
-    synthetic: Volume,
-    target: Volume | None,
+    synthetic: Array,
+    target: Array | None,
     borders: Sequence[NDArray[np.integer[Any]]],
     mask: Mask | None = None,
 ) -> float:
@@ -85,7 +85,7 @@ def seam_index(
 
 
 def _jumps(
-    error: Volume, mask: Mask | None, axis: int, planes: NDArray[np.intp]
+    error: Array, mask: Mask | None, axis: int, planes: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Sum of jumps across each of the planes, and the number of voxel pairs; 0 elsewhere."""
     layers = np.moveaxis(error, axis, 0)

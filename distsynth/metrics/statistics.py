@@ -1,4 +1,4 @@
-"""Differences between methods judged on the same specimens: intervals, tests and their limits.
+"""Differences between methods evaluated on the same specimens: intervals, tests and their limits.
 
 The specimen is the unit: voxels and patches of one brain are no independent samples. So each
 method's value on a specimen is compared with another's on the same specimen, and with the few
@@ -43,7 +43,7 @@ class Difference:
         low: Lower end of the bootstrap interval of the mean; NaN if there is none.
         high: Upper end.
         p: Of the paired sign-flip test, two-sided; NaN if there is no test.
-        p_corrected: After Holm's correction for all tests made together; NaN likewise.
+        p_corrected: After Holm's correction for all tests made together; NaN if there is no test.
         note: Why there is no test; empty if there is one.
     """
 
@@ -100,7 +100,7 @@ def paired_differences(
         corrected for as many tests as could be made.
 
     Raises:
-        ValueError: If the metric or the reference is unknown, methods were judged on different
+        ValueError: If the metric or the reference is unknown, methods were evaluated on different
             specimens, or no method has a mean to be best by.
     """
     chosen = best_method(results, metric) if reference is None else reference
@@ -124,10 +124,10 @@ def differences_between(
         results: Method -> specimen -> key of METRICS -> value.
         pairs: What to compare; all are corrected for together.
         seed: As in paired_differences.
-        level: Likewise.
+        level: As in paired_differences.
 
     Raises:
-        ValueError: If a method or metric is unknown, or the two were judged on different
+        ValueError: If a method or metric is unknown, or the two were evaluated on different
             specimens.
     """
     found = [_difference(results, *pair, seed, level) for pair in pairs]
@@ -223,7 +223,7 @@ def seed_mean(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> SeedMean:
         runs: Specimen -> key of METRICS -> value of each seed.
 
     Raises:
-        ValueError: If there is no run, or runs were judged on different specimens.
+        ValueError: If there is no run, or runs were evaluated on different specimens.
     """
     if not runs or not runs[0]:
         raise ValueError("runs must be one or more, each with one or more specimens")
@@ -300,7 +300,7 @@ def _check_same_specimens(
     """Raise ValueError unless both (name, specimens) hold the same specimens, one or more."""
     if not first[1] or set(first[1]) != set(other[1]):
         raise ValueError(
-            f"the same specimens must be judged, one or more: {first[0]} on {sorted(first[1])}, "
+            f"the same specimens must be evaluated, one or more: {first[0]} on {sorted(first[1])}, "
             f"{other[0]} on {sorted(other[1])}"
         )
 

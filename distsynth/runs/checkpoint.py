@@ -45,7 +45,7 @@ MAY_FORK = ("loss.lambda_", "optim.lr_")
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What the network was trained on, as far as predicting and judging need it.
+    """What the network was trained on, as far as prediction and evaluation need it.
 
     Attributes:
         manifest_sha256: Fingerprint of the shard set.

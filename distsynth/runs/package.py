@@ -78,7 +78,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_export(path: str | Path) -> Checkpoint:
-    """What predicting and judging need of an export; see Checkpoint.
+    """What prediction and evaluation need of an export; see Checkpoint.
 
     Optimizers, random states and the loop's own record are empty; specimens have digests in the
     place of names.

@@ -27,7 +27,7 @@ from distsynth.runs.folder import METRICS_FILE, RUN_ID_FILE
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.storage import Folder
 
-Volume = NDArray[np.floating[Any]]
+Array = NDArray[np.floating[Any]]
 TELEMETRY = "WANDB_ERROR_REPORTING"
 """Environment variable: whether W&B reports to its makers what it does and how it fails."""
 PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
@@ -331,7 +331,7 @@ def _line(row: Mapping[str, float]) -> str:
     return json.dumps(finite) + "\n"
 
 
-def patch_grid(source: Volume, synthetic: Volume, target: Volume) -> NDArray[np.uint8]:
+def patch_grid(source: Array, synthetic: Array, target: Array) -> NDArray[np.uint8]:
     """A picture of patches: source, synthetic, target, and synthetic - source in colour.
 
     Args:

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from distsynth.sweep.folder import Copy, SweepFolder, TrialRecord, report_of, searched
-from distsynth.sweep.leaderboard import counts, rank_trials, text_rows, write_leaderboard
+from distsynth.sweep.folder import CopyRecord, SweepFolder, TrialRecord, report_of, searched
+from distsynth.sweep.leaderboard import counts, leaderboard_table, rank_trials, write_leaderboard
 from distsynth.sweep.parameters import plain
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.plan import SweepPlan
 
 LOGGER = logging.getLogger(__name__)
 
@@ -33,14 +33,16 @@ ROWS = 15
 """Trials that the live table shows."""
 
 
-class Watch(Callback):
+class SweepCallback(Callback):
     """Keeps the records of a sweep up to date.
 
     Attributes:
         records: Every trial by name.
     """
 
-    def __init__(self, folder: SweepFolder, plan: Plan, records: dict[str, TrialRecord]) -> None:
+    def __init__(
+        self, folder: SweepFolder, plan: SweepPlan, records: dict[str, TrialRecord]
+    ) -> None:
         self.folder, self.plan, self.records = folder, plan, records
         self._board = self._shown = 0.0
         self._waiting_since: float | None = None
@@ -54,7 +56,7 @@ class Watch(Callback):
 
     def stop(self) -> None:
         """Leave the last table standing and the leaderboard as it is now."""
-        self.write_board()
+        self.update_leaderboard()
         if self._live:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
@@ -96,7 +98,7 @@ class Watch(Callback):
         del iteration, trials, info
         name = str(trial)
         record = self.records[name].with_reports(report_of(r) for r in result["reports"])
-        copies = tuple(Copy(**copied) for copied in result.get("copied", ()))
+        copies = tuple(CopyRecord(**copied) for copied in result.get("copied", ()))
         self.change(
             name,
             point=_point(trial),
@@ -105,7 +107,7 @@ class Watch(Callback):
             cause=result.get("failed"),
         )
         if time.monotonic() - self._board > SECONDS_BETWEEN_BOARDS:
-            self.write_board()
+            self.update_leaderboard()
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -161,14 +163,14 @@ class Watch(Callback):
         own = self.records[name].point.get("train.epochs")
         return again or own or self.plan.base.train.epochs
 
-    def write_board(self) -> None:
+    def update_leaderboard(self) -> None:
         """Bring the leaderboard up to date."""
         self._board = time.monotonic()
         if trials := searched(self.records):
             write_leaderboard(self.folder, self.plan, trials)
 
     def _ended(self, record: TrialRecord) -> None:
-        self.write_board()
+        self.update_leaderboard()
         best = record.best
         told = f", best score {best.score:.4f} in epoch {best.epoch}" if best else ""
         cause = f": {record.cause}" if record.cause else ""
@@ -181,14 +183,15 @@ class Watch(Callback):
 
     def _table(self) -> Table:
         rows = rank_trials(self.plan, self.records)
-        head, *lines = text_rows(self.plan, rows, ROWS)
+        shown = leaderboard_table(self.plan, rows, ROWS)
         title = f"{self.plan.name}: {counts(self.plan, self.records)}"
         found = Table(title=title, box=None, title_justify="left", header_style="bold")
-        for name in head:
-            left = name in ("trial", "status")
-            found.add_column(name, justify="left" if left else "right", no_wrap=True)
-        for line in lines:
-            found.add_row(*line)
+        for column in shown.columns:
+            justify = "left" if column.words else "right"
+            found.add_column(column.name, justify=justify, no_wrap=True)
+        for _, lines in shown.groups:
+            for line in lines:
+                found.add_row(*(cell.text for cell in line))
         return found
 
 
@@ -205,7 +208,7 @@ def _cause(trial: Trial) -> str:
     return died or lines[-1]
 
 
-def _missing(plan: Plan) -> str:
+def _missing(plan: SweepPlan) -> str:
     """What a trial needs and what there is."""
     sweep = plan.sweep
     needs = {"CPU": float(sweep.cpus)} | ({"GPU": sweep.gpus} if sweep.gpus else {})

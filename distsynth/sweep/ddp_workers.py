@@ -1,7 +1,7 @@
-"""The other ranks of a trial: actors in the trial's own placement group, on any of its nodes.
+"""The DDP workers of a trial: actors in the trial's own placement group, on any of its nodes.
 
-The trial's process is rank 0. A rank that dies must not leave the others in a collective for ever:
-rank 0 watches the others, and they end with it, for it owns them.
+The trial's process is rank 0. A rank that dies must not leave the others blocked in a collective
+operation: rank 0 monitors the others, and they end with it, since it owns them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20
-"""How long rank 0 may take to notice that a rank is gone before its process ends itself."""
-MEETING_SECONDS = 300
-"""How long a rank waits for another one's word."""
+"""How long rank 0 may take to notice that a rank has failed before its process is ended."""
+RENDEZVOUS_SECONDS = 300
+"""How long a rank waits for the others."""
 
 
 def trial_resources(cpus: int, gpus: float, workers: int) -> PlacementGroupFactory:
@@ -38,7 +38,7 @@ def trial_resources(cpus: int, gpus: float, workers: int) -> PlacementGroupFacto
     return PlacementGroupFactory([dict(bundle) for _ in range(workers)], strategy="PACK")
 
 
-class Gang:
+class DdpWorkers:
     """Ranks 1 to n - 1 of a trial; rank 0 is the process that makes it.
 
     Attributes:
@@ -59,35 +59,35 @@ class Gang:
         group = ray.util.get_current_placement_group()
         assert group is not None
         address = ray.util.get_node_ip_address()
-        self._store = meeting_place(address, ranks)
+        self._store = rendezvous_store(address, ranks)
         bundle = group.bundle_specs[0]
-        self._peers = []
+        self._workers = []
         for rank in range(1, ranks):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-            options: Any = _Peer.options(  # type: ignore[attr-defined]
+            options: Any = _Worker.options(  # type: ignore[attr-defined]
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=bundle.get("GPU", 0),
                 scheduling_strategy=place,
             )
-            self._peers.append(options.remote())
-        addresses = [address, *ray.get([peer.address.remote() for peer in self._peers])]
+            self._workers.append(options.remote())
+        addresses = [address, *ray.get([worker.address.remote() for worker in self._workers])]
         running = []
         for rank in range(ranks):
             environment = _environment(rank, addresses, self._store.port, bool(bundle.get("GPU")))
             if rank == 0:
                 os.environ.update(environment)
             else:
-                peer = self._peers[rank - 1]
-                running.append(peer.run.remote(sweep, trial, config, environment))
-        threading.Thread(target=self._watch, args=(running,), daemon=True).start()
+                worker = self._workers[rank - 1]
+                running.append(worker.run.remote(sweep, trial, config, environment))
+        threading.Thread(target=self._monitor, args=(running,), daemon=True).start()
 
     def close(self) -> None:
         """End the other ranks, wherever they are."""
         self._ended.set()
-        for peer in self._peers:
-            ray.kill(peer)
+        for worker in self._workers:
+            ray.kill(worker)
 
-    def _watch(self, running: list[Any]) -> None:
+    def _monitor(self, running: list[Any]) -> None:
         while running and not self._ended.is_set():
             done, running = ray.wait(running, num_returns=1, timeout=1)
             for task in done:
@@ -102,15 +102,15 @@ class Gang:
         """Keep the cause and break off the collective that this process may wait in."""
         self.error = getattr(error, "cause", None) or error
         LOGGER.error("a rank failed: %s", error)
-        for peer in self._peers:
-            ray.kill(peer)
+        for worker in self._workers:
+            ray.kill(worker)
         time.sleep(GRACE_SECONDS)
         if not self._ended.is_set():
             os._exit(1)
 
 
-def meeting_place(address: str, ranks: int) -> TCPStore:
-    """Where the ranks find each other; it listens at this address alone.
+def rendezvous_store(address: str, ranks: int) -> TCPStore:
+    """The store through which the ranks find each other; it listens at this address only.
 
     The one that torch.distributed would start listens on every interface.
     """
@@ -123,14 +123,14 @@ def meeting_place(address: str, ranks: int) -> TCPStore:
             listening.getsockname()[1],
             ranks,
             is_master=True,
-            timeout=timedelta(seconds=MEETING_SECONDS),
+            timeout=timedelta(seconds=RENDEZVOUS_SECONDS),
             wait_for_workers=False,
             master_listen_fd=listening.detach(),
         )
 
 
 @ray.remote(max_restarts=0)
-class _Peer:
+class _Worker:
     """One of the other ranks."""
 
     def address(self) -> str:
@@ -161,7 +161,7 @@ def _environment(rank: int, addresses: list[str], port: int, gpu: bool) -> dict[
         "LOCAL_WORLD_SIZE": str(addresses.count(own)),
         "MASTER_ADDR": addresses[0],
         "MASTER_PORT": str(port),
-        # Rank 0 too is a guest at the meeting place, which is there already.
+        # The store exists already: rank 0 connects to it like the others.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "ACCELERATE_USE_CPU": "false" if gpu else "true",
     }

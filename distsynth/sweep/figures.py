@@ -13,8 +13,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from distsynth.sweep.leaderboard import Row
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.leaderboard import LeaderboardRow
+from distsynth.sweep.plan import SweepPlan
 
 LOG_FACTOR = 20
 """A parameter whose positive values span more than this is shown on a logarithmic axis."""
@@ -65,7 +65,7 @@ def scale_of(values: Sequence[Any]) -> Scale:
     return Scale([place(v) for v in values], ([(0.0, "0")] if gap else []) + ticks)
 
 
-def parallel_figure(plan: Plan, rows: Sequence[Row]) -> Figure:
+def parallel_figure(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> Figure:
     """Each trial with a score as a line over the parameters and its score, coloured by score.
 
     Scores below the colours' range share the last colour. The best trial is drawn thick.
@@ -109,7 +109,7 @@ def parallel_figure(plan: Plan, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def parameter_figure(plan: Plan, rows: Sequence[Row]) -> Figure:
+def parameter_figure(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> Figure:
     """Each parameter against the score, a panel each; a trial's colour is how long it trained.
 
     Scores far below the others lie on the lower edge as triangles.
@@ -165,7 +165,9 @@ def parameter_figure(plan: Plan, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _ranked(plan: Plan, rows: Sequence[Row]) -> tuple[list[str], list[Row], Any]:
+def _ranked(
+    plan: SweepPlan, rows: Sequence[LeaderboardRow]
+) -> tuple[list[str], list[LeaderboardRow], Any]:
     """Parameters that some trial has, trials with a score, and those scores, the best first."""
     ranked = [row for row in rows if row.rank is not None]
     if not ranked:
@@ -189,7 +191,7 @@ def _score_scale(scores: Any, floor: float) -> Scale:
     return Scale([(max(float(s), floor) - floor) / span for s in scores], ticks)
 
 
-def _colour_bar(figure: Figure, norm: Normalize, plan: Plan, scores: Any) -> None:
+def _colour_bar(figure: Figure, norm: Normalize, plan: SweepPlan, scores: Any) -> None:
     extend = "min" if norm.vmin is not None and scores.min() < norm.vmin else "neither"
     bar = figure.colorbar(
         ScalarMappable(norm, COLOURS), ax=figure.axes, extend=extend, pad=0.01, aspect=30
@@ -198,7 +200,7 @@ def _colour_bar(figure: Figure, norm: Normalize, plan: Plan, scores: Any) -> Non
     bar.ax.tick_params(labelsize=7)
 
 
-def _score_name(plan: Plan) -> str:
+def _score_name(plan: SweepPlan) -> str:
     penalty = plan.sweep.seam_penalty
     return f"score ({plan.sweep.objective[0]}{', less the seam penalty' if penalty else ''})"
 

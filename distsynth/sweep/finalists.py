@@ -1,4 +1,4 @@
-"""The end of a sweep: the best trials exported, judged once on the test split, and logged."""
+"""The end of a sweep: the best trials are exported, evaluated once on the test split, logged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
 from distsynth.runs.tracking import log_table
 from distsynth.sweep.folder import SweepFolder, TrialRecord, searched
-from distsynth.sweep.leaderboard import rank_trials, table
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials
+from distsynth.sweep.plan import SweepPlan
 from distsynth.sweep.trial import FINAL
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import read_cohort
@@ -28,7 +28,7 @@ EXPORTED = (CONFIG_FILE, METRICS_FILE, BEST.as_posix())
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedTrial:
     """A trial that was taken out of a sweep.
 
     Attributes:
@@ -40,8 +40,8 @@ class Exported:
     folder: str
 
 
-def finalists(plan: Plan, records: Mapping[str, TrialRecord]) -> dict[str, str]:
-    """Who is exported and judged: the best trials, and the presets that were tried.
+def finalists(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> dict[str, str]:
+    """Which trials are exported and evaluated: the best trials, and the presets that were tried.
 
     The presets are what the search has to beat.
 
@@ -56,8 +56,8 @@ def finalists(plan: Plan, records: Mapping[str, TrialRecord]) -> dict[str, str]:
     }
 
 
-def export_best(folder: SweepFolder, plan: Plan) -> list[Exported]:
-    """Copy the finalists to best/, retrained if the plan says so.
+def export_best(folder: SweepFolder, plan: SweepPlan) -> list[ExportedTrial]:
+    """CopyRecord the finalists to best/, retrained if the plan says so.
 
     Returns:
         What lies there now, the best first.
@@ -69,11 +69,13 @@ def export_best(folder: SweepFolder, plan: Plan) -> list[Exported]:
         target = Folder(folder.folder / f"{BEST_FOLDER}/{name}")
         for file in EXPORTED:
             target.write(file, source.read(file))
-        found.append(Exported(name, target.url))
+        found.append(ExportedTrial(name, target.url))
     return found
 
 
-def judge(folder: SweepFolder, plan: Plan, exported: list[Exported]) -> str | None:
+def evaluate_finalists(
+    folder: SweepFolder, plan: SweepPlan, exported: list[ExportedTrial]
+) -> str | None:
     """Evaluate what was exported on the test split, unless that was done before.
 
     No trial has seen the test split, and it is used once: a search that could look at it again
@@ -108,7 +110,7 @@ def judge(folder: SweepFolder, plan: Plan, exported: list[Exported]) -> str | No
     return text
 
 
-def log_sweep(folder: SweepFolder, plan: Plan) -> None:
+def log_sweep(folder: SweepFolder, plan: SweepPlan) -> None:
     """The leaderboard and the best trial as a W&B run of the sweep's group."""
     log_table(
         folder.folder,
@@ -117,5 +119,5 @@ def log_sweep(folder: SweepFolder, plan: Plan) -> None:
         f"{plan.name}-leaderboard",
         plan.name,
         "leaderboard",
-        table(plan, rank_trials(plan, searched(folder.records()))),
+        leaderboard_rows(plan, rank_trials(plan, searched(folder.records()))),
     )

@@ -1,7 +1,7 @@
 """What a sweep keeps, as plain files on any storage; nothing else is needed to go on with it.
 
     SWEEP/
-      sweep.json         the Plan
+      sweep.json         the SweepPlan
       trials/00007.json  a TrialRecord: point, status, every epoch's report
       runs/00007/        the trial's run: config.json, metrics.jsonl, checkpoints/, W&B's files
       leaderboard.csv, leaderboard.json
@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-from distsynth.sweep.plan import Plan, plan_from_json
+from distsynth.sweep.plan import SweepPlan, plan_from_json
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
@@ -44,7 +44,7 @@ Values = Annotated[dict[str, Any], AfterValidator(_tuples)]
 
 
 @dataclass(frozen=True)
-class Report:
+class EpochRecord:
     """One epoch of a trial; see distsynth.training.report.EpochReport."""
 
     __pydantic_config__ = STRICT
@@ -57,7 +57,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Copy:
+class CopyRecord:
     """Population based training: a trial took over another's networks and changed its point.
 
     Attributes:
@@ -94,10 +94,10 @@ class TrialRecord:
     name: str
     point: Values
     status: Status = "waiting"
-    reports: tuple[Report, ...] = ()
+    reports: tuple[EpochRecord, ...] = ()
     failures: tuple[str, ...] = ()
     cause: str | None = None
-    copies: tuple[Copy, ...] = ()
+    copies: tuple[CopyRecord, ...] = ()
     preset: str | None = None
     taken_from: str | None = None
 
@@ -107,12 +107,12 @@ class TrialRecord:
         return self.reports[-1].epoch if self.reports else 0
 
     @property
-    def best(self) -> Report | None:
+    def best(self) -> EpochRecord | None:
         """The report of the best epoch."""
         scored = [report for report in self.reports if report.score is not None]
         return max(scored, key=lambda report: report.score or 0.0, default=None)
 
-    def with_reports(self, reports: Iterable[Report]) -> TrialRecord:
+    def with_reports(self, reports: Iterable[EpochRecord]) -> TrialRecord:
         """With more epochs; one that is known already is replaced."""
         merged = {report.epoch: report for report in (*self.reports, *reports)}
         return replace(self, reports=tuple(merged[epoch] for epoch in sorted(merged)))
@@ -123,10 +123,10 @@ class TrialRecord:
 
 
 _RECORD = TypeAdapter(TrialRecord)
-_REPORT = TypeAdapter(Report)
+_REPORT = TypeAdapter(EpochRecord)
 
 
-def report_of(values: dict[str, Any]) -> Report:
+def report_of(values: dict[str, Any]) -> EpochRecord:
     """A report from plain values; numbers that are not finite become None, as in JSON."""
     clean = {
         name: _finite(value) if name != "metrics" else {k: _finite(v) for k, v in value.items()}
@@ -171,7 +171,7 @@ class SweepFolder:
         """Whether a sweep was started here."""
         return self.folder.exists(PLAN_FILE)
 
-    def plan(self) -> Plan:
+    def plan(self) -> SweepPlan:
         """What was asked.
 
         Raises:
@@ -186,7 +186,7 @@ class SweepFolder:
             )
         return plan_from_json(self.folder.read(PLAN_FILE), self.folder / PLAN_FILE)
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: SweepPlan) -> None:
         """Keep what was asked."""
         self.folder.write(PLAN_FILE, plan.to_json())
 

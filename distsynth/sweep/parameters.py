@@ -35,7 +35,9 @@ TRIES = 200
 """Points drawn to check a space."""
 
 
-def configure(base: RunConfig, point: Mapping[str, Any], keep_judge: bool = False) -> RunConfig:
+def configure(
+    base: RunConfig, point: Mapping[str, Any], keep_discriminator: bool = False
+) -> RunConfig:
     """The run that a point stands for.
 
     Without a discriminator lambda 1 is zero, and with a lambda 1 of zero there is no
@@ -44,7 +46,7 @@ def configure(base: RunConfig, point: Mapping[str, Any], keep_judge: bool = Fals
     Args:
         base: What the point changes.
         point: See the module.
-        keep_judge: Keep a discriminator whose weight is zero: it may get one on the way.
+        keep_discriminator: Keep a discriminator whose weight is zero: it may get one on the way.
 
     Raises:
         ConfigError: If the point names no field or network, or makes no valid configuration.
@@ -63,7 +65,7 @@ def configure(base: RunConfig, point: Mapping[str, Any], keep_judge: bool = Fals
     known = dict(dotted_fields(base)) | overrides
     if known["discriminator.family"] == "none":
         overrides["loss.lambda_bce"] = 0.0
-    elif known["loss.lambda_bce"] == 0 and not keep_judge:
+    elif known["loss.lambda_bce"] == 0 and not keep_discriminator:
         overrides |= dict(dotted_fields(DiscriminatorConfig(), "discriminator."))
     return with_overrides(base, overrides)
 
@@ -80,7 +82,7 @@ def draw(space: Space, rng: np.random.Generator) -> Point:
 
 
 def draw_points(
-    space: Space, base: RunConfig, count: int, seed: int, keep_judge: bool = False
+    space: Space, base: RunConfig, count: int, seed: int, keep_discriminator: bool = False
 ) -> tuple[list[Point], list[str]]:
     """Points at random, each of which makes a valid configuration.
 
@@ -94,7 +96,7 @@ def draw_points(
     refused: list[str] = []
     while len(points) < count:
         point = draw(space, rng)
-        reason = invalid(base, point, keep_judge)
+        reason = invalid(base, point, keep_discriminator)
         if reason is None:
             points.append(point)
         else:
@@ -126,10 +128,12 @@ def grid_points(space: Space, base: RunConfig) -> list[Point]:
     return points
 
 
-def invalid(base: RunConfig, point: Mapping[str, Any], keep_judge: bool = False) -> str | None:
+def invalid(
+    base: RunConfig, point: Mapping[str, Any], keep_discriminator: bool = False
+) -> str | None:
     """Why a point makes no valid configuration; None if it does."""
     try:
-        configure(base, point, keep_judge)
+        configure(base, point, keep_discriminator)
     except ConfigError as error:
         return str(error)
     return None
@@ -264,7 +268,7 @@ def check_shards(shards: Sequence[str]) -> None:
     """Shard sets of one space must be cut from the same specimens, split alike.
 
     Raises:
-        ConfigError: If not: trials would be judged on different data, or see test specimens.
+        ConfigError: If not: trials would be compared on different data, or see test specimens.
     """
     first, *others = shards
     rows = _specimens(first)

@@ -65,14 +65,14 @@ class SweepConfig:
     pbt_resample: float = 0.25
     """Chance that a value is drawn anew rather than scaled."""
     top: int = 1
-    """Best trials that are exported and judged on the test split."""
+    """Best trials that are exported and evaluated on the test split."""
     final: Literal["taken", "retrained", "none"] = "taken"
     """taken: the best trials as they are; retrained: trained anew, with other seeds."""
     final_epochs: int | None = None
     """Epochs of retraining; None keeps those of the trials."""
     cohort: str | None = None
-    """The cohort that the shards were cut from: the best trials are judged on its test split, once,
-    after the search."""
+    """The cohort that the shards were cut from: after the search the best trials are
+    evaluated on its test split, once."""
 
     def __post_init__(self) -> None:
         plain = tuple(check_objective(name) for name in self.objective)
@@ -105,7 +105,7 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep as it was asked for.
 
     Attributes:
@@ -137,11 +137,11 @@ class Plan:
         return _PLAN.dump_json(self, indent=1).decode() + "\n"
 
 
-_PLAN = TypeAdapter(Plan)
+_PLAN = TypeAdapter(SweepPlan)
 
 
-def plan_from_json(text: str | bytes, where: str) -> Plan:
-    """Inverse of Plan.to_json.
+def plan_from_json(text: str | bytes, where: str) -> SweepPlan:
+    """Inverse of SweepPlan.to_json.
 
     Raises:
         ConfigError: If it is no plan of this version; names the file and the field.
@@ -153,7 +153,7 @@ def plan_from_json(text: str | bytes, where: str) -> Plan:
         raise ConfigError(f"{where} {rule}") from None
 
 
-def check_same_sweep(before: Plan, now: Plan) -> None:
+def check_same_sweep(before: SweepPlan, now: SweepPlan) -> None:
     """Refuse to go on with another space or under another configuration.
 
     Raises:

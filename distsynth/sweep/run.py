@@ -14,10 +14,10 @@ from ray.tune.schedulers import FIFOScheduler
 
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.sweep.callback import Watch
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
-from distsynth.sweep.leaderboard import rank_trials, table, write_leaderboard
+from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_leaderboard
 from distsynth.sweep.parameters import (
     Point,
     Space,
@@ -28,7 +28,7 @@ from distsynth.sweep.parameters import (
     mutations,
     presets_in,
 )
-from distsynth.sweep.plan import Plan, SweepConfig, check_same_sweep
+from distsynth.sweep.plan import SweepConfig, SweepPlan, check_same_sweep
 from distsynth.sweep.searcher import importances
 from distsynth.sweep.trial import FINAL
 from distsynth.sweep.tuner import fit, listed, remove_all, scores_of, search
@@ -61,7 +61,7 @@ class SweepResult:
         import pandas as pd
 
         plan = self.folder.plan()
-        return pd.DataFrame(table(plan, rank_trials(plan, searched(self.records))))
+        return pd.DataFrame(leaderboard_rows(plan, rank_trials(plan, searched(self.records))))
 
 
 def make_plan(
@@ -70,7 +70,7 @@ def make_plan(
     space: Mapping[str, Any],
     sweep: SweepConfig,
     extends: str | None = None,
-) -> Plan:
+) -> SweepPlan:
     """A plan with the objective in its base and paths that hold on every node.
 
     Raises:
@@ -94,7 +94,7 @@ def make_plan(
     check_space(domains, base, sweep.seed)
     if sweep.scheduler == "pbt":
         mutations(domains)
-    return Plan(name, secrets.token_hex(4), base, space_to_plain(domains), sweep, extends)
+    return SweepPlan(name, secrets.token_hex(4), base, space_to_plain(domains), sweep, extends)
 
 
 def searchable(space: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def searchable(space: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def start_sweep(folder: SweepFolder, plan: Plan, address: str | None = None) -> SweepResult:
+def start_sweep(folder: SweepFolder, plan: SweepPlan, address: str | None = None) -> SweepResult:
     """Run a new sweep to its end.
 
     Raises:
@@ -123,7 +123,7 @@ def start_sweep(folder: SweepFolder, plan: Plan, address: str | None = None) -> 
 
 def resume_sweep(
     folder: SweepFolder,
-    plan: Plan | None = None,
+    plan: SweepPlan | None = None,
     address: str | None = None,
     retry_failed: bool = False,
 ) -> SweepResult:
@@ -191,7 +191,7 @@ def extend_sweep(
         base = with_overrides(base, {"train.epochs": epochs})
     known = searched(records)
     sweep = replace(plan.sweep, trials=len(known) + trials, presets_first=False)
-    extended = Plan(new.name, secrets.token_hex(4), base, plan.space, sweep, plan.name)
+    extended = SweepPlan(new.name, secrets.token_hex(4), base, plan.space, sweep, plan.name)
     with new.folder.lock():
         _refuse_existing(new)
         taken = {}
@@ -216,7 +216,7 @@ def _refuse_existing(folder: SweepFolder) -> None:
 
 
 def _carry_out(
-    folder: SweepFolder, plan: Plan, records: dict[str, TrialRecord], address: str | None
+    folder: SweepFolder, plan: SweepPlan, records: dict[str, TrialRecord], address: str | None
 ) -> SweepResult:
     """Search, from wherever the records are, until every trial has ended."""
     space = space_from_plain(plan.space)
@@ -225,16 +225,16 @@ def _carry_out(
             records[name] = record
             folder.write_record(record)
     records = dict(sorted(records.items()))
-    watch = Watch(folder, plan, records)
+    callback = SweepCallback(folder, plan, records)
     if _unended(plan, records):
         with cluster(address):
-            search(folder, plan, space, watch)
-    _close_board(folder, plan, records)
+            search(folder, plan, space, callback)
+    _close_leaderboard(folder, plan, records)
     return SweepResult(folder, records, not _unended(plan, records))
 
 
 def run_final(
-    folder: SweepFolder, plan: Plan, names: Iterable[str], address: str | None = None
+    folder: SweepFolder, plan: SweepPlan, names: Iterable[str], address: str | None = None
 ) -> dict[str, TrialRecord]:
     """Train trials anew, as runs `final-NAME` of the same sweep, as many at a time as there is
     room for.
@@ -249,18 +249,20 @@ def run_final(
         start = TrialRecord(again, records[name].point)
         found = records.get(again, start)
         wanted[again] = found if found.point == start.point else start
-    watch = Watch(folder, plan, records | wanted)
+    callback = SweepCallback(folder, plan, records | wanted)
     open_runs = [record for record in wanted.values() if record.status not in ENDED]
     if open_runs:
         with folder.folder.lock(), cluster(address):
             for record in open_runs:
-                watch.add(record)
-            fit(folder, plan, watch, listed(open_runs), None, FIFOScheduler())
-            _close_board(folder, plan, watch.records)
-    return {name: watch.records[name] for name in wanted}
+                callback.add(record)
+            fit(folder, plan, callback, listed(open_runs), None, FIFOScheduler())
+            _close_leaderboard(folder, plan, callback.records)
+    return {name: callback.records[name] for name in wanted}
 
 
-def _points(plan: Plan, space: Space, records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
+def _points(
+    plan: SweepPlan, space: Space, records: Mapping[str, TrialRecord]
+) -> dict[str, TrialRecord]:
     """Every trial that is known before it runs; the same whenever it is asked.
 
     Args:
@@ -299,7 +301,9 @@ def _points(plan: Plan, space: Space, records: Mapping[str, TrialRecord]) -> dic
     return found_trials
 
 
-def _close_board(folder: SweepFolder, plan: Plan, records: Mapping[str, TrialRecord]) -> None:
+def _close_leaderboard(
+    folder: SweepFolder, plan: SweepPlan, records: Mapping[str, TrialRecord]
+) -> None:
     """Write the leaderboard with what each field matters for the first objective."""
     space, trials = space_from_plain(plan.space), searched(records)
     scored = [
@@ -312,7 +316,7 @@ def _close_board(folder: SweepFolder, plan: Plan, records: Mapping[str, TrialRec
     write_leaderboard(folder, plan, trials, importances(space, inside) or None)
 
 
-def _unended(plan: Plan, records: Mapping[str, TrialRecord]) -> bool:
+def _unended(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> bool:
     trials = searched(records).values()
     missing = plan.sweep.search == "optuna" and len(trials) < plan.sweep.trials
     return missing or any(record.status not in ENDED for record in trials)

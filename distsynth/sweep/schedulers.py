@@ -22,10 +22,10 @@ from ray.tune.schedulers import (
 
 from distsynth.sweep.folder import TrialRecord
 from distsynth.sweep.parameters import Space, bounded, draw, invalid, mutations
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.plan import SweepPlan
 
 
-def make_scheduler(plan: Plan, space: Space, records: Iterable[TrialRecord]) -> TrialScheduler:
+def make_scheduler(plan: SweepPlan, space: Space, records: Iterable[TrialRecord]) -> TrialScheduler:
     """The scheduler that a plan asks for, with what the trials so far have shown."""
     sweep = plan.sweep
     if sweep.scheduler == "asha":
@@ -38,7 +38,7 @@ def make_scheduler(plan: Plan, space: Space, records: Iterable[TrialRecord]) -> 
         def explored(config: dict[str, Any]) -> dict[str, Any]:
             trial = config["trial"]
             point = bounded(space, trial["point"])
-            while invalid(plan.base, point, keep_judge=True):
+            while invalid(plan.base, point, keep_discriminator=True):
                 # Drawn anew: with some weights the other fields, which are the donor's, can be run.
                 point |= draw(mutations(space), rng)
             return {**config, "trial": {**trial, "point": point}}
@@ -70,8 +70,8 @@ def _steps(space: Space) -> dict[str, Any]:
 class Halving(AsyncHyperBandScheduler):
     """ASHA on the best score so far, with rungs that outlive the driver.
 
-    A trial is judged at epochs `grace`, `grace * reduction`, ... against all trials that have come
-    to that rung.
+    At epochs `grace`, `grace * reduction`, ... a trial is compared with all trials that have
+    reached that rung.
     """
 
     def __init__(self, epochs: int, grace: int, reduction: float) -> None:
@@ -82,7 +82,7 @@ class Halving(AsyncHyperBandScheduler):
             max_t=epochs,
             grace_period=min(grace, epochs),
             reduction_factor=reduction,
-            # A trial that ends is not judged once more at rungs that it has passed.
+            # A trial that ends is not compared again at rungs that it has passed.
             stop_last_trials=False,
         )
 
@@ -92,7 +92,7 @@ class Halving(AsyncHyperBandScheduler):
             (report.epoch, record.name, report.best_score)
             for record in records
             for report in record.reports
-            # Epochs without validation were not judged.
+            # Epochs without validation were not compared.
             if report.score is not None and report.best_score is not None
         ]
         for epoch, name, best in sorted(scored):

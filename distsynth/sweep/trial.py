@@ -23,10 +23,10 @@ from distsynth.config import RunConfig, to_dict, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import Checkpoint, fork, load_checkpoint, save_checkpoint
 from distsynth.runs.folder import LAST, RUN_ID_FILE, epoch_checkpoint, local_file
-from distsynth.sweep.ddp_workers import Gang
+from distsynth.sweep.ddp_workers import DdpWorkers
 from distsynth.sweep.folder import SweepFolder
 from distsynth.sweep.parameters import configure
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.plan import SweepPlan
 from distsynth.training.loop import epochs
 from distsynth.training.report import EpochReport, TrainResult
 from sharding.io.errors import DataError
@@ -39,14 +39,14 @@ FINAL = "final-"
 """Start of the name of a run that trains the best trial anew."""
 
 
-def run_config(plan: Plan, name: str, point: dict[str, Any]) -> RunConfig:
+def run_config(plan: SweepPlan, name: str, point: dict[str, Any]) -> RunConfig:
     """The run of a trial.
 
     Raises:
         ConfigError: If the point makes no valid configuration.
     """
     sweep, population = plan.sweep, plan.sweep.scheduler == "pbt"
-    config = configure(plan.base, point, keep_judge=population)
+    config = configure(plan.base, point, keep_discriminator=population)
     more: dict[str, Any] = {
         "tracking.group": plan.name,
         "tracking.name": f"{plan.name}-{name}",
@@ -69,7 +69,7 @@ class SweepTrial(Trainable):
         # would hold the run of a trial that crashed.
         os.environ.pop("WANDB_SERVICE", None)
         self._run: Generator[EpochReport, None, TrainResult] | None = None
-        self._gang: Gang | None = None
+        self._workers: DdpWorkers | None = None
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -97,8 +97,8 @@ class SweepTrial(Trainable):
             self._close()
             return {DONE: True, "failed": str(error), "reports": []}
         except Exception as error:
-            if self._gang and self._gang.error:
-                raise self._gang.error from error
+            if self._workers and self._workers.error:
+                raise self._workers.error from error
             raise
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -132,7 +132,7 @@ class SweepTrial(Trainable):
             run.write(RUN_ID_FILE, self._plan.trial_id(self.trial_name))
         if sweep.workers > 1:
             values = to_dict(self._config)
-            self._gang = Gang(self._folder.url, self.trial_name, values, sweep.workers)
+            self._workers = DdpWorkers(self._folder.url, self.trial_name, values, sweep.workers)
         self._run = epochs(self._config, self._run_dir, resume=True)
 
     def _next(self) -> dict[str, Any]:
@@ -177,11 +177,11 @@ class SweepTrial(Trainable):
 
     def _close(self) -> None:
         with contextlib.ExitStack() as stack:
-            if self._gang:
-                stack.callback(self._gang.close)
+            if self._workers:
+                stack.callback(self._workers.close)
             if self._run:
                 self._run.close()
-        self._run = self._gang = None
+        self._run = self._workers = None
 
 
 def donated(donor: Folder, epoch: int) -> Checkpoint:

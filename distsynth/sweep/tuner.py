@@ -15,12 +15,12 @@ from ray import tune
 
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST, local_file
-from distsynth.sweep.callback import Watch
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.ddp_workers import trial_resources
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
 from distsynth.sweep.leaderboard import objectives
 from distsynth.sweep.parameters import Point, Space, invalid, point_of
-from distsynth.sweep.plan import Plan
+from distsynth.sweep.plan import SweepPlan
 from distsynth.sweep.schedulers import make_scheduler
 from distsynth.sweep.searcher import SuggestingSearcher, Suggestions
 from distsynth.sweep.trial import SweepTrial
@@ -31,9 +31,9 @@ LOGGER = logging.getLogger(__name__)
 RAY_FOLDER = "ray"
 
 
-def search(folder: SweepFolder, plan: Plan, space: Space, watch: Watch) -> None:
+def search(folder: SweepFolder, plan: SweepPlan, space: Space, callback: SweepCallback) -> None:
     """Run the trials that have not ended, and those still to be suggested."""
-    sweep, records = plan.sweep, watch.records
+    sweep, records = plan.sweep, callback.records
     trials = searched(records).values()
     todo = [record for record in trials if record.status not in ENDED]
     ended = [record for record in trials if record.status in ENDED]
@@ -41,30 +41,30 @@ def search(folder: SweepFolder, plan: Plan, space: Space, watch: Watch) -> None:
         # Ray draws a population's changes from these.
         random.seed(sweep.seed)
         np.random.seed(sweep.seed)  # noqa: NPY002
-        todo = [_as_trained(folder, watch, record) for record in todo]
+        todo = [_as_trained(folder, callback, record) for record in todo]
         if any(record.reports for record in todo):
             LOGGER.info("the population is ranked again after the next epoch of each member")
     scheduler = make_scheduler(plan, space, trials)
     if sweep.scheduler == "asha" and any(record.reports for record in todo):
         LOGGER.info("ASHA's rungs are rebuilt from the scores of the trials")
     if sweep.search != "optuna":
-        fit(folder, plan, watch, listed(todo), None, scheduler)
+        fit(folder, plan, callback, listed(todo), None, scheduler)
         return
     suggestions = Suggestions(space, sweep.seed, len(sweep.objective), len(trials))
     for record in ended:
         suggestions.observe(record.point, scores_of(plan, record))
 
     def create(ask: Callable[[str], Point]) -> TrialRecord | None:
-        count = len(searched(watch.records))
+        count = len(searched(callback.records))
         if count >= sweep.trials:
             return None
         name = f"{count:05d}"
         record = TrialRecord(name, ask(name))
-        watch.add(record)
+        callback.add(record)
         return record
 
     def outcome(name: str) -> tuple[Point, tuple[float, ...] | None]:
-        record = watch.records[name]
+        record = callback.records[name]
         return record.point, scores_of(plan, record)
 
     def valid(point: Point) -> str | None:
@@ -73,13 +73,13 @@ def search(folder: SweepFolder, plan: Plan, space: Space, watch: Watch) -> None:
     searcher = SuggestingSearcher(suggestions, todo, create, outcome, valid)
     # Those that are known are run even where fewer are asked for now.
     left = max(sweep.trials - len(ended), len(todo))
-    fit(folder, plan, watch, {}, searcher, scheduler, left)
+    fit(folder, plan, callback, {}, searcher, scheduler, left)
 
 
 def fit(
     folder: SweepFolder,
-    plan: Plan,
-    watch: Watch,
+    plan: SweepPlan,
+    callback: SweepCallback,
     trials: Mapping[str, Any],
     searcher: SuggestingSearcher | None,
     scheduler: Any,
@@ -107,18 +107,18 @@ def fit(
             storage_path=path,
             storage_filesystem=system,
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
-            callbacks=[watch],
+            callbacks=[callback],
             verbose=0,
         ),
     )
-    watch.start()
+    callback.start()
     try:
         with warnings.catch_warnings():
             # Reusing processes of several ranks is what we cannot do; see above.
             warnings.filterwarnings("ignore", "Consider boosting PBT performance", UserWarning)
             tuner.fit()
     finally:
-        watch.stop()
+        callback.stop()
         remove_all(folder.folder, RAY_FOLDER)
 
 
@@ -131,7 +131,7 @@ def listed(records: Iterable[TrialRecord]) -> dict[str, Any]:
     return {"trial": tune.grid_search([{"name": row.name, "point": row.point} for row in records])}
 
 
-def _as_trained(folder: SweepFolder, watch: Watch, record: TrialRecord) -> TrialRecord:
+def _as_trained(folder: SweepFolder, callback: SweepCallback, record: TrialRecord) -> TrialRecord:
     """A member of a population with the point that its last checkpoint was trained with.
 
     Its record is ahead of that if the driver died between a copy and the copy's first epoch.
@@ -140,7 +140,7 @@ def _as_trained(folder: SweepFolder, watch: Watch, record: TrialRecord) -> Trial
     if not run.exists(LAST.as_posix()):
         return record
     config = load_checkpoint(local_file(run / LAST.as_posix())).config
-    return watch.change(record.name, point=point_of(config, record.point))
+    return callback.change(record.name, point=point_of(config, record.point))
 
 
 def _ray_storage(folder: SweepFolder) -> tuple[str, Any]:
@@ -154,7 +154,7 @@ def _ray_storage(folder: SweepFolder) -> tuple[str, Any]:
     return path, PyFileSystem(FSSpecHandler(system))
 
 
-def scores_of(plan: Plan, record: TrialRecord) -> tuple[float, ...] | None:
+def scores_of(plan: SweepPlan, record: TrialRecord) -> tuple[float, ...] | None:
     failed = record.cause is not None or record.best is None
     return None if failed else objectives(plan, record)
 

@@ -50,7 +50,7 @@ class Learner:
     Attributes:
         network: The network as prepared by Accelerate, wrapped for DDP where there are ranks.
         raw: The same network without the wrapper.
-        mixes_batch: Whether what it says of a patch depends on the others of its batch.
+        mixes_batch: Whether its output for a patch depends on the others of the batch.
     """
 
     def __init__(
@@ -174,23 +174,23 @@ def adversarial_step(
     anew for its own update: keeping every graph would save no memory.
     """
     share = 1 / len(micro_batches)
-    whole = len(micro_batches) == 1
+    single = len(micro_batches) == 1
     totals: Terms = {}
     synthetic = None
     for number, (source, target) in enumerate(micro_batches, start=1):
-        with torch.set_grad_enabled(whole):
-            synthetic = generator.network(source) if whole else generator.raw(source)
+        with torch.set_grad_enabled(single):
+            synthetic = generator.network(source) if single else generator.raw(source)
         with discriminator.synchronised(last=number == len(micro_batches)):
-            real_logits, fake_logits = _judge(discriminator, source, target, synthetic.detach())
-            judged = discriminator_loss(real_logits, fake_logits)
-            discriminator.backward(judged * share)
-        _add(totals, {"discriminator": judged}, share)
+            logits = _discriminate(discriminator, source, target, synthetic.detach())
+            update = discriminator_loss(*logits)
+            discriminator.backward(update * share)
+        _add(totals, {"discriminator": update}, share)
     totals["grad_norm/discriminator"] = discriminator.update(step)
 
     with discriminator.frozen():
         for number, (source, target) in enumerate(micro_batches, start=1):
             with generator.synchronised(last=number == len(micro_batches)):
-                if not whole or synthetic is None:
+                if not single or synthetic is None:
                     synthetic = generator.network(source)
                 total, terms = loss(synthetic, target, discriminator.raw(synthetic, source))
                 generator.backward(total * share)
@@ -208,7 +208,7 @@ def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
             buffer.copy_(accelerator.reduce(buffer, "mean"))  # type: ignore[arg-type]
 
 
-def _judge(
+def _discriminate(
     discriminator: Learner, source: Tensor, target: Tensor, synthetic: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Logits of target and synthetic, in one pass unless BatchNorm would mix their statistics."""

@@ -1,7 +1,8 @@
-"""Stitched validation from the shards: each dense patch read once, judged as volumes.
+"""Stitched validation from the shards: each dense patch is read once, metrics are of volumes.
 
 Where the shards hold only some slices of a validation volume (`val_slices`), those slices are
-stitched and judged. Windowed SSIM is therefore two-dimensional here, slice by slice, and named so.
+stitched and compared. Windowed SSIM is therefore two-dimensional here, slice by slice, and
+named so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsynth.config import RunConfig
-from distsynth.data.loader import Standardiser, judging_batches
+from distsynth.data.loader import Standardiser, validation_batches
 from distsynth.inference.stitching import Stitcher, border_planes
 from distsynth.losses.terms import GeneratorLoss
 from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
@@ -31,7 +32,7 @@ TERMS = ("recon", "gradient", "perceptual")
 
 
 class Validator:
-    """Stitches and judges the validation specimens with the generator as it stands."""
+    """Stitches the validation specimens with the generator as it stands and measures the result."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Validator:
         with torch.no_grad():
             numbers = self._shards.manifest.patch_numbers("val")
             for specimen in self._specimens():
-                row, terms = self._judge(generator, specimen, numbers[specimen.name])
+                row, terms = self._validate_specimen(generator, specimen, numbers[specimen.name])
                 rows.append(row)
                 patches += specimen.patches
                 for name, value in terms.items():
@@ -83,7 +84,7 @@ class Validator:
     def _specimens(self) -> list[SpecimenRecord]:
         return [row for row in self._shards.manifest.specimens if row.split == "val"]
 
-    def _judge(
+    def _validate_specimen(
         self, generator: nn.Module, specimen: SpecimenRecord, patches: NDArray[np.int64]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics of one stitched specimen, and this rank's sums of loss terms."""
@@ -94,7 +95,7 @@ class Validator:
         synthetic = Stitcher(specimen.shape, patch_size, stitch.trim, stitch.weights, device)
         target = Stitcher(specimen.shape, patch_size, device=device)
         sums: dict[str, Tensor] = {}
-        batches = judging_batches(
+        batches = validation_batches(
             self._shards,
             "val",
             patches,
@@ -148,7 +149,7 @@ class Validator:
         error = mse(image, truth, mask)
         borders = self._borders(specimen)
         if len(slices) < specimen.shape[axis]:
-            # The slices are not neighbours, so that there is no border between them to judge.
+            # The slices are not neighbours, so that there is no border between them to measure.
             borders[axis] = np.array([], np.int64)
         return {
             "mse": error,

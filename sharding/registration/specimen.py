@@ -30,7 +30,7 @@ from sharding.registration.quality import (
     noise_estimate,
     pair_quality,
 )
-from sharding.registration.quality_page import pair_pictures
+from sharding.registration.quality_pictures import pair_pictures
 from sharding.registration.specimen_steps import SpecimenSteps
 from sharding.registration.step_cache import finished, run_step
 from sharding.registration.step_work import SpecimenPreparation, place_on_target

@@ -19,8 +19,8 @@ from distsynth.data.loader import (
     TrainingBatches,
     epoch_order,
     exact_plan,
-    judging_batches,
     training_plan,
+    validation_batches,
 )
 from distsynth.errors import ConfigError
 from sharding.io.errors import DataError
@@ -255,7 +255,7 @@ def test_reading_draws_nothing_from_the_global_random_state(shards, workers):
     before = torch.get_rng_state()
     numpy_before = np.random.get_state()[1].copy()  # noqa: NPY002
     batches(shards, workers=workers)
-    list(judging_batches(shards, "val", np.arange(20), 8, workers))
+    list(validation_batches(shards, "val", np.arange(20), 8, workers))
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
 
@@ -267,7 +267,7 @@ def test_judging_batches_are_the_chosen_patches_in_order(shards, ranks):
     parts = [
         batch
         for rank in range(ranks)
-        for batch in judging_batches(shards, "val", chosen, 16, 0, rank, ranks)
+        for batch in validation_batches(shards, "val", chosen, 16, 0, rank, ranks)
     ]
     expected = dataset[chosen]
     for part in range(3):

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 import distsynth.inference.memory_budget
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.inference.memory_budget import COPIES, MEGABYTE, evenly, room, widest_map
+from distsynth.inference.memory_budget import (
+    COPIES,
+    MEGABYTE,
+    evenly,
+    memory_budget,
+    widest_map,
+)
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import Stitcher
 from distsynth.inference.whole_slice import tiles
@@ -107,7 +113,7 @@ NETWORKS = {
 @pytest.mark.parametrize("network", NETWORKS)
 def test_whole_planes_equal_windows(network, axes, weights):
     model = predictor(NETWORKS[network], axes=axes, weights=weights)
-    assert model.exact and model.whole
+    assert model.exact and model.whole_images
     # An odd shape, and the smallest that patches along all axes fit into.
     for shape in ((23, 19, 17), (16, 16, 16)):
         source = random_volume(shape)
@@ -119,7 +125,7 @@ def test_whole_planes_equal_windows(network, axes, weights):
 def test_trimmed_by_less_than_the_reach_whole_planes_are_not_windows():
     model = predictor(CONV, trim=3)
     source = random_volume((23, 19, 5))
-    assert not model.exact and not model.whole
+    assert not model.exact and not model.whole_images
     windows, whole = (
         model.stitched(method=method)(source, quiet=True) for method in ("windows", "whole")
     )
@@ -150,7 +156,7 @@ def test_what_depends_on_the_window_has_no_reach():
     for network in (UNET, FCN_2, CONV | {"generator.norm": "instance"}):
         model = predictor(network)
         assert model.generator.reach is None
-        assert not model.whole and model.stitched(method="whole").whole
+        assert not model.whole_images and model.stitched(method="whole").whole_images
 
 
 @pytest.mark.parametrize("network", [UNET, FCN_2], ids=["unet", "fcn-2"])
@@ -234,17 +240,17 @@ def test_the_widest_map_is_that_of_the_figures():
     assert widest_map(preset("unet-7").generator, (32, 32, 32), 1) == 4 * 4**3 / COPIES
 
 
-def test_room_is_a_rule_of_sizes():
+def test_the_memory_budget_is_a_rule_of_sizes():
     generator = preset("small").generator
-    cpu = room(generator, (64, 64), 1, 512, CPU)
-    assert cpu.most == 512 * MEGABYTE // (4 * 32 * COPIES)
-    assert cpu.batch == distsynth.inference.memory_budget.CACHE // (4 * 32)
-    assert cpu.images(64 * 64) == 16
-    assert cpu.images(10**9) == 1
-    gpu = room(generator, (64, 64), 1, 512, torch.device("cuda"))
-    assert gpu.batch == gpu.most == cpu.most
-    little = room(generator, (64, 64), 1, 1, CPU)
-    assert little.batch == little.most == MEGABYTE // (4 * 32 * COPIES)
+    cpu = memory_budget(generator, (64, 64), 1, 512, CPU)
+    assert cpu.max_voxels == 512 * MEGABYTE // (4 * 32 * COPIES)
+    assert cpu.batch_voxels == distsynth.inference.memory_budget.CACHE // (4 * 32)
+    assert cpu.batch_size(64 * 64) == 16
+    assert cpu.batch_size(10**9) == 1
+    gpu = memory_budget(generator, (64, 64), 1, 512, torch.device("cuda"))
+    assert gpu.batch_voxels == gpu.max_voxels == cpu.max_voxels
+    little = memory_budget(generator, (64, 64), 1, 1, CPU)
+    assert little.batch_voxels == little.max_voxels == MEGABYTE // (4 * 32 * COPIES)
 
 
 @given(st.integers(1, 200), st.integers(0, 50))
@@ -283,12 +289,12 @@ def test_whole_slices_by_preset(name):
     record = DataRecord("sha", PreprocessConfig(), (1.0,) * 3, "RAS", {}, ())
     model = Predictor(Checkpoint(config, record, Position(), {}, [], {}), generator, CPU)
     assert config.stitch.method == "auto"
-    assert model.whole == (name in WHOLE)
+    assert model.whole_images == (name in WHOLE)
     reach = {"dcgan-1": 5, "dcgan-2": 8, "dcgan-3": 10, "fcn-1": 9, "dcsrn-l1": 6, "small": 7}
     if name in reach:
         assert generator.reach == reach[name]
-        assert model.stitched(trim=generator.reach, stride=16).whole
-        assert not model.stitched(trim=generator.reach - 1, stride=16).whole
+        assert model.stitched(trim=generator.reach, stride=16).whole_images
+        assert not model.stitched(trim=generator.reach - 1, stride=16).whole_images
 
 
 @pytest.mark.parametrize("method", ["windows", "whole"])

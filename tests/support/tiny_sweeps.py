@@ -10,7 +10,7 @@ from tiny_runs import ADVERSARIAL, tiny_config
 from wandb_offline import OfflineRun, read_offline_run
 
 from distsynth.sweep.folder import SweepFolder, TrialRecord
-from distsynth.sweep.plan import Plan, SweepConfig, plan_from_json
+from distsynth.sweep.plan import SweepConfig, SweepPlan, plan_from_json
 from distsynth.sweep.run import make_plan, resume_sweep, start_sweep
 from tune_spaces.domains import zero_or_log
 
@@ -27,7 +27,7 @@ def tiny_plan(
     run: dict[str, Any] | None = None,
     space: dict[str, Any] | None = None,
     **sweep: Any,
-) -> Plan:
+) -> SweepPlan:
     """A sweep over the weights and rate of an adversarial run of two epochs."""
     config = tiny_config(shards, ADVERSARIAL, run or {})
     return make_plan(name, config, SPACE if space is None else space, SweepConfig(**sweep))

@@ -13,8 +13,15 @@ from pydantic import ValidationError
 
 from distsynth.errors import ConfigError
 from distsynth.presets import preset
-from distsynth.sweep.folder import Copy, Report, SweepFolder, TrialRecord, report_of, searched
-from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.folder import (
+    CopyRecord,
+    EpochRecord,
+    SweepFolder,
+    TrialRecord,
+    report_of,
+    searched,
+)
+from distsynth.sweep.plan import SweepConfig, SweepPlan
 from sharding.io.errors import DataError
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -23,14 +30,14 @@ SCALARS = MAYBE | st.integers(-(2**53), 2**53) | st.booleans() | st.text()
 VALUES = SCALARS | st.lists(st.integers(0, 512) | st.text(), max_size=4).map(tuple)
 POINTS = st.dictionaries(st.text(), VALUES, max_size=4)
 REPORTS = st.builds(
-    Report,
+    EpochRecord,
     epoch=st.integers(1, 30),
     step=st.integers(0, 10**9),
     metrics=st.dictionaries(st.text(), MAYBE, max_size=3),
     score=MAYBE,
     best_score=MAYBE,
 )
-COPIES = st.builds(Copy, epoch=st.integers(1, 99), trial=st.text(), point=POINTS)
+COPIES = st.builds(CopyRecord, epoch=st.integers(1, 99), trial=st.text(), point=POINTS)
 RECORDS = st.builds(
     TrialRecord,
     name=st.integers(0, 99999).map("{:05d}".format),
@@ -43,7 +50,7 @@ RECORDS = st.builds(
     preset=st.none() | st.text(),
     taken_from=st.none() | st.text(),
 )
-PLAN = Plan(
+PLAN = SweepPlan(
     "lambdas",
     "0a1b2c3d",
     preset("unet-7"),
@@ -52,8 +59,8 @@ PLAN = Plan(
 )
 
 
-def report(epoch: int, score: float | None = 0.5, **more: Any) -> Report:
-    return Report(
+def report(epoch: int, score: float | None = 0.5, **more: Any) -> EpochRecord:
+    return EpochRecord(
         **{"epoch": epoch, "step": 5 * epoch, "metrics": {}} | more, score=score, best_score=score
     )
 
@@ -83,7 +90,7 @@ def test_records_survive_their_file(scratch, record):
 def test_tuples_of_a_point_are_tuples_again(tmp_path):
     """Domains, and points drawn anew, are compared to them."""
     point = {"generator.channels": (8, 8), "optim.lr_generator": 1e-3}
-    copies = (Copy(1, "00001", point),)
+    copies = (CopyRecord(1, "00001", point),)
     folder = SweepFolder(tmp_path)
     folder.write_record(TrialRecord("00000", point, copies=copies))
     found = folder.records()["00000"]
@@ -147,7 +154,7 @@ def test_what_is_not_finite_becomes_none():
     }
     found = report_of(values)
     metrics = {"val/psnr": None, "val/mse": 0.5, "val/seam_index": None, "val/ssim_2d": None}
-    assert found == Report(3, 15, metrics, None, None)
+    assert found == EpochRecord(3, 15, metrics, None, None)
 
 
 @settings(deadline=None)

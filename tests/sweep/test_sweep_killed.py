@@ -184,6 +184,6 @@ def node_of_a_trial(cluster):
         for task in Path(f"/proc/{raylet}/task").iterdir():
             for child in (task / "children").read_text().split():
                 command = Path(f"/proc/{child}/cmdline").read_bytes()
-                if is_running(int(child)) and (b"Trainable" in command or b"_Peer" in command):
-                    found.append((b"_Peer" in command, candidate))
+                if is_running(int(child)) and (b"Trainable" in command or b"_Worker" in command):
+                    found.append((b"_Worker" in command, candidate))
     return max(found, key=lambda pair: pair[0])[1]

@@ -88,13 +88,15 @@ def test_without_a_discriminator_its_weight_is_zero():
 def test_without_its_weight_there_is_no_discriminator(base):
     point = {"discriminator": "pix2pix", "discriminator.norm": "none", "loss.lambda_bce": 0.0}
     assert configure(base, point).discriminator == DiscriminatorConfig()
-    kept = configure(base, point, keep_judge=True)
+    kept = configure(base, point, keep_discriminator=True)
     assert kept.discriminator == replace(DISCRIMINATORS["pix2pix"], norm="none")
     assert kept.loss.lambda_bce == 0
 
 
 def test_a_discriminator_that_is_none_is_not_kept():
-    config = configure(UNET, {"discriminator": "none", "loss.lambda_bce": 1.0}, keep_judge=True)
+    config = configure(
+        UNET, {"discriminator": "none", "loss.lambda_bce": 1.0}, keep_discriminator=True
+    )
     assert not config.adversarial
     assert config.loss.lambda_bce == 0
 
@@ -141,14 +143,14 @@ def test_values_become_plain():
 BASES = {"unet-7": UNET, "small": SMALL, "dcgan-1": preset("dcgan-1")}
 
 
-@pytest.mark.parametrize("keep_judge", [False, True])
+@pytest.mark.parametrize("keep_discriminator", [False, True])
 @pytest.mark.parametrize("base", BASES)
-def test_drawn_points_can_be_run_and_lie_in_the_space(base, keep_judge):
+def test_drawn_points_can_be_run_and_lie_in_the_space(base, keep_discriminator):
     space = whole()
-    points, refused = draw_points(space, BASES[base], 60, 0, keep_judge)
+    points, refused = draw_points(space, BASES[base], 60, 0, keep_discriminator)
     assert len(points) == 60
     for point in points:
-        configure(BASES[base], point, keep_judge)
+        configure(BASES[base], point, keep_discriminator)
         assert list(point) == list(space)
         assert all(domain.is_valid(point[name]) for name, domain in space.items())
         assert json.loads(json.dumps(point)) == point
@@ -421,8 +423,8 @@ def test_bounded_values_are_such_as_the_domain_draws(domain, value):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_point_of_a_configuration_is_the_one_it_was_made_of(seed):
     space = {**tuned(), **sharpening(), **networks(), "train.seed": tune.randint(0, 100)}
-    point = draw_points(space, UNET, 1, seed, keep_judge=True)[0][0]
-    config = configure(UNET, point, keep_judge=True)
+    point = draw_points(space, UNET, 1, seed, keep_discriminator=True)[0][0]
+    config = configure(UNET, point, keep_discriminator=True)
     names = {"generator": point["generator"], "discriminator": point["discriminator"]}
     assert point_of(config, dict.fromkeys(point) | names) == point
 

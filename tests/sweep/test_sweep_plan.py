@@ -14,14 +14,14 @@ from distsynth.config import dotted_fields, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import PRESETS, preset
 from distsynth.runs.checkpoint import MAY_CHANGE
-from distsynth.sweep.plan import FREE, Plan, SweepConfig, check_same_sweep, plan_from_json
+from distsynth.sweep.plan import FREE, SweepConfig, SweepPlan, check_same_sweep, plan_from_json
 from tune_spaces.named import SPACES
 from tune_spaces.plain import space_to_plain
 
 SPACE = space_to_plain({**SPACES["loss-weights"](), **SPACES["conv-stacks"]()})
 
 
-def plan(**changed: Any) -> Plan:
+def plan(**changed: Any) -> SweepPlan:
     whole: dict[str, Any] = {
         "name": "lambdas",
         "id": "0a1b2c3d",
@@ -29,7 +29,7 @@ def plan(**changed: Any) -> Plan:
         "space": SPACE,
         "sweep": SweepConfig(trials=8, scheduler="asha"),
     }
-    return Plan(**whole | changed)
+    return SweepPlan(**whole | changed)
 
 
 # --- SweepConfig
@@ -150,7 +150,7 @@ SWEEPS = st.builds(
 )
 def test_plans_survive_json(name, base, space, sweep, extends):
     plain = space_to_plain({key: v for each in space for key, v in SPACES[each]().items()})
-    before = Plan(name, "id", preset(base), plain, sweep, extends)
+    before = SweepPlan(name, "id", preset(base), plain, sweep, extends)
     text = before.to_json()
     assert plan_from_json(text, "sweep.json") == before
     assert plan_from_json(text.encode(), "sweep.json").to_json() == text

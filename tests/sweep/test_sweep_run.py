@@ -25,7 +25,7 @@ from distsynth.config import with_overrides
 from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import BEST, LAST
-from distsynth.sweep.callback import Watch
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.finalists import export_best, finalists, log_sweep
 from distsynth.sweep.folder import SweepFolder, searched
 from distsynth.sweep.plan import SweepConfig
@@ -55,14 +55,14 @@ def finished(cluster, shard_folder, tmp_path_factory):
     folder = SweepFolder(tmp_path_factory.mktemp("finished") / "tiny")
     plan = tiny_plan(shard_folder, run=WANDB, trials=3, seed=2, concurrent=1)
     processes = set()
-    told = Watch.on_trial_result
+    told = SweepCallback.on_trial_result
 
-    def noted(watch, *args, result, **more):
+    def noted(callback, *args, result, **more):
         processes.add(result["pid"])
-        told(watch, *args, result=result, **more)
+        told(callback, *args, result=result, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "on_trial_result", noted)
+        patch.setattr(SweepCallback, "on_trial_result", noted)
         result = start_sweep(folder, plan, cluster)
     assert len(processes) == 1
     return folder, plan, result
@@ -422,9 +422,9 @@ def test_shards_of_another_split_are_refused(shard_folder, phantom_cohort, small
 def test_waiting_for_what_the_cluster_lacks_is_told(
     cluster, shard_folder, tmp_path, monkeypatch, caplog
 ):
-    from distsynth.sweep import callback as watch
+    from distsynth.sweep import callback
 
-    monkeypatch.setattr(watch, "SECONDS_OF_WAITING", 1.0)
+    monkeypatch.setattr(callback, "SECONDS_OF_WAITING", 1.0)
     folder = SweepFolder(tmp_path / "waiting")
     plan = tiny_plan(shard_folder, "waiting", trials=1, cpus=64)
     caplog.set_level(logging.INFO, "distsynth")

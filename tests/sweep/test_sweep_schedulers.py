@@ -20,9 +20,9 @@ from ray.tune.schedulers import (
 from distsynth.config import with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import preset
-from distsynth.sweep.folder import Report, TrialRecord
+from distsynth.sweep.folder import EpochRecord, TrialRecord
 from distsynth.sweep.parameters import Point, Space, draw_points, invalid
-from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.schedulers import Halving, make_scheduler
 from tune_spaces.architectures import conv_stacks, networks
 from tune_spaces.domains import zero_or_log
@@ -35,8 +35,8 @@ UNET = with_overrides(preset("unet-7"), {"train.epochs": EPOCHS})
 NOBODY: Any = SimpleNamespace()
 
 
-def plan(scheduler: Any, **sweep: Any) -> Plan:
-    return Plan("lambdas", "0a1b2c3d", UNET, {}, SweepConfig(scheduler=scheduler, **sweep))
+def plan(scheduler: Any, **sweep: Any) -> SweepPlan:
+    return SweepPlan("lambdas", "0a1b2c3d", UNET, {}, SweepConfig(scheduler=scheduler, **sweep))
 
 
 # --- halving
@@ -110,7 +110,7 @@ class Sweep:
         score = self.scores[int(name)][epoch - 1]
         scores = (*(row.score for row in record.reports), score)
         best = max((each for each in scores if each is not None), default=None)
-        self.records[name] = record.with_reports([Report(epoch, 5 * epoch, {}, score, best)])
+        self.records[name] = record.with_reports([EpochRecord(epoch, 5 * epoch, {}, score, best)])
         if score is None:
             return {"epoch": epoch}
         return {"epoch": epoch, "score": score, "best_score": best}
@@ -202,8 +202,8 @@ def rungs(scheduler: Halving) -> dict[int, dict[str, float]]:
     return {int(milestone): dict(recorded) for milestone, recorded in scheduler._brackets[0]._rungs}
 
 
-def report(epoch: int, best: float | None) -> Report:
-    return Report(epoch, epoch, {}, best, best)
+def report(epoch: int, best: float | None) -> EpochRecord:
+    return EpochRecord(epoch, epoch, {}, best, best)
 
 
 def test_rungs_know_a_trial_by_tunes_id_from_when_it_is_added():
@@ -332,7 +332,7 @@ TUNED = {**loss_weights(), **learning_rates()}
 
 
 def test_the_worse_copy_the_better_and_explore():
-    points = draw_points(TUNED, UNET, 8, 0, keep_judge=True)[0]
+    points = draw_points(TUNED, UNET, 8, 0, keep_discriminator=True)[0]
     members, explored = evolved(TUNED, points, 2)
     assert [member.point for member in members] == [*explored, *points[2:]]
     assert len(explored) == 2
@@ -345,7 +345,7 @@ def test_the_worse_copy_the_better_and_explore():
 @pytest.mark.parametrize("resample", [0.0, 0.25, 1.0])
 def test_explored_values_stay_in_their_domains(resample):
     space = {**TUNED, **networks()}
-    points = draw_points(space, UNET, 8, 1, keep_judge=True)[0]
+    points = draw_points(space, UNET, 8, 1, keep_discriminator=True)[0]
     _, explored = evolved(space, points, 100, moving=True, pbt_resample=resample)
     assert len({repr(point) for point in explored}) > 100
     pairs = [[point[name] for name in networks()] for point in points]
@@ -356,9 +356,9 @@ def test_explored_values_stay_in_their_domains(resample):
 
 @pytest.mark.parametrize("resample", [0.25, 1.0])
 def test_explored_points_can_be_run(resample):
-    points = draw_points(TUNED, UNET, 8, 1, keep_judge=True)[0]
+    points = draw_points(TUNED, UNET, 8, 1, keep_discriminator=True)[0]
     _, explored = evolved(TUNED, points, 200, moving=True, pbt_resample=resample)
-    reasons = {invalid(UNET, point, keep_judge=True) for point in explored}
+    reasons = {invalid(UNET, point, keep_discriminator=True) for point in explored}
     assert reasons == {None}
 
 
@@ -389,7 +389,7 @@ def test_choices_are_stepped_through():
 
 
 def test_an_epoch_without_a_score_moves_nobody():
-    points = draw_points(TUNED, UNET, 4, 0, keep_judge=True)[0]
+    points = draw_points(TUNED, UNET, 4, 0, keep_discriminator=True)[0]
     scheduler = make_scheduler(plan("pbt"), TUNED, ())
     members: list[Any] = [Member(number, point) for number, point in enumerate(points)]
     controller: Any = Controller(members)
@@ -401,7 +401,7 @@ def test_an_epoch_without_a_score_moves_nobody():
 
 
 def test_members_are_moved_only_every_so_many_epochs():
-    points = draw_points(TUNED, UNET, 8, 0, keep_judge=True)[0]
+    points = draw_points(TUNED, UNET, 8, 0, keep_discriminator=True)[0]
     counts = [len(evolved(TUNED, points, epochs, pbt_every=3)[1]) for epochs in (5, 6)]
     assert counts == [0, 2]
     assert len(evolved(TUNED, points, 2, pbt_quantile=0.5)[1]) == 4

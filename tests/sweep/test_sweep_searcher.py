@@ -14,10 +14,10 @@ from ray.tune.search import Searcher
 import distsynth.sweep.tuner
 from distsynth.errors import ConfigError
 from distsynth.presets import preset
-from distsynth.sweep.callback import Watch
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.folder import SweepFolder, TrialRecord
 from distsynth.sweep.parameters import Point, Space, draw, invalid
-from distsynth.sweep.plan import Plan, SweepConfig
+from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.searcher import (
     TRIES,
     SuggestingSearcher,
@@ -381,7 +381,7 @@ def test_nothing_of_a_searcher_needs_to_be_saved(tmp_path):
 
 
 def test_a_sweep_interrupted_before_any_trial_ended_suggests_other_points(tmp_path, monkeypatch):
-    plan = Plan(
+    plan = SweepPlan(
         "lambdas",
         "id",
         UNET,
@@ -390,7 +390,7 @@ def test_a_sweep_interrupted_before_any_trial_ended_suggests_other_points(tmp_pa
     )
     calls = 4
 
-    def some(folder, plan, watch, trials, searcher, *rest):  # noqa: ARG001
+    def some(folder, plan, callback, trials, searcher, *rest):  # noqa: ARG001
         for number in range(calls):
             searcher.suggest(f"t{number}")
 
@@ -398,8 +398,8 @@ def test_a_sweep_interrupted_before_any_trial_ended_suggests_other_points(tmp_pa
     folder = SweepFolder(tmp_path)
     folder.write_plan(plan)
     for calls in (4, 9):  # noqa: B007
-        watch = Watch(folder, plan, folder.records())
-        distsynth.sweep.tuner.search(folder, plan, MIXED, watch)
+        callback = SweepCallback(folder, plan, folder.records())
+        distsynth.sweep.tuner.search(folder, plan, MIXED, callback)
     points = [record.point for record in folder.records().values()]
     assert len(points) == 8
     assert len({repr(sorted(point.items())) for point in points}) == 8

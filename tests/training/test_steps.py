@@ -13,7 +13,7 @@ from distsynth.losses.terms import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.training.steps import (
     Learner,
-    _judge,
+    _discriminate,
     adversarial_step,
     average_buffers,
     make_accelerator,
@@ -83,11 +83,11 @@ def test_accumulated_supervised_step_equals_the_whole_batch(parts):
 def test_accumulated_adversarial_step_equals_the_whole_batch(parts, conditional):
     ends, terms = [], []
     for cut in (1, parts):
-        made, judge = generator(plain=True), discriminator(conditional, plain=True)
+        made, critic = generator(plain=True), discriminator(conditional, plain=True)
         for step in range(3):
             batch = pairs(parts=cut)
-            terms.append(adversarial_step(made, judge, GeneratorLoss(LOSS), batch, step))
-        ends.append((weights(made), weights(judge)))
+            terms.append(adversarial_step(made, critic, GeneratorLoss(LOSS), batch, step))
+        ends.append((weights(made), weights(critic)))
     for one, other in zip(*ends, strict=True):
         assert_close(one, other)
     assert_close(terms[0], terms[3])
@@ -95,8 +95,8 @@ def test_accumulated_adversarial_step_equals_the_whole_batch(parts, conditional)
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_each_network_learns_from_its_own_loss_only(parts):
-    made, judge = generator(norm="none"), discriminator()
-    start = {"generator": weights(made), "discriminator": weights(judge)}
+    made, critic = generator(norm="none"), discriminator()
+    start = {"generator": weights(made), "discriminator": weights(critic)}
     seen = []
 
     def watched(own, other, name):
@@ -109,45 +109,45 @@ def test_each_network_learns_from_its_own_loss_only(parts):
             if name == "discriminator":
                 assert not moved(made, start["generator"])
                 result = update(step)
-                start["judged"] = weights(judge)
+                start["updated"] = weights(critic)
                 return result
-            assert not moved(judge, start["judged"])
+            assert not moved(critic, start["updated"])
             return update(step)
 
         own.update = spy
 
-    watched(judge, made, "discriminator")
-    watched(made, judge, "generator")
-    adversarial_step(made, judge, GeneratorLoss(LOSS), pairs(parts=parts), 0)
+    watched(critic, made, "discriminator")
+    watched(made, critic, "generator")
+    adversarial_step(made, critic, GeneratorLoss(LOSS), pairs(parts=parts), 0)
     assert seen == ["discriminator", "generator"]
-    assert moved(judge, start["discriminator"])
-    assert not moved(judge, start["judged"])
+    assert moved(critic, start["discriminator"])
+    assert not moved(critic, start["updated"])
     assert moved(made, start["generator"])
-    for each in (made, judge):
+    for each in (made, critic):
         assert all(p.requires_grad and p.grad is None for p in each.raw.parameters())
 
 
 def test_frozen_networks_thaw_after_an_error():
-    judge = discriminator()
-    with pytest.raises(RuntimeError, match="boom"), judge.frozen():
-        assert not any(p.requires_grad for p in judge.raw.parameters())
+    critic = discriminator()
+    with pytest.raises(RuntimeError, match="boom"), critic.frozen():
+        assert not any(p.requires_grad for p in critic.raw.parameters())
         raise RuntimeError("boom")
-    assert all(p.requires_grad for p in judge.raw.parameters())
+    assert all(p.requires_grad for p in critic.raw.parameters())
 
 
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_terms_are_equations_1_to_5(conditional, parts):
-    made, judge = generator(), discriminator(conditional)
-    before, judged_before = copy.deepcopy(made.raw), copy.deepcopy(judge.raw)
+    made, critic = generator(), discriminator(conditional)
+    before, critic_before = copy.deepcopy(made.raw), copy.deepcopy(critic.raw)
     ((source, target),) = pairs()
-    terms = adversarial_step(made, judge, GeneratorLoss(LOSS), pairs(parts=parts), 0)
+    terms = adversarial_step(made, critic, GeneratorLoss(LOSS), pairs(parts=parts), 0)
     with torch.no_grad():
         synthetic = before(source)
-        real, fake = (torch.sigmoid(judged_before(x, source)) for x in (target, synthetic))
+        real, fake = (torch.sigmoid(critic_before(x, source)) for x in (target, synthetic))
         eq_1 = -(real.log().mean() + (1 - fake).log().mean()) / 2
         # The generator meets the discriminator as it is after its own update.
-        eq_2 = -torch.sigmoid(judge.raw(synthetic, source)).log().mean()
+        eq_2 = -torch.sigmoid(critic.raw(synthetic, source)).log().mean()
         eq_3 = ((synthetic - target) ** 2).mean()
         difference = synthetic - target
         eq_4 = sum((difference.diff(dim=axis) ** 2).mean() for axis in (2, 3))
@@ -166,10 +166,10 @@ def test_terms_are_equations_1_to_5(conditional, parts):
 
 
 def test_the_discriminator_shapes_the_generator():
-    with_judge, without = generator(plain=True), generator(plain=True)
-    adversarial_step(with_judge, discriminator(), GeneratorLoss(LOSS), pairs(), 0)
+    with_discriminate, without = generator(plain=True), generator(plain=True)
+    adversarial_step(with_discriminate, discriminator(), GeneratorLoss(LOSS), pairs(), 0)
     supervised_step(without, GeneratorLoss(SUPERVISED), pairs(), 0)
-    assert moved(with_judge, weights(without))
+    assert moved(with_discriminate, weights(without))
 
 
 @pytest.mark.parametrize(
@@ -297,30 +297,30 @@ def test_losses_are_float32_under_bf16():
     assert F.l1_loss(terms["recon"], exact["recon"]) > 0
 
 
-def two_passes(judge, source, target, synthetic):
-    return judge.network(target, source), judge.network(synthetic, source)
+def two_passes(critic, source, target, synthetic):
+    return critic.network(target, source), critic.network(synthetic, source)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("norm", ["none", "instance", "batch"])
-def test_one_pass_of_the_discriminator_judges_as_two(norm, conditional):
+def test_one_pass_of_the_discriminator_gives_what_two_give(norm, conditional):
     source, target, synthetic = torch.randn(3, 6, 1, *PATCH)
     results = []
-    for judging in (_judge, two_passes):
-        judge = discriminator(conditional, norm)
-        logits = judging(judge, source, target, synthetic)
+    for passes in (_discriminate, two_passes):
+        critic = discriminator(conditional, norm)
+        logits = passes(critic, source, target, synthetic)
         torch.autograd.backward([part.square().sum() for part in logits])
-        gradients = {name: value.grad for name, value in judge.raw.named_parameters()}
-        results.append(({"real": logits[0], "fake": logits[1]}, gradients, weights(judge)))
+        gradients = {name: value.grad for name, value in critic.raw.named_parameters()}
+        results.append(({"real": logits[0], "fake": logits[1]}, gradients, weights(critic)))
     for one, other in zip(*results, strict=True):
         assert_close(one, other)
 
 
 @pytest.mark.parametrize(("norm", "passes"), [("none", 1), ("instance", 1), ("batch", 2)])
 def test_batch_norm_never_sees_target_and_synthetic_together(norm, passes):
-    judge, seen = discriminator(norm=norm), []
-    judge.raw.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    adversarial_step(generator(), judge, GeneratorLoss(LOSS), pairs(), 0)
+    critic, seen = discriminator(norm=norm), []
+    critic.raw.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    adversarial_step(generator(), critic, GeneratorLoss(LOSS), pairs(), 0)
     # The last one is the generator's.
     assert seen == [16 // passes] * passes + [8]
 

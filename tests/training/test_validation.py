@@ -11,7 +11,7 @@ from tiny_runs import tiny_config
 
 import distsynth.training.validation
 from distsynth.config import with_overrides
-from distsynth.data.loader import Standardiser, judging_batches
+from distsynth.data.loader import Standardiser, validation_batches
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import border_planes
 from distsynth.losses.terms import GeneratorLoss
@@ -66,9 +66,9 @@ def network(config, seed=0):
     "overrides", [{}, {"stitch.trim": 2}, {"stitch.trim": 3, "stitch.weights": "smooth"}]
 )
 def test_equals_metrics_of_predicted_whole_volumes(overrides, whole, specimens):
-    judge, config = validator(whole, **overrides)
+    validate, config = validator(whole, **overrides)
     generator = network(config)
-    found = judge(generator)
+    found = validate(generator)
 
     data = DataRecord.of(whole.manifest)
     checkpoint = Checkpoint(config, data, Position(), {}, [], {})
@@ -99,12 +99,12 @@ def test_equals_metrics_of_predicted_whole_volumes(overrides, whole, specimens):
 
 
 def test_loss_terms_are_means_over_all_patches(whole):
-    judge, config = validator(whole)
+    validate, config = validator(whole)
     generator = network(config)
-    found = judge(generator)
+    found = validate(generator)
     standardise = Standardiser(whole.manifest, torch.device("cpu"))
     total = whole.manifest.patches("val")
-    (batch,) = judging_batches(whole, "val", np.arange(total), total)
+    (batch,) = validation_batches(whole, "val", np.arange(total), total)
     with torch.no_grad():
         source, target = standardise(batch)
         difference = generator(source) - target
@@ -113,7 +113,7 @@ def test_loss_terms_are_means_over_all_patches(whole):
     assert found["val/gradient"] == pytest.approx(gradient, rel=1e-5)
 
 
-def test_patches_that_an_update_tore_apart_are_judged_alike(specimens, tmp_path):
+def test_patches_that_an_update_tore_apart_are_validated_alike(specimens, tmp_path):
     """The dropped specimen shared a shard with the first patches of the one that stays."""
     folder, packed = tmp_path / "shards", {"block": 50, "shard_mb": 0.2}
     sharded(specimens, folder, **packed)
@@ -127,9 +127,9 @@ def test_patches_that_an_update_tore_apart_are_judged_alike(specimens, tmp_path)
     for path in (folder, fresh_folder):
         shards = ShardSet(path)
         total = shards.manifest.patches("val")
-        (batch,) = judging_batches(shards, "val", np.arange(total), total)
-        judge, run = validator(shards)
-        found.append((batch.where[:, 1:], judge(network(run))))
+        (batch,) = validation_batches(shards, "val", np.arange(total), total)
+        validate, run = validator(shards)
+        found.append((batch.where[:, 1:], validate(network(run))))
     assert not torch.equal(found[0][0], found[1][0]), "they lie in another order"
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
 
@@ -139,13 +139,13 @@ def test_each_patch_is_read_exactly_once(workers, whole, monkeypatch):
     seen = Counter()
 
     def counting(*args):
-        for batch in judging_batches(*args):
+        for batch in validation_batches(*args):
             seen.update(map(tuple, batch.where.tolist()))
             yield batch
 
-    monkeypatch.setattr(distsynth.training.validation, "judging_batches", counting)
-    judge, config = validator(whole, **{"data.workers": workers})
-    judge(network(config))
+    monkeypatch.setattr(distsynth.training.validation, "validation_batches", counting)
+    validate, config = validator(whole, **{"data.workers": workers})
+    validate(network(config))
     assert len(seen) == whole.manifest.patches("val")
     assert set(seen.values()) == {1}
     assert {where[0] for where in seen} == {1, 2}
@@ -157,7 +157,7 @@ class Perfect(torch.nn.Module):
     def __init__(self, shards):
         super().__init__()
         total = shards.manifest.patches("val")
-        (batch,) = judging_batches(shards, "val", np.arange(total), total)
+        (batch,) = validation_batches(shards, "val", np.arange(total), total)
         source, target = Standardiser(shards.manifest, torch.device("cpu"))(batch)
         self.known = {
             patch.numpy().tobytes(): answer for patch, answer in zip(source, target, strict=True)
@@ -170,8 +170,8 @@ class Perfect(torch.nn.Module):
 @pytest.mark.parametrize("options", [{}, {"val_slices": 4}, {"neighbours": 1}])
 def test_a_perfect_network_has_perfect_numbers(options, whole, specimens, tmp_path):
     shards = sharded(specimens, tmp_path / "shards", **options) if options else whole
-    judge, _ = validator(shards)
-    found = judge(Perfect(shards))
+    validate, _ = validator(shards)
+    found = validate(Perfect(shards))
     assert found["val/psnr"] == math.inf
     assert found["val/mse"] == found["val/recon"] == 0
     assert found["val/ssim_2d"] == pytest.approx(1)
@@ -181,26 +181,26 @@ def test_a_perfect_network_has_perfect_numbers(options, whole, specimens, tmp_pa
 @pytest.mark.parametrize(("axes", "slices"), [((0,), 3), ((1,), 0), ((0, 1, 2), 0), ((0, 1, 2), 3)])
 def test_other_axes_and_few_slices_give_finite_numbers(axes, slices, specimens, tmp_path):
     shards = sharded(specimens, tmp_path / "s", dense_axes=axes, val_slices=slices, stride=16)
-    judge, config = validator(shards)
-    found = judge(network(config))
+    validate, config = validator(shards)
+    found = validate(network(config))
     assert all(math.isfinite(value) for value in found.values()), found
 
 
-def test_blocks_are_judged_too(specimens, tmp_path):
+def test_blocks_are_validated_too(specimens, tmp_path):
     shards = sharded(specimens, tmp_path / "s", patch_size=(16, 16, 16), stride=16)
-    judge, config = validator(shards, **{"data.patch_size": (16, 16, 16)})
-    found = judge(network(config))
+    validate, config = validator(shards, **{"data.patch_size": (16, 16, 16)})
+    found = validate(network(config))
     assert all(math.isfinite(value) for value in found.values())
 
 
-def test_the_network_is_judged_in_eval_mode_and_left_in_training_mode(whole):
-    judge, config = validator(whole)
+def test_the_network_is_validated_in_eval_mode_and_left_in_training_mode(whole):
+    validate, config = validator(whole)
     config = with_overrides(config, {"generator.norm": "batch"})
     generator = network(config)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    first = judge(generator)
+    first = validate(generator)
     assert generator.training
-    assert judge(generator) == first
+    assert validate(generator) == first
     after = generator.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(parameter.grad is None for parameter in generator.parameters())
@@ -208,9 +208,9 @@ def test_the_network_is_judged_in_eval_mode_and_left_in_training_mode(whole):
 
 def test_a_trim_that_leaves_gaps_at_the_shards_stride_is_refused(specimens, tmp_path):
     shards = sharded(specimens, tmp_path / "shards", stride=16)
-    judge, config = validator(shards, **{"stitch.trim": 4})
+    validate, config = validator(shards, **{"stitch.trim": 4})
     with pytest.raises(ValueError, match=r"stitch\.trim=4 leaves voxels .* stride of 16"):
-        judge(network(config))
+        validate(network(config))
 
 
 def test_two_ranks_add_up_to_one(whole):
@@ -234,9 +234,9 @@ def test_two_ranks_add_up_to_one(whole):
     shares = []
     for index in (0, 1):
         rank = Rank(index, [])
-        judge, _ = validator(whole, accelerator=rank)
-        judge._metrics = lambda *_: {"mse": 0.0}
-        judge(generator)
+        validate, _ = validator(whole, accelerator=rank)
+        validate._metrics = lambda *_: {"mse": 0.0}
+        validate(generator)
         shares.append(rank.own)
     ranked = Rank(0, shares[1])
     found = validator(whole, accelerator=ranked)[0](generator)

@@ -15,7 +15,7 @@ from lab import break_target, make_lab, rows, stopped_before_the_manifest, stopp
 from s3_server import S3Server
 
 from distsynth.config import DataConfig
-from distsynth.data.loader import TrainingBatches, judging_batches
+from distsynth.data.loader import TrainingBatches, validation_batches
 from distsynth.errors import ConfigError
 from sharding.io import retries
 from sharding.io.cache import Cache
@@ -193,7 +193,9 @@ def test_batches_are_those_of_the_local_set(remote, local, workers):
     shards, whole = ShardSet(remote.url), ShardSet(local / "whole")
     assert_same(batches(shards, workers=workers), batches(whole))
     chosen = np.arange(shards.manifest.patches("val"))[::3]
-    found, expected = (list(judging_batches(which, "val", chosen, 5)) for which in (shards, whole))
+    found, expected = (
+        list(validation_batches(which, "val", chosen, 5)) for which in (shards, whole)
+    )
     assert_same(found, expected)
     for row in shards.manifest.specimens:
         if row.mask_sha256:
