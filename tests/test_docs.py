@@ -159,7 +159,7 @@ def test_commands_and_options_in_sentences_exist(page: Path):
     spans = CODE_SPAN.findall(prose(page))
     called = [span.split() for span in spans if span.startswith("distsynth ")]
     commands = {words[1] for words in called if len(words) > 1}
-    assert commands <= {*COMMANDS, "COMMAND", "--help", "--version"}
+    assert commands <= {*COMMANDS, "COMMAND", "--help", "--version", "--debug"}
     options = {
         option
         for span in spans
@@ -169,7 +169,7 @@ def test_commands_and_options_in_sentences_exist(page: Path):
     assert options <= every_option() | OPTIONS_OF_OTHERS
 
 
-OPTIONS_OF_OTHERS = {"--tmux", "--dry-run", "--help", "--version"}
+OPTIONS_OF_OTHERS = {"--tmux", "--dry-run", "--working-dir", "--help", "--version", "--debug"}
 """Of Ray, W&B and the program as a whole, as the pages mention them."""
 
 
