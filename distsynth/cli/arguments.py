@@ -16,7 +16,7 @@ from distsynth.errors import ConfigError
 from sharding.io.errors import DataError
 
 if TYPE_CHECKING:
-    pass
+    from distsynth.config import RunConfig
 
 Given = TypeVar("Given")
 Cohort = Annotated[Path, arg(help="cohort.csv, a folder that holds one, or a BIDS folder")]
