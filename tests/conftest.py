@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.util import get_temp_dir
@@ -29,14 +30,23 @@ DATA = Path(
 SLOW_FIXTURES = {"nodes", "server", "browser"}
 """Tests that use these are slow: a Ray cluster, an S3 server, a browser."""
 
+LONGEST = {"test_sweep_run.py": -3, "test_launch_sweeps.py": -2, "test_sweep_killed.py": -1}
+"""Files that run first of all."""
+
 Refused = Callable[[str | Path, str, str], AbstractContextManager[None]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out; modules may also mark themselves."""
+    """Mark what `make test-fast` leaves out, and run the files that take longest first.
+
+    Modules may also mark themselves. Files are shared out among processes one by one, in this
+    order: a long one at the end would keep one process busy while the others have nothing to do.
+    """
     for item in items:
         if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    long = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: LONGEST.get(item.path.name, 0 if long[item.path] else 1))
 
 
 @pytest.fixture(scope="session", autouse=True)
