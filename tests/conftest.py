@@ -12,6 +12,7 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from ray_cluster import Nodes, loopback_nodes
 from s3_server import S3Server, s3_server
 from tiny_runs import start_fork_server
@@ -29,6 +30,10 @@ DATA = Path(
 
 SLOW_FIXTURES = {"nodes", "server", "browser"}
 """Tests that use these are slow: a Ray cluster, an S3 server, a browser."""
+
+settings.register_profile("quick", max_examples=30, deadline=None)
+settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 LONGEST = {"test_sweep_run.py": -3, "test_launch_sweeps.py": -2, "test_sweep_killed.py": -1}
 """Files that run first of all."""
