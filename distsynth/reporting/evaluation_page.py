@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from distsynth.metrics.results import ResultsTable
-from distsynth.reporting.figures import figure_png
 from distsynth.runs.versions import installed_versions
+from sharding.io.figures import figure_png
 from sharding.io.page import Picture, render
 
 
