@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, columns, parse, starting_config
+from distsynth.cli.arguments import Cohort, Out, chosen_families, columns, parse, starting_config
 from distsynth.cli.messages import UsageError
 
 
@@ -36,8 +36,6 @@ class Stitch:
 
 def presets(args: Sequence[str]) -> None:
     """list the presets, or print one as a configuration"""
-    from distsynth.config import to_json
-    from distsynth.presets import PRESETS, describe, preset
 
     @dataclass(frozen=True)
     class Presets:
@@ -48,6 +46,9 @@ def presets(args: Sequence[str]) -> None:
         """Print JSON instead of a table."""
 
     given = parse("presets", Presets, args)
+    from distsynth.config import to_json
+    from distsynth.presets import PRESETS, describe, preset
+
     if given.name:
         print(to_json(preset(given.name)), end="")
     elif given.json:
@@ -70,7 +71,7 @@ def train(args: Sequence[str]) -> None:
             return
         raise UsageError(f"name a preset or a configuration file\n{usage}")
     name, *rest = args
-    start = starting_config(name)
+    start = chosen_families(starting_config(name), rest)
 
     @dataclass(frozen=True)
     class Train:
@@ -114,6 +115,11 @@ def predict(args: Sequence[str]) -> None:
         """NIfTI file to write."""
         like: Path | None = None
         """Predict on the grid of this volume."""
+        orientation: Literal["header", "array"] = "header"
+        """array accepts a source that has lost its orientation; the result then has none either,
+        and its array lies like that of the source."""
+        max_voxels: int = 1_000_000_000
+        """Refuse a grid of more voxels."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
@@ -122,7 +128,16 @@ def predict(args: Sequence[str]) -> None:
     from distsynth.inference.predictor import load_predictor, predict_file
 
     predictor = load_predictor(given.checkpoint, given.device).stitched(**vars(given.stitch))
-    print(predict_file(predictor, given.volume, given.out, given.like, given.overwrite))
+    out = predict_file(
+        predictor,
+        given.volume,
+        given.out,
+        given.like,
+        given.overwrite,
+        given.orientation,
+        given.max_voxels,
+    )
+    print(out)
 
 
 def evaluate(args: Sequence[str]) -> None:

@@ -184,7 +184,5 @@ def _predictions(
         synthetic = predictor(source, title=f"{name}, {pair.name}")
         config = predictor.checkpoint.config
         locations = predictor.locations(pair.grid.shape)
-        borders = border_planes(
-            locations, pair.grid.shape, config.data.patch_size, config.stitch.trim
-        )
+        borders = border_planes(locations, pair.grid.shape, config.data.sides, config.stitch.trim)
         yield name, synthetic, list(borders)

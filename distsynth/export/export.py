@@ -59,7 +59,7 @@ def write_export(
         if evaluation is not None:
             evaluated = read_evaluation(evaluation, row or run_dir_of(path).name)
         data = checkpoint.config.data
-        model = onnx_model(generator, data.patch_size, data.channels) if onnx else None
+        model = onnx_model(generator, data.sides, data.channels) if onnx else None
         files = export_files(checkpoint)
         packages = (*PACKAGES, *ONNX_PACKAGES) if model else PACKAGES
         versions = installed_versions(packages)

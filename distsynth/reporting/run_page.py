@@ -162,8 +162,8 @@ def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, st
     scored = [row for row in rows if f"val/{config.train.objective}" in row]
     done = max((row["step"] for row in rows), default=0)
     return {
-        "generator": f"{config.generator.family}, channels {config.generator.channels}",
-        "discriminator": config.discriminator.family,
+        "generator": config.generator.label,
+        "discriminator": config.discriminator.label,
         "loss weights": ", ".join(f"{name} {value:.4g}" for name, value in weights.items()),
         "trained": f"{done} steps, {len(scored)} of {config.train.epochs} epochs validated",
         "chosen by": f"stitched validation {config.train.objective} in the mask",

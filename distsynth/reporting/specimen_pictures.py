@@ -121,4 +121,4 @@ def _borders(predictor: Predictor, shape: tuple[int, ...]) -> list[NDArray[np.in
     x, y, z = shape
     config = predictor.checkpoint.config
     locations = predictor.locations((x, y, z))
-    return border_planes(locations, shape, config.data.patch_size, config.stitch.trim)
+    return border_planes(locations, shape, config.data.sides, config.stitch.trim)

@@ -16,6 +16,7 @@ import numpy as np
 
 from distsynth.config import RunConfig
 from distsynth.models import build_generator, parameter_count
+from distsynth.presets import PAPER_PATCH
 from distsynth.reporting.run_page import run_rows
 from distsynth.reproduction.comparison import (
     BASELINE,
@@ -129,7 +130,7 @@ def _network_row(
 ) -> ComparedRow:
     row, config = NETWORKS[name], task.config(name)
     told = task.budget.told(row.config.train.epochs)
-    size = parameter_count(build_generator(config.generator, config.data.patch_size))
+    size = parameter_count(build_generator(config.generator, PAPER_PATCH))
     start = ComparedRow(name, row.group, size, told, reason="it has not been evaluated yet")
     if reason := task.missing(name):
         return replace(start, reason=reason)

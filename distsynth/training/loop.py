@@ -27,12 +27,7 @@ from distsynth.training.setup import (
     check_accumulation,
     open_shards,
 )
-from distsynth.training.steps import (
-    Terms,
-    adversarial_step,
-    average_buffers,
-    supervised_step,
-)
+from distsynth.training.steps import Terms, adversarial_step, average_buffers, supervised_step
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.progress import progress
@@ -126,8 +121,8 @@ class TrainingRun:
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        config, self.shards = open_shards(config)
         self.config, self.folder = config, folder
-        self.shards = open_shards(config)
         self.accelerator = accelerator = build_accelerator(config)
         self.trackers = Trackers()
         check_accumulation(config, accelerator.num_processes)

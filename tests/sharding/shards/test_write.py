@@ -309,7 +309,7 @@ def damaged(lab, which):
         said = ("cohort", "2 specimens cannot fill 3 splits", "Add specimens")
     else:
         cohort[3] = replace(cohort[0])
-        said = ("cohort", "specimen a stands twice", "one row each")
+        said = ("cohort", "specimen a is listed twice", "one row each")
     return cohort, config, said
 
 
