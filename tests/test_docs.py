@@ -36,7 +36,7 @@ PAGES = sorted(
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
-OPTION = re.compile(r"--[a-z][a-z0-9.-]*[a-z0-9]")
+OPTION = re.compile(r"--[a-z][a-z0-9._-]*[a-z0-9]")
 FOLDERS = "distsynth|sharding|tune_spaces|jobs|tests|benchmarks|docs|examples"
 REPOSITORY_FILE = re.compile(rf"(?:{FOLDERS})/[\w./-]*\w/?")
 OURS = r"(distsynth|sharding|tune_spaces)\b"
@@ -170,7 +170,15 @@ def test_commands_and_options_in_sentences_exist(page: Path):
     assert options <= every_option() | OPTIONS_OF_OTHERS
 
 
-OPTIONS_OF_OTHERS = {"--tmux", "--dry-run", "--working-dir", "--help", "--version", "--debug"}
+OPTIONS_OF_OTHERS = {
+    "--num_processes",
+    "--tmux",
+    "--dry-run",
+    "--working-dir",
+    "--help",
+    "--version",
+    "--debug",
+}
 """Of Ray, W&B and the program as a whole, as the pages mention them."""
 
 
@@ -236,6 +244,17 @@ def test_the_folder_map_has_every_folder():
     packages = [path for path in folders if (path / "__init__.py").is_file()]
     assert len(packages) > 15
     assert not [path.name for path in packages if f"{path.parent.name}/{path.name}/" not in text]
+
+
+def test_messages_that_the_remedies_are_for_are_those_of_the_program():
+    files = (
+        path for package in ("distsynth", "sharding") for path in ROOT.glob(f"{package}/**/*.py")
+    )
+    joined = re.sub(r'"\s*\n\s*f?"', "", "".join(map(read, files)))
+    quoted = re.findall(r'^\*\*"(.+?)"', read(ROOT / "docs" / "troubleshooting.md"), re.MULTILINE)
+    parts = [part.strip() for message in quoted for part in message.split("...") if part.strip()]
+    assert len(parts) >= 3
+    assert not [part for part in parts if part not in joined]
 
 
 def test_numbers_of_the_readme_stand_in_the_results():
