@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from random_kills import SETUP, Command  # pyright: ignore[reportMissingImports]
+from killed_commands import SETUP, Command  # pyright: ignore[reportMissingImports]
 
 
 def main() -> int:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from random_kills import SETUP, Command
+from killed_commands import SETUP, Command
 
 SEED = 20261128
 KILLS = {"sweep": 1, "reproduce": 1}
