@@ -67,7 +67,7 @@ def starting_config(name: str) -> RunConfig:
         return preset(name)
     if not Path(name).is_file():
         raise DataError(name, "the configuration does not exist", "Check the path")
-    return from_json(Path(name).read_text(encoding="utf-8"))
+    return from_json(Path(name).read_bytes(), name)
 
 
 def chosen_families(start: RunConfig, args: Sequence[str]) -> RunConfig:
