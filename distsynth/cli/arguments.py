@@ -53,23 +53,6 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise DataError(path, "the file exists already", "Give --overwrite or another --out")
 
 
-def starting_config(name: str) -> RunConfig:
-    """The configuration of a preset or of a .json file.
-
-    Raises:
-        DataError: If there is no such file.
-        ConfigError: If there is no such preset, or the file holds no valid configuration.
-    """
-    from distsynth.config import from_json
-    from distsynth.presets import preset
-
-    if not name.endswith(".json"):
-        return preset(name)
-    if not Path(name).is_file():
-        raise DataError(name, "the configuration does not exist", "Check the path")
-    return from_json(Path(name).read_bytes(), name)
-
-
 def chosen_families(start: RunConfig, args: Sequence[str]) -> RunConfig:
     """The configuration with the families that options such as --generator.family ask for.
 

@@ -217,11 +217,11 @@ def shard(args: Sequence[str]) -> None:
         specimens,
         given.out,
         given.config,
-        given.workers,
-        given.overwrite,
-        given.update,
-        given.skip_failed,
-        given.address,
+        workers=given.workers,
+        overwrite=given.overwrite,
+        update=given.update,
+        skip_failed=given.skip_failed,
+        address=given.address,
     )
     manifest = done.manifest
     for split in SPLITS:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from distsynth.cli.arguments import chosen_families, parse, starting_config, usage_errors
+from distsynth.cli.arguments import chosen_families, parse, usage_errors
 from distsynth.cli.messages import UsageError
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
@@ -41,10 +41,11 @@ def sweep(args: Sequence[str]) -> None:
 
 
 def _new_sweep(args: Sequence[str]) -> None:
+    from distsynth.api import load_config
     from distsynth.config import RunConfig, validate
     from distsynth.sweep.plan import SweepConfig
 
-    start = chosen_families(starting_config(args[0]), args[1:])
+    start = chosen_families(load_config(args[0]), args[1:])
 
     @dataclass(frozen=True)
     class Sweep:

@@ -23,6 +23,7 @@ PACKAGES = ("distsynth", "torch", "safetensors")
 def write_export(
     path: str | Path,
     out: Path,
+    *,
     evaluation: str | Path | None = None,
     row: str | None = None,
     onnx: bool = True,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from distsynth.evaluation.evaluate import Evaluation, evaluate, usual_baselines
-from distsynth.evaluation.forest import fit_boosted, fit_forest
+from distsynth.evaluation.forest import fit_forest
 from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.reproduction.task import Task
 from distsynth.runs.checkpoint import DataRecord
@@ -93,8 +93,7 @@ def evaluate_baselines(folder: Folder, task: Task) -> None:
 def evaluate_forest(folder: Folder, task: Task, name: str, jobs: int) -> None:
     """Fit a forest on the training patches and evaluate it."""
     start = time.monotonic()
-    fit = {"rfsr": fit_forest, "rfsr-boosted": fit_boosted}[name]
-    forest = fit(ShardSet(task.shards), task.forest_config(name, jobs), quiet=True)
+    forest = fit_forest(name, ShardSet(task.shards), task.forest_config(name, jobs), quiet=True)
     evaluation = evaluate({}, _cohort(task), baselines=[forest], data=_training(task)[0])
     facts = {
         "rows": f"{forest.fit.rows}",
