@@ -14,9 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+# In the place of this folder, whose sharding.py would hide the package of that name.
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests" / "support")
 
-from killed_commands import SETUP, Command  # pyright: ignore[reportMissingImports]
+from killed_commands import SETUP, Command  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
 def main() -> int:

@@ -461,6 +461,7 @@ def test_a_run_goes_on_within_an_epoch_with_or_without_patches_in_memory(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_run_leaves_the_checkpoint_of_a_plain_one(shard_folder, tmp_path, monkeypatch):
     """By a backend that computes as the plain network does; see test_compiling for the real one."""
