@@ -9,12 +9,15 @@ from functools import partial
 from tune_spaces import architectures
 from tune_spaces.domains import Space
 from tune_spaces.learning_rates import learning_rates
+from tune_spaces.loss_forms import initialisation, loss_forms
 from tune_spaces.loss_weights import loss_weights
 from tune_spaces.whole import whole
 
 SPACES: dict[str, Callable[[], Space]] = {
     "loss-weights": loss_weights,
     "loss-weights-perceptual": partial(loss_weights, perceptual=True),
+    "loss-forms": loss_forms,
+    "initialisation": initialisation,
     "learning-rates": learning_rates,
     "networks": architectures.networks,
     "conv-stacks": architectures.conv_stacks,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,56 @@ class ResultsTable:
             left = [key for key in left if key not in metrics]
             found.append((heading, metrics))
         return [(heading, metrics) for heading, metrics in found if metrics]
+
+    @property
+    def note(self) -> str:
+        """What the numbers of the summary are, in a sentence or two."""
+        count = len(self.specimens)
+        if count == 1:
+            return "One specimen: no interval over specimens can be given."
+        note = f"Mean over {count} specimens, {LEVEL:.0%} bootstrap interval of the mean below it."
+        few = " With so few specimens the interval is too narrow." if count < 10 else ""
+        return note + few
+
+    def mean_cell(self, method: str, metric: str) -> Cell:
+        """A method's mean with its interval, marked if it is the best."""
+        none = Interval(math.nan, math.nan, math.nan)
+        interval = self.summary[method].get(metric, none)
+        text, below = format_value(metric, interval.mean), format_interval(metric, interval)
+        return Cell(text, below, method in self.best.get(metric, ()))
+
+    def summary_tables(self) -> list[Table]:
+        """Means and intervals, a table for each region."""
+        names = [Column("method", words=True)]
+        return [
+            Table(
+                [*names, *map(metric_column, metrics)],
+                [("", [[Cell(m), *(self.mean_cell(m, k) for k in metrics)] for m in self.summary])],
+                heading,
+            )
+            for heading, metrics in self.regions()
+        ]
+
+    def specimen_tables(self) -> list[Table]:
+        """Every value, a table for each region."""
+        names = [Column("method", words=True), Column("specimen", words=True)]
+        found = []
+        for heading, metrics in self.regions():
+            columns = [*names, *(replace(metric_column(key), legend=False) for key in metrics)]
+            rows = [
+                [Cell(method), Cell(name), *(Cell(format_value(k, values[k])) for k in metrics)]
+                for method, by_specimen in self.values.items()
+                for name, values in by_specimen.items()
+            ]
+            found.append(Table(columns, [("", rows)], f"{heading}, per specimen", heads=2))
+        return found
+
+    def definitions(self) -> list[tuple[str, dict[str, str]]]:
+        """(Region, column -> what it measures and which way is better)."""
+        return [
+            (heading, {column.name: column.definition for column in map(metric_column, metrics)})
+            for heading, metrics in self.regions()
+        ]
 
 
 def results_table(results: MetricValues) -> ResultsTable:
@@ -188,58 +238,10 @@ def metric_column(metric: str) -> Column:
     return Column(short_name(metric), f"{METRICS[metric][0]}; {direction(metric)}")
 
 
-def mean_cell(table: ResultsTable, method: str, metric: str) -> Cell:
-    """A method's mean with its interval, marked if it is the best."""
-    none = Interval(math.nan, math.nan, math.nan)
-    interval = table.summary[method].get(metric, none)
-    text, below = format_value(metric, interval.mean), format_interval(metric, interval)
-    return Cell(text, below, method in table.best.get(metric, ()))
-
-
-def summary_note(table: ResultsTable) -> str:
-    """What the numbers of the summary are, in a sentence or two."""
-    count = len(table.specimens)
-    if count == 1:
-        return "One specimen: no interval over specimens can be given."
-    note = f"Mean over {count} specimens, {LEVEL:.0%} bootstrap interval of the mean below it."
-    few = " With so few specimens the interval is too narrow." if count < 10 else ""
-    return note + few
-
-
-def summary_tables(table: ResultsTable) -> list[Table]:
-    """Means and intervals, a table for each region."""
-    return [
-        Table(
-            [Column("method", words=True), *map(metric_column, metrics)],
-            [("", [[Cell(m), *(mean_cell(table, m, k) for k in metrics)] for m in table.summary])],
-            heading,
-        )
-        for heading, metrics in table.regions()
-    ]
-
-
-def specimen_tables(table: ResultsTable) -> list[Table]:
-    """Every value, a table for each region."""
-    names = [Column("method", words=True), Column("specimen", words=True)]
-    found = []
-    for heading, metrics in table.regions():
-        rows = [
-            [Cell(method), Cell(name), *(Cell(format_value(key, values[key])) for key in metrics)]
-            for method, by_specimen in table.values.items()
-            for name, values in by_specimen.items()
-        ]
-        columns = [
-            *names,
-            *(Column(short_name(key), METRICS[key][0], legend=False) for key in metrics),
-        ]
-        found.append(Table(columns, [("", rows)], f"{heading}, per specimen", heads=2))
-    return found
-
-
 def results_text(table: ResultsTable) -> str:
     """Aligned plain text: summary with definitions, then the values per specimen."""
-    parts = [*map(table_text, summary_tables(table)), *map(table_text, specimen_tables(table))]
-    return "\n\n".join([summary_note(table), *parts]) + "\n"
+    parts = map(table_text, [*table.summary_tables(), *table.specimen_tables()])
+    return "\n\n".join([table.note, *parts]) + "\n"
 
 
 def results_frame(table: ResultsTable) -> pd.DataFrame:

@@ -10,14 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from distsynth.models.discriminator import DiscriminatorConfig, check_sides
-from distsynth.models.layers import (
-    Norm,
-    conv,
-    kernel_sizes,
-    max_pool,
-    normalisation,
-    widths_label,
-)
+from distsynth.models.layers import Norm, conv, kernel_sizes, max_pool, normalisation, widths_label
 from distsynth.rules import Rule, odd_kernels, positive_widths
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distsynth.errors import ConfigError
+from distsynth.models.initialisation import Initialisation, initialise
 from distsynth.rules import Rule
 from sharding.io.records import STRICT
 
@@ -26,6 +27,8 @@ class DiscriminatorConfig(ABC):
     starts from its own defaults, and has fields of its own."""
     conditional: bool = False
     """Show the network the pair (source, image) as pix2pix does, not the image alone."""
+    init: Initialisation = "default"
+    """How weights start: default is PyTorch's, normal is pix2pix's N(0, 0.02)."""
 
     @property
     @abstractmethod
@@ -93,6 +96,7 @@ class Discriminator(nn.Module):
         self.conditional = config.conditional
         channels = 1 + in_channels if config.conditional else 1
         self.network = config.network(patch_size, channels)
+        initialise(self.network, config.init)
 
     def forward(self, image: Tensor, source: Tensor) -> Tensor:
         """Tell target from synthetic.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from distsynth.reporting.evaluation_page import figure_picture, shown_results
+from distsynth.reporting.evaluation_page import figure_picture
 from distsynth.reporting.figures import comparison_figure
 from distsynth.reporting.run_page import (
     Extras,
@@ -62,7 +62,7 @@ def reproduction_page(folder: SweepFolder, extras: Extras | None = None) -> str:
         note=note,
         checks=checks,
         curves=curves_pictures(curves),
-        results=shown_results(compared.table) if compared.table else None,
+        results=compared.table,
         asked=_facts(task),
         data=record_facts(DataRecord.of(ShardSet(task.shards).manifest)),
         config={"rows": task.rows, "seeds": task.seeds, "budget": asdict(task.budget)},
