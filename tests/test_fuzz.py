@@ -36,7 +36,7 @@ from sharding.shards.manifest import MANIFEST
 from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
-from tune_spaces.plain import read_space
+from tune_spaces.named import read_space
 
 COHORT = """specimen,source,target,split
 a,a_source.nii.gz,a_target.nii.gz,train
