@@ -173,7 +173,7 @@ def load_config(start: str | Path, overrides: Mapping[str, Any] | None = None) -
     if not str(start).endswith(".json"):
         config = preset(str(start))
     elif Path(start).is_file():
-        config = from_json(Path(start).read_text(encoding="utf-8"))
+        config = from_json(Path(start).read_bytes(), start)
     else:
         raise DataError(start, "the configuration does not exist", "Check the path")
     return with_overrides(config, overrides or {})

@@ -55,7 +55,7 @@ def _new_sweep(args: Sequence[str]) -> None:
         """Name of the sweep: of its folder below --storage and of the group of its W&B runs."""
         space: tuple[str, ...]
         """Search spaces, by name or as YAML files; for a field in several, the last one counts. See
-        tune_spaces/named.py."""
+        tune_spaces/registry.py."""
         storage: str = "sweeps"
         """Folder of all sweeps: a path or a URL (s3://bucket/sweeps) that all nodes reach."""
         sweep: Annotated[SweepConfig, arg(name="")] = field(default_factory=SweepConfig)

@@ -32,6 +32,11 @@ def study_commands(folder: Path) -> dict[str, list[str]]:
             f"sweep small --space learning-rates --name tiny --storage {folder}/sweeps --trials 2"
             f" --local {_run_options(shards)}"
         ),
+        "reproduce": (
+            f"reproduce {cohort}/cohort.csv -o {folder}/reproduction --rows dcgan-1 rfsr --local"
+            " --budget.epochs 0.04 --budget.patches 8 --budget.stride 24 --budget.val-slices 2"
+            " --budget.trees 3 --budget.tree-rows 500"
+        ),
         "predict": (
             f"predict {run}/checkpoints/best.pt {cohort}/phantom-00_source.nii.gz"
             f" -o {folder}/phantom-00_synthetic.nii.gz"
