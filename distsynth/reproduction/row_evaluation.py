@@ -30,6 +30,7 @@ from sharding.volumes.cohort import Specimen, read_cohort
 
 EVALUATIONS = "evaluations"
 BASELINES = "baselines"
+EVALUATE_AGAIN = "Remove it and its .json and give --resume, which evaluates the row again"
 
 
 @dataclass(frozen=True)
@@ -184,4 +185,4 @@ def _keep(
 def _damaged(where: str, error: Exception) -> DataError:
     complaint = first_complaint(error) if isinstance(error, ValidationError) else one_line(error)
     rule = f"this is no evaluation of a row ({complaint})"
-    return DataError(where, rule, "Remove it and give --resume, which evaluates the row again")
+    return DataError(where, rule, EVALUATE_AGAIN)
