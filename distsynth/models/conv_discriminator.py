@@ -34,7 +34,7 @@ class ConvDiscriminatorConfig(DiscriminatorConfig):
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths and odd kernels, as many as there are layers."""
-        yield positive_widths("channels", self.channels)
+        yield from positive_widths("channels", self.channels)
         yield from odd_kernels("kernels", self.kernels, len(self.channels))
 
     def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:

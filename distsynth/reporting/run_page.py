@@ -51,7 +51,7 @@ def run_page(folder: Folder, extras: Extras) -> str:
         DataError: If a file cannot be read, or specimens do not fit the run.
         ConfigError: If no specimen is in the split.
     """
-    config = from_json(folder.read(CONFIG_FILE).decode())
+    config = from_json(folder.read(CONFIG_FILE), folder / CONFIG_FILE)
     name = folder.url.rpartition("/")[2]
     rows = run_rows(folder)
     table = evaluated_table(folder, extras)

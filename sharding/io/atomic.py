@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sharding.io.errors import DataError
+from sharding.io.errors import DISK_FULL, DataError
 
 PARTIAL = ".partial-"
 PARTIAL_NAME = re.compile(r"\..+\.partial-\w{8}(\..+)?")
@@ -43,6 +43,11 @@ def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
         if stat.S_IMODE(partial.stat().st_mode) != mode:
             partial.chmod(mode)
         partial.replace(path)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            # Writing does not say which file it was, and the temporary one means nothing to a user.
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -39,7 +39,7 @@ from tune_spaces.architectures import networks, sharpening
 from tune_spaces.domains import zero_or_log
 from tune_spaces.learning_rates import learning_rates
 from tune_spaces.loss_weights import loss_weights
-from tune_spaces.named import SPACES
+from tune_spaces.registry import SPACES
 from tune_spaces.whole import whole
 
 UNET = preset("unet-7")
