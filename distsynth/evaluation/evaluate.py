@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,10 +166,14 @@ def _evaluate_specimen(
     for name, synthetic, borders in _predictions(pair, source, baselines, predictors):
         row = volume_metrics(synthetic, target, pair.target_transform.data_range, pair.mask)
         row["seam_index"] = seam_index(synthetic, target, borders, pair.mask)
-        native = pair.source_transform.standardise(pair.native_source.data)
-        row["consistency_error"] = consistency_error(
-            pair.degrade(synthetic), native, pair.native_mask
+        native, inside = (
+            pair.source_transform.standardise(pair.native_source.data),
+            pair.native_mask,
         )
+        row["consistency_error"] = math.nan
+        # A small mask may hold no voxel of a coarse source.
+        if inside.any() and np.ptp(native[inside]) > 0:
+            row["consistency_error"] = consistency_error(pair.degrade(synthetic), native, inside)
         evaluation.results.setdefault(name, {})[pair.name] = row
         shown[name] = np.take(synthetic, [index], axis)
         if volumes and name in predictors:
