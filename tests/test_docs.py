@@ -12,10 +12,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import distsynth
 from distsynth.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +37,7 @@ PAGES = sorted(
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
-OPTION = re.compile(r"--[a-z][a-z0-9.-]*[a-z0-9]")
+OPTION = re.compile(r"--[a-z][a-z0-9._-]*[a-z0-9]")
 FOLDERS = "distsynth|sharding|tune_spaces|jobs|tests|benchmarks|docs|examples"
 REPOSITORY_FILE = re.compile(rf"(?:{FOLDERS})/[\w./-]*\w/?")
 OURS = r"(distsynth|sharding|tune_spaces)\b"
@@ -169,7 +171,15 @@ def test_commands_and_options_in_sentences_exist(page: Path):
     assert options <= every_option() | OPTIONS_OF_OTHERS
 
 
-OPTIONS_OF_OTHERS = {"--tmux", "--dry-run", "--working-dir", "--help", "--version", "--debug"}
+OPTIONS_OF_OTHERS = {
+    "--num_processes",
+    "--tmux",
+    "--dry-run",
+    "--working-dir",
+    "--help",
+    "--version",
+    "--debug",
+}
 """Of Ray, W&B and the program as a whole, as the pages mention them."""
 
 
@@ -216,8 +226,52 @@ def test_python_blocks_name_what_exists(page: Path):
 
 
 @pages
+def test_python_blocks_use_public_names(page: Path):
+    text = "".join(blocks(page, "python"))
+    assert set(re.findall(r"\bds\.(\w+)", text)) <= set(distsynth.__all__)
+
+
+@pytest.mark.parametrize(
+    "page", [README, ROOT / "docs" / "tutorials" / "python.md"], ids=["readme", "tutorial"]
+)
+def test_the_quickstart_is_that_of_the_examples(page: Path):
+    shown = [line for line in blocks(page, "python")[0].splitlines() if line.strip()]
+    example = read(ROOT / "examples" / "quickstart.py").splitlines()
+    assert len(shown) >= 10
+    assert not [line for line in shown if line not in example]
+
+
+@pages
 def test_no_page_names_a_path_of_one_machine(page: Path):
     assert not MACHINE_PATH.search(read(page))
+
+
+def test_the_import_rule_is_the_contract():
+    text = read(ROOT / "docs" / "architecture.md").partition("## The import rule")[2]
+    shown = [set(line.split()) for line in FENCE.findall(text)[0][1].splitlines()]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    names = [re.findall(r"distsynth\.(\w+)", layer) for layer in contract]
+    assert shown == [set(layer) for layer in names]
+
+
+def test_the_folder_map_has_every_folder():
+    text = read(ROOT / "docs" / "architecture.md")
+    folders = [path for package in ("distsynth", "sharding") for path in (ROOT / package).iterdir()]
+    packages = [path for path in folders if (path / "__init__.py").is_file()]
+    assert len(packages) > 15
+    assert not [path.name for path in packages if f"{path.parent.name}/{path.name}/" not in text]
+
+
+def test_messages_that_the_remedies_are_for_are_those_of_the_program():
+    files = (
+        path for package in ("distsynth", "sharding") for path in ROOT.glob(f"{package}/**/*.py")
+    )
+    joined = re.sub(r'"\s*\n\s*f?"', "", "".join(map(read, files)))
+    quoted = re.findall(r'^\*\*"(.+?)"', read(ROOT / "docs" / "troubleshooting.md"), re.MULTILINE)
+    parts = [part.strip() for message in quoted for part in message.split("...") if part.strip()]
+    assert len(parts) >= 3
+    assert not [part for part in parts if part not in joined]
 
 
 def test_numbers_of_the_readme_stand_in_the_results():

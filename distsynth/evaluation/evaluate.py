@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,9 @@ from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.pair import Pair, prepare_pair
 from sharding.volumes.volume import write_volume
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -41,6 +46,21 @@ class Evaluation:
     split: Split
     training: int
     examples: list[Example] = field(default_factory=list)
+
+    def frame(self) -> pd.DataFrame:
+        """Every number: a row for each (method, specimen), a column for each metric.
+
+        `evaluation.frame().groupby("method", sort=False).mean()` gives means over specimens.
+        """
+        import pandas as pd
+
+        rows = {
+            (method, specimen): values
+            for method, by_specimen in self.results.items()
+            for specimen, values in by_specimen.items()
+        }
+        index = pd.MultiIndex.from_tuples(rows, names=["method", "specimen"])
+        return pd.DataFrame(list(rows.values()), index=index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +166,14 @@ def _evaluate_specimen(
     for name, synthetic, borders in _predictions(pair, source, baselines, predictors):
         row = volume_metrics(synthetic, target, pair.target_transform.data_range, pair.mask)
         row["seam_index"] = seam_index(synthetic, target, borders, pair.mask)
-        native = pair.source_transform.standardise(pair.native_source.data)
-        row["consistency_error"] = consistency_error(
-            pair.degrade(synthetic), native, pair.native_mask
+        native, inside = (
+            pair.source_transform.standardise(pair.native_source.data),
+            pair.native_mask,
         )
+        row["consistency_error"] = math.nan
+        # A small mask may hold no voxel of a coarse source.
+        if inside.any() and np.ptp(native[inside]) > 0:
+            row["consistency_error"] = consistency_error(pair.degrade(synthetic), native, inside)
         evaluation.results.setdefault(name, {})[pair.name] = row
         shown[name] = np.take(synthetic, [index], axis)
         if volumes and name in predictors:
@@ -184,7 +208,5 @@ def _predictions(
         synthetic = predictor(source, title=f"{name}, {pair.name}")
         config = predictor.checkpoint.config
         locations = predictor.locations(pair.grid.shape)
-        borders = border_planes(
-            locations, pair.grid.shape, config.data.patch_size, config.stitch.trim
-        )
+        borders = border_planes(locations, pair.grid.shape, config.data.sides, config.stitch.trim)
         yield name, synthetic, list(borders)

@@ -12,13 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from distsynth.config import DiscriminatorConfig, GeneratorConfig, RunConfig
 from distsynth.evaluation.baselines import Cubic, Identity, IntensityMap, NeighbourhoodRegression
 from distsynth.export.onnx import SOURCE, SYNTHETIC, TOLERANCE, OnnxModel
 from distsynth.metrics.image import METRICS
 from distsynth.metrics.objective import OBJECTIVES
-from distsynth.metrics.results import ResultsTable, mean_cell, summary_note
-from distsynth.models import Generator, build_discriminator, parameter_count
+from distsynth.metrics.results import ResultsTable
+from distsynth.models import (
+    AnyDiscriminator,
+    AnyGenerator,
+    Generator,
+    build_discriminator,
+    parameter_count,
+)
 from distsynth.runs.checkpoint import Checkpoint, DataRecord
 from sharding.io.page import render
 from sharding.io.tables import Cell, Column, Table, table_markdown
@@ -85,7 +90,7 @@ def model_card(
         chosen_by=_chosen_by(checkpoint),
         epoch=checkpoint.position.epoch,
         validation=_validation(checkpoint),
-        patch_shape=(1, config.data.channels, *config.data.patch_size),
+        patch_shape=(1, config.data.channels, *config.data.sides),
         onnx=onnx,
         checked=", ".join("x".join(map(str, shape)) for shape in onnx.checked) if onnx else "",
         input=SOURCE,
@@ -95,7 +100,7 @@ def model_card(
     )
 
 
-def _network(network: GeneratorConfig | DiscriminatorConfig) -> dict[str, str]:
+def _network(network: AnyGenerator | AnyDiscriminator) -> dict[str, str]:
     """Every field of a network's configuration in words; those without a value are left out."""
     facts = {}
     for name, value in asdict(network).items():
@@ -117,9 +122,7 @@ def _training(checkpoint: Checkpoint, versions: Mapping[str, str]) -> dict[str, 
     rates = f"{optim.lr_generator:g} (generator)"
     discriminator = "none"
     if config.adversarial:
-        network = build_discriminator(
-            config.discriminator, config.data.patch_size, config.data.channels
-        )
+        network = build_discriminator(config.discriminator, config.data.sides, config.data.channels)
         facts = ", ".join(
             f"{name} {value}" for name, value in _network(config.discriminator).items()
         )
@@ -130,7 +133,7 @@ def _training(checkpoint: Checkpoint, versions: Mapping[str, str]) -> dict[str, 
         "optimizer steps": f"{position.step:,}",
         "batch": f"{train.batch_size} patches a step, in {train.accumulation} micro-batches a rank",
         "ranks": str(len(checkpoint.random) or UNKNOWN),
-        "losses": _losses(config),
+        "losses": config.loss.description,
         "discriminator": discriminator,
         "optimizer": f"Adam, betas {optim.beta1:g} and {optim.beta2:g}",
         "learning rate": f"{rates}, {optim.schedule}",
@@ -140,18 +143,6 @@ def _training(checkpoint: Checkpoint, versions: Mapping[str, str]) -> dict[str, 
         "versions in training": UNKNOWN,
         "versions of this export": ", ".join(f"{name} {found}" for name, found in versions.items()),
     }
-
-
-def _losses(config: RunConfig) -> str:
-    loss = config.loss
-    norm = {"l1": "mean absolute difference", "l2": "mean squared difference"}[loss.recon]
-    weights = {
-        "adversarial (binary cross-entropy)": loss.lambda_bce,
-        f"reconstruction ({norm})": loss.lambda_recon,
-        "gradient difference": loss.lambda_gradient,
-        "perceptual (VGG16)": loss.lambda_perceptual,
-    }
-    return " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight)
 
 
 def _chosen_by(checkpoint: Checkpoint) -> str:
@@ -190,14 +181,14 @@ def _test(data: DataRecord, evaluation: ModelEvaluation | None) -> dict[str, str
         [
             Cell(METRICS[key][0]),
             Cell("higher" if METRICS[key][1] else "lower"),
-            *(mean_cell(table, method, key) for method in methods),
+            *(table.mean_cell(method, key) for method in methods),
         ]
         for key in table.columns
     ]
     return {
         "test": table_markdown(Table(columns, [("", rows)])),
         "test_splits": _splits([data.split_of(name) for name in table.specimens]),
-        "test_note": summary_note(table).replace(" below it", " in brackets"),
+        "test_note": table.note.replace(" below it", " in brackets"),
     }
 
 

@@ -67,7 +67,7 @@ class Predictor:
     def locations(self, shape: tuple[int, int, int]) -> NDArray[np.int32]:
         """The dense patches that a prediction is made of, or equals."""
         stitch = self.checkpoint.config.stitch
-        patch_size = self.checkpoint.config.data.patch_size
+        patch_size = self.checkpoint.config.data.sides
         try:
             return dense_locations(shape, patch_size, stitch.stride, stitch.axes)
         except ValueError as error:
@@ -96,7 +96,7 @@ class Predictor:
             ValueError: If a voxel is left uncovered.
         """
         config = self.checkpoint.config
-        patch_size, stitch = config.data.patch_size, config.stitch
+        patch_size, stitch = config.data.sides, config.stitch
         methods = self._methods(source.shape, empty)
         if self.device.type == "cpu":
             keep_freed_memory(any_size=False)
@@ -113,13 +113,49 @@ class Predictor:
             synthetic = predict_volume(
                 source,
                 methods,
-                config.data.neighbours,
+                config.data.channels // 2,
                 forward,
                 lambda sides: total_weight(sides, patch_size, stitch),
                 empty,
             )
         next(ticks, None)  # the last line of progress
         return synthetic
+
+    def predict(
+        self,
+        source: str | Path | Volume,
+        like: str | Path | Volume | None = None,
+        *,
+        orientation: Orientation = "header",
+        max_voxels: int = MOST_VOXELS,
+    ) -> Volume:
+        """Predict the synthetic target of a source volume.
+
+        Args:
+            source: The source: a NIfTI file or a volume, in any units of intensity.
+            like: The grid to predict on; by default the source's own if its voxels have the size
+                of the training targets, or else one of that size over its field of view.
+            orientation: "array" accepts files without orientation, see predict_file.
+            max_voxels: Voxels that the grid may have.
+
+        Returns:
+            The synthetic volume, with the source's scale of intensities.
+
+        Raises:
+            DataError: If a file is bad or nearly constant, the grid is too large or does not meet
+                the source, or the volume is smaller than a patch.
+        """
+        where = "source" if isinstance(source, Volume) else source
+        if isinstance(source, str | Path) and isinstance(like, str | Path):
+            source, like = read_pair(source, like, orientation)
+        if isinstance(source, str | Path):
+            source = read_volume(source, orientation=orientation)
+        if isinstance(like, str | Path):
+            like = read_volume(like, orientation=orientation)
+        if like:
+            least = self.checkpoint.data.preprocess.min_overlap
+            check_grids_meet("the grid to predict on", source, like, least)
+        return _predict_volume(self, source, like, where, max_voxels, in_memory)
 
     @property
     def exact(self) -> bool:
@@ -143,7 +179,7 @@ class Predictor:
             ConfigError: If the patches do not fit the volume.
         """
         config, generator = self.checkpoint.config, self.generator
-        data, stitch, patch_size = config.data, config.stitch, config.data.patch_size
+        data, stitch, patch_size = config.data, config.stitch, config.data.sides
         budget = memory_budget(
             config.generator, patch_size, data.channels, stitch.memory_mb, self.device
         )
@@ -186,7 +222,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     config = checkpoint.config
     data = config.data
     try:
-        generator = build_generator(config.generator, data.patch_size, data.channels)
+        generator = build_generator(config.generator, data.sides, data.channels)
         generator.load_state_dict(checkpoint.learners["generator"]["network"])
     except (ConfigError, KeyError, RuntimeError) as error:
         # Torch's first line names the network, its second what is wrong.
@@ -251,28 +287,40 @@ def predict_file(
     refuse_existing([out], overwrite)
     if not out.name.endswith((".nii", ".nii.gz")):
         raise DataError(out, "the output must be a .nii or .nii.gz file", "Rename it")
-    data = predictor.checkpoint.data
     empty = Scratch(out.parent, predictor.checkpoint.config.stitch.memory_mb * MEGABYTE)
     if like:
         source, grid = read_pair(path, like, orientation, empty)
-        check_grids_meet(like, source, grid, data.preprocess.min_overlap)
+        check_grids_meet(like, source, grid, predictor.checkpoint.data.preprocess.min_overlap)
     else:
-        source = read_volume(path, empty=empty, orientation=orientation)
-        grid = prediction_grid(source, data.spacing_mm, data.orientation, path, max_voxels)
+        source, grid = read_volume(path, empty=empty, orientation=orientation), None
+    write_volume(out, _predict_volume(predictor, source, grid, path, max_voxels, empty))
+    return out
+
+
+def _predict_volume(
+    predictor: Predictor,
+    source: Volume,
+    like: Volume | None,
+    where: str | Path,
+    max_voxels: int,
+    empty: Empty,
+) -> Volume:
+    """Predict on the grid of `like`, or one like the targets'; `where` names the source."""
+    data = predictor.checkpoint.data
+    grid = like or prediction_grid(source, data.spacing_mm, data.orientation, where, max_voxels)
     logger.info("predicting on a grid of %s voxels", "x".join(map(str, grid.shape)))
-    placed = place_source(source, grid.shape, grid.affine, data.preprocess, path, empty)
-    check_foreground_varies(path, source, placed.transform, data.preprocess.foreground_threshold)
+    placed = place_source(source, grid.shape, grid.affine, data.preprocess, where, empty)
+    check_foreground_varies(where, source, placed.transform, data.preprocess.foreground_threshold)
     standardised = placed.transform.standardise_scaled(placed.scaled, empty)
     try:
         synthetic = predictor(standardised, empty=empty)
     except ConfigError as error:
-        raise DataError(path, str(error), "Give a larger volume, or use smaller patches") from None
+        raise DataError(where, str(error), "Give a larger volume, or use smaller patches") from None
     predicted = grid.with_data(placed.transform.restore(synthetic, empty))
     if not like and not source.has_orientation:
         # Without orientation only the arrays can be compared: this one lies like the source's.
         predicted = predicted.reoriented("RAS")
-    write_volume(out, predicted)
-    return out
+    return predicted
 
 
 def prediction_grid(

@@ -6,18 +6,21 @@ downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distsynth.errors import ConfigError
-from distsynth.losses.terms import check_same_shape
+from distsynth.losses.term import Outputs, Term, TermConfig, check_same_shape
 
 CUTS = (4, 9, 16, 23)
 """Layers of VGG16's `features` after which images are compared: the last ReLU of a block each."""
+Scale = Literal["fixed", "image"]
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
 """Widths of the convolutions up to the last cut, a max-pool between blocks."""
 MIN_SIDE = 16
@@ -26,24 +29,64 @@ WEIGHTS_FILE = "vgg16-397923af.pth"
 """Torchvision's name of the file (VGG16_Weights.IMAGENET1K_V1)."""
 
 
+@dataclass(frozen=True)
+class PerceptualConfig(TermConfig):
+    """Fields of the perceptual term."""
+
+    lambda_perceptual: float = 0.0
+    """Weight of the VGG16 perceptual term (section 6.4)."""
+    vgg_weights: str | None = None
+    """File of torchvision's VGG16 weights; none looks in the torch hub cache of this user."""
+    perceptual_scale: Scale = field(default="fixed", kw_only=True)
+    """How images are standardised for VGG16. fixed takes the intensities as they are: standardised
+    by specimen, as ImageNet's are by fixed statistics (ours). image standardises each image by
+    itself, the literal reading of the paper, and is blind to gain and offset."""
+
+    def check_patch(self, patch_size: Sequence[int]) -> None:
+        """Refuse slices that leave no features at the last cut."""
+        _check_slice(patch_size)
+
+
+class Perceptual(Term):
+    """The perceptual loss as a term of the generator's loss."""
+
+    name = "perceptual"
+    config = PerceptualConfig
+
+    def __init__(self, config: PerceptualConfig) -> None:
+        super().__init__()
+        self.loss = PerceptualLoss(config.vgg_weights, config.perceptual_scale)
+
+    @classmethod
+    def description(cls, config: Any) -> str:  # noqa: ARG003
+        """The term in a few words."""
+        return "perceptual (VGG16)"
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """The distance, a scalar."""
+        return self.loss(outputs.synthetic, outputs.target)
+
+
 class PerceptualLoss(nn.Module):
     """Distance between the VGG16 features of synthetic and target.
 
-    Each image is standardised, its one grey channel repeated to three, and the mean absolute
-    differences of the features at the four cuts are summed. Mean over features where the paper
-    has a norm (ours). 3D patches are standardised whole, then judged slice by slice along their
-    first spatial axis (ours). Features have autocast's precision, distances are float32.
+    The one grey channel is repeated to three, and the mean absolute differences of the features at
+    the four cuts are summed. Mean over features where the paper has a norm (ours). 3D patches are
+    compared slice by slice along their first spatial axis (ours). Features have autocast's
+    precision, distances are float32.
 
     Args:
         weights: Torchvision's VGG16 state dict, `.pth` or `.safetensors`; none looks in the torch
             hub cache of this user.
+        scale: "image" standardises each image, or each 3D patch as a whole; "fixed" does not.
 
     Raises:
         ConfigError: If the file is missing, unreadable or of another network.
     """
 
-    def __init__(self, weights: str | Path | None = None) -> None:
+    def __init__(self, weights: str | Path | None = None, scale: Scale = "fixed") -> None:
         super().__init__()
+        self.scale: Scale = scale
         # On meta, so that nothing is initialised: the run's random numbers stay the same.
         with torch.device("meta"):
             self.features = vgg16_features()
@@ -66,15 +109,11 @@ class PerceptualLoss(nn.Module):
             Scalar.
 
         Raises:
-            ValueError: If shapes differ or a slice has a side under 16 voxels.
+            ValueError: If shapes differ.
+            ConfigError: If a slice has a side under 16 voxels.
         """
         check_same_shape(synthetic, target)
-        plane = tuple(synthetic.shape[-2:])
-        if min(plane) < MIN_SIDE:
-            raise ValueError(
-                f"loss.lambda_perceptual needs slices of at least {MIN_SIDE} voxels a side, got "
-                f"{plane}; enlarge data.patch_size"
-            )
+        _check_slice(synthetic.shape)
         with torch.no_grad():
             wanted = self._compared(target)
         distances = [
@@ -85,7 +124,8 @@ class PerceptualLoss(nn.Module):
 
     def _compared(self, images: Tensor) -> list[Tensor]:
         """The features at each cut, (slices, channels, height, width)."""
-        features = _grey_to_colour(_standardise(images))
+        images = _standardise(images) if self.scale == "image" else images.float()
+        features = _grey_to_colour(images)
         compared = []
         for layer, module in enumerate(self.features, start=1):
             features = module(features)
@@ -105,6 +145,15 @@ def vgg16_features() -> nn.Sequential:
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
             inputs = outputs
     return nn.Sequential(*layers)
+
+
+def _check_slice(shape: Sequence[int]) -> None:
+    sides = tuple(shape[-2:])
+    if min(sides) < MIN_SIDE:
+        raise ConfigError(
+            f"loss.lambda_perceptual needs slices of at least {MIN_SIDE} voxels a side, got "
+            f"{sides}; enlarge data.patch_size"
+        )
 
 
 def _standardise(images: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def _evaluated(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> d
 def _stitching(predictor: Predictor) -> str:
     """How a model's patches become a volume, in words."""
     config = predictor.checkpoint.config
-    size, stitch = config.data.patch_size, config.stitch
+    size, stitch = config.data.sides, config.stitch
     if predictor.whole_images and not predictor.exact:
         axes = ", ".join(map(str, stitch.axes))
         return f"whole slices along axes {axes}" if len(size) == 2 else "the whole volume at once"

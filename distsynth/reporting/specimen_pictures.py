@@ -105,6 +105,8 @@ def _show(shown: SpecimenPictures, pair: Pair, predictors: Mapping[str, Predicto
             "by their distance from a patch border; a peak at 0 is a seam.",
         )
     )
+    if not pair.native_mask.any():
+        return
     native = pair.source_transform.standardise(pair.native_source.data)
     degraded = {name: pair.degrade(volume) for name, volume in made.items()}
     shown.checks.append(
@@ -121,4 +123,4 @@ def _borders(predictor: Predictor, shape: tuple[int, ...]) -> list[NDArray[np.in
     x, y, z = shape
     config = predictor.checkpoint.config
     locations = predictor.locations((x, y, z))
-    return border_planes(locations, shape, config.data.patch_size, config.stitch.trim)
+    return border_planes(locations, shape, config.data.sides, config.stitch.trim)

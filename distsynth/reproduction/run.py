@@ -22,7 +22,13 @@ import ray
 import ray.exceptions
 from ray.tune.schedulers import FIFOScheduler
 
-from distsynth.config import RunConfig, TrackingConfig, dotted_fields, with_overrides
+from distsynth.config import (
+    RunConfig,
+    TrackingConfig,
+    dotted_fields,
+    overrides_between,
+    with_overrides,
+)
 from distsynth.reproduction.budget import Resources
 from distsynth.reproduction.row_evaluation import (
     BASELINES,
@@ -166,11 +172,10 @@ def _wanted(
 
 def _differences(base: RunConfig, config: RunConfig) -> dict[str, Any]:
     """What makes a run of the base: everything but where the data is and what is tracked."""
-    before = dict(dotted_fields(base))
     return {
         name: value
-        for name, value in dotted_fields(config)
-        if before[name] != value and not name.startswith(("data.", "tracking."))
+        for name, value in overrides_between(base, config).items()
+        if not name.startswith(("data.", "tracking."))
     }
 
 

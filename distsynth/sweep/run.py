@@ -7,24 +7,27 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from distsynth.config import RunConfig, with_overrides
+from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
-from distsynth.sweep.leaderboard import write_leaderboard
+from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_leaderboard
 from distsynth.sweep.parameters import (
     Point,
     Space,
+    check_grid,
     check_shards,
     check_space,
     draw_points,
     grid_points,
+    manifest_of,
     mutations,
     presets_in,
 )
@@ -35,6 +38,9 @@ from distsynth.sweep.tuner import fit, listed, remove_all, scores_of, search
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
 from tune_spaces.plain import space_from_plain, space_to_plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOGGER = logging.getLogger(__name__)
 
@@ -53,6 +59,13 @@ class SweepResult:
     records: dict[str, TrialRecord]
     complete: bool
 
+    def frame(self) -> pd.DataFrame:
+        """The leaderboard: a row for each trial, the best first, with its point and metrics."""
+        import pandas as pd
+
+        plan = self.folder.plan()
+        return pd.DataFrame(leaderboard_rows(plan, rank_trials(plan, searched(self.records))))
+
 
 def make_plan(
     name: str,
@@ -66,6 +79,7 @@ def make_plan(
     Raises:
         ConfigError: If the space has points that cannot be run, or its shards do not match.
     """
+    check_grid(space, sweep.search)
     domains = searchable(space)
     base = with_overrides(
         base,
@@ -81,7 +95,11 @@ def make_plan(
         shards = [_lasting(folder) for folder in domains["data.shards"].categories]
         check_shards(shards)
         domains["data.shards"] = tune.choice(shards)
+    else:
+        base = resolved(base, manifest_of(base.data.shards))
     check_space(domains, base, sweep.seed)
+    if sweep.search == "grid":
+        grid_points(domains, base)
     if sweep.scheduler == "pbt":
         mutations(domains)
     return SweepPlan(name, secrets.token_hex(4), base, space_to_plain(domains), sweep, extends)

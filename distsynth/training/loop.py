@@ -121,8 +121,8 @@ class TrainingRun:
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        config, self.shards = open_shards(config)
         self.config, self.folder = config, folder
-        self.shards = open_shards(config)
         self.accelerator = accelerator = build_accelerator(config)
         self.trackers = Trackers()
         check_accumulation(config, accelerator.num_processes)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from sharding.io.errors import DataError, one_line
-from sharding.io.interruption import ENDING_SIGNALS
+from sharding.io.interruption import ENDING_SIGNALS, kept_handlers
 from sharding.io.progress import progress
 
 Item = TypeVar("Item")
@@ -58,7 +58,10 @@ def run_each(
 
     Raises:
         DataError: If a process is killed from outside; what it had finished is finished.
+        ValueError: If `workers` is negative.
     """
+    if workers < 0:
+        raise ValueError(f"workers must be >= 0, got {workers}")
     if address:
         outcomes = _on_ray(function, items, workers, address)
     else:
@@ -160,7 +163,8 @@ def _on_ray(
     if not ray.is_initialized():
         _check_answers(address)
         try:
-            ray.init(address=address, log_to_driver=False)
+            with kept_handlers():
+                ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError, SystemExit) as error:
             rule = f"no Ray cluster answers there ({error})"
             raise DataError(address, rule, "Start it, or leave --address away") from error

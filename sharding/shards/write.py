@@ -65,6 +65,7 @@ def write_shards(
     specimens: Sequence[Specimen],
     out: str | Path,
     config: ShardConfig,
+    *,
     workers: int = 0,
     overwrite: bool = False,
     update: bool = False,

@@ -60,7 +60,6 @@ FAMILIES = {
     },
     "unet": {
         "generator.channels": (3, 4),
-        "generator.kernels": (),
         "generator.norm": "instance",
         "generator.sharpen": "5x5",
         "stitch.axes": (0, 1, 2),
@@ -221,7 +220,8 @@ def test_the_card_has_its_facts(made, trained):
     assert report["epoch"] == trained.position.epoch
     for fact in (
         f"- parameters: {parameter_count(generator):,}\n",
-        "- family: conv\n- channels: 4\n- kernels: 3\n",
+        "- family: conv\n",
+        "- channels: 4\n- kernels: 3\n",
         "- residual (the source is added to the output): yes\n",
         f"- fingerprint: {trained.data.manifest_sha256} ",
         "- specimens: 3 train, 1 val, 1 test\n",
@@ -229,7 +229,7 @@ def test_the_card_has_its_facts(made, trained):
         f"- optimizer steps: {trained.position.step}\n",
         "- losses: 0.1 x adversarial (binary cross-entropy) + 1 x reconstruction (mean absolute "
         "difference) + 0.5 x gradient difference\n",
-        "- discriminator: family conv, channels 4-4, kernels 3, ",
+        "- discriminator: family conv, ",
         "- optimizer: Adam, betas 0.9 and 0.999\n",
         "- learning rate: 0.01 (generator), 0.001 (discriminator), constant\n",
         "- seed: 0\n",
@@ -316,7 +316,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD])
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD, ONNX, CARD])
 @pytest.mark.parametrize("harm", [flip, cut])
 def test_a_changed_file_is_refused(name, harm, copy, refused):
     harm(copy / name)
@@ -324,7 +324,7 @@ def test_a_changed_file_is_refused(name, harm, copy, refused):
         load_predictor(copy, "cpu")
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD, SUMS])
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD, ONNX, CARD, SUMS])
 def test_a_missing_file_is_refused(name, copy, refused):
     (copy / name).unlink()
     with refused(copy / name, "there is no such file", "copy the file again"):
@@ -334,6 +334,9 @@ def test_a_missing_file_is_refused(name, copy, refused):
 def test_checksums_that_name_no_file_are_refused(copy, refused):
     (copy / SUMS).write_text("what is this\n")
     with refused(copy / SUMS, "not a file of an export", "again"):
+        load_predictor(copy, "cpu")
+    (copy / SUMS).write_text(f"{'0' * 64}  ../{WEIGHTS}\n")
+    with refused(copy / SUMS, "which is no file here", "again"):
         load_predictor(copy, "cpu")
     (copy / SUMS).write_text("")
     with refused(copy / SUMS, f"must hold the sha256 of {WEIGHTS}", "again"):

@@ -4,10 +4,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from distsynth.config import LossConfig
 from distsynth.errors import ConfigError
+from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.perceptual import PerceptualLoss
-from distsynth.losses.terms import GeneratorLoss
+from distsynth.losses.registry import LossConfig
 
 # Torchvision's vgg16().features as (index, inputs, outputs), with the layers after the last cut.
 CONVOLUTIONS = [
@@ -47,7 +47,7 @@ def weights(state, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def perceptual(weights):
-    return PerceptualLoss(weights)
+    return PerceptualLoss(weights, "image")
 
 
 def features_of_layers(state, slices, last):
@@ -102,10 +102,24 @@ def test_blocks_are_standardised_whole_and_judged_by_slices(perceptual, state):
     assert perceptual(synthetic, target).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_equal_images_are_at_no_distance_nor_are_rescaled_ones(perceptual):
+def test_equal_images_are_at_no_distance(perceptual, weights):
     image = torch.randn(2, 1, 16, 16)
     assert perceptual(image, image) == 0
+    assert PerceptualLoss(weights)(image, image) == 0
+
+
+def test_gain_and_offset_are_seen_unless_each_image_is_standardised(perceptual, weights):
+    image = torch.randn(2, 1, 16, 16)
     assert perceptual(3 * image + 7, image).item() == pytest.approx(0, abs=1e-4)
+    fixed = PerceptualLoss(weights)
+    for other in (3 * image, image + 7, 0.9 * image):
+        assert fixed(other, image) > 1e-3
+
+
+def test_the_fixed_scale_takes_intensities_as_they_are(weights, state):
+    synthetic, target = torch.randn(2, 2, 1, 16, 24, generator=torch.Generator().manual_seed(1))
+    expected = by_hand(state, synthetic, target)
+    assert PerceptualLoss(weights)(synthetic, target).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_constant_image_is_finite(perceptual):
@@ -123,10 +137,13 @@ def test_gradient_flows_to_synthetic_only(perceptual):
     assert not any(parameter.requires_grad for parameter in perceptual.parameters())
 
 
-def test_it_stays_in_evaluation_mode(perceptual):
-    parent = GeneratorLoss(LossConfig(lambda_perceptual=1.0), perceptual).train()
-    assert parent.training
-    assert not any(module.training for module in perceptual.modules())
+def test_it_stays_in_evaluation_mode(weights):
+    config = LossConfig(lambda_perceptual=1.0, vgg_weights=str(weights))
+    criterion = GeneratorLoss(config).train()
+    assert criterion.training
+    networks = [part for part in criterion.modules() if isinstance(part, PerceptualLoss)]
+    assert networks
+    assert not any(module.training for network in networks for module in network.modules())
 
 
 def test_distances_are_float32_under_autocast(perceptual):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import multiprocessing.context
+import multiprocessing.forkserver
 import os
 import signal
 import socket
@@ -22,7 +24,7 @@ from moments import watch_as_asked
 
 import distsynth.training.checkpointing
 import distsynth.training.loop
-from distsynth.config import RunConfig, with_overrides
+from distsynth.config import RunConfig, field_names, with_overrides
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST, METRICS_FILE
 from distsynth.runs.tracking import LocalTracker, read_rows
@@ -33,6 +35,7 @@ SECONDS = 120
 
 PLAIN: dict[str, Any] = {
     "data.patch_size": (16, 16),
+    "data.neighbours": 0,
     "generator.channels": (4,),
     "generator.kernels": (3,),
     "generator.norm": "none",
@@ -45,6 +48,8 @@ PLAIN: dict[str, Any] = {
     "tracking.mode": "disabled",
     "tracking.samples": 0,
 }
+FAMILY = {"generator": "conv", "discriminator": "none"}
+"""Families of the networks of PLAIN."""
 ADVERSARIAL: dict[str, Any] = {
     "discriminator.family": "conv",
     "discriminator.channels": (4, 4),
@@ -58,11 +63,16 @@ BATCH_NORM: dict[str, Any] = {"generator.norm": "batch", "discriminator.norm": "
 
 
 def tiny_config(shards: Path, *more: dict[str, Any]) -> RunConfig:
-    """A run of two epochs of five steps on the 120 training patches of `shard_folder`."""
+    """A run of two epochs of five steps on the 120 training patches of `shard_folder`.
+
+    Of PLAIN and the others it takes the fields that the families have.
+    """
     overrides = PLAIN | {"data.shards": str(shards)}
     for part in more:
         overrides |= part
-    return with_overrides(RunConfig(), overrides)
+    families = {name: overrides.get(f"{name}.family", FAMILY[name]) for name in FAMILY}
+    known = field_names(families)
+    return with_overrides(RunConfig(), {n: v for n, v in overrides.items() if n in known})
 
 
 def losses(run_dir: Path) -> list[dict[str, Any]]:
@@ -136,6 +146,20 @@ def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) ->
     return [process.exitcode or 0 for process in processes]
 
 
+def start_fork_server() -> multiprocessing.context.ForkServerContext:
+    """Start the server that forks processes, if there is none, with all libraries loaded.
+
+    Whoever starts it first decides what it loads, and a loader of the program would load less: a
+    session of tests starts it before any test does.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # The last two are loaded by the first optimizer step, which would take a second a process.
+    libraries = ["distsynth.training.loop", "torch.distributed.tensor", "torch._dynamo"]
+    context.set_forkserver_preload(libraries)
+    multiprocessing.forkserver.ensure_running()
+    return context
+
+
 def start(
     target: Callable[..., Any], *args: Any, environment: dict[str, str], log: Path
 ) -> multiprocessing.process.BaseProcess:
@@ -143,10 +167,7 @@ def start(
 
     W&B's service is none of its business: it would share that of this process.
     """
-    context = multiprocessing.get_context("forkserver")
-    # The last two are loaded by the first optimizer step, which would take a second a process.
-    libraries = ["distsynth.training.loop", "torch.distributed.tensor", "torch._dynamo"]
-    context.set_forkserver_preload(libraries)
+    context = start_fork_server()
     name = target.__module__, target.__qualname__
     own = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     process = context.Process(target=_child, args=(name, args, own | environment, log))

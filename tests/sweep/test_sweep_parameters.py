@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import tune
 
-from distsynth.config import DiscriminatorConfig, dotted_fields, with_overrides
+from distsynth.config import dotted_fields, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS, SMALL_JUDGE, preset
+from distsynth.models import NoDiscriminatorConfig
+from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS, SMALL_DISCRIMINATOR, preset
 from distsynth.sweep.parameters import (
     COMPARED,
     bounded,
+    check_grid,
     check_shards,
     check_space,
     configure,
@@ -38,7 +40,7 @@ from tune_spaces.architectures import networks, sharpening
 from tune_spaces.domains import zero_or_log
 from tune_spaces.learning_rates import learning_rates
 from tune_spaces.loss_weights import loss_weights
-from tune_spaces.named import SPACES
+from tune_spaces.registry import SPACES
 from tune_spaces.whole import whole
 
 UNET = preset("unet-7")
@@ -65,7 +67,7 @@ def test_dotted_fields_go_on_top_of_a_whole_network(order):
     point = {"generator": "unet", "generator.norm": "instance", "discriminator.norm": "none"}
     config = configure(SMALL, dict(list(point.items())[::order]))
     assert config.generator == replace(GENERATORS["unet"], norm="instance")
-    assert config.discriminator == replace(SMALL_JUDGE, norm="none")
+    assert config.discriminator == replace(SMALL_DISCRIMINATOR, norm="none")
 
 
 def test_a_point_changes_nothing_else():
@@ -87,7 +89,7 @@ def test_without_a_discriminator_its_weight_is_zero():
 @pytest.mark.parametrize("base", [UNET, SMALL, CNN], ids=["unet-7", "small", "fcn-1"])
 def test_without_its_weight_there_is_no_discriminator(base):
     point = {"discriminator": "pix2pix", "discriminator.norm": "none", "loss.lambda_bce": 0.0}
-    assert configure(base, point).discriminator == DiscriminatorConfig()
+    assert configure(base, point).discriminator == NoDiscriminatorConfig()
     kept = configure(base, point, keep_discriminator=True)
     assert kept.discriminator == replace(DISCRIMINATORS["pix2pix"], norm="none")
     assert kept.loss.lambda_bce == 0
@@ -118,7 +120,7 @@ def test_shards_bring_their_patch_size(shard_folder):
         ({"loss.lambda_bc": 1.0}, r"loss\.lambda_bc is not a field .* mean loss\.lambda_bce\?"),
         ({"loss.lambda_bce": -1.0}, r"loss\.lambda_bce must be >= 0, got -1"),
         ({"loss.lambda_recon": 0.0}, f"^{NO_PAIRS}"),
-        ({"generator": "unet", "generator.kernels": (3,)}, r"generator\.kernels must be empty"),
+        ({"generator": "unet", "generator.kernels": (3,)}, "kernels is not a field of a unet"),
     ],
 )
 def test_points_that_cannot_be_run_are_refused(point, message):
@@ -254,7 +256,6 @@ def test_a_misspelt_field_is_told_with_the_nearest(field, nearest):
         ("generator", "resnet", "generator must be one of"),
         ("generator.norm", "layer", "generator.norm: "),
         ("train.batch_size", 0, "train.batch_size must be >= 1, got 0"),
-        ("generator.kernels", (3,), "generator.kernels must be empty"),
         ("discriminator.kernels", (3, 3), "discriminator.kernels must be 1 or 4 sizes"),
     ],
 )
@@ -264,6 +265,53 @@ def test_an_option_that_never_goes_is_named(field, option, reason):
     start = re.escape(f"{field}: {option} makes no configuration that runs: {reason}")
     with pytest.raises(ConfigError, match=f"^{start}"):
         check_space(space, UNET)
+
+
+def test_a_field_of_another_family_is_refused_unless_the_space_switches_to_it():
+    kernels = {"generator.kernels": tune.choice([(3,), (5,)])}
+    with pytest.raises(ConfigError, match="kernels is not a field of a unet generator, only of"):
+        check_space(kernels, UNET)
+    space = kernels | {"generator.family": tune.choice(["conv"])}
+    check_space(space, UNET)
+    assert configure(UNET, draw(space, np.random.default_rng(0))).generator.family == "conv"
+
+
+@pytest.mark.parametrize(
+    ("field", "domain", "message"),
+    [
+        ("loss.lambda_gradient", tune.uniform(-1, 1), "-1.0 makes .* must be >= 0, got -1.0"),
+        ("loss.lambda_bce", tune.quniform(-1, 1, 0.5), "-1.0 makes .* must be >= 0, got -1.0"),
+        ("optim.beta1", tune.uniform(0.5, 1.5), r"1.5 makes .* must be in \[0, 1\), got 1.5"),
+        ("train.batch_size", tune.randint(0, 9), "0 makes no .* train.batch_size must be"),
+        ("data.workers", tune.randint(0, 10**6), "999999 makes no .* from 0 to 256"),
+        ("train.objective", tune.choice(["psnr", "mse"]), "cannot be searched: .*--objective"),
+        ("train.seam_penalty", tune.uniform(0, 1), "cannot be searched: .*--seam-penalty"),
+        ("tracking.project", tune.choice(["a", "b"]), "cannot be searched: it changes no number"),
+        ("data.patch_size", tune.choice([(8, 8)]), r"cannot be searched: .* search data\.shards"),
+    ],
+)
+def test_a_domain_that_reaches_beyond_a_rule_is_refused(field, domain, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(field)}.*{message}"):
+        check_space({**loss_weights(), **learning_rates(), field: domain}, UNET)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [tune.uniform(0, 1), tune.randint(0, 2), tune.qrandint(0, 4, 2), zero_or_log(0.1, 1)],
+)
+def test_a_domain_that_ends_at_a_rule_is_taken(domain):
+    check_space({"loss.lambda_gradient": domain}, UNET)
+
+
+def test_a_grid_is_not_searched_at_random():
+    grid = {"train.seed": tune.grid_search([0, 1]), "optim.lr_generator": tune.uniform(1e-4, 1e-3)}
+    for search in ("random", "optuna"):
+        with pytest.raises(
+            ConfigError, match=rf"train\.seed is a grid, of which a {search} search"
+        ):
+            check_grid(grid, search)
+    check_grid(grid, "grid")
+    check_grid(learning_rates(), "random")
 
 
 def test_a_rare_option_that_goes_with_few_others_is_kept():
@@ -316,8 +364,9 @@ def test_presets_that_differ_in_weights_and_rates_lie_in_that_space():
     ("space", "names"),
     [
         (
+            # The networks of the DCGANs are in it, but not their beta1, which is not searched.
             {**tuned(), **networks()},
-            "dcgan-1 dcgan-2 dcgan-3 dcgan-4 unet-5 unet-7 unet-8 pix2pix-9",
+            "unet-5 unet-7 unet-8 pix2pix-9",
         ),
         ({**tuned(), **sharpening()}, "unet-5 unet-6 unet-7 unet-8"),
         (
@@ -327,6 +376,7 @@ def test_presets_that_differ_in_weights_and_rates_lie_in_that_space():
                 **networks(),
                 **sharpening(),
                 "loss.recon": tune.choice(["l1", "l2"]),
+                "optim.beta1": tune.choice([0.5, 0.9]),
                 "train.seed": tune.choice([0, 1]),
             },
             "dcgan-1 dcgan-2 dcgan-3 dcgan-4 unet-5 unet-6 unet-7 unet-8 "
@@ -452,7 +502,7 @@ def test_each_shard_set_of_a_space_brings_its_own_patches(shard_folder, larger_p
 
 def test_patches_too_small_to_stitch_are_found_before_the_search(shard_folder):
     space = {"data.shards": tune.choice([str(shard_folder)])}
-    with pytest.raises(ConfigError, match=r"^data\.shards: .* stitch\.trim must be small enough"):
+    with pytest.raises(ConfigError, match=r"^data\.shards: .* stitch\.stride must be at most"):
         check_space(space, UNET)
 
 

@@ -601,7 +601,7 @@ def test_the_mask_given_is_used_and_cut_to_the_field_of_view(one, tmp_path):
         ((), "got none"),
         (("scale", "correct"), "in this order"),
         (("scale", "scale"), "each once"),
-        (("scale", "wash"), "some of correct, scale, affine, deform, resample"),
+        (("scale", "wash"), "some of correct, scale, rigid, affine, deform, resample"),
         (("scale", "affine"), "of no use without resample"),
         (("deform",), "of no use without resample"),
     ],
