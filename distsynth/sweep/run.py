@@ -13,6 +13,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from distsynth.config import RunConfig, with_overrides
+from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
@@ -21,15 +22,14 @@ from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_lea
 from distsynth.sweep.parameters import (
     Point,
     Space,
-    check_shards,
-    check_space,
     draw_points,
     grid_points,
+    manifest_of,
     mutations,
-    presets_in,
 )
 from distsynth.sweep.plan import SweepConfig, SweepPlan, check_same_sweep
 from distsynth.sweep.searcher import importances
+from distsynth.sweep.space import check_grid, check_shards, check_space, presets_in
 from distsynth.sweep.trial import FINAL
 from distsynth.sweep.tuner import fit, listed, remove_all, scores_of, search
 from sharding.io.errors import DataError
@@ -76,6 +76,7 @@ def make_plan(
     Raises:
         ConfigError: If the space has points that cannot be run, or its shards do not match.
     """
+    check_grid(space, sweep.search)
     domains = searchable(space)
     base = with_overrides(
         base,
@@ -91,7 +92,11 @@ def make_plan(
         shards = [_lasting(folder) for folder in domains["data.shards"].categories]
         check_shards(shards)
         domains["data.shards"] = tune.choice(shards)
+    else:
+        base = resolved(base, manifest_of(base.data.shards))
     check_space(domains, base, sweep.seed)
+    if sweep.search == "grid":
+        grid_points(domains, base)
     if sweep.scheduler == "pbt":
         mutations(domains)
     return SweepPlan(name, secrets.token_hex(4), base, space_to_plain(domains), sweep, extends)

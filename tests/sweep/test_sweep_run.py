@@ -372,7 +372,7 @@ def test_shards_of_another_split_are_refused(shard_folder, phantom_cohort, small
     write_shards(read_cohort(phantom_cohort), tmp_path / "other", other, workers=1)
     space = {"data.shards": {"grid_search": [str(shard_folder), str(tmp_path / "other")]}}
     with pytest.raises(ConfigError, match="must hold the specimens and splits of"):
-        make_plan("two", tiny_config(shard_folder), space, SweepConfig())
+        make_plan("two", tiny_config(shard_folder), space, SweepConfig(search="grid"))
 
 
 def test_waiting_for_what_the_cluster_lacks_is_told(
