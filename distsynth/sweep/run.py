@@ -303,6 +303,11 @@ def _points(
             name = f"{len(known):05d}"
             found_trials[name] = TrialRecord(name, point, preset=preset)
             known.append(point)
+    if len(found_trials) < len(points):
+        LOGGER.warning(
+            f"{len(found_trials)} of {len(points)} trials are planned: the others would have had "
+            "the same parameters"
+        )
     return found_trials
 
 
