@@ -31,7 +31,7 @@ from distsynth.sweep.parameters import (
 from distsynth.sweep.plan import SweepConfig, SweepPlan, check_same_sweep
 from distsynth.sweep.searcher import importances
 from distsynth.sweep.trial import FINAL
-from distsynth.sweep.tuner import fit, listed, remove_all, scores_of, search
+from distsynth.sweep.tuner import fit, listed, scores_of, search
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
 from tune_spaces.plain import space_from_plain, space_to_plain
@@ -106,7 +106,7 @@ def start_sweep(folder: SweepFolder, plan: SweepPlan, address: str | None = None
     with folder.folder.lock(), cluster(address):
         _refuse_existing(folder)
         # Left by a start that was killed before there was a plan.
-        remove_all(folder.folder, "trials")
+        folder.remove_records()
         folder.write_plan(plan)
         return _carry_out(folder, plan, {}, address)
 

@@ -20,7 +20,14 @@ from distsynth.runs.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from distsynth.runs.folder import CONFIG_FILE, LAST, RunFolder, clear_run, epoch_checkpoint
+from distsynth.runs.folder import (
+    CONFIG_FILE,
+    LAST,
+    RunFolder,
+    clear_run,
+    epoch_checkpoint,
+    kept_epochs,
+)
 from distsynth.training.records import LossRecord
 from distsynth.training.report import EpochReport
 from distsynth.training.steps import Learner
@@ -100,9 +107,11 @@ class RunCheckpoints:
         """Write the checkpoint of an epoch and remove those before the latest keep_epochs."""
         self.save(epoch_checkpoint(epoch), state)
         if self._accelerator.is_main_process:
-            kept = sorted((self._folder.path / LAST.parent).glob("epoch-*.pt"))
-            for path in kept[: -self._config.train.keep_epochs]:
-                path.unlink()
+            run_dir = self._folder.path
+            found = (run_dir / LAST.parent).glob("epoch-*.pt")
+            kept = kept_epochs(f"{LAST.parent}/{path.name}" for path in found)
+            for name in kept[: -self._config.train.keep_epochs]:
+                (run_dir / name).unlink()
 
     def restore(self, checkpoint: Checkpoint, state: RunState) -> None:
         """Take over the state of an interrupted run.
