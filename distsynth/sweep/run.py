@@ -14,7 +14,9 @@ from ray.tune.schedulers import FIFOScheduler
 
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
+from distsynth.runs.lease import lease
 from distsynth.sweep.callback import SweepCallback
+from distsynth.sweep.checks import check_plan
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
 from distsynth.sweep.leaderboard import write_leaderboard
@@ -103,7 +105,9 @@ def start_sweep(folder: SweepFolder, plan: SweepPlan, address: str | None = None
         ConfigError: If the plan cannot be carried out.
     """
     # First the cluster: without one there is no sweep, which the same line may then start.
-    with folder.folder.lock(), cluster(address):
+    _refuse_existing(folder)
+    check_plan(plan)
+    with lease(folder.url), cluster(address):
         _refuse_existing(folder)
         # Left by a start that was killed before there was a plan.
         folder.remove_records()
@@ -135,7 +139,8 @@ def resume_sweep(
     if plan is not None:
         check_same_sweep(before, plan)
         plan = replace(plan, id=before.id, extends=before.extends)
-    with folder.folder.lock():
+    check_plan(plan or before)
+    with lease(folder.url):
         folder.write_plan(plan or before)
         records = folder.records()
         for record in records.values():
@@ -182,7 +187,7 @@ def extend_sweep(
     known = searched(records)
     sweep = replace(plan.sweep, trials=len(known) + trials, presets_first=False)
     extended = SweepPlan(new.name, secrets.token_hex(4), base, plan.space, sweep, plan.name)
-    with new.folder.lock():
+    with lease(new.url):
         _refuse_existing(new)
         taken = {}
         for name, record in known.items():
@@ -242,7 +247,7 @@ def run_final(
     callback = SweepCallback(folder, plan, records | wanted)
     open_runs = [record for record in wanted.values() if record.status not in ENDED]
     if open_runs:
-        with folder.folder.lock(), cluster(address):
+        with lease(folder.url), cluster(address):
             for record in open_runs:
                 callback.add(record)
             fit(folder, plan, callback, listed(open_runs), None, FIFOScheduler())

@@ -31,6 +31,7 @@ from distsynth.runs.folder import (
 from distsynth.training.records import LossRecord
 from distsynth.training.report import EpochReport
 from distsynth.training.steps import Learner
+from sharding.io.atomic import remove_leftovers
 from sharding.io.errors import DataError
 from sharding.shards.manifest import Manifest
 
@@ -78,6 +79,9 @@ def claim_folder(
         if accelerator.is_main_process:
             clear_run(folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        for name in ("", LAST.parent, SAMPLES_FOLDER):
+            remove_leftovers(folder.path / name)
     return checkpoint
 
 
