@@ -23,6 +23,7 @@ from distsynth.runs.checkpoint import (
 from distsynth.runs.folder import (
     CONFIG_FILE,
     LAST,
+    SAMPLES_FOLDER,
     RunFolder,
     clear_run,
     epoch_checkpoint,
