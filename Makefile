@@ -2,13 +2,14 @@
 #   make demo        the whole path on phantom specimens, no data needed
 #   make test-fast   tests that start nothing heavy, in under two minutes
 #   make test        all tests
+# `make lowest` tries the lowest versions that pyproject.toml admits.
 # `make docs` builds the documentation into docs/_build/docs/index.html.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-fast check docs install clean
+.PHONY: demo test test-fast check docs lowest install clean
 
 demo: install
 	jobs/demo.sh demo-output
@@ -33,6 +34,9 @@ check: install
 docs: install
 	sphinx-build -W --keep-going -q -c docs -b html . docs/_build
 
+lowest: install
+	.ci/lowest.sh
+
 install: $(VENV)/.installed
 
 # Made anew when the dependencies change.
@@ -43,4 +47,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf demo-output docs/_build docs/reference build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv-lowest demo-output docs/_build docs/reference build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from distsynth.evaluation.baselines import Baseline, Identity, fitted_baselines
-from distsynth.evaluation.forest import BOOSTED, Forest, ForestConfig, fit_boosted, fit_forest
+from distsynth.evaluation.forest import FORESTS, Forest, fit_forest
 from distsynth.metrics.image import volume_metrics
 from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.pair import Pair, prepare_pair
 
-BASE = ForestConfig(trees=30, max_samples=20_000, fraction=0.1)
-FORESTS = (
+BASE = replace(FORESTS["rfsr-intensity"], trees=30, max_samples=20_000, fraction=0.1)
+RANDOM = (
     BASE,
     replace(BASE, fraction=0.01),
     replace(BASE, min_samples_leaf=20),
@@ -33,11 +33,17 @@ FORESTS = (
     replace(BASE, max_samples=100_000, min_samples_leaf=20),
     replace(BASE, fraction=1.0),
 )
-BOOSTS = (
-    replace(BOOSTED, trees=100, max_samples=200_000, fraction=0.1),
-    replace(BOOSTED, trees=100, fraction=0.1),
+BOOSTED = (
+    replace(FORESTS["rfsr-boosted"], trees=100, max_samples=200_000, fraction=0.1),
+    replace(FORESTS["rfsr-boosted"], trees=100, fraction=0.1),
 )
-METHODS = ("rfsr", "rfsr-boosted", "baselines")
+SETTINGS = {
+    "rfsr": (replace(FORESTS["rfsr"], trees=30, fraction=0.1),),
+    "rfsr-pairs": (replace(FORESTS["rfsr-pairs"], trees=30, fraction=0.1),),
+    "rfsr-intensity": RANDOM,
+    "rfsr-boosted": BOOSTED,
+}
+METHODS = (*SETTINGS, "baselines")
 HEAD = (
     "method | patches | rows | rows a tree | leaf | trees | fit s | predict s | "
     "PSNR, mask (dB, peak = range) | SSIM, mask (windowed 3D)"
@@ -86,12 +92,9 @@ def main() -> None:
     pairs = [prepare_pair(people[name], config) for name in names]
     print(f"Judged on {', '.join(names)}.\n\n| {HEAD} |")
     print("|" + "---|" * len(HEAD.split(" | ")), flush=True)
-    for name, settings, fit in (
-        ("rfsr", FORESTS, fit_forest),
-        ("rfsr-boosted", BOOSTS, fit_boosted),
-    ):
+    for name, settings in SETTINGS.items():
         for setting in settings if name in given.methods else ():
-            forest = fit(shards, replace(setting, jobs=given.jobs), quiet=True)
+            forest = fit_forest(name, shards, replace(setting, jobs=given.jobs), quiet=True)
             print(forest_row(forest, pairs), flush=True)
             del forest
     if "baselines" not in given.methods:

@@ -36,7 +36,7 @@ from distsynth.data.memory import keep_freed_memory
 from distsynth.inference.memory_budget import memory_budget
 from distsynth.inference.predictor import Predictor, predict_file
 from distsynth.models import build_generator
-from distsynth.presets import preset
+from distsynth.presets import PAPER_PATCH, preset
 from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
 from sharding.shards.patches import cut_channels
 from sharding.volumes.config import PreprocessConfig
@@ -85,7 +85,7 @@ def predictor(name: str, trim: int, **changes: object) -> Predictor:
     overrides = {f"stitch.{key}": value for key, value in stitch.items()} | changes
     config = with_overrides(preset(name), overrides)
     torch.manual_seed(0)
-    generator = build_generator(config.generator, config.data.patch_size).eval()
+    generator = build_generator(config.generator, PAPER_PATCH).eval()
     record = DataRecord("", PreprocessConfig(), (1.0, 1.0, 1.0), "RAS", {}, ())
     return Predictor(
         Checkpoint(config, record, Position(), {}, [], {}), generator, torch.device("cpu")
@@ -243,7 +243,7 @@ def print_peak(kind: str, memory_mb: int, factor: int) -> None:
     more |= {"stitch.method": method, "stitch.memory_mb": memory_mb}
     model, source = predictor(name, NETWORKS[name], **more), random_volume(shape)
     with torch.inference_mode():
-        model.generator(torch.zeros(1, 1, *model.checkpoint.config.data.patch_size))
+        model.generator(torch.zeros(1, 1, *model.checkpoint.config.data.sides))
     # Loading took more memory than is left of it: forget that peak.
     Path("/proc/self/clear_refs").write_text("5")
     before = most_memory()

@@ -170,7 +170,7 @@ def compare_workers(specimens: Sequence[Specimen], repeats: int) -> str:
         for workers, times in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
-                write_shards(specimens, Path(folder) / "shards", config, workers)
+                write_shards(specimens, Path(folder) / "shards", config, workers=workers)
                 times.append(time.perf_counter() - start)
     one = statistics.median(seconds[1])
     rows = ["| processes | seconds | specimens/s | times one |", "|---|---|---|---|"]

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from benchmarks.whole_table import Step, ceiling, step_flops
 from distsynth.config import RunConfig, with_overrides
-from distsynth.losses.terms import GeneratorLoss
+from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.presets import preset
 from distsynth.runs.folder import METRICS_FILE
@@ -92,7 +92,7 @@ class PlainLoop:
     """A step as tutorials write it."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        size = config.data.patch_size
+        size = config.data.sides
 
         def learner(network: torch.nn.Module) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
             network = network.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]

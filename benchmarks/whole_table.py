@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,8 +26,8 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from distsynth.config import RunConfig, with_overrides
-from distsynth.losses.perceptual import PerceptualLoss, vgg16_features
-from distsynth.losses.terms import GeneratorLoss
+from distsynth.losses.generator_loss import GeneratorLoss
+from distsynth.losses.perceptual import vgg16_features
 from distsynth.models import build_discriminator, build_generator
 from distsynth.presets import PRESETS, preset
 from distsynth.training.steps import (
@@ -52,7 +53,7 @@ class Step:
     """
 
     def __init__(self, config: RunConfig, batch: int, accelerator: Accelerator) -> None:
-        size, channels = config.data.patch_size, config.data.channels
+        size, channels = config.data.sides, config.data.channels
 
         def learner(network: torch.nn.Module, rate: float) -> Learner:
             return Learner(network, rate, config.optim, 1, accelerator)
@@ -62,8 +63,9 @@ class Step:
         if config.adversarial:
             judge = build_discriminator(config.discriminator, size, channels)
             self.learners["discriminator"] = learner(judge, config.optim.lr_discriminator)
-        perceptual = PerceptualLoss(_vgg()) if config.loss.lambda_perceptual else None
-        self._loss = GeneratorLoss(config.loss, perceptual).to(accelerator.device)
+        vgg_weights = str(_vgg()) if config.loss.lambda_perceptual else None
+        loss = replace(config.loss, vgg_weights=vgg_weights)
+        self._loss = GeneratorLoss(loss).to(accelerator.device)
         source = torch.randn(batch, channels, *size, device=accelerator.device)
         target = torch.randn(batch, 1, *size, device=accelerator.device)
         self._pairs = [(source, target)]

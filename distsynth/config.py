@@ -1,8 +1,9 @@
 """RunConfig: everything that defines a training run, validated once, to and from JSON.
 
-Every route ends here: the command line, a preset with overrides, a sampled point of a search
+Every route ends here: the command line, a preset with overrides, sampled parameters of a search
 space, a checkpoint. The dataclasses hold plain values only, so a configuration is a small JSON
-file that a person can read.
+file that a person can read. Networks and losses define their own fields, beside their classes; each
+section states its rules.
 """
 
 from __future__ import annotations
@@ -10,15 +11,31 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from distsynth.errors import ConfigError
-from sharding.io.records import STRICT, first_complaint
+from distsynth.losses.registry import LossConfig
+from distsynth.models import (
+    DISCRIMINATOR_FAMILIES,
+    GENERATOR_FAMILIES,
+    AnyDiscriminator,
+    AnyGenerator,
+    ConvStackConfig,
+    NoDiscriminatorConfig,
+)
+from distsynth.rules import Rule, at_least, check_rules
+from sharding.io.records import STRICT
+
+FAMILIES: Mapping[str, Mapping[str, type[Any]]] = {
+    "generator": GENERATOR_FAMILIES,
+    "discriminator": DISCRIMINATOR_FAMILIES,
+}
+"""Sections whose fields depend on their field `family` -> family -> dataclass."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +46,12 @@ class DataConfig:
 
     shards: str = "shards"
     """Folder that `distsynth shard` wrote: a path, or a URL such as s3://bucket/shards."""
-    patch_size: tuple[int, ...] = (64, 64)
-    """Sides of a patch in voxels: two for slices, three for blocks. Must match the shards."""
-    neighbours: int = 0
-    """Slices on each side that a 2D source carries as channels (2.5D). Must match the shards."""
+    patch_size: tuple[int, ...] | None = None
+    """Sides of a patch in voxels: two for slices, three for blocks. None takes those of the shards;
+    what is given must agree with them."""
+    neighbours: int | None = None
+    """Slices on each side that a 2D source carries as channels (2.5D). None takes those of the
+    shards; what is given must agree with them."""
     workers: int = 0
     """Processes that read batches ahead; 0 reads in the training process. Order and content of
     the batches do not depend on it."""
@@ -45,80 +64,45 @@ class DataConfig:
     GPU's free memory, or a quarter of a rank's share of the host's. Changes no number."""
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides of a patch in voxels.
+
+        Raises:
+            ConfigError: If the shards have not been read yet.
+        """
+        if self.patch_size is None:
+            raise ConfigError("data.patch_size is not known before the shards have been read")
+        return self.patch_size
+
+    @property
     def spatial_dims(self) -> int:
-        """2 for slices, 3 for blocks."""
-        return len(self.patch_size)
+        """2 for slices, 3 for blocks; raises ConfigError as `sides` does."""
+        return len(self.sides)
 
     @property
     def channels(self) -> int:
-        """Channels of a source: the slice itself and its neighbours."""
+        """Channels of a source: the slice itself and its neighbours.
+
+        Raises:
+            ConfigError: If the shards have not been read yet.
+        """
+        if self.neighbours is None:
+            raise ConfigError("data.neighbours is not known before the shards have been read")
         return 1 + 2 * self.neighbours
 
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """The network that maps source to synthetic.
-
-    `family` names the shape of the network, the other fields its size:
-
-    - conv: a stack of convolutions; `channels` are the hidden widths, one kernel more than that.
-    - encoder-decoder: FCN 2; `channels` and `kernels` of the encoder, mirrored by the decoder.
-    - dense: DCSRN; `channels` are the stem and the growth of each dense unit.
-    - unet: the pix2pix U-Net; `channels` of each stride-2 level, cut to what the patch allows.
-    """
-
-    __pydantic_config__ = STRICT
-
-    family: Literal["conv", "encoder-decoder", "dense", "unet"] = "conv"
-    channels: tuple[int, ...] = (8, 20, 24, 4)
-    kernels: tuple[int, ...] = (3, 3, 3, 3, 3)
-    """Odd kernel sizes; a single value serves every layer. Empty for a unet: always 4."""
-    norm: Literal["batch", "instance", "none"] = "batch"
-    norm_first: bool = True
-    """Whether a conv stack normalises its first layer too (DCGAN 1 does not)."""
-    output: Literal["linear", "tanh", "sigmoid", "relu"] = "linear"
-    """Last activation. Standardised targets leave [-1, 1], so tanh cannot reach them (ours)."""
-    residual: bool = False
-    """Add the source to the output (section 6.3; the paper tried and rejected it)."""
-    sharpen: Literal["none", "3x3", "5x5"] = "none"
-    """Fixed sharpening kernel on the output (model 6)."""
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """The network that tells target from synthetic; family none trains without one."""
-
-    __pydantic_config__ = STRICT
-
-    family: Literal["none", "conv", "patchgan"] = "none"
-    channels: tuple[int, ...] = (8, 20, 24, 4)
-    kernels: tuple[int, ...] = (3, 3, 3, 3)
-    """Odd kernel sizes of a conv discriminator. Empty for a PatchGAN: always 4."""
-    downsample: Literal["stride", "maxpool"] = "stride"
-    """How a conv discriminator halves its maps after each layer."""
-    norm: Literal["batch", "instance", "none"] = "batch"
-    conditional: bool = False
-    """Judge the pair (source, image) as pix2pix does, not the image alone."""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the generator's loss (eq. 5)."""
-
-    __pydantic_config__ = STRICT
-
-    lambda_bce: float = 0.0
-    """Adversarial term (eq. 2)."""
-    lambda_recon: float = 1.0
-    """Reconstruction term (eq. 3)."""
-    recon: Literal["l1", "l2"] = "l1"
-    """Norm of the reconstruction term: mean absolute or mean squared difference."""
-    lambda_gradient: float = 0.0
-    """Gradient difference term (eq. 4)."""
-    lambda_perceptual: float = 0.0
-    """VGG16 perceptual term (section 6.4)."""
-    vgg_weights: str | None = None
-    """File of torchvision's VGG16 weights; none looks in the torch hub cache of this user."""
+    def rules(self) -> Iterable[Rule]:
+        """Rules of each field; those about the patch hold once it is known."""
+        if self.patch_size is not None:
+            sides = self.patch_size
+            yield Rule("patch_size", len(sides) in (2, 3), "two or three sides", sides)
+            yield Rule("patch_size", min(sides) >= 4, "sides of at least 4 voxels", sides)
+        if self.neighbours is not None:
+            yield at_least("neighbours", self.neighbours, 0)
+            flat = self.neighbours == 0 or len(self.patch_size or ()) != 3
+            yield Rule("neighbours", flat, "0 for 3D patches", self.neighbours)
+        yield at_least("workers", self.workers, 0)
+        yield at_least("shuffle_shards", self.shuffle_shards, 1)
+        yield Rule("cache_gb", self.cache_gb > 0, "> 0", self.cache_gb)
 
 
 @dataclass(frozen=True)
@@ -135,6 +119,16 @@ class OptimConfig:
     """Learning rates over the run, to zero at its end unless constant."""
     clip_norm: float = 0.0
     """Largest gradient norm of each network; 0 does not clip."""
+
+    def rules(self) -> Iterable[Rule]:
+        """Rules of each field."""
+        for name in ("lr_generator", "lr_discriminator"):
+            value = getattr(self, name)
+            yield Rule(name, value > 0, "> 0", value)
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            yield Rule(name, 0 <= value < 1, "in [0, 1)", value)
+        yield at_least("clip_norm", self.clip_norm, 0)
 
 
 @dataclass(frozen=True)
@@ -167,6 +161,15 @@ class TrainConfig:
     takes a minute or more at the start, and on a CPU no step was found to be faster."""
     device: Literal["auto", "cpu"] = "auto"
 
+    def rules(self) -> Iterable[Rule]:
+        """Rules of each field, and whole micro-batches."""
+        for name in ("epochs", "batch_size", "accumulation", "log_every", "validate_every"):
+            yield at_least(name, getattr(self, name), 1)
+        for name in ("checkpoint_every", "keep_epochs", "seam_penalty", "seed"):
+            yield at_least(name, getattr(self, name), 0)
+        whole = self.batch_size % self.accumulation == 0
+        yield Rule("accumulation", whole, "a divisor of train.batch_size", self.accumulation)
+
 
 @dataclass(frozen=True)
 class StitchConfig:
@@ -192,6 +195,15 @@ class StitchConfig:
     any case, and a slice that whole cannot cut into tiles without changing it. An array of a whole
     volume that takes more lies in a file beside the prediction while it is made."""
 
+    def rules(self) -> Iterable[Rule]:
+        """Rules of each field; see RunConfig for those that depend on the patch."""
+        yield at_least("stride", self.stride, 1)
+        yield at_least("trim", self.trim, 0)
+        yield at_least("memory_mb", self.memory_mb, 1)
+        axes = self.axes
+        valid = len(axes) > 0 and len(set(axes)) == len(axes) and set(axes) <= {0, 1, 2}
+        yield Rule("axes", valid, "distinct axes of 0, 1, 2", axes)
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
@@ -209,6 +221,10 @@ class TrackingConfig:
     samples: int = 4
     """Patches shown each epoch: source, synthetic, target, difference."""
 
+    def rules(self) -> Iterable[Rule]:
+        """Rules of each field."""
+        yield at_least("samples", self.samples, 0)
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -217,8 +233,8 @@ class RunConfig:
     __pydantic_config__ = STRICT
 
     data: DataConfig = field(default_factory=DataConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    generator: AnyGenerator = field(default_factory=ConvStackConfig)
+    discriminator: AnyDiscriminator = field(default_factory=NoDiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -229,6 +245,18 @@ class RunConfig:
     def adversarial(self) -> bool:
         """Whether a discriminator is trained."""
         return self.discriminator.family != "none"
+
+    def rules(self) -> Iterable[Rule]:
+        """Rules about several sections, under dotted names."""
+        weight = self.loss.lambda_bce
+        felt = self.adversarial or weight == 0
+        yield Rule("loss.lambda_bce", felt, "0 when discriminator.family is none", weight)
+        if self.data.patch_size is not None:
+            side, stitch = min(self.data.patch_size), self.stitch
+            rule = f"at most the patch's shortest side, {side}"
+            yield Rule("stitch.stride", stitch.stride <= side, rule, stitch.stride)
+            meet = side - 2 * stitch.trim >= stitch.stride
+            yield Rule("stitch.trim", meet, "small enough that patches meet", stitch.trim)
 
 
 _ADAPTER = TypeAdapter(RunConfig)
@@ -253,7 +281,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     try:
         config = _ADAPTER.validate_python(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise _explained(error) from None
     return validate(config)
 
 
@@ -278,29 +306,93 @@ def dotted_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{item.name}", value
 
 
+def field_names(families: Mapping[str, str] | None = None) -> list[str]:
+    """Dotted names of the fields that a configuration can have.
+
+    Args:
+        families: Section to family, `{"generator": "unet", "discriminator": "none"}`; without it
+            the fields of all families are named, each once.
+    """
+    names: dict[str, None] = {}
+    for section, default in vars(RunConfig()).items():
+        known = FAMILIES.get(section)
+        if known is None:
+            owners = [type(default)]
+        else:
+            owners = [known[families[section]]] if families else list(known.values())
+        names |= {f"{section}.{item.name}": None for owner in owners for item in fields(owner)}
+    return list(names)
+
+
 def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     """A copy with dotted fields replaced, validated as a whole.
+
+    A `family` other than the present one starts from that family's defaults.
 
     Args:
         config: What to start from, a preset say.
         overrides: Dotted field name to value, `{"loss.lambda_gradient": 2.0}`.
 
     Raises:
-        ConfigError: If a name is unknown (the nearest is suggested) or the result is invalid.
+        ConfigError: If a name is unknown (the nearest is suggested) or belongs to another family,
+            or if the result is invalid.
     """
-    known = dict(dotted_fields(config))
+    asked = {s: overrides[f"{s}.family"] for s in FAMILIES if f"{s}.family" in overrides}
+    config = with_families(config, asked)
     values = to_dict(config)
+    families = {section: values[section]["family"] for section in FAMILIES}
+    names = set(field_names(families))
     for name, value in overrides.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{name} is not a field of the configuration{hint}")
-        *parents, leaf = name.split(".")
-        node = values
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = value
+        if name not in names:
+            raise _unknown_field(name, families)
+        section, leaf = name.split(".")
+        values[section][leaf] = value
     return from_dict(values)
+
+
+def with_families(config: RunConfig, families: Mapping[str, Any]) -> RunConfig:
+    """A copy in which networks of another family have that family's defaults; not validated.
+
+    Args:
+        config: What to start from.
+        families: Section to family, `{"generator": "unet"}`.
+
+    Raises:
+        ConfigError: If there is no such family.
+    """
+    changed = {}
+    for section, family in families.items():
+        if family not in FAMILIES[section]:
+            raise _unknown_family(section, family)
+        if family != getattr(config, section).family:
+            changed[section] = FAMILIES[section][family]()
+    return replace(config, **changed)
+
+
+def check_owner(config: RunConfig, name: str) -> None:
+    """Refuse a dotted field that another family than the configured one has.
+
+    Raises:
+        ConfigError: Names both families.
+    """
+    families = {section: getattr(config, section).family for section in FAMILIES}
+    if name in field_names() and name not in field_names(families):
+        raise _unknown_field(name, families)
+
+
+def overrides_between(before: RunConfig, after: RunConfig) -> dict[str, Any]:
+    """The overrides that turn one configuration into the other."""
+    old = dict(dotted_fields(before))
+    switched = tuple(
+        f"{section}."
+        for section in FAMILIES
+        if getattr(before, section).family != getattr(after, section).family
+    )
+    return {
+        name: value
+        for name, value in dotted_fields(after)
+        if name.startswith(switched) or old[name] != value
+    }
 
 
 def validate(config: RunConfig) -> RunConfig:
@@ -309,106 +401,64 @@ def validate(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: Names the dotted field, the rule and the value.
     """
-    for name, ok, rule, value in _rules(config):
-        if not ok:
-            raise ConfigError(f"{name} must be {rule}, got {value}")
+    check_rules("", _finite_numbers(config))
+    for section, part in vars(config).items():
+        if is_dataclass(part):
+            check_rules(section, part.rules())  # type: ignore[attr-defined]
+    check_rules("", config.rules())
+    if config.data.patch_size is not None:
+        for part in (config.generator, config.discriminator, config.loss):
+            part.check_patch(config.data.patch_size)
     return config
 
 
-def _rules(config: RunConfig) -> Iterator[tuple[str, bool, str, Any]]:
-    """Yield (field, holds, rule, value)."""
-    data, generator, discriminator = config.data, config.generator, config.discriminator
-    loss, optim, train, stitch = config.loss, config.optim, config.train, config.stitch
-
-    def at_least(name: str, value: float, low: float) -> tuple[str, bool, str, Any]:
-        return name, value >= low, f">= {low}", value
-
+def _finite_numbers(config: RunConfig) -> Iterator[Rule]:
     for name, value in dotted_fields(config):
         if isinstance(value, float):
-            yield name, math.isfinite(value), "a finite number", value
-
-    sides = data.patch_size
-    yield "data.patch_size", len(sides) in (2, 3), "two or three sides", sides
-    yield "data.patch_size", min(sides, default=0) >= 4, "sides of at least 4 voxels", sides
-    yield at_least("data.workers", data.workers, 0)
-    yield at_least("data.shuffle_shards", data.shuffle_shards, 1)
-    yield "data.cache_gb", data.cache_gb > 0, "> 0", data.cache_gb
-    yield at_least("data.neighbours", data.neighbours, 0)
-    flat = len(sides) == 2 or data.neighbours == 0
-    yield "data.neighbours", flat, "0 for 3D patches", data.neighbours
-
-    for name, network in (("generator", generator), ("discriminator", discriminator)):
-        widths, kernels = network.channels, network.kernels
-        yield f"{name}.channels", len(widths) > 0 and min(widths) > 0, "positive widths", widths
-        odd = all(kernel > 0 and kernel % 2 for kernel in kernels)
-        yield f"{name}.kernels", odd, "positive odd sizes", kernels
-        layers = _kernel_count(network)
-        rule = f"1 or {layers} sizes for these channels" if layers else "empty: they are always 4"
-        yield f"{name}.kernels", len(kernels) in {min(layers, 1), layers}, rule, kernels
-    yield (
-        "generator.channels",
-        generator.family != "unet" or len(generator.channels) >= 2,
-        "at least two levels for a unet",
-        generator.channels,
-    )
-
-    for name in ("lambda_bce", "lambda_recon", "lambda_gradient", "lambda_perceptual"):
-        yield at_least(f"loss.{name}", getattr(loss, name), 0)
-    supervised = loss.lambda_recon + loss.lambda_gradient + loss.lambda_perceptual
-    yield "loss", supervised > 0, "more than the adversarial term: the pairs must count", loss
-    has_judge = discriminator.family != "none"
-    yield (
-        "loss.lambda_bce",
-        has_judge or loss.lambda_bce == 0,
-        "0 when discriminator.family is none",
-        loss.lambda_bce,
-    )
-
-    for name in ("lr_generator", "lr_discriminator"):
-        value = getattr(optim, name)
-        yield f"optim.{name}", value > 0, "> 0", value
-    for name in ("beta1", "beta2"):
-        value = getattr(optim, name)
-        yield f"optim.{name}", 0 <= value < 1, "in [0, 1)", value
-    yield at_least("optim.clip_norm", optim.clip_norm, 0)
-
-    for name in ("epochs", "batch_size", "accumulation", "log_every", "validate_every"):
-        yield at_least(f"train.{name}", getattr(train, name), 1)
-    yield at_least("train.checkpoint_every", train.checkpoint_every, 0)
-    yield at_least("train.keep_epochs", train.keep_epochs, 0)
-    yield at_least("train.seam_penalty", train.seam_penalty, 0)
-    yield at_least("train.seed", train.seed, 0)
-    whole = train.batch_size % train.accumulation == 0
-    yield "train.accumulation", whole, "a divisor of train.batch_size", train.accumulation
-
-    yield at_least("stitch.stride", stitch.stride, 1)
-    yield at_least("stitch.trim", stitch.trim, 0)
-    yield at_least("stitch.memory_mb", stitch.memory_mb, 1)
-    kept = min(sides) - 2 * stitch.trim
-    yield "stitch.trim", kept >= stitch.stride, "small enough that patches meet", stitch.trim
-    axes = stitch.axes
-    valid = len(axes) > 0 and len(set(axes)) == len(axes) and set(axes) <= {0, 1, 2}
-    yield "stitch.axes", valid, "distinct axes of 0, 1, 2", axes
-    yield at_least("tracking.samples", config.tracking.samples, 0)
+            yield Rule(name, math.isfinite(value), "a finite number", value)
 
 
-def _kernel_count(network: GeneratorConfig | DiscriminatorConfig) -> int:
-    """How many kernel sizes the family reads from its configuration."""
-    widths = len(network.channels)
-    layers = {"encoder-decoder": widths, "dense": 1, "unet": 0, "patchgan": 0, "none": widths}
-    if network.family == "conv":
-        return widths + 1 if isinstance(network, GeneratorConfig) else widths
-    return layers[network.family]
-
-
-def _explain(error: ValidationError) -> str:
+def _explained(error: ValidationError) -> ConfigError:
     """Pydantic's first complaint, with the value, or the field that was perhaps meant."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    section, *rest = (str(part) for part in first["loc"]) if first["loc"] else ("",)
+    found = first.get("input")
+    if section in FAMILIES and not rest:
+        family = found.get("family") if isinstance(found, dict) else None
+        if first["type"].startswith("union_tag"):
+            return _unknown_family(section, family)
+    families = {}
+    if section in FAMILIES and rest:
+        # Pydantic names the family between the section and the field.
+        families[section], *rest = rest
+    name = ".".join([section, *rest])
     if first["type"] == "unexpected_keyword_argument":
-        known = [section.name for section in fields(RunConfig)]
-        known += [field_name for field_name, _ in dotted_fields(RunConfig())]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{name} is not a field of the configuration{hint}"
-    return f"{first_complaint(error)}, got {first.get('input')!r}"
+        return _unknown_field(name, families, vars(RunConfig()))
+    return ConfigError(f"{name}: {first['msg']}, got {found!r}")
+
+
+def _unknown_family(section: str, family: Any) -> ConfigError:
+    known = ", ".join(FAMILIES[section])
+    return ConfigError(f"{section}.family: must be one of {known}, got {family!r}")
+
+
+def _unknown_field(
+    name: str, families: Mapping[str, str], sections: Iterable[str] = ()
+) -> ConfigError:
+    """Says to which family a field belongs, or which field or section was perhaps meant."""
+    section, _, leaf = name.partition(".")
+    owners = [
+        family
+        for family, owner in FAMILIES.get(section, {}).items()
+        if leaf in (item.name for item in fields(owner))
+    ]
+    if owners:
+        return ConfigError(
+            f"{name} is not a field of a {families[section]} {section}, only of "
+            f"{', '.join(owners)}; remove it or change {section}.family"
+        )
+    default = {section: getattr(RunConfig(), section).family for section in FAMILIES}
+    known = field_names(default | dict(families))
+    near = difflib.get_close_matches(name, [*sections, *known], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return ConfigError(f"{name} is not a field of the configuration{hint}")

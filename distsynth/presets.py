@@ -6,40 +6,50 @@ import difflib
 from dataclasses import replace
 from typing import Any
 
-from distsynth.config import (
-    DiscriminatorConfig,
-    GeneratorConfig,
-    LossConfig,
-    OptimConfig,
-    RunConfig,
-    StitchConfig,
-    TrainConfig,
-)
+from distsynth.config import OptimConfig, RunConfig, StitchConfig, TrainConfig
 from distsynth.errors import ConfigError
+from distsynth.losses.registry import LossConfig
+from distsynth.models import (
+    AnyDiscriminator,
+    AnyGenerator,
+    ConvDiscriminatorConfig,
+    ConvStackConfig,
+    DenseConfig,
+    EncoderDecoderConfig,
+    NoDiscriminatorConfig,
+    PatchGANConfig,
+    UNetConfig,
+    build_discriminator,
+    build_generator,
+    parameter_count,
+)
+
+PAPER_PATCH = (64, 64)
+"""Sides of the paper's patches in voxels (section 5.2): the sizes of networks are listed for it."""
 
 # Generators of figure 13: (a), (c), (e), (g). Which kernel sharpened model 6 is not said: ours.
-A = GeneratorConfig("conv", (8, 20, 24, 4), (3,), norm_first=False)
-C = GeneratorConfig("conv", (16, 64, 128, 196), (7, 5, 5, 3, 1))
-E = GeneratorConfig("conv", (16, 64, 128, 128, 196), (7, 5, 5, 5, 3, 1))
-G = GeneratorConfig("unet", (16, 32, 64, 128, 128, 128), ())
+A = ConvStackConfig((8, 20, 24, 4), (3,), norm_first=False)
+C = ConvStackConfig((16, 64, 128, 196), (7, 5, 5, 3, 1))
+E = ConvStackConfig((16, 64, 128, 128, 196), (7, 5, 5, 5, 3, 1))
+G = UNetConfig((16, 32, 64, 128, 128, 128))
 G_SHARPENED = replace(G, sharpen="3x3")
 
 # Discriminators of figure 13: (b), (d), (f) mirror the generators (ours), (h) is pix2pix's.
-B = DiscriminatorConfig("conv", (8, 20, 24, 4), (3,))
-D = DiscriminatorConfig("conv", (16, 64, 128, 196), (7, 5, 5, 3))
-F = DiscriminatorConfig("conv", (16, 64, 128, 128, 196), (7, 5, 5, 5, 3), downsample="maxpool")
-H = DiscriminatorConfig("patchgan", (64, 128, 256, 512), (), conditional=True)
+B = ConvDiscriminatorConfig((8, 20, 24, 4), (3,))
+D = ConvDiscriminatorConfig((16, 64, 128, 196), (7, 5, 5, 3))
+F = ConvDiscriminatorConfig((16, 64, 128, 128, 196), (7, 5, 5, 5, 3), downsample="maxpool")
+H = PatchGANConfig((64, 128, 256, 512), conditional=True)
 
 # The CNNs of figure 3; FCN 1 and 2 were trained with L2 (figure 6).
-FCN_1 = GeneratorConfig("conv", (32, 64, 128), (9, 7, 5, 1))
-FCN_2 = GeneratorConfig("encoder-decoder", (32, 64, 64), (5, 3, 3))
-DCSRN = GeneratorConfig("dense", (24, 24, 24, 24, 24), (3,))
+FCN_1 = ConvStackConfig((32, 64, 128), (9, 7, 5, 1))
+FCN_2 = EncoderDecoderConfig((32, 64, 64), (5, 3, 3))
+DCSRN = DenseConfig((24, 24, 24, 24, 24), (3,))
 
-# Ours: a residual stack without norm and a light judge, quick to train on a laptop.
-SMALL = GeneratorConfig("conv", (32,) * 6, (3,), norm="none", residual=True)
-SMALL_JUDGE = DiscriminatorConfig("conv", (8, 16, 32), (3,), norm="none")
+# Ours: a residual stack without norm and a light discriminator, quick to train on a laptop.
+SMALL = ConvStackConfig((32,) * 6, (3,), norm="none", residual=True)
+SMALL_DISCRIMINATOR = ConvDiscriminatorConfig((8, 16, 32), (3,), norm="none")
 
-GENERATORS = {
+GENERATORS: dict[str, AnyGenerator] = {
     "dcgan-1": A,
     "dcgan-2": C,
     "dcgan-3": E,
@@ -51,20 +61,20 @@ GENERATORS = {
 }
 """Whole generators by the name that a search space gives them."""
 
-DISCRIMINATORS = {
+DISCRIMINATORS: dict[str, AnyDiscriminator] = {
     "dcgan-1": B,
     "dcgan-2": D,
     "dcgan-3": F,
     "pix2pix": H,
-    "small": SMALL_JUDGE,
-    "none": DiscriminatorConfig(),
+    "small": SMALL_DISCRIMINATOR,
+    "none": NoDiscriminatorConfig(),
 }
-"""Whole discriminators by name, likewise."""
+"""Whole discriminators by the name that a search space gives them."""
 
 
 def _gan(
-    generator: GeneratorConfig,
-    discriminator: DiscriminatorConfig,
+    generator: AnyGenerator,
+    discriminator: AnyDiscriminator,
     loss: LossConfig,
     lr_generator: float,
     lr_discriminator: float,
@@ -79,7 +89,7 @@ def _gan(
     )
 
 
-def _cnn(generator: GeneratorConfig, loss: LossConfig) -> RunConfig:
+def _cnn(generator: AnyGenerator, loss: LossConfig) -> RunConfig:
     """A row of Table 2: 10 epochs, batch 32, learning rate 1e-3, stitched with 4 voxels cut."""
     return RunConfig(
         generator=generator,
@@ -116,7 +126,7 @@ PRESETS: dict[str, RunConfig] = {
     # network looks, so that whole slices take the place of windows; patches of 32 meet at 16.
     "small": RunConfig(
         generator=SMALL,
-        discriminator=SMALL_JUDGE,
+        discriminator=SMALL_DISCRIMINATOR,
         loss=LossConfig(0.01, 1.0, "l1", 0.0, 0.0),
         optim=OptimConfig(2e-3, 2e-4, schedule="cosine"),
         train=TrainConfig(epochs=20, batch_size=32),
@@ -149,41 +159,27 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: If there is no such preset.
     """
-    # Here, so that listing names or parsing a command line need not wait for torch.
-    from distsynth.models import build_discriminator, build_generator, parameter_count
-
     config = preset(name)
-    patch_size = config.data.patch_size
-    generator, discriminator, loss = config.generator, config.discriminator, config.loss
-    features = [_widths(generator)]
+    generator, discriminator = config.generator, config.discriminator
+    features = [generator.label]
     if generator.residual:
         features.append("residual")
     if generator.sharpen != "none":
         features.append(f"sharpened {generator.sharpen}")
-    terms = {
-        "bce": loss.lambda_bce,
-        loss.recon: loss.lambda_recon,
-        "gradient": loss.lambda_gradient,
-        "perceptual": loss.lambda_perceptual,
-    }
     row = {
         "preset": name,
         "generator": ", ".join(features),
-        "generator_parameters": parameter_count(build_generator(generator, patch_size)),
+        "generator_parameters": parameter_count(build_generator(generator, PAPER_PATCH)),
         "discriminator": None,
         "discriminator_parameters": None,
-        "losses": " + ".join(f"{weight:g} {term}" for term, weight in terms.items() if weight),
+        "losses": config.loss.label,
         "lr_generator": config.optim.lr_generator,
         "lr_discriminator": None,
         "epochs": config.train.epochs,
     }
     if config.adversarial:
-        judge = build_discriminator(discriminator, patch_size)
-        row["discriminator"] = _widths(discriminator)
-        row["discriminator_parameters"] = parameter_count(judge)
+        built = build_discriminator(discriminator, PAPER_PATCH)
+        row["discriminator"] = discriminator.label
+        row["discriminator_parameters"] = parameter_count(built)
         row["lr_discriminator"] = config.optim.lr_discriminator
     return row
-
-
-def _widths(network: GeneratorConfig | DiscriminatorConfig) -> str:
-    return f"{network.family} {'-'.join(map(str, network.channels))}"

@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsynth.config import (
+    FAMILIES,
     RunConfig,
     dotted_fields,
+    field_names,
     from_dict,
     from_json,
+    overrides_between,
     to_dict,
     to_json,
     validate,
@@ -97,6 +100,89 @@ def test_unknown_override_is_refused_with_the_nearest():
         with_overrides(RunConfig(), {"loss": {}})
 
 
+SWITCHES = [
+    ({"generator.family": "unet", "generator.kernels": (3,)}, "unet generator", "conv,"),
+    ({"generator.norm_first": False, "generator.family": "dense"}, "dense generator", "conv;"),
+    ({"discriminator.channels": (8,)}, "none discriminator", "conv, patchgan"),
+    (
+        {"discriminator.family": "patchgan", "discriminator.downsample": "maxpool"},
+        "patchgan discriminator",
+        "conv;",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "family", "owners"), SWITCHES)
+def test_a_field_of_another_family_is_refused_with_the_families_named(overrides, family, owners):
+    with pytest.raises(ConfigError, match=f"is not a field of a {family}, only of {owners}"):
+        with_overrides(RunConfig(), overrides)
+
+
+def test_a_file_with_a_field_of_another_family_is_refused_alike():
+    with pytest.raises(ConfigError, match=r"^generator\.kernels is not a field of a unet"):
+        from_dict({"generator": {"family": "unet", "kernels": [3]}})
+    with pytest.raises(ConfigError, match=r"did you mean generator\.channels\?$"):
+        from_dict({"generator": {"family": "unet", "chanels": [3]}})
+    with pytest.raises(ConfigError, match=r"^generator\.family: must be one of conv, .* got None"):
+        from_dict({"generator": {"channels": [3]}})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("section", FAMILIES)
+def test_another_family_starts_from_its_own_defaults(name, section):
+    before = PRESETS[name]
+    for family, default in FAMILIES[section].items():
+        changes = {f"{section}.family": family}
+        if (section, family) == ("discriminator", "none"):
+            changes["loss.lambda_bce"] = 0.0
+            changes["loss.lambda_recon"] = 1.0
+        after = with_overrides(before, changes)
+        same = family == getattr(before, section).family
+        assert getattr(after, section) == (getattr(before, section) if same else default())
+
+
+@pytest.mark.parametrize("one", ["unet-7", "dcsrn-l1", "pix2pix-9", "small"])
+@pytest.mark.parametrize("other", ["fcn-2", "pix2pix-9", "dcgan-3"])
+def test_the_overrides_between_two_configurations_turn_one_into_the_other(one, other):
+    before, after = PRESETS[one], PRESETS[other]
+    assert with_overrides(before, overrides_between(before, after)) == after
+    assert overrides_between(after, after) == {}
+
+
+def test_the_names_of_all_fields():
+    every = set(field_names())
+    for config in (RunConfig(), *PRESETS.values()):
+        families = {section: getattr(config, section).family for section in FAMILIES}
+        own = [name for name, _ in dotted_fields(config)]
+        assert field_names(families) == own
+        assert set(own) <= every
+    assert {"generator.norm_first", "discriminator.downsample", "loss.recon"} <= every
+
+
+PATCHES = [
+    ("unet-7", (18, 18), "sides divisible by 4 for a unet"),
+    ("fcn-2", (20, 20), "sides divisible by 8 for an encoder-decoder of 3 levels"),
+    ("dcgan-3", (24, 24), "sides of at least 32 voxels for a conv discriminator of 5 layers"),
+    ("pix2pix-9", (20, 20), "sides of at least 24 voxels for a patchgan"),
+    ("dcsrn-perceptual", (15, 15), "slices of at least 16 voxels"),
+]
+
+
+@pytest.mark.parametrize(("name", "sides", "message"), PATCHES)
+def test_a_patch_that_a_network_or_a_loss_cannot_take_is_refused_at_once(name, sides, message):
+    with pytest.raises(ConfigError, match=message):
+        with_overrides(PRESETS[name], {"data.patch_size": sides, "stitch.stride": 4})
+
+
+def test_the_patch_is_unknown_until_the_shards_say():
+    assert RunConfig().data.patch_size is None
+    for name in ("sides", "spatial_dims", "channels"):
+        with pytest.raises(ConfigError, match="not known before the shards have been read"):
+            getattr(RunConfig().data, name)
+    known = with_overrides(RunConfig(), {"data.patch_size": (32, 32), "data.neighbours": 2})
+    assert (known.data.sides, known.data.spatial_dims, known.data.channels) == ((32, 32), 2, 5)
+
+
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [
@@ -123,7 +209,7 @@ def test_malformed_json_is_a_config_error(text):
 
 
 SMALL_PATCH = {"data.patch_size": (16, 16), "stitch.stride": 8}
-JUDGE = {"discriminator.family": "conv"}
+WITH_DISCRIMINATOR = {"discriminator.family": "conv"}
 RULES = [
     ({"data.patch_size": (64,)}, "data.patch_size", "(64,)"),
     ({"data.patch_size": (64, 64, 64, 64)}, "data.patch_size", "(64, 64, 64, 64)"),
@@ -133,21 +219,20 @@ RULES = [
     ({"data.shuffle_shards": 0}, "data.shuffle_shards", "0"),
     ({"generator.channels": ()}, "generator.channels", "()"),
     ({"generator.channels": (8, 0, 8, 8)}, "generator.channels", "(8, 0, 8, 8)"),
-    ({"discriminator.channels": (8, -1, 8, 8)}, "discriminator.channels", "(8, -1, 8, 8)"),
+    (WITH_DISCRIMINATOR | {"discriminator.channels": (8, -1)}, "discriminator.channels", "(8, -1)"),
+    (
+        {"discriminator.family": "patchgan", "discriminator.channels": (0,)},
+        "discriminator.channels",
+        "(0,)",
+    ),
     ({"generator.kernels": (4,)}, "generator.kernels", "(4,)"),
     ({"generator.kernels": (-3,)}, "generator.kernels", "(-3,)"),
     ({"generator.kernels": (3, 3)}, "generator.kernels", "(3, 3)"),
     ({"generator.kernels": ()}, "generator.kernels", "()"),
-    ({"generator.family": "unet"}, "generator.kernels", "(3, 3, 3, 3, 3)"),
-    ({"generator.family": "dense"}, "generator.kernels", "(3, 3, 3, 3, 3)"),
-    (JUDGE | {"discriminator.kernels": (3, 3)}, "discriminator.kernels", "(3, 3)"),
-    ({"discriminator.family": "patchgan"}, "discriminator.kernels", "(3, 3, 3, 3)"),
-    (
-        {"generator.family": "unet", "generator.kernels": (), "generator.channels": (8,)},
-        "generator.channels",
-        "(8,)",
-    ),
-    (JUDGE | {"loss.lambda_bce": -1.0}, "loss.lambda_bce", "-1.0"),
+    ({"generator.family": "dense", "generator.kernels": (3, 3)}, "generator.kernels", "(3, 3)"),
+    (WITH_DISCRIMINATOR | {"discriminator.kernels": (3, 3)}, "discriminator.kernels", "(3, 3)"),
+    ({"generator.family": "unet", "generator.channels": (8,)}, "generator.channels", "(8,)"),
+    (WITH_DISCRIMINATOR | {"loss.lambda_bce": -1.0}, "loss.lambda_bce", "-1.0"),
     ({"loss.lambda_recon": -1.0}, "loss.lambda_recon", "-1.0"),
     ({"loss.lambda_gradient": -2.0}, "loss.lambda_gradient", "-2.0"),
     ({"loss.lambda_perceptual": -0.5}, "loss.lambda_perceptual", "-0.5"),
@@ -169,6 +254,9 @@ RULES = [
     ({"train.checkpoint_every": -1}, "train.checkpoint_every", "-1"),
     ({"train.seed": -1}, "train.seed", "-1"),
     ({"stitch.stride": 0}, "stitch.stride", "0"),
+    ({"data.patch_size": (16, 16)}, "stitch.stride", "20"),
+    ({"data.neighbours": -1}, "data.neighbours", "-1"),
+    ({"data.patch_size": (32, 32, 32), "data.neighbours": 1}, "data.neighbours", "1"),
     ({"stitch.trim": -1}, "stitch.trim", "-1"),
     (SMALL_PATCH | {"stitch.trim": 5}, "stitch.trim", "5"),
     ({"stitch.axes": ()}, "stitch.axes", "()"),
@@ -194,7 +282,7 @@ def test_each_rule_names_field_and_value(overrides, field, value):
     [
         SMALL_PATCH | {"stitch.trim": 4},
         {"train.batch_size": 6, "train.accumulation": 3},
-        JUDGE | {"loss.lambda_bce": 1.0},
+        WITH_DISCRIMINATOR | {"loss.lambda_bce": 1.0},
         {"loss.lambda_recon": 0.0, "loss.lambda_gradient": 1.0},
         {"optim.beta1": 0.0, "optim.clip_norm": 0.0, "train.checkpoint_every": 0},
     ],

@@ -64,7 +64,6 @@ def unets(widths: Sequence[int] = (8, 16, 32, 64), depths: Sequence[int] = (3, 4
                 for width in widths
             ]
         ),
-        "generator.kernels": tune.choice([()]),  # always 4
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -30,7 +31,9 @@ def parse(name: str, command: type[Given], args: Sequence[str]) -> Given:
         SystemExit: With status 2 for arguments that cannot be read, with 0 after --help.
     """
     with usage_errors():
-        return tyro.cli(command, args=list(args), prog=f"distsynth {name}")
+        # The fields of a network are those of its family, which the default decides.
+        one_family = (tyro.conf.AvoidSubcommands,)
+        return tyro.cli(command, args=list(args), prog=f"distsynth {name}", config=one_family)
 
 
 @contextlib.contextmanager
@@ -50,21 +53,29 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise DataError(path, "the file exists already", "Give --overwrite or another --out")
 
 
-def starting_config(name: str) -> RunConfig:
-    """The configuration of a preset or of a .json file.
+def chosen_families(start: RunConfig, args: Sequence[str]) -> RunConfig:
+    """The configuration with the families that options such as --generator.family ask for.
+
+    The parser offers the fields of one family: that of the preset, unless another is asked for.
 
     Raises:
-        DataError: If there is no such file.
-        ConfigError: If there is no such preset, or the file holds no valid configuration.
+        ConfigError: If there is no such family, or an option belongs to another one.
     """
-    from distsynth.config import from_json
-    from distsynth.presets import preset
+    from distsynth.config import FAMILIES, check_owner, with_families
 
-    if not name.endswith(".json"):
-        return preset(name)
-    if not Path(name).is_file():
-        raise DataError(name, "the configuration does not exist", "Check the path")
-    return from_json(Path(name).read_text(encoding="utf-8"))
+    asked = {}
+    for section in FAMILIES:
+        option = f"--{section}.family"
+        for word, value in itertools.pairwise([*args, ""]):
+            if word == option:
+                asked[section] = value
+            elif word.startswith(f"{option}="):
+                asked[section] = word.removeprefix(f"{option}=")
+    chosen = with_families(start, asked)
+    for word in args:
+        if word.startswith(tuple(f"--{section}." for section in FAMILIES)):
+            check_owner(chosen, word.removeprefix("--").partition("=")[0].replace("-", "_"))
+    return chosen
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

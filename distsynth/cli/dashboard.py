@@ -55,7 +55,7 @@ def dashboard(args: Sequence[str]) -> None:
 
     if given.sweep is not None:
         from distsynth.sweep.folder import SweepFolder
-        from distsynth.sweep.report import sweep_dashboard
+        from distsynth.sweep.page import sweep_dashboard
 
         plan = SweepFolder(given.sweep).plan()
         shown = sweep_dashboard(plan, given.project, given.entity)

@@ -40,6 +40,11 @@ def export(args: Sequence[str]) -> None:
 
     print(
         write_export(
-            given.checkpoint, given.out, given.evaluation, given.row, given.onnx, given.overwrite
+            given.checkpoint,
+            given.out,
+            evaluation=given.evaluation,
+            row=given.row,
+            onnx=given.onnx,
+            overwrite=given.overwrite,
         )
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, columns, parse, starting_config
+from distsynth.cli.arguments import Cohort, Out, chosen_families, columns, parse
 from distsynth.cli.messages import UsageError
 
 
@@ -36,8 +36,6 @@ class Stitch:
 
 def presets(args: Sequence[str]) -> None:
     """list the presets, or print one as a configuration"""
-    from distsynth.config import to_json
-    from distsynth.presets import PRESETS, describe, preset
 
     @dataclass(frozen=True)
     class Presets:
@@ -48,6 +46,9 @@ def presets(args: Sequence[str]) -> None:
         """Print JSON instead of a table."""
 
     given = parse("presets", Presets, args)
+    from distsynth.config import to_json
+    from distsynth.presets import PRESETS, describe, preset
+
     if given.name:
         print(to_json(preset(given.name)), end="")
     elif given.json:
@@ -59,6 +60,7 @@ def presets(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """train a preset or a configuration file"""
+    from distsynth.api import load_config
     from distsynth.config import RunConfig, validate
     from distsynth.presets import PRESETS
 
@@ -70,7 +72,7 @@ def train(args: Sequence[str]) -> None:
             return
         raise UsageError(f"name a preset or a configuration file\n{usage}")
     name, *rest = args
-    start = starting_config(name)
+    start = chosen_families(load_config(name), rest)
 
     @dataclass(frozen=True)
     class Train:
@@ -114,6 +116,11 @@ def predict(args: Sequence[str]) -> None:
         """NIfTI file to write."""
         like: Path | None = None
         """Predict on the grid of this volume."""
+        orientation: Literal["header", "array"] = "header"
+        """array accepts a source that has lost its orientation; the result then has none either,
+        and its array lies like that of the source."""
+        max_voxels: int = 1_000_000_000
+        """Refuse a grid of more voxels."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
@@ -122,7 +129,16 @@ def predict(args: Sequence[str]) -> None:
     from distsynth.inference.predictor import load_predictor, predict_file
 
     predictor = load_predictor(given.checkpoint, given.device).stitched(**vars(given.stitch))
-    print(predict_file(predictor, given.volume, given.out, given.like, given.overwrite))
+    out = predict_file(
+        predictor,
+        given.volume,
+        given.out,
+        given.like,
+        given.overwrite,
+        given.orientation,
+        given.max_voxels,
+    )
+    print(out)
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -151,29 +167,20 @@ def evaluate(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("evaluate", Evaluate, args)
-    if not given.checkpoints:
-        raise UsageError("name at least one checkpoint or run folder")
-    from distsynth.evaluation.evaluate import evaluate as run_evaluation
-    from distsynth.inference.predictor import load_predictor, run_dir_of
-    from distsynth.metrics.results import RESULTS_FILE
-    from distsynth.reporting.evaluation_files import write_evaluation
-    from sharding.io.atomic import atomic_folder
+    from distsynth.api import evaluate as run_evaluation
     from sharding.volumes.cohort import read_cohort
 
-    specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
-    predictors, run_dirs = {}, {}
-    for path in given.checkpoints:
-        run_dir = run_dir_of(path)
-        if run_dir.name in predictors:
-            raise UsageError(f"two checkpoints are named {run_dir.name}: rename a run folder")
-        predictor = load_predictor(path, given.device)
-        predictors[run_dir.name] = predictor.stitched(**vars(given.stitch))
-        run_dirs[run_dir.name] = run_dir
-    with atomic_folder(given.out, RESULTS_FILE, given.overwrite) as folder:
-        volumes = folder / "volumes" if given.save_volumes else None
-        evaluation = run_evaluation(predictors, specimens, given.split, volumes)
-        text = write_evaluation(folder, evaluation, predictors, run_dirs)
-    print(text)
+    run_evaluation(
+        given.checkpoints,
+        read_cohort(given.cohort, given.source_pattern, given.target_pattern),
+        given.out,
+        split=given.split,
+        stitching=vars(given.stitch),
+        save_volumes=given.save_volumes,
+        device=given.device,
+        overwrite=given.overwrite,
+    )
+    print((given.out / "table.txt").read_text(encoding="utf-8"))
     print(given.out / "report.html")
 
 

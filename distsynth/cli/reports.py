@@ -10,10 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Out, parse, refuse_existing
-from distsynth.cli.messages import UsageError
-from sharding.io.errors import DataError
-from sharding.io.storage import Folder
+from distsynth.cli.arguments import Out, parse
 
 
 def report(args: Sequence[str]) -> None:
@@ -47,34 +44,21 @@ def report(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("report", Report, args)
-    refuse_existing(given.out, given.overwrite)
-    if given.most < 1:
-        raise UsageError(f"--most must be >= 1, got {given.most}")
-    from distsynth.reporting.run_page import Extras, run_page
-    from distsynth.reproduction.report import reproduction_page
-    from distsynth.reproduction.task import TASK_FILE
-    from distsynth.runs.folder import CONFIG_FILE
-    from distsynth.sweep.folder import SweepFolder
-    from distsynth.sweep.report import sweep_page
-    from sharding.io.atomic import atomic_write
+    from distsynth.api import write_report
     from sharding.volumes.cohort import read_cohort
 
     specimens = None
     if given.cohort is not None:
         specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
-    extras = Extras(specimens, given.split, given.most, given.evaluation, given.device)
-    folder, sweep = Folder(given.folder), SweepFolder(given.folder)
-    if folder.exists(TASK_FILE):
-        page = reproduction_page(sweep, extras)
-    elif sweep.exists():
-        page = sweep_page(sweep, extras)
-    elif folder.exists(CONFIG_FILE):
-        page = run_page(folder, extras)
-    else:
-        raise DataError(
+    print(
+        write_report(
             given.folder,
-            "there is no run, sweep or reproduction in this folder",
-            "Give the folder of one",
+            given.out,
+            specimens,
+            split=given.split,
+            most=given.most,
+            evaluation=given.evaluation,
+            device=given.device,
+            overwrite=given.overwrite,
         )
-    atomic_write(given.out, page)
-    print(given.out)
+    )

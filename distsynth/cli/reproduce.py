@@ -53,10 +53,10 @@ def reproduce(args: Sequence[str]) -> None:
         """Start a cluster on this machine for the duration; the default without --address."""
 
     given = parse("reproduce", Reproduce, args)
-    from distsynth.reproduction.report import PAGE_FILE, reproduction_page
+    from distsynth.reproduction.collect import write_tables
+    from distsynth.reproduction.page import PAGE_FILE, reproduction_page
     from distsynth.reproduction.rows import chosen_rows
     from distsynth.reproduction.run import reproduce as run
-    from distsynth.reproduction.tables import write_tables
     from distsynth.reproduction.task import Task
     from distsynth.sweep.folder import SweepFolder
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -128,13 +128,15 @@ def correct(args: Sequence[str]) -> None:
         """NIfTI file to write."""
         mask: Path | None = None
         """Mask in which the field is fitted; by default the foreground is estimated."""
+        orientation: Literal["header", "array"] = "header"
+        """array accepts a volume that has lost its orientation; the result then has none either."""
         config: Annotated[CorrectConfig, arg(name="")] = field(default_factory=CorrectConfig)
         overwrite: bool = False
 
     given = parse("correct", Correct, args)
     refuse_existing(given.out, given.overwrite)
-    volume = read_volume(given.volume)
-    mask = read_mask(given.mask, volume) if given.mask else None
+    volume = read_volume(given.volume, orientation=given.orientation)
+    mask = read_mask(given.mask, volume, given.orientation) if given.mask else None
     corrected, _ = correct_bias(volume, given.config, mask)
     write_volume(given.out, corrected)
     print(given.out)
@@ -160,10 +162,19 @@ def carry_back(args: Sequence[str]) -> None:
         like: Path | None = None
         """Write on the grid of this volume; by default the source's field of view at the target's
         resolution."""
+        orientation: Literal["header", "array"] = "header"
+        """array accepts volumes that have lost their orientation."""
         overwrite: bool = False
 
     given = parse("carry-back", CarryBack, args)
-    carry(given.specimen, given.volume, given.out, given.like, given.overwrite)
+    carry(
+        given.specimen,
+        given.volume,
+        given.out,
+        given.like,
+        given.overwrite,
+        given.orientation,
+    )
     print(given.out)
 
 
@@ -206,11 +217,11 @@ def shard(args: Sequence[str]) -> None:
         specimens,
         given.out,
         given.config,
-        given.workers,
-        given.overwrite,
-        given.update,
-        given.skip_failed,
-        given.address,
+        workers=given.workers,
+        overwrite=given.overwrite,
+        update=given.update,
+        skip_failed=given.skip_failed,
+        address=given.address,
     )
     manifest = done.manifest
     for split in SPLITS:

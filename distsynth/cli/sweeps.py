@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from distsynth.cli.arguments import columns, parse, starting_config, usage_errors
+from distsynth.cli.arguments import chosen_families, parse, usage_errors
 from distsynth.cli.messages import UsageError
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
@@ -41,10 +41,11 @@ def sweep(args: Sequence[str]) -> None:
 
 
 def _new_sweep(args: Sequence[str]) -> None:
+    from distsynth.api import load_config
     from distsynth.config import RunConfig, validate
     from distsynth.sweep.plan import SweepConfig
 
-    start = starting_config(args[0])
+    start = chosen_families(load_config(args[0]), args[1:])
 
     @dataclass(frozen=True)
     class Sweep:
@@ -135,13 +136,14 @@ def _known_sweep(args: Sequence[str]) -> None:
 
 def _status(storage: str, name: str) -> None:
     from distsynth.sweep.folder import searched
-    from distsynth.sweep.leaderboard import counts, rank_trials, text_rows
+    from distsynth.sweep.leaderboard import counts, leaderboard_table, rank_trials
+    from sharding.io.tables import table_text
 
     folder = _folder(storage, name)
     plan, records = folder.plan(), folder.records()
     trials = searched(records)
     print(f"{plan.name}: {counts(plan, trials)}\n")
-    print(columns(text_rows(plan, rank_trials(plan, trials))))
+    print(table_text(leaderboard_table(plan, rank_trials(plan, trials))))
     for record in records.values():
         if record.cause or record.failures:
             print(f"\n{record.name} {record.status}: {record.cause or 'continued after a crash'}")
@@ -151,8 +153,9 @@ def _status(storage: str, name: str) -> None:
 def _finish(result: "SweepResult", address: str | None) -> None:
     from distsynth.sweep.finalists import evaluate_finalists, export_best, finalists, log_sweep
     from distsynth.sweep.folder import searched
-    from distsynth.sweep.leaderboard import rank_trials, text_rows
+    from distsynth.sweep.leaderboard import leaderboard_table, rank_trials
     from distsynth.sweep.run import run_final
+    from sharding.io.tables import table_text
 
     folder = result.folder
     plan = folder.plan()
@@ -160,7 +163,7 @@ def _finish(result: "SweepResult", address: str | None) -> None:
         raise KeyboardInterrupt
     records = searched(result.records)
     rows = rank_trials(plan, records)
-    print(columns(text_rows(plan, rows)))
+    print(table_text(leaderboard_table(plan, rows)))
     failed = [record for record in records.values() if record.status == "failed"]
     for record in failed:
         LOGGER.warning("trial %s failed: %s", record.name, record.cause)

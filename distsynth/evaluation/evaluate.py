@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.pair import Pair, prepare_pair
 from sharding.volumes.volume import write_volume
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -41,6 +45,21 @@ class Evaluation:
     split: Split
     training: int
     examples: list[Example] = field(default_factory=list)
+
+    def frame(self) -> pd.DataFrame:
+        """Every number: a row for each (method, specimen), a column for each metric.
+
+        `evaluation.frame().groupby("method", sort=False).mean()` gives means over specimens.
+        """
+        import pandas as pd
+
+        rows = {
+            (method, specimen): values
+            for method, by_specimen in self.results.items()
+            for specimen, values in by_specimen.items()
+        }
+        index = pd.MultiIndex.from_tuples(rows, names=["method", "specimen"])
+        return pd.DataFrame(list(rows.values()), index=index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +203,5 @@ def _predictions(
         synthetic = predictor(source, title=f"{name}, {pair.name}")
         config = predictor.checkpoint.config
         locations = predictor.locations(pair.grid.shape)
-        borders = border_planes(
-            locations, pair.grid.shape, config.data.patch_size, config.stitch.trim
-        )
+        borders = border_planes(locations, pair.grid.shape, config.data.sides, config.stitch.trim)
         yield name, synthetic, list(borders)

@@ -1,13 +1,19 @@
-"""RFSR, the paper's residual random forest, on the 2D training patches of a shard set.
+"""RFSR, the paper's residual random forest (section 6.1), and its relatives, on 2D patches.
 
-Each voxel is a row: the source shifted by 2 voxels in the 8 directions of its slice, minus the
-source itself, and the source itself (9 features; see `shift_features` for what is our reading).
-The forest learns target - source, and its prediction is added to the source.
+Each voxel is a row of features made from shifted copies of its slice, minus the slice itself. The
+forest learns target - source, and its prediction is added to the source. Four models share this:
 
-`rfsr` is scikit-learn's RandomForestRegressor as the paper has it, 200 trees of depth 15; that
-each tree sees `max_samples` rows is ours and makes it practical. `rfsr-boosted` is another model
-on the same rows, scikit-learn's HistGradientBoostingRegressor: trees fitted one after the other,
-each to what those before it left, on features in 255 bins (ours).
+rfsr            The paper's. 25 features, the whole 5x5 grid of shifts as in the code that the
+                paper cites, and no absolute intensity. It is trained on targets and their degraded
+                copies, so that it learns resolution and not contrast.
+rfsr-pairs      The same features, trained on the pairs of source and target (ours).
+rfsr-intensity  8 shifts at a distance of 2 and the source's intensity, trained on pairs (ours).
+                Intensity lets a forest learn the change of contrast.
+rfsr-boosted    Gradient boosting on the rows of rfsr-intensity: trees fitted one after the other,
+                each to what those before it left, on features in 255 bins (ours).
+
+The first three are scikit-learn's RandomForestRegressor with 200 trees of depth 15, as in the
+paper; that each tree sees only `max_samples` rows is ours and makes them practical.
 """
 
 from __future__ import annotations
@@ -15,10 +21,11 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from threadpoolctl import threadpool_limits
@@ -31,10 +38,14 @@ from sharding.io.progress import progress
 from sharding.io.records import STRICT
 from sharding.shards.shard_set import ShardSet
 
-SHIFT = 2
-"""Voxels by which the source is shifted (the paper's)."""
-DIRECTIONS = tuple((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b)
-FEATURES = len(DIRECTIONS) + 1
+Features = Literal["grid", "directions"]
+REACH = 2
+"""Voxels by which the source is shifted at most (the paper's)."""
+SHIFTS: dict[Features, tuple[tuple[int, int], ...]] = {
+    "grid": tuple((a, b) for a in range(-REACH, REACH + 1) for b in range(-REACH, REACH + 1)),
+    "directions": tuple((a, b) for a in (-REACH, 0, REACH) for b in (-REACH, 0, REACH) if a or b),
+}
+"""Displacements (rows, columns) whose differences from the voxel itself are features."""
 
 LEARNING_RATE = 0.1
 """Of the boosted trees."""
@@ -56,6 +67,12 @@ class ForestConfig:
     """Trees (the paper's), or rounds of boosting."""
     depth: int = 15
     """Most splits between the root and a leaf (the paper's)."""
+    features: Features = "grid"
+    """grid: all 25 shifts of up to 2 voxels, one of which is zero (the paper's code). directions:
+    8 shifts by 2 voxels and the source's own intensity (ours)."""
+    degrade: int = 0
+    """Train on targets and their copies at a resolution this many times lower (the paper: 2); 0
+    trains on pairs of source and target."""
     max_samples: int = 100_000
     """Rows of each random tree, drawn with replacement for it; boosted trees share as many rows,
     drawn once without."""
@@ -73,6 +90,10 @@ class ForestConfig:
         for name in ("trees", "depth", "max_samples", "min_samples_leaf"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.features not in SHIFTS:
+            raise ConfigError(f"features must be one of {', '.join(SHIFTS)}, got {self.features}")
+        if self.degrade < 0 or self.degrade == 1:
+            raise ConfigError(f"degrade must be 0 or at least 2, got {self.degrade}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction must be above 0, at most 1, got {self.fraction}")
         if not self.axes or len(set(self.axes)) < len(self.axes) or not set(self.axes) <= {0, 1, 2}:
@@ -87,9 +108,23 @@ class ForestConfig:
         """Jobs, counted."""
         return self.jobs or available_cores()
 
+    @property
+    def columns(self) -> int:
+        """Features of a row."""
+        return len(SHIFTS[self.features]) + (self.features == "directions")
 
-BOOSTED = ForestConfig(depth=8, max_samples=1_000_000, min_samples_leaf=20)
-"""What `fit_boosted` takes unless told otherwise (ours)."""
+
+FORESTS: dict[str, ForestConfig] = {
+    "rfsr": ForestConfig(degrade=2),
+    "rfsr-pairs": ForestConfig(),
+    "rfsr-intensity": ForestConfig(features="directions"),
+    "rfsr-boosted": ForestConfig(
+        features="directions", depth=8, max_samples=1_000_000, min_samples_leaf=20
+    ),
+}
+"""Every forest by name; see the top of this file for what each is."""
+BOOSTED = "rfsr-boosted"
+"""The one that is boosted rather than a random forest."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +149,7 @@ class Forest:
     """A fitted forest: a Baseline that is fitted on shards.
 
     Attributes:
-        name: rfsr or rfsr-boosted.
+        name: A name of FORESTS.
         config: How it was fitted.
         fit: What that took.
         model: The fitted trees.
@@ -142,7 +177,7 @@ class Forest:
 
                 def add(low: int, slices=slices, sums=sums, step=step) -> None:
                     images = slices[low : low + step]
-                    residual = self.model.predict(shift_features(images))
+                    residual = self.model.predict(shift_features(images, self.config.features))
                     sums[low : low + step] += residual.reshape(images.shape).astype(np.float32)
 
                 # Consumed, so that an error of a thread is raised.
@@ -150,36 +185,58 @@ class Forest:
         return (source + total / len(self.config.axes)).astype(np.float32)
 
 
-def shift_features(images: NDArray[np.float32]) -> NDArray[np.float32]:
+def shift_features(images: NDArray[np.float32], features: Features) -> NDArray[np.float32]:
     """One row of features a voxel.
 
-    "Shifted by 2 in every direction and stacked, the unshifted image subtracted" is read as the 8
-    directions of a slice, edges and diagonals, each difference a column; the source itself is the
-    ninth, for a change of contrast depends on it (both ours). Zero, in standardised units the mean
-    of the source, stands beyond the image's sides.
+    Zero, in standardised units the mean of the source, stands beyond the image's sides.
 
     Args:
         images: Source, standardised, shape (n, height, width).
+        features: Which.
 
     Returns:
-        Shape (n * height * width, FEATURES): source[p + SHIFT * d] - source[p] for d of
-        DIRECTIONS, source[p].
+        Shape (n * height * width, columns): source[p + d] - source[p] for d of SHIFTS[features];
+        for directions then source[p].
     """
     _, height, width = images.shape
-    padded = np.pad(images, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
-    out = np.empty((*images.shape, FEATURES), np.float32)
-    out[..., -1] = images
-    for column, (a, b) in enumerate(DIRECTIONS):
-        top, left = SHIFT * (1 + a), SHIFT * (1 + b)
+    padded = np.pad(images, ((0, 0), (REACH, REACH), (REACH, REACH)))
+    shifts = SHIFTS[features]
+    out = np.empty((*images.shape, len(shifts) + (features == "directions")), np.float32)
+    if features == "directions":
+        out[..., -1] = images
+    for column, (a, b) in enumerate(shifts):
+        top, left = REACH + a, REACH + b
         moved = padded[:, top : top + height, left : left + width]
         np.subtract(moved, images, out=out[..., column])
-    return out.reshape(-1, FEATURES)
+    return out.reshape(-1, out.shape[-1])
 
 
-def fit_forest(shards: ShardSet, config: ForestConfig, quiet: bool = False) -> Forest:
-    """Fit `rfsr` on training patches alone.
+def degraded(images: torch.Tensor, factor: int) -> torch.Tensor:
+    """Images at a lower resolution, on their own grid: averaged over blocks, then bicubic.
 
-    Memory is `ForestFit.bytes`, a float64 copy of the residuals, and about 16 bytes a row and job.
+    Args:
+        images: Shape (n, height, width).
+        factor: How many times lower.
+    """
+    height, width = images.shape[1:]
+    small = F.interpolate(
+        images[:, None], (max(1, height // factor), max(1, width // factor)), mode="area"
+    )
+    return F.interpolate(small, (height, width), mode="bicubic", align_corners=False)[:, 0]
+
+
+def fit_forest(name: str, shards: ShardSet, config: ForestConfig, quiet: bool = False) -> Forest:
+    """Fit a forest on training patches alone.
+
+    A random forest takes `ForestFit.bytes` of memory, a float64 copy of the residuals, and about 16
+    bytes a row and job; boosting `ForestFit.bytes` and about 150 bytes for each of the
+    `max_samples` rows.
+
+    Args:
+        name: One of FORESTS, which tells the kind of model.
+        shards: What to train on.
+        config: FORESTS[name], or a variation of it.
+        quiet: Show no progress.
 
     Raises:
         ConfigError: If the shards hold blocks, or no training patch.
@@ -187,6 +244,21 @@ def fit_forest(shards: ShardSet, config: ForestConfig, quiet: bool = False) -> F
     """
     started = time.perf_counter()
     patches, features, residuals = training_rows(shards, config, quiet)
+    fit = _fit_boosted if name == BOOSTED else _fit_random
+    model = fit(name, config, features, residuals, quiet)
+    seconds = time.perf_counter() - started
+    held = features.nbytes + residuals.nbytes
+    return Forest(name, config, ForestFit(patches, len(features), seconds, held), model)
+
+
+def _fit_random(
+    name: str,
+    config: ForestConfig,
+    features: NDArray[np.float32],
+    residuals: NDArray[np.float32],
+    quiet: bool,
+) -> RandomForestRegressor:
+    """Trees on rows that each draws with replacement."""
     model = RandomForestRegressor(
         n_estimators=0,
         max_depth=config.depth,
@@ -196,24 +268,20 @@ def fit_forest(shards: ShardSet, config: ForestConfig, quiet: bool = False) -> F
         n_jobs=config.threads,
         random_state=config.seed,
     )
-    for trees in progress(_steps(config), "fitting rfsr", len(_steps(config)), quiet):
+    for trees in progress(_steps(config), f"fitting {name}", len(_steps(config)), quiet):
         model.set_params(n_estimators=trees).fit(features, residuals)
     # Predicting is shared out over slices instead.
-    model.set_params(n_jobs=1)
-    return _fitted("rfsr", config, started, patches, features, residuals, model)
+    return model.set_params(n_jobs=1)
 
 
-def fit_boosted(shards: ShardSet, config: ForestConfig = BOOSTED, quiet: bool = False) -> Forest:
-    """Fit `rfsr-boosted` on rows of training patches alone.
-
-    Memory is `ForestFit.bytes` and about 150 bytes for each of the `max_samples` rows.
-
-    Raises:
-        ConfigError: If the shards hold blocks, or no training patch.
-        DataError: If a shard is damaged.
-    """
-    started = time.perf_counter()
-    patches, features, residuals = training_rows(shards, config, quiet)
+def _fit_boosted(
+    name: str,
+    config: ForestConfig,
+    features: NDArray[np.float32],
+    residuals: NDArray[np.float32],
+    quiet: bool,
+) -> HistGradientBoostingRegressor:
+    """Trees one after the other, all on the same rows, drawn without replacement."""
     count = min(config.max_samples, len(features))
     rng = np.random.default_rng([config.seed, 1])
     chosen = np.sort(rng.choice(len(features), count, replace=False))
@@ -229,9 +297,9 @@ def fit_boosted(shards: ShardSet, config: ForestConfig = BOOSTED, quiet: bool = 
     }
     model = HistGradientBoostingRegressor(**options)
     with threadpool_limits(config.threads, user_api="openmp"):
-        for trees in progress(_steps(config), "fitting rfsr-boosted", len(_steps(config)), quiet):
+        for trees in progress(_steps(config), f"fitting {name}", len(_steps(config)), quiet):
             model.set_params(max_iter=trees).fit(rows, goals)
-    return _fitted("rfsr-boosted", config, started, patches, features, residuals, model)
+    return model
 
 
 def training_rows(
@@ -240,7 +308,8 @@ def training_rows(
     """Features and residuals of the chosen training patches; the middle channel of 2.5D ones.
 
     Returns:
-        Number of patches; features, shape (rows, FEATURES); target - source, shape (rows,).
+        Number of patches; features, shape (rows, columns); target - source, shape (rows,). The
+        degraded target takes the place of the source if the configuration says so.
 
     Raises:
         ConfigError: If the shards hold blocks, or no training patch.
@@ -259,14 +328,17 @@ def training_rows(
     chosen.sort()
     standardise = Standardiser(shards.manifest, torch.device("cpu"))
     height, width = cut.patch_size
-    features = np.empty((count * height * width, FEATURES), np.float32)
+    features = np.empty((count * height * width, config.columns), np.float32)
     residuals = np.empty(len(features), np.float32)
     parts = range(0, count, PATCHES)
     for low in progress(parts, "reading training patches", len(parts), quiet):
         source, target = standardise(dataset[chosen[low : low + PATCHES]])
-        middle = source[:, cut.neighbours].numpy()
+        middle = source[:, cut.neighbours]
+        if config.degrade:
+            middle = degraded(target[:, 0], config.degrade)
+        middle = middle.numpy()
         rows = slice(low * height * width, (low + len(middle)) * height * width)
-        features[rows] = shift_features(middle)
+        features[rows] = shift_features(middle, config.features)
         residuals[rows] = (target[:, 0].numpy() - middle).ravel()
     return count, features, residuals
 
@@ -275,19 +347,3 @@ def _steps(config: ForestConfig) -> list[int]:
     """Trees after each step."""
     step = max(STEP, config.threads)
     return [*range(step, config.trees, step), config.trees]
-
-
-def _fitted(
-    name: str,
-    config: ForestConfig,
-    started: float,
-    patches: int,
-    features: NDArray[np.float32],
-    residuals: NDArray[np.float32],
-    model: RandomForestRegressor | HistGradientBoostingRegressor,
-) -> Forest:
-    """The fitted forest with what its fit took."""
-    seconds = time.perf_counter() - started
-    held = features.nbytes + residuals.nbytes
-    fit = ForestFit(patches, len(features), seconds, held)
-    return Forest(name, config, fit, model)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distsynth.export.model_card import Judged, model_card
+from distsynth.export.model_card import ModelEvaluation, model_card
 from distsynth.export.onnx import PACKAGES as ONNX_PACKAGES
 from distsynth.export.onnx import onnx_model, require_onnx
 from distsynth.inference.predictor import load_predictor, run_dir_of
-from distsynth.metrics.results import RESULTS_FILE
+from distsynth.metrics.results import RESULTS_FILE, read_results
 from distsynth.models import Generator
-from distsynth.reporting.evaluation_page import installed_versions
-from distsynth.reporting.sections import read_results
 from distsynth.runs.package import RECORD, WEIGHTS, export_files, is_export, write_files
+from distsynth.runs.versions import installed_versions
 from sharding.io.atomic import atomic_folder
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder
@@ -24,6 +23,7 @@ PACKAGES = ("distsynth", "torch", "safetensors")
 def write_export(
     path: str | Path,
     out: Path,
+    *,
     evaluation: str | Path | None = None,
     row: str | None = None,
     onnx: bool = True,
@@ -56,15 +56,15 @@ def write_export(
         predictor = load_predictor(path, "cpu")
         checkpoint, generator = predictor.checkpoint, predictor.generator
         assert isinstance(generator, Generator)
-        judged = None
+        evaluated = None
         if evaluation is not None:
-            judged = read_judged(evaluation, row or run_dir_of(path).name)
+            evaluated = read_evaluation(evaluation, row or run_dir_of(path).name)
         data = checkpoint.config.data
-        model = onnx_model(generator, data.patch_size, data.channels) if onnx else None
+        model = onnx_model(generator, data.sides, data.channels) if onnx else None
         files = export_files(checkpoint)
         packages = (*PACKAGES, *ONNX_PACKAGES) if model else PACKAGES
         versions = installed_versions(packages)
-        card = model_card(checkpoint, generator, files[WEIGHTS], versions, model, judged)
+        card = model_card(checkpoint, generator, files[WEIGHTS], versions, model, evaluated)
         files[CARD] = card.encode()
         if model:
             files[ONNX] = model.content
@@ -72,7 +72,7 @@ def write_export(
     return out
 
 
-def read_judged(evaluation: str | Path, row: str) -> Judged:
+def read_evaluation(evaluation: str | Path, row: str) -> ModelEvaluation:
     """A model's row among the results of an evaluation.
 
     Raises:
@@ -81,6 +81,6 @@ def read_judged(evaluation: str | Path, row: str) -> Judged:
     folder = Folder(evaluation)
     table = read_results(folder.read(RESULTS_FILE), folder / RESULTS_FILE)
     if row not in table.summary:
-        rule = f"no model of the name {row} was judged there, but {', '.join(table.summary)}"
+        rule = f"no model of the name {row} was evaluated there, but {', '.join(table.summary)}"
         raise DataError(folder / RESULTS_FILE, rule, "Name its row with --row")
-    return Judged(table, row)
+    return ModelEvaluation(table, row)

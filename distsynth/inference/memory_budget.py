@@ -10,8 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from distsynth.config import GeneratorConfig
 from distsynth.models import build_generator
+from distsynth.models.generator import GeneratorConfig
 
 Forward = Callable[[Tensor], Tensor]
 """Sources (n, channels, *sides) -> predictions (n, *sides), float32, on the same device."""

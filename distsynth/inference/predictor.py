@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +25,19 @@ from distsynth.models import Generator, build_generator
 from distsynth.runs.checkpoint import Checkpoint, load_checkpoint
 from distsynth.runs.folder import BEST, local_file
 from distsynth.runs.package import COPY_AGAIN, WEIGHTS, is_export, read_export
+from sharding.io.atomic import refuse_existing
 from sharding.io.errors import DataError
 from sharding.io.progress import progress
 from sharding.io.storage import Folder, is_remote
 from sharding.shards.patches import BLOCK, check_fits, dense_locations, patch_axes
+from sharding.volumes.grid import MOST_VOXELS, check_grid_size, check_grids_meet, spaced_grid
+from sharding.volumes.header import Orientation
+from sharding.volumes.intensities import check_foreground_varies
 from sharding.volumes.pair import place_source
 from sharding.volumes.slabs import Empty, Scratch, in_memory
-from sharding.volumes.volume import Volume, read_volume, write_volume
+from sharding.volumes.volume import Volume, read_pair, read_volume, write_volume
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +67,7 @@ class Predictor:
     def locations(self, shape: tuple[int, int, int]) -> NDArray[np.int32]:
         """The dense patches that a prediction is made of, or equals."""
         stitch = self.checkpoint.config.stitch
-        patch_size = self.checkpoint.config.data.patch_size
+        patch_size = self.checkpoint.config.data.sides
         try:
             return dense_locations(shape, patch_size, stitch.stride, stitch.axes)
         except ValueError as error:
@@ -89,7 +96,7 @@ class Predictor:
             ValueError: If a voxel is left uncovered.
         """
         config = self.checkpoint.config
-        patch_size, stitch = config.data.patch_size, config.stitch
+        patch_size, stitch = config.data.sides, config.stitch
         methods = self._methods(source.shape, empty)
         if self.device.type == "cpu":
             keep_freed_memory(any_size=False)
@@ -106,13 +113,49 @@ class Predictor:
             synthetic = predict_volume(
                 source,
                 methods,
-                config.data.neighbours,
+                config.data.channels // 2,
                 forward,
                 lambda sides: total_weight(sides, patch_size, stitch),
                 empty,
             )
         next(ticks, None)  # the last line of progress
         return synthetic
+
+    def predict(
+        self,
+        source: str | Path | Volume,
+        like: str | Path | Volume | None = None,
+        *,
+        orientation: Orientation = "header",
+        max_voxels: int = MOST_VOXELS,
+    ) -> Volume:
+        """Predict the synthetic target of a source volume.
+
+        Args:
+            source: The source: a NIfTI file or a volume, in any units of intensity.
+            like: The grid to predict on; by default the source's own if its voxels have the size
+                of the training targets, or else one of that size over its field of view.
+            orientation: "array" accepts files without orientation, see predict_file.
+            max_voxels: Voxels that the grid may have.
+
+        Returns:
+            The synthetic volume, with the source's scale of intensities.
+
+        Raises:
+            DataError: If a file is bad or nearly constant, the grid is too large or does not meet
+                the source, or the volume is smaller than a patch.
+        """
+        where = "source" if isinstance(source, Volume) else source
+        if isinstance(source, str | Path) and isinstance(like, str | Path):
+            source, like = read_pair(source, like, orientation)
+        if isinstance(source, str | Path):
+            source = read_volume(source, orientation=orientation)
+        if isinstance(like, str | Path):
+            like = read_volume(like, orientation=orientation)
+        if like:
+            least = self.checkpoint.data.preprocess.min_overlap
+            check_grids_meet("the grid to predict on", source, like, least)
+        return _predict_volume(self, source, like, where, max_voxels, in_memory)
 
     @property
     def exact(self) -> bool:
@@ -136,7 +179,7 @@ class Predictor:
             ConfigError: If the patches do not fit the volume.
         """
         config, generator = self.checkpoint.config, self.generator
-        data, stitch, patch_size = config.data, config.stitch, config.data.patch_size
+        data, stitch, patch_size = config.data, config.stitch, config.data.sides
         budget = memory_budget(
             config.generator, patch_size, data.channels, stitch.memory_mb, self.device
         )
@@ -179,7 +222,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     config = checkpoint.config
     data = config.data
     try:
-        generator = build_generator(config.generator, data.patch_size, data.channels)
+        generator = build_generator(config.generator, data.sides, data.channels)
         generator.load_state_dict(checkpoint.learners["generator"]["network"])
     except (ConfigError, KeyError, RuntimeError) as error:
         # Torch's first line names the network, its second what is wrong.
@@ -216,6 +259,8 @@ def predict_file(
     out: Path,
     like: Path | None = None,
     overwrite: bool = False,
+    orientation: Orientation = "header",
+    max_voxels: int = MOST_VOXELS,
 ) -> Path:
     """Predict a source volume and write the result where any viewer shows it in place.
 
@@ -231,34 +276,59 @@ def predict_file(
         out: The NIfTI file to write.
         like: A volume whose grid to predict on.
         overwrite: Replace `out`.
+        orientation: "array" accepts a source without orientation; the result has none either, and
+            its array lies like that of the source.
+        max_voxels: Voxels that the grid may have.
 
     Raises:
-        DataError: If the file is bad, `out` exists, the volume is smaller than a patch, or the
-            disk is full.
+        DataError: If the file is bad or nearly constant, `out` exists, the grid is too large or
+            does not meet the source, the volume is smaller than a patch, or the disk is full.
     """
-    if out.exists() and not overwrite:
-        raise DataError(out, "the file exists already", "Give --overwrite or another name")
+    refuse_existing([out], overwrite)
     if not out.name.endswith((".nii", ".nii.gz")):
         raise DataError(out, "the output must be a .nii or .nii.gz file", "Rename it")
-    data = predictor.checkpoint.data
     empty = Scratch(out.parent, predictor.checkpoint.config.stitch.memory_mb * MEGABYTE)
-    source = read_volume(path, empty=empty)
     if like:
-        grid = read_volume(like, empty=empty)
+        source, grid = read_pair(path, like, orientation, empty)
+        check_grids_meet(like, source, grid, predictor.checkpoint.data.preprocess.min_overlap)
     else:
-        grid = prediction_grid(source, data.spacing_mm, data.orientation)
-    placed = place_source(source, grid.shape, grid.affine, data.preprocess, path, empty)
+        source, grid = read_volume(path, empty=empty, orientation=orientation), None
+    write_volume(out, _predict_volume(predictor, source, grid, path, max_voxels, empty))
+    return out
+
+
+def _predict_volume(
+    predictor: Predictor,
+    source: Volume,
+    like: Volume | None,
+    where: str | Path,
+    max_voxels: int,
+    empty: Empty,
+) -> Volume:
+    """Predict on the grid of `like`, or one like the targets'; `where` names the source."""
+    data = predictor.checkpoint.data
+    grid = like or prediction_grid(source, data.spacing_mm, data.orientation, where, max_voxels)
+    logger.info("predicting on a grid of %s voxels", "x".join(map(str, grid.shape)))
+    placed = place_source(source, grid.shape, grid.affine, data.preprocess, where, empty)
+    check_foreground_varies(where, source, placed.transform, data.preprocess.foreground_threshold)
     standardised = placed.transform.standardise_scaled(placed.scaled, empty)
     try:
         synthetic = predictor(standardised, empty=empty)
     except ConfigError as error:
-        raise DataError(path, str(error), "Give a larger volume, or use smaller patches") from None
-    write_volume(out, grid.with_data(placed.transform.restore(synthetic, empty)))
-    return out
+        raise DataError(where, str(error), "Give a larger volume, or use smaller patches") from None
+    predicted = grid.with_data(placed.transform.restore(synthetic, empty))
+    if not like and not source.has_orientation:
+        # Without orientation only the arrays can be compared: this one lies like the source's.
+        predicted = predicted.reoriented("RAS")
+    return predicted
 
 
 def prediction_grid(
-    source: Volume, spacing_mm: tuple[float, float, float], orientation: str
+    source: Volume,
+    spacing_mm: tuple[float, float, float],
+    orientation: str,
+    where: object = "source",
+    max_voxels: int = MOST_VOXELS,
 ) -> Volume:
     """The grid to predict on: oriented and spaced like the training targets.
 
@@ -269,16 +339,17 @@ def prediction_grid(
         source: Volume to predict from.
         spacing_mm: Voxel size of the training targets along their axes.
         orientation: Of the training targets, such as RAS.
+        where: Names the source in errors.
+        max_voxels: Voxels that the grid may have.
 
     Returns:
         A volume whose shape, affine and header matter; its data is zero and takes no memory.
+
+    Raises:
+        DataError: If the grid has more voxels.
     """
     no_data = np.broadcast_to(np.float32(0), source.shape)
     oriented = source.with_data(no_data).reoriented(orientation)
-    ratio = np.array(oriented.spacing_mm) / np.array(spacing_mm)
-    if np.abs(ratio - 1).max() < 0.01:
-        return oriented
-    # The last voxel centre must not lie beyond the border of the last source voxel.
-    sizes = np.floor((np.array(oriented.shape) - 0.5) * ratio + 1e-3).astype(int) + 1
-    affine = oriented.affine @ np.diag([*(1 / ratio), 1])
-    return Volume(np.broadcast_to(np.float32(0), sizes), affine, source.header)
+    shape, affine = spaced_grid(oriented, spacing_mm)
+    check_grid_size(where, shape, spacing_mm, max_voxels)
+    return Volume(np.broadcast_to(np.float32(0), shape), affine, source.header)

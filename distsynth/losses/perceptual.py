@@ -6,6 +6,8 @@ downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distsynth.errors import ConfigError
-from distsynth.losses.terms import check_same_shape
+from distsynth.losses.term import Outputs, Term, TermConfig, check_same_shape
 
 CUTS = (4, 9, 16, 23)
 """Layers of VGG16's `features` after which images are compared: the last ReLU of a block each."""
@@ -26,12 +28,46 @@ WEIGHTS_FILE = "vgg16-397923af.pth"
 """Torchvision's name of the file (VGG16_Weights.IMAGENET1K_V1)."""
 
 
+@dataclass(frozen=True)
+class PerceptualConfig(TermConfig):
+    """Fields of the perceptual term."""
+
+    lambda_perceptual: float = 0.0
+    """Weight of the VGG16 perceptual term (section 6.4)."""
+    vgg_weights: str | None = None
+    """File of torchvision's VGG16 weights; none looks in the torch hub cache of this user."""
+
+    def check_patch(self, patch_size: Sequence[int]) -> None:
+        """Refuse slices that leave no features at the last cut."""
+        _check_slice(patch_size)
+
+
+class Perceptual(Term):
+    """The perceptual loss as a term of the generator's loss."""
+
+    name = "perceptual"
+    config = PerceptualConfig
+
+    def __init__(self, config: PerceptualConfig) -> None:
+        super().__init__()
+        self.loss = PerceptualLoss(config.vgg_weights)
+
+    @classmethod
+    def description(cls, config: Any) -> str:  # noqa: ARG003
+        """The term in a few words."""
+        return "perceptual (VGG16)"
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """The distance, a scalar."""
+        return self.loss(outputs.synthetic, outputs.target)
+
+
 class PerceptualLoss(nn.Module):
     """Distance between the VGG16 features of synthetic and target.
 
     Each image is standardised, its one grey channel repeated to three, and the mean absolute
     differences of the features at the four cuts are summed. Mean over features where the paper
-    has a norm (ours). 3D patches are standardised whole, then judged slice by slice along their
+    has a norm (ours). 3D patches are standardised whole, then compared slice by slice along their
     first spatial axis (ours). Features have autocast's precision, distances are float32.
 
     Args:
@@ -66,15 +102,11 @@ class PerceptualLoss(nn.Module):
             Scalar.
 
         Raises:
-            ValueError: If shapes differ or a slice has a side under 16 voxels.
+            ValueError: If shapes differ.
+            ConfigError: If a slice has a side under 16 voxels.
         """
         check_same_shape(synthetic, target)
-        plane = tuple(synthetic.shape[-2:])
-        if min(plane) < MIN_SIDE:
-            raise ValueError(
-                f"loss.lambda_perceptual needs slices of at least {MIN_SIDE} voxels a side, got "
-                f"{plane}; enlarge data.patch_size"
-            )
+        _check_slice(synthetic.shape)
         with torch.no_grad():
             wanted = self._compared(target)
         distances = [
@@ -107,6 +139,15 @@ def vgg16_features() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def _check_slice(shape: Sequence[int]) -> None:
+    sides = tuple(shape[-2:])
+    if min(sides) < MIN_SIDE:
+        raise ConfigError(
+            f"loss.lambda_perceptual needs slices of at least {MIN_SIDE} voxels a side, got "
+            f"{sides}; enlarge data.patch_size"
+        )
+
+
 def _standardise(images: Tensor) -> Tensor:
     """Zero mean and unit variance for each image of the batch; a constant image becomes 0."""
     images = images.float()
@@ -128,8 +169,8 @@ def weights_path(weights: str | Path | None) -> Path:
     return default if weights is None else Path(weights).expanduser()
 
 
-def _read_weights(weights: str | Path | None, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The wanted tensors of a VGG16 file, float32; those of later layers are left."""
+def check_weights(weights: str | Path | None) -> Path:
+    """The file of VGG16 weights; raises ConfigError if there is none."""
     path, default = weights_path(weights), weights_path(None)
     if not path.is_file():
         raise ConfigError(
@@ -137,6 +178,12 @@ def _read_weights(weights: str | Path | None, wanted: dict[str, Tensor]) -> dict
             "is not there; download https://download.pytorch.org/models/"
             f"{WEIGHTS_FILE} (528 MB) and name it here, or put it at {default}"
         )
+    return path
+
+
+def _read_weights(weights: str | Path | None, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The wanted tensors of a VGG16 file, float32; those of later layers are left."""
+    path = check_weights(weights)
     state = _load(path)
     for name, tensor in wanted.items():
         shape = getattr(state.get(name), "shape", None)

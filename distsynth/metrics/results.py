@@ -1,9 +1,11 @@
-"""Methods against metrics: means over specimens with intervals, as text, CSV and JSON."""
+"""The table of an evaluation: methods against metrics, means over specimens with intervals.
+
+Its columns are those of METRICS; `results_text`, `results_csv`, `results_json` and
+`results_frame` are its forms, and `read_results` reads results.json back.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,23 +13,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from distsynth.metrics.image import METRICS
 from distsynth.metrics.statistics import bootstrap_interval
+from sharding.io.errors import DataError
+from sharding.io.tables import Cell, Column, Table, rows_csv, table_text, to_json
 
-Results = Mapping[str, Mapping[str, Mapping[str, float]]]
+MetricValues = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Method -> specimen -> key of METRICS -> value, NaN where a metric has no meaning for a method."""
 
 RESULTS_FILE = "results.json"
 
-GROUPS = (
+REGIONS = (
     ("In the mask", "_mask"),
     ("Whole volume", "_whole"),
     ("Patch seams and consistency with the source", ""),
 )
-"""(Heading, end of a metric's key): tables are split so that they fit a page."""
+"""(Heading, end of a metric's key): one table each, so that they fit a page."""
 
-SHORT = {
+SHORT_NAMES = {
     "mse": "MSE",
     "psnr255": "PSNR, peak 255",
     "psnr": "PSNR, peak range",
@@ -36,7 +41,7 @@ SHORT = {
     "seam_index": "Seam",
     "consistency_error": "Consistency",
 }
-"""Metric without its region -> name of a column."""
+"""Metric without its region -> heading of its column."""
 
 LEVEL = 0.95
 
@@ -51,12 +56,12 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Judged methods.
+class ResultsTable:
+    """Evaluated methods.
 
     Attributes:
         columns: Keys of METRICS, in its order.
-        specimens: Judged specimens, the same for each method.
+        specimens: Evaluated specimens, the same for each method.
         values: Method -> specimen -> metric -> value; NaN where there is none.
         summary: Method -> metric -> mean and interval.
         best: Metric -> methods with the best mean; empty unless two methods or more have one.
@@ -68,18 +73,18 @@ class Table:
     summary: dict[str, dict[str, Interval]]
     best: dict[str, tuple[str, ...]]
 
-    def groups(self) -> list[tuple[str, tuple[str, ...]]]:
-        """(Heading, metrics) of the parts in which the table is shown; no part is empty."""
+    def regions(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(Heading, metrics) of the tables that this one is shown as; none is empty."""
         left = list(self.columns)
         found = []
-        for heading, end in GROUPS:
+        for heading, end in REGIONS:
             metrics = tuple(key for key in left if key.endswith(end))
             left = [key for key in left if key not in metrics]
             found.append((heading, metrics))
         return [(heading, metrics) for heading, metrics in found if metrics]
 
 
-def results_table(results: Results) -> Table:
+def results_table(results: MetricValues) -> ResultsTable:
     """Means and intervals over specimens.
 
     A metric that a specimen lacks counts as NaN and makes the mean NaN: means over different
@@ -90,7 +95,7 @@ def results_table(results: Results) -> Table:
             specimens that of the first method.
 
     Raises:
-        ValueError: If there is nothing to show, a metric is unknown, or methods were judged on
+        ValueError: If there is nothing to show, a metric is unknown, or methods were evaluated on
             different specimens.
     """
     if not results or not all(results.values()):
@@ -99,7 +104,7 @@ def results_table(results: Results) -> Table:
     for method, by_specimen in results.items():
         if set(by_specimen) != set(specimens):
             raise ValueError(
-                f"methods must be judged on the same specimens: {first} on {sorted(specimens)}, "
+                f"methods must be evaluated on the same specimens: {first} on {sorted(specimens)}, "
                 f"{method} on {sorted(by_specimen)}"
             )
     present = {key for by in results.values() for values in by.values() for key in values}
@@ -121,13 +126,38 @@ def results_table(results: Results) -> Table:
         key: _best({method: by[key].mean for method, by in summary.items()}, METRICS[key][1])
         for key in columns
     }
-    return Table(columns, specimens, values, summary, best)
+    return ResultsTable(columns, specimens, values, summary, best)
+
+
+def read_results(content: bytes | str, where: str) -> ResultsTable:
+    """The table of an evaluation's results.json; what was not finite there is NaN.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        methods = json.loads(content)["methods"]
+        return results_table(
+            {
+                method: {
+                    specimen: {key: math.nan if v is None else v for key, v in values.items()}
+                    for specimen, values in part["specimens"].items()
+                }
+                for method, part in methods.items()
+            }
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            where,
+            f"these are no results of an evaluation ({type(error).__name__}: {error})",
+            "Give the folder that distsynth evaluate wrote",
+        ) from None
 
 
 def short_name(metric: str) -> str:
-    """Name of a metric's column; the region stands above the table."""
+    """Heading of a metric's column; the region stands above the table."""
     stem = metric.removesuffix("_mask").removesuffix("_whole")
-    return SHORT.get(stem, stem.replace("_", " "))
+    return SHORT_NAMES.get(stem, stem.replace("_", " "))
 
 
 def format_value(metric: str, value: float) -> str:
@@ -153,7 +183,20 @@ def direction(metric: str) -> str:
     return "higher is better" if METRICS[metric][1] else "lower is better"
 
 
-def summary_note(table: Table) -> str:
+def metric_column(metric: str) -> Column:
+    """The column of a metric, with its range, region and dimensions in full."""
+    return Column(short_name(metric), f"{METRICS[metric][0]}; {direction(metric)}")
+
+
+def mean_cell(table: ResultsTable, method: str, metric: str) -> Cell:
+    """A method's mean with its interval, marked if it is the best."""
+    none = Interval(math.nan, math.nan, math.nan)
+    interval = table.summary[method].get(metric, none)
+    text, below = format_value(metric, interval.mean), format_interval(metric, interval)
+    return Cell(text, below, method in table.best.get(metric, ()))
+
+
+def summary_note(table: ResultsTable) -> str:
     """What the numbers of the summary are, in a sentence or two."""
     count = len(table.specimens)
     if count == 1:
@@ -163,80 +206,95 @@ def summary_note(table: Table) -> str:
     return note + few
 
 
-def table_text(table: Table) -> str:
-    """Aligned plain text: summary, values per specimen, legend; `*` marks the best mean."""
-    lines = [summary_note(table), "* best mean of its column.", ""]
-    for heading, metrics in table.groups():
-        head = ["method", *map(short_name, metrics)]
-        rows = []
-        for method, by in table.summary.items():
-            rows.append([method, *(_marked(table, method, key) for key in metrics)])
-            intervals = [format_interval(key, by[key]) for key in metrics]
-            if any(intervals):
-                rows.append(["", *(f"{text} " if text else "" for text in intervals)])
-        lines += [heading, *_aligned(head, rows, 1), ""]
-    for heading, metrics in table.groups():
-        head = ["method", "specimen", *map(short_name, metrics)]
+def summary_tables(table: ResultsTable) -> list[Table]:
+    """Means and intervals, a table for each region."""
+    return [
+        Table(
+            [Column("method", words=True), *map(metric_column, metrics)],
+            [("", [[Cell(m), *(mean_cell(table, m, k) for k in metrics)] for m in table.summary])],
+            heading,
+        )
+        for heading, metrics in table.regions()
+    ]
+
+
+def specimen_tables(table: ResultsTable) -> list[Table]:
+    """Every value, a table for each region."""
+    names = [Column("method", words=True), Column("specimen", words=True)]
+    found = []
+    for heading, metrics in table.regions():
         rows = [
-            [method, specimen, *(format_value(key, values[key]) + " " for key in metrics)]
-            for method, by in table.values.items()
-            for specimen, values in by.items()
+            [Cell(method), Cell(name), *(Cell(format_value(key, values[key])) for key in metrics)]
+            for method, by_specimen in table.values.items()
+            for name, values in by_specimen.items()
         ]
-        lines += [f"{heading}, per specimen", *_aligned(head, rows, 2), ""]
-    for heading, metrics in table.groups():
-        lines.append(heading)
-        lines += [f"  {short_name(k)}: {METRICS[k][0]}; {direction(k)}" for k in metrics]
-    return "\n".join(lines) + "\n"
+        columns = [
+            *names,
+            *(Column(short_name(key), METRICS[key][0], legend=False) for key in metrics),
+        ]
+        found.append(Table(columns, [("", rows)], f"{heading}, per specimen", heads=2))
+    return found
 
 
-def table_csv(table: Table) -> str:
-    """Long form, a number a line at full precision: method, specimen, metric, statistic, value.
+def results_text(table: ResultsTable) -> str:
+    """Aligned plain text: summary with definitions, then the values per specimen."""
+    parts = [*map(table_text, summary_tables(table)), *map(table_text, specimen_tables(table))]
+    return "\n\n".join([summary_note(table), *parts]) + "\n"
 
-    `statistic` is `value` for a specimen, and `mean`, `low` or `high` with an empty specimen. NaN
-    is an empty field.
+
+def results_frame(table: ResultsTable) -> pd.DataFrame:
+    """Long form, a number a row: method, specimen, metric, statistic, value.
+
+    `statistic` is `value` for a specimen, and `mean`, `low` or `high` with an empty specimen.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["method", "specimen", "metric", "statistic", "value"])
+    return pd.DataFrame(_long_rows(table))
+
+
+def results_csv(table: ResultsTable) -> str:
+    """results_frame as CSV at full precision; NaN is an empty field."""
+    return rows_csv(_long_rows(table))
+
+
+def results_json(table: ResultsTable) -> str:
+    """Nested: metrics, then methods with summary and specimens; null for what is not finite."""
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return to_json(
+        {
+            "level": LEVEL,
+            "metrics": {
+                key: {"title": METRICS[key][0], "higher_is_better": METRICS[key][1]}
+                for key in table.columns
+            },
+            "methods": {
+                method: {
+                    "summary": {
+                        key: {name: finite(value) for name, value in vars(interval).items()}
+                        | {"best": method in table.best[key]}
+                        for key, interval in table.summary[method].items()
+                    },
+                    "specimens": {
+                        specimen: {key: finite(value) for key, value in values.items()}
+                        for specimen, values in by_specimen.items()
+                    },
+                }
+                for method, by_specimen in table.values.items()
+            },
+        }
+    )
+
+
+def _long_rows(table: ResultsTable) -> list[dict[str, Any]]:
+    names = ("method", "specimen", "metric", "statistic", "value")
+    rows = []
     for method, by_specimen in table.values.items():
         for specimen, values in by_specimen.items():
-            for key, value in values.items():
-                writer.writerow([method, specimen, key, "value", _full(value)])
+            rows += [(method, specimen, key, "value", value) for key, value in values.items()]
         for key, interval in table.summary[method].items():
-            for statistic in ("mean", "low", "high"):
-                value = getattr(interval, statistic)
-                writer.writerow([method, "", key, statistic, _full(value)])
-    return buffer.getvalue()
-
-
-def table_json(table: Table) -> str:
-    """Nested: metrics, then methods with summary and specimens; null for what is not finite."""
-    content = {
-        "level": LEVEL,
-        "metrics": {
-            key: {"title": METRICS[key][0], "higher_is_better": METRICS[key][1]}
-            for key in table.columns
-        },
-        "methods": {
-            method: {
-                "summary": {
-                    key: {
-                        "mean": _finite(interval.mean),
-                        "low": _finite(interval.low),
-                        "high": _finite(interval.high),
-                        "best": method in table.best[key],
-                    }
-                    for key, interval in table.summary[method].items()
-                },
-                "specimens": {
-                    specimen: {key: _finite(value) for key, value in values.items()}
-                    for specimen, values in by_specimen.items()
-                },
-            }
-            for method, by_specimen in table.values.items()
-        },
-    }
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            rows += [(method, "", key, name, value) for name, value in vars(interval).items()]
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _interval(values: Sequence[float]) -> Interval:
@@ -254,34 +312,3 @@ def _best(means: Mapping[str, float], higher: bool) -> tuple[str, ...]:
         return ()
     top = max(known.values()) if higher else min(known.values())
     return tuple(method for method, mean in known.items() if mean == top)
-
-
-def _marked(table: Table, method: str, metric: str) -> str:
-    """A mean with its mark, or a space in the mark's place."""
-    text = format_value(metric, table.summary[method][metric].mean)
-    return text + ("*" if method in table.best[metric] else " ")
-
-
-def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of a table; the first `left` columns flush left, the others flush right."""
-    head = [*head[:left], *(f"{name} " for name in head[left:])]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def line(cells: Sequence[Any]) -> str:
-        padded = [
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return ("  " + "  ".join(padded)).rstrip()
-
-    return [line(head), line(["-" * width for width in widths]), *map(line, rows)]
-
-
-def _full(value: float) -> str:
-    """Shortest text that reads back as the same number; empty for NaN."""
-    return "" if math.isnan(value) else repr(value)
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None

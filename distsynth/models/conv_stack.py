@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 
-from distsynth.config import GeneratorConfig
-from distsynth.models.layers import conv, kernel_sizes, normalisation, reach
+from distsynth.models.generator import GeneratorConfig
+from distsynth.models.layers import Norm, conv, kernel_sizes, normalisation, reach, widths_label
+from distsynth.rules import Rule, odd_kernels, positive_widths
+
+
+@dataclass(frozen=True)
+class ConvStackConfig(GeneratorConfig):
+    """A stack of convolutions that keep the sides of the patch."""
+
+    family: Literal["conv"] = field(default="conv", kw_only=True)
+    channels: tuple[int, ...] = (8, 20, 24, 4)
+    """Widths of the hidden layers; one more convolution makes the output."""
+    kernels: tuple[int, ...] = (3,)
+    """Odd kernel sizes: one more than there are widths, or one that serves every layer."""
+    norm: Norm = "batch"
+    norm_first: bool = True
+    """Whether the first layer is normalised too (DCGAN 1 does not)."""
+
+    @property
+    def label(self) -> str:
+        """The family and its widths."""
+        return widths_label(self.family, self.channels)
+
+    def rules(self) -> Iterable[Rule]:
+        """Positive widths and odd kernels, as many as there are layers."""
+        yield positive_widths("channels", self.channels)
+        yield from odd_kernels("kernels", self.kernels, len(self.channels) + 1)
+
+    def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
+        """Build the stack."""
+        return ConvStack(self, len(patch_size), in_channels)
 
 
 class ConvStack(nn.Module):
@@ -18,11 +49,8 @@ class ConvStack(nn.Module):
     each but the first: `norm_first=False` (ours).
     """
 
-    def __init__(
-        self, config: GeneratorConfig, patch_size: Sequence[int], in_channels: int
-    ) -> None:
+    def __init__(self, config: ConvStackConfig, dims: int, in_channels: int) -> None:
         super().__init__()
-        dims = len(patch_size)
         *hidden, last = kernel_sizes(config.kernels, len(config.channels) + 1)
         self.reach = reach(config.norm, (*hidden, last))
         widths = pairwise((in_channels, *config.channels))

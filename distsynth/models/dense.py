@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from distsynth.config import GeneratorConfig
-from distsynth.models.layers import conv, normalisation, reach
+from distsynth.models.generator import GeneratorConfig
+from distsynth.models.layers import Norm, conv, normalisation, reach, widths_label
+from distsynth.rules import Rule, odd_kernels, positive_widths
+
+
+@dataclass(frozen=True)
+class DenseConfig(GeneratorConfig):
+    """DCSRN: each unit reads the outputs of all before it."""
+
+    family: Literal["dense"] = field(default="dense", kw_only=True)
+    channels: tuple[int, ...] = (24, 24, 24, 24, 24)
+    """Width of the stem, then the growth of each dense unit."""
+    kernels: tuple[int, ...] = (3,)
+    """One odd kernel size, for every layer."""
+    norm: Norm = "batch"
+
+    @property
+    def label(self) -> str:
+        """The family and its widths."""
+        return widths_label(self.family, self.channels)
+
+    def rules(self) -> Iterable[Rule]:
+        """Positive widths and one odd kernel."""
+        yield positive_widths("channels", self.channels)
+        yield from odd_kernels("kernels", self.kernels, 1)
+
+    def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
+        """Build the dense stack."""
+        return DenseStack(self, len(patch_size), in_channels)
 
 
 class DenseStack(nn.Module):
@@ -18,11 +47,9 @@ class DenseStack(nn.Module):
     paper's parameter count holds).
     """
 
-    def __init__(
-        self, config: GeneratorConfig, patch_size: Sequence[int], in_channels: int
-    ) -> None:
+    def __init__(self, config: DenseConfig, dims: int, in_channels: int) -> None:
         super().__init__()
-        dims, kernel = len(patch_size), config.kernels[0]
+        kernel = config.kernels[0]
         width, *growths = config.channels
 
         def unit(inputs: int, outputs: int) -> nn.Module:

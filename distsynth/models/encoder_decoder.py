@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 
-from distsynth.config import GeneratorConfig
 from distsynth.errors import ConfigError
-from distsynth.models.layers import conv, kernel_sizes, max_pool, normalisation, transposed_conv
+from distsynth.models.generator import GeneratorConfig
+from distsynth.models.layers import (
+    Norm,
+    conv,
+    kernel_sizes,
+    max_pool,
+    normalisation,
+    transposed_conv,
+    widths_label,
+)
+from distsynth.rules import Rule, odd_kernels, positive_widths
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig(GeneratorConfig):
+    """FCN 2: an encoder that halves the sides at each level, and a decoder that mirrors it."""
+
+    family: Literal["encoder-decoder"] = field(default="encoder-decoder", kw_only=True)
+    channels: tuple[int, ...] = (32, 64, 64)
+    """Widths of the encoder's levels, which the decoder mirrors."""
+    kernels: tuple[int, ...] = (5, 3, 3)
+    """Odd kernel sizes of the encoder: one a level, or one that serves every level."""
+    norm: Norm = "batch"
+
+    @property
+    def label(self) -> str:
+        """The family and its widths."""
+        return widths_label(self.family, self.channels)
+
+    def rules(self) -> Iterable[Rule]:
+        """Positive widths and odd kernels, as many as there are levels."""
+        yield positive_widths("channels", self.channels)
+        yield from odd_kernels("kernels", self.kernels, len(self.channels))
+
+    def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
+        """Build encoder and decoder."""
+        self.check_patch(patch_size)
+        return EncoderDecoder(self, len(patch_size), in_channels)
+
+    def check_patch(self, patch_size: Sequence[int]) -> None:
+        """Refuse sides that cannot be halved at each level."""
+        multiple = 2 ** len(self.channels)
+        if any(side % multiple for side in patch_size):
+            raise ConfigError(
+                f"data.patch_size must have sides divisible by {multiple} for an "
+                f"encoder-decoder of {len(self.channels)} levels, got {tuple(patch_size)}; change "
+                "the sides or shorten generator.channels"
+            )
 
 
 class EncoderDecoder(nn.Module):
@@ -19,18 +67,10 @@ class EncoderDecoder(nn.Module):
     follow each but the last (ours; the paper's parameter count holds).
     """
 
-    def __init__(
-        self, config: GeneratorConfig, patch_size: Sequence[int], in_channels: int
-    ) -> None:
+    def __init__(self, config: EncoderDecoderConfig, dims: int, in_channels: int) -> None:
         super().__init__()
-        dims, widths = len(patch_size), config.channels
+        widths = config.channels
         self.multiple = 2 ** len(widths)
-        if any(side % self.multiple for side in patch_size):
-            raise ConfigError(
-                f"data.patch_size must have sides divisible by {self.multiple} for an "
-                f"encoder-decoder of {len(widths)} levels, got {tuple(patch_size)}; change the "
-                "sides or shorten generator.channels"
-            )
         kernels = kernel_sizes(config.kernels, len(widths))
         layers = []
         for (inputs, outputs), kernel in zip(

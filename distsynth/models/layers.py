@@ -6,9 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Norm = Literal["batch", "instance", "none"]
+"""Normalisation of feature maps: over the batch, within each image (with learnt scale and shift),
+or none."""
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -36,8 +41,8 @@ def max_pool(dims: int) -> nn.Module:
     return _MAX_POOL[dims](2)
 
 
-def normalisation(norm: str, dims: int, channels: int) -> nn.Module:
-    """The configured norm: "batch", "instance" (with learnt scale and shift) or "none"."""
+def normalisation(norm: Norm, dims: int, channels: int) -> nn.Module:
+    """The configured norm; for "none" a layer that does nothing."""
     if norm == "batch":
         return _BATCH_NORM[dims](channels)
     if norm == "instance":
@@ -45,7 +50,7 @@ def normalisation(norm: str, dims: int, channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def reach(norm: str, kernels: Iterable[int]) -> int | None:
+def reach(norm: Norm, kernels: Iterable[int]) -> int | None:
     """How far layers of stride 1 look, all kernels together.
 
     Returns:
@@ -73,3 +78,8 @@ def correlate(image: Tensor, kernel: Tensor) -> Tensor:
 def kernel_sizes(kernels: Sequence[int], layers: int) -> tuple[int, ...]:
     """One kernel size a layer; a single configured value serves them all."""
     return tuple(kernels) * layers if len(kernels) == 1 else tuple(kernels)
+
+
+def widths_label(family: str, widths: Sequence[int]) -> str:
+    """A network in a few words, such as "unet 16-32-64"."""
+    return f"{family} {'-'.join(map(str, widths))}"

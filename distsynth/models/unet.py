@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from distsynth.config import GeneratorConfig
 from distsynth.errors import ConfigError
-from distsynth.models.layers import conv, normalisation, transposed_conv
+from distsynth.models.generator import GeneratorConfig
+from distsynth.models.layers import Norm, conv, normalisation, transposed_conv, widths_label
+from distsynth.rules import Rule, positive_widths
+
+
+@dataclass(frozen=True)
+class UNetConfig(GeneratorConfig):
+    """The U-Net of pix2pix, with kernels of 4 throughout."""
+
+    family: Literal["unet"] = field(default="unet", kw_only=True)
+    channels: tuple[int, ...] = (16, 32, 64, 128, 128, 128)
+    """Widths of the levels, each of half the sides, cut to as many as the patch allows."""
+    norm: Norm = "batch"
+
+    @property
+    def label(self) -> str:
+        """The family and its widths."""
+        return widths_label(self.family, self.channels)
+
+    def rules(self) -> Iterable[Rule]:
+        """Positive widths, at least two."""
+        yield positive_widths("channels", self.channels)
+        enough = len(self.channels) >= 2
+        yield Rule("channels", enough, "at least two levels for a unet", self.channels)
+
+    def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
+        """Build as many levels as the patch allows."""
+        levels = unet_levels(patch_size, len(self.channels))
+        return UNet(self, len(patch_size), in_channels, levels)
+
+    def check_patch(self, patch_size: Sequence[int]) -> None:
+        """Refuse sides that cannot be halved twice."""
+        unet_levels(patch_size, len(self.channels))
 
 
 class UNet(nn.Module):
@@ -23,12 +56,8 @@ class UNet(nn.Module):
     dropout, of which the paper says nothing (ours).
     """
 
-    def __init__(
-        self, config: GeneratorConfig, patch_size: Sequence[int], in_channels: int
-    ) -> None:
+    def __init__(self, config: UNetConfig, dims: int, in_channels: int, levels: int) -> None:
         super().__init__()
-        dims = len(patch_size)
-        levels = unet_levels(patch_size, len(config.channels))
         widths = config.channels[:levels]
         bias = config.norm == "none"
         self.multiple = 2**levels

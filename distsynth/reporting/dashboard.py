@@ -11,21 +11,18 @@ import importlib
 import json
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from distsynth.config import LossConfig, RunConfig
+from distsynth.config import field_names
 from distsynth.errors import ConfigError
+from distsynth.losses.registry import TERMS as LOSS_TERMS
 from distsynth.metrics.objective import OBJECTIVES, VALIDATION_METRICS, check_objective
-from distsynth.runs.tracking import public_config
-from distsynth.training.validation import TERMS as VALIDATED
+from distsynth.runs.tracking import PATH_FIELDS
+from distsynth.training.validation import SUPERVISED
 from sharding.io.errors import DataError
 
-TERMS = tuple(
-    item.name.removeprefix("lambda_")
-    for item in fields(LossConfig)
-    if item.name.startswith("lambda_")
-)
+TERMS = tuple(term.name for term in LOSS_TERMS)
 """Terms of the generator's loss."""
 LEARNERS = ("generator", "discriminator")
 STITCHED = (*VALIDATION_METRICS, "psnr255")
@@ -80,15 +77,14 @@ class Dashboard:
 
 
 def public_fields() -> list[str]:
-    """Dotted fields of the configuration that W&B gets."""
-    sections = public_config(RunConfig())
-    return [f"{section}.{name}" for section, part in sections.items() for name in part]
+    """Dotted fields that W&B gets of some configuration, whatever the families of its networks."""
+    return [name for name in field_names() if tuple(name.split(".")) not in PATH_FIELDS]
 
 
 def loss_curves() -> Curves:
     """Each term, training and validation in one panel, and the totals of both networks."""
     terms = {
-        term: (f"train/{term}", *((f"val/{term}",) if term in VALIDATED else ())) for term in TERMS
+        term: (f"train/{term}", *((f"val/{term}",) if term in SUPERVISED else ())) for term in TERMS
     }
     return terms | {f"{name} total": (f"train/{name}",) for name in LEARNERS}
 

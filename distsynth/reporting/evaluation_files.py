@@ -7,9 +7,15 @@ from pathlib import Path
 
 from distsynth.evaluation.evaluate import Evaluation
 from distsynth.inference.predictor import Predictor
-from distsynth.metrics.results import RESULTS_FILE, results_table, table_csv, table_json, table_text
-from distsynth.reporting.evaluation_page import Picture, evaluation_page
-from distsynth.reporting.figures import comparison_figure, curves_figure, figure_png
+from distsynth.metrics.results import (
+    RESULTS_FILE,
+    results_csv,
+    results_json,
+    results_table,
+    results_text,
+)
+from distsynth.reporting.evaluation_page import evaluation_page, figure_picture
+from distsynth.reporting.figures import comparison_figure, curves_figure
 from distsynth.runs.folder import METRICS_FILE
 from distsynth.runs.tracking import public_config, read_rows
 from sharding.io.atomic import atomic_write
@@ -26,18 +32,18 @@ def write_evaluation(
     Args:
         out: Folder to write to.
         evaluation: From evaluate.
-        predictors: The models judged.
+        predictors: The evaluated models.
         run_dirs: Model to the folder of its run, for the loss curves.
 
     Returns:
         The table as text.
     """
     table = results_table(evaluation.results)
-    text = table_text(table)
+    text = results_text(table)
     for name, content in (
         ("table.txt", text + "\n"),
-        ("results.csv", table_csv(table)),
-        (RESULTS_FILE, table_json(table)),
+        ("results.csv", results_csv(table)),
+        (RESULTS_FILE, results_json(table)),
     ):
         atomic_write(out / name, content)
     pictures = []
@@ -54,17 +60,20 @@ def write_evaluation(
             f"{example.specimen}, slice {example.index} along axis {example.axis}. Differences: "
             "blue positive, red negative."
         )
-        pictures.append(Picture(figure, caption))
-        atomic_write(out / "pictures" / f"{example.specimen}.png", figure_png(figure))
+        pictures.append(figure_picture(figure, caption))
+        atomic_write(out / "pictures" / f"{example.specimen}.png", pictures[-1].png)
     curves = []
     for name, run_dir in run_dirs.items():
         if rows := read_rows(run_dir / METRICS_FILE):
-            figure = curves_figure(rows)
-            curves.append(Picture(figure, f"{name}: losses and stitched validation by step."))
-            atomic_write(out / "pictures" / f"{name}_curves.png", figure_png(figure))
+            curves.append(
+                figure_picture(
+                    curves_figure(rows), f"{name}: losses and stitched validation by step."
+                )
+            )
+            atomic_write(out / "pictures" / f"{name}_curves.png", curves[-1].png)
     page = evaluation_page(
         "distsynth evaluation: " + ", ".join(predictors),
-        _judged(evaluation, predictors),
+        _evaluated(evaluation, predictors),
         table,
         pictures,
         curves,
@@ -77,8 +86,8 @@ def write_evaluation(
     return text
 
 
-def _judged(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> dict[str, str]:
-    """What was judged and how, for the head of the report."""
+def _evaluated(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> dict[str, str]:
+    """What was evaluated and how, for the page."""
     data = next(iter(predictors.values())).checkpoint.data
     stitching = {name: _stitching(predictor) for name, predictor in predictors.items()}
     return {
@@ -98,7 +107,7 @@ def _judged(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> dict
 def _stitching(predictor: Predictor) -> str:
     """How a model's patches become a volume, in words."""
     config = predictor.checkpoint.config
-    size, stitch = config.data.patch_size, config.stitch
+    size, stitch = config.data.sides, config.stitch
     if predictor.whole_images and not predictor.exact:
         axes = ", ".join(map(str, stitch.axes))
         return f"whole slices along axes {axes}" if len(size) == 2 else "the whole volume at once"

@@ -1,4 +1,4 @@
-"""The page of one run: how it trained, how it was judged, what it makes."""
+"""The page of one run: how it trained, how it was evaluated, what it makes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ from typing import Any
 
 from distsynth.config import RunConfig, from_json
 from distsynth.inference.predictor import load_predictor
-from distsynth.metrics.results import RESULTS_FILE, Table
-from distsynth.reporting.sections import (
-    checks_section,
-    details_section,
-    read_results,
-    report_page,
-    results_section,
-    slices_section,
-    training_section,
-    values_sections,
-)
-from distsynth.reporting.specimen_slices import show_specimens
+from distsynth.metrics.results import RESULTS_FILE, ResultsTable, read_results
+from distsynth.reporting.evaluation_page import figure_picture, shown_results
+from distsynth.reporting.figures import curves_figure
+from distsynth.reporting.specimen_pictures import show_specimens
+from distsynth.reporting.viewer import Viewer, make_viewer
 from distsynth.runs.checkpoint import DataRecord, load_checkpoint
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE, local_file
 from distsynth.runs.tracking import public_config, read_rows
-from sharding.io.page import facts_html, section
+from distsynth.runs.versions import installed_versions
+from sharding.io.page import Picture, render
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import Specimen, Split
 
@@ -60,19 +54,38 @@ def run_page(folder: Folder, extras: Extras) -> str:
     config = from_json(folder.read(CONFIG_FILE).decode())
     name = folder.url.rpartition("/")[2]
     rows = run_rows(folder)
-    table = judged_table(folder, extras)
-    facts = data_facts([folder])
-    return report_page(
-        f"Run {name}",
-        [
-            section("The run", facts_html(_facts(config, rows))),
-            results_section(table),
-            *picture_sections({name: folder}, table, extras),
-            training_section({name: rows}),
-            *values_sections(table),
-            details_section(facts, public_config(config)),
-        ],
+    table = evaluated_table(folder, extras)
+    return render(
+        "distsynth.reporting/run.html",
+        title=f"Run {name}",
+        run=_facts(config, rows),
+        curves=curves_pictures({name: rows}),
+        config=public_config(config),
+        **report_values({name: folder}, table, extras),
     )
+
+
+def report_values(
+    runs: Mapping[str, Folder], table: ResultsTable | None, extras: Extras
+) -> dict[str, Any]:
+    """What every report shows of its runs, by the names that the templates use."""
+    viewer, checks, note = run_pictures(runs, table, extras)
+    return {
+        "results": shown_results(table) if table else None,
+        "viewer": viewer,
+        "note": note,
+        "checks": checks,
+        "data": data_facts(list(runs.values())),
+        "versions": installed_versions(),
+    }
+
+
+def curves_pictures(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Picture]:
+    """Curves of each run: name -> rows of its metrics.jsonl."""
+    return [
+        figure_picture(curves_figure(found), f"{name}: losses and stitched validation by step.")
+        for name, found in rows.items()
+    ]
 
 
 def run_rows(folder: Folder) -> list[dict[str, Any]]:
@@ -82,7 +95,7 @@ def run_rows(folder: Folder) -> list[dict[str, Any]]:
     return read_rows(local_file(folder / METRICS_FILE))
 
 
-def judged_table(folder: Folder, extras: Extras) -> Table | None:
+def evaluated_table(folder: Folder, extras: Extras) -> ResultsTable | None:
     """The evaluation that was named, or the one in the folder; None if there is none.
 
     Raises:
@@ -97,25 +110,27 @@ def judged_table(folder: Folder, extras: Extras) -> Table | None:
     return None
 
 
-def picture_sections(runs: Mapping[str, Folder], table: Table | None, extras: Extras) -> list[str]:
-    """Slices, seams and consistency of runs' best checkpoints; only the way to them if no cohort.
+def run_pictures(
+    runs: Mapping[str, Folder], table: ResultsTable | None, extras: Extras
+) -> tuple[Viewer | None, list[Picture], str]:
+    """Slices, seams and consistency of runs' best checkpoints, and a note; needs the cohort.
 
     Of the split's specimens those are shown that the table has, if it has any of them.
     """
     if extras.specimens is None:
-        return [slices_section((), HOW)]
+        return None, [], HOW
     runs = {name: run for name, run in runs.items() if run.exists(BEST.as_posix())}
     if not runs:
-        return [slices_section((), "No checkpoint to predict with yet.")]
+        return None, [], "There is no checkpoint to predict with yet."
     predictors = {name: load_predictor(run.url, extras.device) for name, run in runs.items()}
-    judged: Collection[str] = () if table is None else table.specimens
+    evaluated: Collection[str] = () if table is None else table.specimens
     known = {specimen.name for specimen in extras.specimens}
-    names = [name for name in judged if name in known]
+    names = [name for name in evaluated if name in known]
     shown = show_specimens(predictors, extras.specimens, extras.split, names, extras.most)
     note = f"Specimens of the split {extras.split}, predicted with each run's best checkpoint."
     if shown.left_out:
         note += f" Beyond --most, and not shown: {', '.join(shown.left_out)}."
-    return [slices_section(shown.slices, note), checks_section(shown.checks)]
+    return make_viewer(shown.slices), shown.checks, note
 
 
 def data_facts(runs: Sequence[Folder]) -> dict[str, str]:
@@ -147,8 +162,8 @@ def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, st
     scored = [row for row in rows if f"val/{config.train.objective}" in row]
     done = max((row["step"] for row in rows), default=0)
     return {
-        "generator": f"{config.generator.family}, channels {config.generator.channels}",
-        "discriminator": config.discriminator.family,
+        "generator": config.generator.label,
+        "discriminator": config.discriminator.label,
         "loss weights": ", ".join(f"{name} {value:.4g}" for name, value in weights.items()),
         "trained": f"{done} steps, {len(scored)} of {config.train.epochs} epochs validated",
         "chosen by": f"stitched validation {config.train.objective} in the mask",

@@ -1,6 +1,6 @@
-"""The paper's comparison, judged as statistics: rows, means, and tests of their differences.
+"""The paper's comparison as statistics: rows, means, and tests of their differences.
 
-comparison_tables.py shows it on pages, comparison_files.py keeps every number.
+comparison_tables.py shows it, comparison_files.py keeps every number.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from distsynth.metrics.image import METRICS
-from distsynth.metrics.results import LEVEL, Table, results_table
+from distsynth.metrics.results import LEVEL, ResultsTable, results_table
 from distsynth.metrics.statistics import (
     Difference,
     best_method,
@@ -25,7 +25,7 @@ ROW_GROUPS = (CNN, GAN, FOREST, BASELINE, CONTROL)
 """Groups in the order of the table."""
 
 PAPER_METRICS = ("psnr255_whole", "mse_whole", "ssim_global_whole")
-"""The paper's columns, over the whole volume as it judges whole stitched images."""
+"""The paper's columns, over the whole volume as it evaluates whole stitched images."""
 
 HONEST_METRICS = ("psnr_mask", "ssim_mask", "seam_index", "consistency_error")
 """What tells more (ours): tissue alone, the target's own range, structure, seams, the source."""
@@ -36,7 +36,7 @@ TESTED_METRICS = ("psnr_mask", "ssim_mask")
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """A method of the comparison, judged or not.
+    """A method of the comparison, evaluated or not.
 
     Attributes:
         name: Unique; a name of PUBLISHED has the paper's own values beside it.
@@ -74,7 +74,7 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Judged rows; see compare.
+    """Evaluated rows; see compare.
 
     Attributes:
         rows: All, by group.
@@ -87,7 +87,7 @@ class Comparison:
     """
 
     rows: tuple[ComparedRow, ...]
-    table: Table | None
+    table: ResultsTable | None
     differences: dict[str, dict[str, Difference]]
     references: dict[str, str]
     controls: tuple[Difference, ...]
@@ -111,7 +111,7 @@ def compare(
     """Means with intervals, differences to the best rows, and controls.
 
     Args:
-        rows: In any order; those with results must have been judged on the same specimens.
+        rows: In any order; those with results must have been evaluated on the same specimens.
         controls: (First, second, metric): first minus second answers a question by itself, such
             as a U-Net with and without its discriminator. Corrected for together.
         seed: Of bootstrap and tests.

@@ -1,7 +1,6 @@
-"""A comparison as tables for pages: its parts, in text, LaTeX and HTML.
+"""The tables of a comparison, each of which fits a page, and their columns.
 
-A Comparison is split into parts so that each fits a page; text, LaTeX and HTML show the same
-parts. What a row was trained with stands beside its numbers in every part, as rows trained for
+What a row was trained with stands beside its numbers in every table, as rows trained for
 different lengths do not compare as methods.
 """
 
@@ -14,10 +13,12 @@ from distsynth.metrics.image import METRICS
 from distsynth.metrics.results import (
     LEVEL,
     Interval,
-    Table,
+    ResultsTable,
     direction,
     format_interval,
     format_value,
+    mean_cell,
+    metric_column,
     short_name,
     summary_note,
 )
@@ -30,15 +31,8 @@ from distsynth.reproduction.comparison import (
     answers,
     published_value,
 )
-from distsynth.reproduction.comparison_markup import (
-    Cell,
-    Column,
-    Part,
-    part_html,
-    part_latex,
-    part_text,
-)
 from distsynth.reproduction.paper_values import WARNING
+from sharding.io.tables import Cell, Column, Table, table_latex, table_text
 
 ALPHA = 0.05
 """The usual threshold of significance, for remarks on what so few specimens can show."""
@@ -62,24 +56,24 @@ def format_p(p: float) -> str:
     return "<0.0001" if p < 0.0001 else f"{p:.3g}"
 
 
-def comparison_parts(comparison: Comparison) -> list[Part]:
-    """What text, LaTeX and HTML show; a part that would be empty is left out."""
-    parts = [_not_run(comparison)] if comparison.not_run else []
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """What text, LaTeX and HTML show; a table that would be empty is left out."""
+    tables = [_not_run(comparison)] if comparison.not_run else []
     if comparison.table is not None:
         measured = [_paper(comparison), _honest(comparison)]
         if any(row.seeds > 1 for row in comparison.run):
             measured.append(_spread(comparison))
         if any(comparison.differences.values()):
             measured.append(_differences(comparison))
-        parts = measured + parts
+        tables = measured + tables
     if comparison.pairs:
-        parts.append(_controls(comparison))
-    return parts
+        tables.append(_controls(comparison))
+    return tables
 
 
 def comparison_text(comparison: Comparison) -> str:
     """Aligned plain text; `*` marks the best mean of a column."""
-    return "\n\n".join(map(part_text, comparison_parts(comparison))) + "\n"
+    return "\n\n".join(map(table_text, comparison_tables(comparison))) + "\n"
 
 
 def comparison_latex(comparison: Comparison) -> str:
@@ -88,31 +82,28 @@ def comparison_latex(comparison: Comparison) -> str:
     Bold marks the best mean of a column.
     """
     head = "% Needs \\usepackage{booktabs}; the tables are wide: a landscape page suits them.\n"
-    return head + "\n".join(map(part_latex, comparison_parts(comparison)))
+    return head + "\n".join(map(table_latex, comparison_tables(comparison)))
 
 
-def comparison_html(comparison: Comparison) -> str:
-    """Headings, notes and tables for a section of a page of sharding.io.page.
-
-    Bold marks the best mean of a column; a column's definition shows on hovering over its name.
-    """
-    return "\n".join(map(part_html, comparison_parts(comparison)))
-
-
-def _paper(comparison: Comparison) -> Part:
+def _paper(comparison: Comparison) -> Table:
     """The paper's columns, ours and its own."""
+    table = _results(comparison)
     columns = (
         *_NAMES,
         Column("parameters", "Trainable, of the generator alone"),
-        *map(_metric_column, PAPER_METRICS),
+        *map(metric_column, PAPER_METRICS),
         *(
-            Column(f"paper: {short_name(metric)}", f"{METRICS[metric][0]}, as printed. {WARNING}")
+            Column(
+                f"paper: {short_name(metric)}",
+                f"{METRICS[metric][0]}, as printed. {WARNING}",
+                legend=False,
+            )
             for metric in PAPER_METRICS
         ),
     )
     notes = (
-        summary_note(_table(comparison)),
-        "Over the whole volume, as the paper judges whole stitched images.",
+        summary_note(table),
+        "Over the whole volume, as the paper evaluates whole stitched images.",
         WARNING,
     )
 
@@ -120,37 +111,38 @@ def _paper(comparison: Comparison) -> Part:
         published = [published_value(row, metric) for metric in PAPER_METRICS]
         return [
             Cell("-" if row.parameters is None else f"{row.parameters:,}"),
-            *(_mean_cell(comparison, row, metric) for metric in PAPER_METRICS),
+            *(mean_cell(table, row.name, metric) for metric in PAPER_METRICS),
             *(Cell("-" if value is None else f"{value:g}") for value in published),
         ]
 
-    return _part("The paper's metrics", notes, columns, comparison.run, cells)
+    return _measured("The paper's metrics", notes, columns, comparison.run, cells)
 
 
-def _honest(comparison: Comparison) -> Part:
+def _honest(comparison: Comparison) -> Table:
     """What tells more than the paper's metrics."""
+    table = _results(comparison)
     columns = (
         *_NAMES,
-        *map(_metric_column, HONEST_METRICS),
+        *map(metric_column, HONEST_METRICS),
         Column("seconds", "That training took"),
     )
     notes = (
-        summary_note(_table(comparison)),
+        summary_note(table),
         "In the mask. The peak of PSNR is the range of the target: no value here compares with "
         "one at peak 255.",
     )
 
     def cells(row: ComparedRow) -> list[Cell]:
         seconds = Cell("-" if row.seconds is None else f"{row.seconds:.0f}")
-        return [*(_mean_cell(comparison, row, metric) for metric in HONEST_METRICS), seconds]
+        return [*(mean_cell(table, row.name, metric) for metric in HONEST_METRICS), seconds]
 
-    return _part("Tissue, seams and consistency", notes, columns, comparison.run, cells)
+    return _measured("Tissue, seams and consistency", notes, columns, comparison.run, cells)
 
 
-def _spread(comparison: Comparison) -> Part:
+def _spread(comparison: Comparison) -> Table:
     """How much seeds matter."""
     metrics = (*PAPER_METRICS, *HONEST_METRICS)
-    columns = (*_NAMES, Column("seeds", "Runs averaged"), *map(_metric_column, metrics))
+    columns = (*_NAMES, Column("seeds", "Runs averaged"), *map(metric_column, metrics))
     notes = (
         "Standard deviation over seeds of the mean over specimens. Elsewhere each specimen's "
         "value is its mean over seeds.",
@@ -160,10 +152,10 @@ def _spread(comparison: Comparison) -> Part:
         values = (format_value(metric, row.spread.get(metric, math.nan)) for metric in metrics)
         return [Cell(str(row.seeds)), *map(Cell, values)]
 
-    return _part("Spread over seeds", notes, columns, comparison.run, cells)
+    return _measured("Spread over seeds", notes, columns, comparison.run, cells)
 
 
-def _differences(comparison: Comparison) -> Part:
+def _differences(comparison: Comparison) -> Table:
     """Each row minus the best."""
     columns = list(_NAMES)
     notes = [
@@ -176,15 +168,15 @@ def _differences(comparison: Comparison) -> Part:
         best, title = comparison.references[metric], METRICS[metric][0]
         columns += [
             Column(f"{short_name(metric)} diff", f"{title}, minus that of {best}"),
-            Column("p", f"{title}: two-sided, paired sign flips, not corrected"),
-            Column("p corrected", f"{title}: after Holm's correction"),
+            Column("p", f"{title}: two-sided, paired sign flips, not corrected", legend=False),
+            Column("p corrected", f"{title}: after Holm's correction", legend=False),
         ]
         notes.append(f"Best in {short_name(metric)}: {best}.")
         notes += [
             f"{row.method}, {short_name(metric)}: {row.note}." for row in by.values() if row.note
         ]
     if tests := max(_tests(by.values()) for by in comparison.differences.values()):
-        notes.append(limits_note(len(_table(comparison).specimens), tests))
+        notes.append(limits_note(len(_results(comparison).specimens), tests))
 
     def cells(row: ComparedRow) -> list[Cell]:
         found: list[Cell] = []
@@ -192,20 +184,20 @@ def _differences(comparison: Comparison) -> Part:
             found += _difference_cells(by[row.name]) if row.name in by else _REFERENCE
         return found
 
-    return _part("Differences to the best row", notes, columns, comparison.run, cells)
+    return _measured("Differences to the best row", notes, columns, comparison.run, cells)
 
 
-def _controls(comparison: Comparison) -> Part:
+def _controls(comparison: Comparison) -> Table:
     """Each control with its answer."""
     columns = (
         Column("first", words=True),
         Column("second", words=True),
-        Column("trained", "First; second", words=True),
+        Column("trained", "First; second", words=True, width="3.2cm"),
         Column("metric", words=True),
         Column("first - second", "Mean over specimens, in the metric's units"),
-        Column("p", "Two-sided, paired sign flips, not corrected"),
-        Column("p corrected", "After Holm's correction for all controls"),
-        Column("note", words=True),
+        Column("p", "Two-sided, paired sign flips, not corrected", legend=False),
+        Column("p corrected", "After Holm's correction for all controls", legend=False),
+        Column("note", words=True, width="4cm"),
     )
     notes = [
         f"Mean over specimens of first minus second, {LEVEL:.0%} bootstrap interval below it; p "
@@ -214,7 +206,7 @@ def _controls(comparison: Comparison) -> Part:
     metrics = dict.fromkeys(metric for _, _, metric in comparison.pairs)
     notes += [f"{metric}: {METRICS[metric][0]}; {direction(metric)}." for metric in metrics]
     if tests := _tests(comparison.controls):
-        notes.append(limits_note(len(_table(comparison).specimens), tests))
+        notes.append(limits_note(len(_results(comparison).specimens), tests))
     rows = {row.name: row for row in comparison.rows}
     lines = []
     for (first, second, metric), found, note in answers(comparison):
@@ -222,42 +214,43 @@ def _controls(comparison: Comparison) -> Part:
         numbers = _difference_cells(found) if found else [Cell("-")] * 3
         words = map(Cell, (first, second, "; ".join(budgets), metric))
         lines.append((*words, *numbers, Cell(note)))
-    return Part("Controls", tuple(notes), columns, (("", tuple(lines)),))
+    return Table(columns, [("", lines)], "Controls", notes, heads=4)
 
 
-def _not_run(comparison: Comparison) -> Part:
+def _not_run(comparison: Comparison) -> Table:
     """Rows without numbers."""
-    columns = (Column("method", words=True), Column("reason", words=True))
-    return _part(
-        "Not run", (), columns, comparison.not_run, lambda row: [Cell(row.reason or "")], False
-    )
+    columns = (Column("method", words=True), Column("reason", words=True, width="9cm"))
+    groups = _groups(comparison.not_run, lambda row: [Cell(row.name), Cell(row.reason or "")])
+    return Table(columns, groups, "Not run")
 
 
 _NAMES = (
     Column("method", words=True),
-    Column("trained", "How long, and on how much", words=True),
+    Column("trained", "How long, and on how much", words=True, width="3.2cm"),
 )
 _REFERENCE = [Cell("best"), Cell("-"), Cell("-")]
 
 
-def _part(
+def _measured(
     heading: str,
     notes: Iterable[str],
     columns: Iterable[Column],
     rows: Sequence[ComparedRow],
     cells: Callable[[ComparedRow], list[Cell]],
-    trained: bool = True,
-) -> Part:
-    """A part whose lines are rows of the comparison, by group."""
-    groups = []
-    for group in dict.fromkeys(row.group for row in rows):
-        lines = []
-        for row in rows:
-            if row.group == group:
-                names = (row.name, row.trained) if trained else (row.name,)
-                lines.append((*map(Cell, names), *cells(row)))
-        groups.append((group, tuple(lines)))
-    return Part(heading, tuple(notes), tuple(columns), tuple(groups))
+) -> Table:
+    """A table whose lines are rows of the comparison, with how they were trained."""
+    groups = _groups(rows, lambda row: [Cell(row.name), Cell(row.trained), *cells(row)])
+    return Table(tuple(columns), groups, heading, tuple(notes), heads=2)
+
+
+def _groups(
+    rows: Sequence[ComparedRow], cells: Callable[[ComparedRow], list[Cell]]
+) -> list[tuple[str, list[list[Cell]]]]:
+    """The rows of each group."""
+    return [
+        (group, [cells(row) for row in rows if row.group == group])
+        for group in dict.fromkeys(row.group for row in rows)
+    ]
 
 
 def _tests(differences: Iterable[Difference]) -> int:
@@ -265,24 +258,10 @@ def _tests(differences: Iterable[Difference]) -> int:
     return sum(not math.isnan(row.p) for row in differences)
 
 
-def _table(comparison: Comparison) -> Table:
-    """The table of a comparison that has one."""
+def _results(comparison: Comparison) -> ResultsTable:
+    """The means of a comparison that has some."""
     assert comparison.table is not None
     return comparison.table
-
-
-def _metric_column(metric: str) -> Column:
-    """A metric's column with its definition."""
-    return Column(short_name(metric), f"{METRICS[metric][0]}; {direction(metric)}")
-
-
-def _mean_cell(comparison: Comparison, row: ComparedRow, metric: str) -> Cell:
-    """Mean and interval of a row."""
-    table = _table(comparison)
-    none = Interval(math.nan, math.nan, math.nan)
-    interval = table.summary[row.name].get(metric, none)
-    best = row.name in table.best.get(metric, ())
-    return Cell(format_value(metric, interval.mean), format_interval(metric, interval), best)
 
 
 def _difference_cells(found: Difference) -> list[Cell]:

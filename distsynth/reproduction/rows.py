@@ -7,11 +7,12 @@ from typing import Any
 
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
+from distsynth.evaluation.forest import FORESTS as FOREST_CONFIGS
 from distsynth.presets import preset
 from distsynth.reproduction.comparison import CNN, CONTROL, GAN
 
-FORESTS = ("rfsr", "rfsr-boosted")
-"""The paper's residual random forest; and boosted trees on the same rows, another model (ours)."""
+FORESTS = tuple(FOREST_CONFIGS)
+"""The paper's residual random forest, and three relatives of it (ours)."""
 
 
 @dataclass(frozen=True)

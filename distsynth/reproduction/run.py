@@ -1,12 +1,12 @@
-"""All rows trained and judged, in parallel where there is room; what is done stays done.
+"""All rows trained and evaluated, in parallel where there is room; what is done stays done.
 
 REPRODUCTION/
   reproduction.json   the Task
   sweep.json          the same as a plan of a sweep, whose trials are the rows' runs
   shards/             what was cut from the cohort
   trials/, runs/      as in a sweep
-  judged/             what each row showed on the test split
-  comparison.*        tables and page; see distsynth.reproduction.tables and .report
+  evaluations/        what each row showed on the test split
+  comparison.*        tables and page; see distsynth.reproduction.collect and .page
 """
 
 from __future__ import annotations
@@ -22,14 +22,20 @@ import ray
 import ray.exceptions
 from ray.tune.schedulers import FIFOScheduler
 
-from distsynth.config import RunConfig, TrackingConfig, dotted_fields, with_overrides
+from distsynth.config import (
+    RunConfig,
+    TrackingConfig,
+    dotted_fields,
+    overrides_between,
+    with_overrides,
+)
 from distsynth.reproduction.budget import Resources
-from distsynth.reproduction.judge import (
+from distsynth.reproduction.row_evaluation import (
     BASELINES,
-    judge_baselines,
-    judge_forest,
-    judge_network,
-    read_judged,
+    evaluate_baselines,
+    evaluate_forest,
+    evaluate_network,
+    read_evaluation,
     with_threads,
 )
 from distsynth.reproduction.rows import NETWORKS, SEAM_ROWS, STITCHINGS
@@ -56,7 +62,7 @@ def reproduce(
     address: str | None = None,
     resume: bool = False,
 ) -> list[str]:
-    """Train and judge every row of a task, or what is left of it.
+    """Train and evaluate every row of a task, or what is left of it.
 
     Args:
         folder: Where it lies.
@@ -68,8 +74,8 @@ def reproduce(
             is tried again.
 
     Returns:
-        Runs that could not be trained or judged, each with the cause; rows whose needs are missing
-        are none of them.
+        Runs that could not be trained or evaluated, each with the cause; rows that cannot be run
+        here are not among them.
 
     Raises:
         DataError: If it was begun and `resume` is false, or a scan is bad.
@@ -91,7 +97,7 @@ def reproduce(
                 wanted = {name: callback.records[name] for name in wanted}
             return [
                 *(f"{name}: {record.cause}" for name, record in wanted.items() if record.cause),
-                *_judge_all(folder, task, wanted, resources),
+                *_evaluate_all(folder, task, wanted, resources),
             ]
 
 
@@ -166,53 +172,55 @@ def _wanted(
 
 def _differences(base: RunConfig, config: RunConfig) -> dict[str, Any]:
     """What makes a run of the base: everything but where the data is and what is tracked."""
-    before = dict(dotted_fields(base))
     return {
         name: value
-        for name, value in dotted_fields(config)
-        if before[name] != value and not name.startswith(("data.", "tracking."))
+        for name, value in overrides_between(base, config).items()
+        if not name.startswith(("data.", "tracking."))
     }
 
 
-def _judge_all(
+def _evaluate_all(
     folder: SweepFolder,
     task: Task,
     runs: Mapping[str, TrialRecord],
     resources: Resources,
 ) -> list[str]:
-    """Judge what has not been judged, one row a task of the cluster; what failed, and why."""
+    """Evaluate each row that was not yet, as a task of the cluster; returns what failed and why."""
     here = folder.lasting_url
     tasks = {}
-    if read_judged(folder.folder, BASELINES) is None:
+    if read_evaluation(folder.folder, BASELINES) is None:
         tasks[BASELINES] = ("baselines", ())
     for name in task.forests():
-        if read_judged(folder.folder, name) is None:
+        if read_evaluation(folder.folder, name) is None:
             tasks[name] = ("forest", (name, resources.cpus))
     for name, record in runs.items():
-        if record.status == "finished" and read_judged(folder.folder, name) is None:
+        if record.status == "finished" and read_evaluation(folder.folder, name) is None:
             stitchings = STITCHINGS if name in SEAM_ROWS else ()
             tasks[name] = ("network", (name, folder.run_dir(name), stitchings))
-    each = _judge.options(num_cpus=resources.cpus, num_gpus=resources.gpus)  # type: ignore[attr-defined]
+    each = _evaluate.options(num_cpus=resources.cpus, num_gpus=resources.gpus)  # type: ignore[attr-defined]
     waiting = {
         each.remote(kind, here, task.to_json(), resources.cpus, args): name
         for name, (kind, args) in tasks.items()
     }
     failed = []
-    for _ in progress(range(len(waiting)), "judging", len(waiting)):
+    for _ in progress(range(len(waiting)), "evaluating", len(waiting)):
         (ended,), _ = ray.wait(list(waiting), num_returns=1)
         name = waiting.pop(ended)
         try:
             ray.get(ended)
         except ray.exceptions.RayError as error:
             # Its own error, or that of a process that was killed again and again.
-            failed.append(f"{name}, when judged: {getattr(error, 'cause', None) or error}")
+            failed.append(f"{name}, when evaluated: {getattr(error, 'cause', None) or error}")
     return failed
 
 
 @ray.remote(max_retries=2)
-def _judge(kind: str, here: str, task: str, cpus: int, args: tuple[Any, ...]) -> None:
+def _evaluate(kind: str, here: str, task: str, cpus: int, args: tuple[Any, ...]) -> None:
     with_threads(cpus)
     folder, asked = Folder(here), task_from_json(task, here)
-    {"baselines": judge_baselines, "forest": judge_forest, "network": judge_network}[kind](
-        folder, asked, *args
-    )
+    evaluators = {
+        "baselines": evaluate_baselines,
+        "forest": evaluate_forest,
+        "network": evaluate_network,
+    }
+    evaluators[kind](folder, asked, *args)

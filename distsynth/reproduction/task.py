@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.evaluation.forest import BOOSTED, ForestConfig
+from distsynth.evaluation.forest import FORESTS as FOREST_CONFIGS
 from distsynth.losses.perceptual import weights_path
 from distsynth.reproduction.budget import Budget
 from distsynth.reproduction.rows import FORESTS, NETWORKS
@@ -88,9 +89,8 @@ class Task:
     def forest_config(self, row: str, jobs: int = 0) -> ForestConfig:
         """How a forest is fitted; boosted trees see all their rows in each round."""
         budget = self.budget
-        if row == "rfsr-boosted":
-            return replace(BOOSTED, trees=budget.trees, jobs=jobs)
-        return ForestConfig(trees=budget.trees, max_samples=budget.tree_rows, jobs=jobs)
+        config = replace(FOREST_CONFIGS[row], trees=budget.trees, jobs=jobs)
+        return config if row == BOOSTED else replace(config, max_samples=budget.tree_rows)
 
     def missing(self, row: str) -> str | None:
         """Why a row cannot be run here; None if it can."""

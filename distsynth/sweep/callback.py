@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 
 from distsynth.sweep.folder import CopyRecord, SweepFolder, TrialRecord, report_of, searched
-from distsynth.sweep.leaderboard import counts, rank_trials, text_rows, write_leaderboard
+from distsynth.sweep.leaderboard import counts, leaderboard_table, rank_trials, write_leaderboard
 from distsynth.sweep.parameters import plain
 from distsynth.sweep.plan import SweepPlan
 
@@ -186,14 +186,15 @@ class SweepCallback(Callback):
 
     def _table(self) -> Table:
         rows = rank_trials(self.plan, self.records)
-        head, *lines = text_rows(self.plan, rows, ROWS)
+        shown = leaderboard_table(self.plan, rows, ROWS)
         title = f"{self.plan.name}: {counts(self.plan, self.records)}"
         found = Table(title=title, box=None, title_justify="left", header_style="bold")
-        for name in head:
-            left = name in ("trial", "status")
-            found.add_column(name, justify="left" if left else "right", no_wrap=True)
-        for line in lines:
-            found.add_row(*line)
+        for column in shown.columns:
+            justify = "left" if column.words else "right"
+            found.add_column(column.name, justify=justify, no_wrap=True)
+        for _, lines in shown.groups:
+            for line in lines:
+                found.add_row(*(cell.text for cell in line))
         return found
 
 

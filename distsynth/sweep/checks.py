@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from distsynth.config import RunConfig
+from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
+from distsynth.losses.perceptual import check_weights
 from distsynth.sweep.parameters import configure, draw_points, manifest_of
 from distsynth.sweep.plan import SweepPlan
 from distsynth.training.setup import check_setup
@@ -48,7 +50,10 @@ def check_plan(plan: SweepPlan) -> None:
 def why_not(config: RunConfig, workers: int, gpu: bool) -> str | None:
     """Why a configuration cannot be trained; None if it can, as far as this can be told."""
     try:
-        check_setup(config, manifest_of(config.data.shards), workers, gpu)
+        manifest = manifest_of(config.data.shards)
+        check_setup(resolved(config, manifest), manifest, workers, gpu)
+        if config.loss.weight("perceptual") > 0:
+            check_weights(config.loss.vgg_weights)
     except (ConfigError, DataError) as error:
         return str(error)
     return None

@@ -15,7 +15,7 @@ from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
 from distsynth.runs.tracking import log_table
 from distsynth.sweep.folder import SweepFolder, TrialRecord, searched
-from distsynth.sweep.leaderboard import rank_trials, table
+from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials
 from distsynth.sweep.plan import SweepPlan
 from distsynth.sweep.trial import FINAL
 from sharding.io.storage import Folder
@@ -57,7 +57,7 @@ def finalists(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> dict[str, 
 
 
 def export_best(folder: SweepFolder, plan: SweepPlan) -> list[ExportedTrial]:
-    """Copy the finalists to best/, retrained if the plan says so.
+    """CopyRecord the finalists to best/, retrained if the plan says so.
 
     Returns:
         What lies there now, the best first.
@@ -119,5 +119,5 @@ def log_sweep(folder: SweepFolder, plan: SweepPlan) -> None:
         f"{plan.name}-leaderboard",
         plan.name,
         "leaderboard",
-        table(plan, rank_trials(plan, searched(folder.records()))),
+        leaderboard_rows(plan, rank_trials(plan, searched(folder.records()))),
     )

@@ -6,8 +6,6 @@ same leaderboard to the byte.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any
 from distsynth.metrics.objective import OBJECTIVES, VALIDATION_METRICS
 from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
 from distsynth.sweep.plan import SweepPlan
+from sharding.io.tables import Cell, Column, Table, rows_csv
 
 CSV_FILE, JSON_FILE = "leaderboard.csv", "leaderboard.json"
 DIGITS = {"psnr": 2, "ssim_2d": 4, "ssim_global": 4, "mse": 4, "seam_index": 3}
@@ -96,7 +95,7 @@ def write_leaderboard(
     folder.folder.write(JSON_FILE, leaderboard_json(plan, rows, importance))
 
 
-def table(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
+def leaderboard_rows(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
     """One flat row a trial: rank, trial, status, score, metrics, the point, the cause."""
     several = len(plan.sweep.objective) > 1
     found = []
@@ -123,13 +122,7 @@ def table(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[dict[str, Any
 
 def leaderboard_csv(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> str:
     """Full precision; an empty field where there is nothing."""
-    flat = table(plan, rows)
-    buffer = io.StringIO()
-    if flat:
-        writer = csv.DictWriter(buffer, list(flat[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-    return buffer.getvalue()
+    return rows_csv(leaderboard_rows(plan, rows)) if rows else ""
 
 
 def leaderboard_json(
@@ -140,35 +133,43 @@ def leaderboard_json(
         "sweep": plan.name,
         "objective": list(plan.sweep.objective),
         "seam_penalty": plan.sweep.seam_penalty,
-        "trials": table(plan, rows),
+        "trials": leaderboard_rows(plan, rows),
         "importance": importance,
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def text_rows(
+def leaderboard_table(
     plan: SweepPlan, rows: Sequence[LeaderboardRow], most: int | None = None
-) -> list[list[str]]:
-    """Header and rows for a terminal: rounded, the fields by their last names."""
-    names = [*plan.space]
-    head = ["rank", "trial", "status", "epoch", "score", *VALIDATION_METRICS]
-    if any(row.pareto is not None for row in rows):
-        head.insert(5, "front")
-    lines = [[*head, *(name.rpartition(".")[2] for name in names)]]
-    for flat in table(plan, rows)[:most]:
-        cells = [
+) -> Table:
+    """The trials for a reader, the best first: rounded, the fields by their last names."""
+    front = any(row.pareto is not None for row in rows)
+    columns = [
+        Column("rank"),
+        *(Column(name, words=True) for name in ("trial", "status")),
+        Column("epoch"),
+        Column("score"),
+        *([Column("front")] if front else []),
+        *map(Column, VALIDATION_METRICS),
+        *(Column(_last_name(plan, name), name, legend=False) for name in plan.space),
+    ]
+    lines = [
+        [
             "-" if flat["rank"] is None else str(flat["rank"]),
             flat["trial"] + (f" {flat['preset']}" if flat["preset"] else ""),
             flat["status"],
             f"{flat['epochs']}/{plan.base.train.epochs}",
             _number(flat["score"], 4),
+            *(["*" if flat.get("pareto") else ""] if front else []),
             *(_number(flat[name], DIGITS[name]) for name in VALIDATION_METRICS),
-            *(_short(flat[name]) for name in names),
+            *(_short(flat[name]) for name in plan.space),
         ]
-        if "front" in head:
-            cells.insert(5, "*" if flat.get("pareto") else "")
-        lines.append(cells)
-    return lines
+        for flat in leaderboard_rows(plan, rows)[:most]
+    ]
+    note = (
+        "Scores and metrics are those of each trial's best epoch, of stitched validation volumes."
+    )
+    return Table(columns, [("", [[*map(Cell, line)] for line in lines])], notes=(note,), heads=2)
 
 
 def counts(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> str:
@@ -187,6 +188,12 @@ def _score(record: TrialRecord) -> float:
     best = record.best
     assert best is not None and best.score is not None
     return best.score
+
+
+def _last_name(plan: SweepPlan, field: str) -> str:
+    """The last part of a dotted field, or the whole where two fields end alike."""
+    last = field.rpartition(".")[2]
+    return last if sum(name.rpartition(".")[2] == last for name in plan.space) == 1 else field
 
 
 def _cell(value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from ray.tune.search.sample import Integer
 
-from distsynth.config import DiscriminatorConfig, RunConfig, dotted_fields, with_overrides
+from distsynth.config import RunConfig, dotted_fields, field_names, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS
 from sharding.io.storage import Folder
@@ -62,11 +62,16 @@ def configure(
     if "data.shards" in point:
         cut = manifest_of(str(point["data.shards"])).config
         overrides |= {"data.patch_size": cut.patch_size, "data.neighbours": cut.neighbours}
-    known = dict(dotted_fields(base)) | overrides
-    if known["discriminator.family"] == "none":
-        overrides["loss.lambda_bce"] = 0.0
-    elif known["loss.lambda_bce"] == 0 and not keep_discriminator:
-        overrides |= dict(dotted_fields(DiscriminatorConfig(), "discriminator."))
+    family = overrides.get("discriminator.family", base.discriminator.family)
+    weight = overrides.get("loss.lambda_bce", base.loss.lambda_bce)
+    if family == "none" or (weight == 0 and not keep_discriminator):
+        # Without a discriminator its other fields say nothing.
+        overrides = {
+            name: value
+            for name, value in overrides.items()
+            if not name.startswith("discriminator.")
+        }
+        overrides |= {"discriminator.family": "none", "loss.lambda_bce": 0.0}
     return with_overrides(base, overrides)
 
 
@@ -150,7 +155,7 @@ def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
     """
     if not space:
         raise ConfigError("the space is empty: name one or more spaces")
-    known = dict(dotted_fields(base))
+    known = set(field_names())
     rng = np.random.default_rng(seed)
     for name in space:
         if name not in known and name not in NETWORKS:
@@ -205,16 +210,16 @@ def presets_in(space: Space, base: RunConfig) -> dict[str, Point]:
                 names = names or _unsharpened(config, field)
                 value = next((key for key in names if domain.is_valid(key)), None)
             elif field.startswith(COMPARED):
-                value = wanted[field]
+                value = wanted.get(field)
             else:
-                value = dict(dotted_fields(base))[field]
+                value = dict(dotted_fields(base)).get(field)
             if value is None or not domain.is_valid(value):
                 break
             point[field] = value
         else:
             if invalid(base, point) is None:
                 made = dict(dotted_fields(configure(base, point)))
-                if all(made[key] == wanted[key] for key in made if key.startswith(COMPARED)):
+                if all(made[key] == wanted.get(key) for key in made if key.startswith(COMPARED)):
                     found[name] = point
     return found
 

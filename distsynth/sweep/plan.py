@@ -167,8 +167,11 @@ def check_same_sweep(before: SweepPlan, now: SweepPlan) -> None:
         if name not in free
     ]
     old, new = dict(dotted_fields(before.base)), dict(dotted_fields(now.base))
-    kept = [name for name in new if name not in MAY_CHANGE and not name.startswith("tracking.")]
-    differences += [f"{n}: {old[n]} before, {new[n]} now" for n in kept if old[n] != new[n]]
+    for name in dict.fromkeys([*old, *new]):
+        free = name in MAY_CHANGE or name.startswith("tracking.")
+        was, wanted = old.get(name, "absent"), new.get(name, "absent")
+        if not free and was != wanted:
+            differences.append(f"{name}: {was} before, {wanted} now")
     if differences:
         raise ConfigError(
             f"sweep {before.name} was started otherwise and can only go on as it was:\n  "

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
@@ -19,7 +19,7 @@ from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.checks import check_plan
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
-from distsynth.sweep.leaderboard import write_leaderboard
+from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_leaderboard
 from distsynth.sweep.parameters import (
     Point,
     Space,
@@ -38,6 +38,9 @@ from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
 from tune_spaces.plain import space_from_plain, space_to_plain
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LOGGER = logging.getLogger(__name__)
 
 
@@ -54,6 +57,13 @@ class SweepResult:
     folder: SweepFolder
     records: dict[str, TrialRecord]
     complete: bool
+
+    def frame(self) -> pd.DataFrame:
+        """The leaderboard: a row for each trial, the best first, with its point and metrics."""
+        import pandas as pd
+
+        plan = self.folder.plan()
+        return pd.DataFrame(leaderboard_rows(plan, rank_trials(plan, searched(self.records))))
 
 
 def make_plan(

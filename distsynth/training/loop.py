@@ -31,12 +31,7 @@ from distsynth.training.setup import (
     check_setup,
     open_shards,
 )
-from distsynth.training.steps import (
-    Terms,
-    adversarial_step,
-    average_buffers,
-    supervised_step,
-)
+from distsynth.training.steps import Terms, adversarial_step, average_buffers, supervised_step
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, deferred_signals
@@ -135,8 +130,8 @@ class TrainingRun:
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        config, self.shards = open_shards(config)
         self.config, self.folder = config, folder
-        self.shards = open_shards(config)
         self.accelerator = accelerator = build_accelerator(config)
         self.trackers = Trackers()
         gpu = accelerator.device.type != "cpu"

@@ -10,10 +10,10 @@ from accelerate import Accelerator
 
 from distsynth.config import RunConfig
 from distsynth.data.loader import check_batch
+from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.inference.sliding_window import weight_lines
-from distsynth.losses.perceptual import PerceptualLoss, weights_path
-from distsynth.losses.terms import GeneratorLoss
+from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.training.compile import compile_networks
 from distsynth.training.steps import Learner, make_accelerator
@@ -24,23 +24,18 @@ from sharding.shards.patches import patch_axes
 from sharding.shards.shard_set import ShardSet
 
 
-def open_shards(config: RunConfig) -> ShardSet:
-    """Open the shards and check that they are intact and fit the configuration.
+def open_shards(config: RunConfig) -> tuple[RunConfig, ShardSet]:
+    """Open the shards, complete the configuration by their manifest and check that all is intact.
 
     Raises:
         ConfigError: If a field disagrees with the manifest.
         DataError: If a shard is missing or damaged.
     """
     shards = ShardSet(config.data.shards, Cache(gigabytes=config.data.cache_gb))
-    for name in ("patch_size", "neighbours"):
-        found, given = getattr(shards.manifest.config, name), getattr(config.data, name)
-        if found != given:
-            raise ConfigError(
-                f"data.{name} must be {found}, as in the shards {config.data.shards}, got {given}"
-            )
+    config = resolved(config, shards.manifest)
     # Every rank checks, so that all of them stop.
     shards.check_sums("train", "val")
-    return shards
+    return config, shards
 
 
 def check_setup(config: RunConfig, manifest: Manifest, ranks: int, gpu: bool) -> None:
@@ -62,14 +57,6 @@ def check_setup(config: RunConfig, manifest: Manifest, ranks: int, gpu: bool) ->
     check_batch(manifest.patches("train"), config.train.batch_size, ranks, config.data.shards)
     check_accumulation(config, ranks)
     check_trim(config, manifest)
-    if (
-        config.loss.lambda_perceptual > 0
-        and not (path := weights_path(config.loss.vgg_weights)).is_file()
-    ):
-        raise ConfigError(
-            "loss.vgg_weights must be a file with torchvision's VGG16 weights for "
-            f"loss.lambda_perceptual > 0, got {path}, which does not exist"
-        )
     for row in manifest.specimens:
         for role, transform in (("source", row.source), ("target", row.target)):
             if not 0 < transform.std < math.inf or not math.isfinite(transform.mean):
@@ -134,10 +121,7 @@ def check_accumulation(config: RunConfig, ranks: int) -> None:
 
 def build_loss(config: RunConfig, accelerator: Accelerator) -> GeneratorLoss:
     """The generator's loss on the device of this process."""
-    perceptual = None
-    if config.loss.lambda_perceptual > 0:
-        perceptual = PerceptualLoss(config.loss.vgg_weights)
-    return GeneratorLoss(config.loss, perceptual).to(accelerator.device)
+    return GeneratorLoss(config.loss).to(accelerator.device)
 
 
 def build_learners(
@@ -154,7 +138,7 @@ def build_learners(
     def learner(network: torch.nn.Module, rate: float) -> Learner:
         return Learner(network, rate, config.optim, total_steps, accelerator)
 
-    size, channels = config.data.patch_size, config.data.channels
+    size, channels = config.data.sides, config.data.channels
     generator = build_generator(config.generator, size, channels)
     learners = {"generator": learner(generator, config.optim.lr_generator)}
     if config.adversarial:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distsynth.config import OptimConfig
-from distsynth.losses.terms import GeneratorLoss, discriminator_loss
+from distsynth.losses.generator_loss import GeneratorLoss
 
 MicroBatch = tuple[Tensor, Tensor]
 """Standardised source and target, each (n, 1, *patch_size)."""
@@ -182,7 +182,7 @@ def adversarial_step(
             synthetic = generator.network(source) if single else generator.raw(source)
         with discriminator.synchronised(last=number == len(micro_batches)):
             logits = _discriminate(discriminator, source, target, synthetic.detach())
-            update = discriminator_loss(*logits)
+            update = loss.adversarial.discriminator(*logits)
             discriminator.backward(update * share)
         _add(totals, {"discriminator": update}, share)
     totals["grad_norm/discriminator"] = discriminator.update(step)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from distsynth.config import RunConfig
 from distsynth.data.loader import Standardiser, validation_batches
 from distsynth.inference.stitching import Stitcher, border_planes
-from distsynth.losses.terms import GeneratorLoss
+from distsynth.losses.generator_loss import GeneratorLoss
+from distsynth.losses.registry import TERMS
 from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
 from distsynth.metrics.seams import seam_index
 from sharding.shards.manifest import SpecimenRecord
@@ -27,7 +28,7 @@ from sharding.shards.shard_set import ShardSet
 
 BATCH = 64
 """Patches a forward; it changes no number."""
-TERMS = ("recon", "gradient", "perceptual")
+SUPERVISED = tuple(term.name for term in TERMS if term.supervised)
 """Terms of the generator's loss that need no discriminator."""
 
 
@@ -60,8 +61,8 @@ class Validator:
         generator.eval()
         # The same names on every rank: one without any patch takes part in the sums all the same.
         device = self._accelerator.device
-        weights = vars(self._config.loss)
-        sums = {name: torch.zeros((), device=device) for name in TERMS if weights[f"lambda_{name}"]}
+        weight = self._config.loss.weight
+        sums = {name: torch.zeros((), device=device) for name in SUPERVISED if weight(name)}
         patches = 0
         rows = []
         with torch.no_grad():

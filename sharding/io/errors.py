@@ -54,11 +54,33 @@ class CohortError(DataError):
 
 
 def list_failures(failures: Mapping[str, str], total: int) -> str:
-    """Every failed specimen with its cause, one a line."""
-    lines = (f"\n  {name}: {failures[name]}" for name in sorted(failures))
-    return f"{len(failures)} of {total} specimens failed:{''.join(lines)}"
+    """Every failed specimen with its cause; many that failed alike share a line."""
+    return f"{len(failures)} of {total} specimens failed:{list_causes(failures)}"
 
 
+def list_causes(causes: Mapping[str, str]) -> str:
+    """A line for each cause with the names that it concerns.
+
+    Args:
+        causes: Name to cause. Causes that differ only in the file that they begin with count as
+            the same, and the first one stands for all.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(causes):
+        _, colon, rest = causes[name].partition(": ")
+        groups.setdefault(rest if colon else causes[name], []).append(name)
+    lines = []
+    for names in groups.values():
+        if len(names) < LEAST_ALIKE:
+            lines += [f"\n  {name}: {causes[name]}" for name in names]
+        else:
+            first = causes[names[0]]
+            lines.append(f"\n  {', '.join(names)} ({len(names)} alike, {names[0]} stated): {first}")
+    return "".join(lines)
+
+
+LEAST_ALIKE = 4
+"""Specimens of one cause that share a line."""
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
+from sharding.io.atomic import refuse_existing
 from sharding.io.errors import DataError
 from sharding.registration.step_cache import read_record
+from sharding.volumes.grid import refuse_apart
+from sharding.volumes.header import Orientation
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
+LEAST_SHARE = 0.25
+"""Share of the grid that the volume must cover, or the grid of the volume."""
+SAMPLED = 40
+"""Voxels along each axis that are looked at to find that share."""
+
 
 def carry_back(
-    folder: Path, volume: Path, out: Path, like: Path | None = None, overwrite: bool = False
+    folder: Path,
+    volume: Path,
+    out: Path,
+    like: Path | None = None,
+    overwrite: bool = False,
+    orientation: Orientation = "header",
 ) -> None:
     """Carry a volume on a prepared target's grid, such as a prediction, to the scanner's space.
 
@@ -27,13 +43,13 @@ def carry_back(
         like: Write on the grid of this volume; None takes the raw source's field of view at the
             target's spacing.
         overwrite: Replace an existing file.
+        orientation: See sharding.volumes.volume.read_volume.
 
     Raises:
         DataError: If the specimen's preparation did not resample or is unfinished, the transform
-            cannot be inverted, a file is bad or `out` exists.
+            cannot be inverted, a file is bad, the volume does not meet the grid, or `out` exists.
     """
-    if out.exists() and not overwrite:
-        raise DataError(out, "the file exists already", "Give --overwrite or another file")
+    refuse_existing([out], overwrite)
     record = read_record(folder / "resample")
     if record is None:
         rule = "holds no finished step resample, so there is nothing to carry back by"
@@ -46,21 +62,46 @@ def carry_back(
                 rule = f"the step {step} is not the one that resample was done with"
                 raise DataError(folder, rule, "Run the preparation again")
             transform = Transform.load(folder / step)
-    given = read_volume(volume)
+    given = read_volume(volume, orientation=orientation)
     if like is None:
         grid = record.measured["source_grid"], record.measured["target_grid"]
-        shape, affine, header = *_refined(*grid), None
+        shape, affine, header = *_refined(*grid), _header(grid[0])
     else:
-        wanted = read_volume(like, constant=True)
+        wanted = read_volume(like, constant=True, orientation=orientation)
         shape, affine, header = wanted.shape, wanted.affine, wanted.header
     try:
         data, inside = transform.apply_inverse(given, shape, affine)
     except ValueError as error:
         raise DataError(folder, str(error), "Prepare again with a smoother deformation") from None
+    of_volume = _share_within(given, transform, shape, affine)
+    refuse_apart(like or volume, float(inside.mean()), of_volume, LEAST_SHARE)
     low, high = given.data.min(), given.data.max()
     data = np.clip(data, low, high)
     data[~inside] = low
     write_volume(out, Volume(data, affine, header))
+
+
+def _header(grid: Mapping[str, Any]) -> nib.Nifti1Header:
+    """A header with the codes that the raw source was read with."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_xyzt_units("mm")
+    for name in ("qform_code", "sform_code"):
+        header[name] = grid[name]
+    return header
+
+
+def _share_within(
+    volume: Volume, transform: Transform, shape: Sequence[int], affine: NDArray[np.float64]
+) -> float:
+    """Share of a volume's voxels that a transform takes into a grid; of some of them, if many."""
+    steps = [math.ceil(size / SAMPLED) for size in volume.shape]
+    index = np.stack(
+        np.meshgrid(*map(np.arange, (0, 0, 0), volume.shape, steps), indexing="ij"), axis=-1
+    ).reshape(-1, 3)
+    world = transform.points(apply_affine(volume.affine, index))
+    found = apply_affine(np.linalg.inv(affine), world)
+    return float(((found > -0.5) & (found < np.array(shape) - 0.5)).all(axis=1).mean())
 
 
 def _refined(

@@ -99,6 +99,8 @@ class PrepareConfig:
                 f"steps must be some of {', '.join(STEPS)}, each once and in this order, "
                 f"got {', '.join(self.steps) or 'none'}"
             )
+        if self.preprocess.target_spacing_mm:
+            raise ValueError("preprocess.target_spacing_mm is for distsynth shard, not for prepare")
         if self.registers and "resample" not in self.steps:
             raise ValueError("steps affine and deform are of no use without resample: add it")
 

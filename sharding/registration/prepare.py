@@ -18,7 +18,7 @@ import logging
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def prepare_cohort(
         outcomes: dict[str, PreparedSpecimen] = {}
         failures: dict[str, str] = {}
         function = partial(prepare_specimen, out=out, config=config)
-        found = [_absolute(specimen) for specimen in specimens]
+        found = [specimen.resolved() for specimen in specimens]
         for specimen, outcome in run_each(function, found, workers, "preparing", address):
             if isinstance(outcome, PreparedSpecimen):
                 outcomes[specimen.name] = outcome
@@ -157,16 +157,6 @@ def _full_disk_named(out: Path) -> Iterator[None]:
             raise
         remedy = "Free some and start again: what is finished is kept"
         raise DataError(out, "no space is left on the disk", remedy) from error
-
-
-def _absolute(specimen: Specimen) -> Specimen:
-    """With paths that are valid in every process."""
-    return replace(
-        specimen,
-        target=specimen.target.resolve(),
-        source=specimen.source.resolve() if specimen.source else None,
-        mask=specimen.mask.resolve() if specimen.mask else None,
-    )
 
 
 def _cause(error: Exception, specimen: Specimen, out: Path) -> str:

@@ -30,14 +30,13 @@ from sharding.registration.quality import (
     noise_estimate,
     pair_quality,
 )
-from sharding.registration.quality_page import pair_pictures
+from sharding.registration.quality_pictures import pair_pictures
 from sharding.registration.specimen_steps import SpecimenSteps
 from sharding.registration.step_cache import finished, run_step
 from sharding.registration.step_work import SpecimenPreparation, place_on_target
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.pair import source_of
 from sharding.volumes.transform import Transform
-from sharding.volumes.volume import read_volume
 
 LOCK = ".prepare.lock"
 QUALITY = "quality.json"
@@ -92,8 +91,8 @@ def prepare_specimen(specimen: Specimen, out: Path, config: PrepareConfig) -> Pr
 def _measure_quality(work: SpecimenPreparation) -> SpecimenQuality:
     """Measure the pair, draw its picture, and write both."""
     config = work.config
-    target = read_volume(work.volume("target"))
-    source = work.scaled(read_volume(work.volume("source")), "source")
+    source, target = work.pair()
+    source = work.scaled(source, "source")
     foreground = work.foreground(target)
     target = work.scaled(target, "target")
     before, seen_before = place_on_target(source, target, Transform.identity())

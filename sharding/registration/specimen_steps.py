@@ -73,6 +73,7 @@ class SpecimenSteps:
         """Parameters and tools of a step."""
         config = self.config
         threshold = {} if self.specimen.mask else _some(config.preprocess, "foreground_threshold")
+        threshold |= _some(config.preprocess, "orientation")
         if "scale" not in config.steps:
             threshold |= _some(config.preprocess, "clip_percentiles")
         if name == "correct":

@@ -17,12 +17,13 @@ from sharding.registration.quality import jacobian_range
 from sharding.registration.register import register_affine, register_deformable
 from sharding.registration.specimen_steps import SPLINE_ORDER, SpecimenSteps
 from sharding.volumes.cohort import Specimen
-from sharding.volumes.intensities import SCALED_MAX, fit_intensities
+from sharding.volumes.header import codes_of
+from sharding.volumes.intensities import SCALED_MAX, check_varies, fit_intensities
 from sharding.volumes.masks import read_mask, specimen_foreground
 from sharding.volumes.pair import check_not_finer, source_of
 from sharding.volumes.resample import field_of_view
 from sharding.volumes.transform import Transform
-from sharding.volumes.volume import Volume, read_volume, write_volume
+from sharding.volumes.volume import Volume, read_pair, read_volume, write_volume
 
 Role = Literal["source", "target"]
 
@@ -52,12 +53,17 @@ class SpecimenPreparation:
         return source_of(self.specimen) if role == "source" else self.specimen.target
 
     @property
-    def transform(self) -> Transform:
-        """All of the registration; the identity without any."""
+    def registration(self) -> Path | None:
+        """The folder of the whole registration; None without any."""
         for step in ("deform", "affine"):
             if step in self.config.steps:
-                return Transform.load(self.folder / step)
-        return Transform.identity()
+                return self.folder / step
+        return None
+
+    @property
+    def transform(self) -> Transform:
+        """The whole registration; the identity without any."""
+        return Transform.load(self.registration) if self.registration else Transform.identity()
 
     @property
     def prepared(self) -> Specimen:
@@ -66,7 +72,13 @@ class SpecimenPreparation:
         if "resample" not in self.config.steps:
             return done
         folder = self.folder / "resample"
-        return replace(done, source=folder / "source.nii.gz", mask=folder / "mask.nii.gz")
+        return replace(
+            done,
+            source=folder / "source.nii.gz",
+            mask=folder / "mask.nii.gz",
+            native_source=self.volume("source"),
+            transform=self.registration,
+        )
 
     # What each step does
 
@@ -88,10 +100,11 @@ class SpecimenPreparation:
                 fit, or the fields of view lie apart.
         """
         where = source_of(self.specimen)
-        source, target = read_volume(where), read_volume(self.specimen.target)
-        check_not_finer(where, source, target, self.config.preprocess)
+        config = self.config.preprocess
+        source, target = read_pair(where, self.specimen.target, config.orientation)
+        check_not_finer(where, source, target, config)
         if self.specimen.mask:
-            read_mask(self.specimen.mask, target)
+            read_mask(self.specimen.mask, target, config.orientation)
         if not field_of_view(source, target.shape, target.affine).any():
             raise DataError(
                 where,
@@ -103,7 +116,9 @@ class SpecimenPreparation:
     def _correct(self, into: Path) -> dict[str, Any]:
         measured = {}
         for role in ("source", "target"):
-            volume = read_volume(self.volume(role, "correct"))
+            volume = read_volume(
+                self.volume(role, "correct"), orientation=self.config.preprocess.orientation
+            )
             corrected, bias = correct_bias(volume, self.config.correct)
             write_volume(into / f"{role}.nii.gz", corrected)
             measured[role] = {"bias_min": float(bias.min()), "bias_max": float(bias.max())}
@@ -113,7 +128,7 @@ class SpecimenPreparation:
         measured = {}
         for role in ("source", "target"):
             path = self.volume(role, "scale")
-            volume = read_volume(path)
+            volume = read_volume(path, orientation=self.config.preprocess.orientation)
             fitted = fit_intensities(path, volume, self.config.preprocess)
             scaled = volume.with_data(fitted.scale(volume.data) * np.float32(SCALED_MAX))
             write_volume(into / f"{role}.nii.gz", scaled)
@@ -121,14 +136,14 @@ class SpecimenPreparation:
         return measured
 
     def _affine(self, into: Path) -> dict[str, Any]:
-        source, target = read_volume(self.volume("source")), read_volume(self.volume("target"))
+        source, target = self.pair()
         foreground = self.foreground(target)
         found = register_affine(source, target, self.config.register, foreground)
         found.save(into)
         return {"determinant": float(np.linalg.det(found.affine[:3, :3]))}
 
     def _deform(self, into: Path) -> dict[str, Any]:
-        source, target = read_volume(self.volume("source")), read_volume(self.volume("target"))
+        source, target = self.pair()
         foreground = self.foreground(target)
         if "affine" in self.config.steps:
             start = Transform.load(self.folder / "affine")
@@ -147,11 +162,14 @@ class SpecimenPreparation:
         return {"jacobian_min": low, "jacobian_max": high}
 
     def _resample(self, into: Path) -> dict[str, Any]:
-        source, target = read_volume(self.volume("source")), read_volume(self.volume("target"))
+        source, target = self.pair()
         foreground = self.foreground(target)
         placed, inside = place_on_target(source, target, self.transform)
         mask = foreground & inside
         coverage = self._check_coverage(inside, foreground)
+        low, high = float(source.data.min()), float(source.data.max())
+        unit = (placed - np.float32(low)) / np.float32(high - low)
+        check_varies(source_of(self.specimen), unit, mask, "the mask")
         write_volume(into / "source.nii.gz", target.with_data(placed))
         write_volume(into / "mask.nii.gz", target.with_data(mask))
         return {
@@ -178,7 +196,12 @@ class SpecimenPreparation:
             )
         return coverage
 
-    # Intensities
+    # Volumes
+
+    def pair(self) -> tuple[Volume, Volume]:
+        """The source and the target as they are registered, each on its own grid."""
+        orientation = self.config.preprocess.orientation
+        return read_pair(self.volume("source"), self.volume("target"), orientation)
 
     def scaled(self, volume: Volume, role: Role) -> Volume:
         """A volume in [0, 1000], whether or not scaling was one of the steps."""
@@ -206,4 +229,10 @@ def place_on_target(
 
 
 def _grid(volume: Volume) -> dict[str, Any]:
-    return {"shape": list(volume.shape), "affine": volume.affine.tolist()}
+    codes = codes_of(volume.header) if volume.header is not None else (0, 2)
+    return {
+        "shape": list(volume.shape),
+        "affine": volume.affine.tolist(),
+        "qform_code": codes[0],
+        "sform_code": codes[1],
+    }

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 
 from sharding.io.records import STRICT
-from sharding.volumes.cohort import SPLITS, split_sizes
+from sharding.volumes.cohort import SPLITS
 from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.splits import split_sizes
 
 
 @dataclass(frozen=True)

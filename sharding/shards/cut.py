@@ -149,7 +149,9 @@ def inputs_sha256(specimen: Specimen) -> str:
         DataError: If one is missing.
     """
     whole = hashlib.sha256()
-    for path in (specimen.source, specimen.target, specimen.mask):
+    transform = sorted(specimen.transform.iterdir()) if specimen.transform else []
+    files = (specimen.source, specimen.target, specimen.mask, specimen.native_source, *transform)
+    for path in files:
         if path is None:
             whole.update(b"-")
             continue

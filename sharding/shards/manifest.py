@@ -44,7 +44,7 @@ from sharding.shards.config import ShardConfig
 from sharding.volumes.cohort import SPECIMEN_NAME, Split
 from sharding.volumes.intensities import IntensityTransform
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"(train|val|test)/\1-\d{6}\.tar")
 
@@ -137,7 +137,7 @@ class Manifest:
     specimens: tuple[SpecimenRecord, ...]
     shards: tuple[ShardRecord, ...]
     left_out: tuple[str, ...] = ()
-    version: Literal[2] = FORMAT_VERSION
+    version: Literal[3] = FORMAT_VERSION
 
     def names(self, split: Split) -> list[str]:
         """Specimens of a split."""

@@ -10,7 +10,8 @@ from sharding.shards.config import ShardConfig
 from sharding.shards.cut import CutTask, inputs_sha256, part_key
 from sharding.shards.manifest import Manifest, SpecimenRecord
 from sharding.shards.packing import ByteRange
-from sharding.volumes.cohort import Specimen, Split, assign_splits, extend_splits
+from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.splits import assign_splits, extend_splits
 
 MAY_DIFFER = ("shard_mb", "fractions")
 """Fields of ShardConfig that may change when a set is updated: no patch depends on them."""

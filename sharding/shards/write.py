@@ -41,6 +41,7 @@ from sharding.shards.update import (
     known_key,
 )
 from sharding.volumes.cohort import SPLITS, Specimen
+from sharding.volumes.grid import same_spacing
 
 REPLACING = f"{PARTS}/replacing"
 """Marks a set that is being removed."""
@@ -64,6 +65,7 @@ def write_shards(
     specimens: Sequence[Specimen],
     out: str | Path,
     config: ShardConfig,
+    *,
     workers: int = 0,
     overwrite: bool = False,
     update: bool = False,
@@ -117,8 +119,9 @@ def write_shards(
             return Sharded(manifest, dict.fromkeys(manifest.left_out, LEFT_OUT))
         records, pieces, failures = _cut(tasks, old, workers, skip_failed, address)
         _check_one_orientation(records)
+        _check_one_spacing(folder.url, records)
         check_no_leak(folder.url, Manifest(config, records, ()))
-        for split in SPLITS:
+        for split in sorted(set(splits.values()), key=SPLITS.index):
             if not any(record.split == split for record in records):
                 raise DataError(
                     folder.url, f"no specimen is left in {split}", "Correct what failed"
@@ -190,6 +193,30 @@ def _cut_ranges(name: str, part: CutSpecimen) -> Iterator[ByteRange]:
     for patches, size in part.records:
         yield ByteRange(name, patches, part_file(name), offset, size, part.key)
         offset += size
+
+
+def _check_one_spacing(where: str, records: Sequence[SpecimenRecord]) -> None:
+    """Refuse targets of several voxel sizes: a network learns one, and predicts on one."""
+    groups: list[list[SpecimenRecord]] = []
+    for row in records:
+        for group in groups:
+            if same_spacing(row.spacing_mm, group[0].spacing_mm):
+                group.append(row)
+                break
+        else:
+            groups.append([row])
+    if len(groups) < 2:
+        return
+    found = "".join(
+        f"\n  {'x'.join(f'{side:.4g}' for side in group[0].spacing_mm)} mm: "
+        + ", ".join(row.name for row in group)
+        for group in groups
+    )
+    raise DataError(
+        where,
+        f"targets must have one voxel size, found {len(groups)}:{found}\n",
+        "Leave the others out, or give --preprocess.target-spacing-mm to resample all to one",
+    )
 
 
 def _check_one_orientation(records: Sequence[SpecimenRecord]) -> None:

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
+import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-
 from sharding.io.atomic import atomic_write
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, list_causes
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SPECIMEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+REQUIRED = ("specimen", "target")
+COLUMNS = (*REQUIRED, "source", "mask", "split", "native_source", "transform")
+"""Every column that a cohort file may have."""
+DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Specimen:
         source: The low-field volume; None until it is simulated.
         split: Where the cohort puts it; None leaves that to assign_splits.
         mask: Foreground on the target's grid; None leaves that to a threshold.
+        native_source: Of a prepared specimen, the source on its own grid, before it was resampled.
+        transform: Of a prepared specimen, the folder of the registration that took the native
+            source to the target; None where the headers align the two.
     """
 
     name: str
@@ -43,11 +51,23 @@ class Specimen:
     source: Path | None = None
     split: Split | None = None
     mask: Path | None = None
+    native_source: Path | None = None
+    transform: Path | None = None
 
     def resolved(self) -> Specimen:
-        """With paths that are valid in every process, whatever its working folder."""
-        source, mask = (path and path.resolve() for path in (self.source, self.mask))
-        return replace(self, target=self.target.resolve(), source=source, mask=mask)
+        """The same with paths that are valid in every process, whatever its working folder."""
+        paths = {name: getattr(self, name) for name in PATHS}
+        return replace(self, **{name: path and path.resolve() for name, path in paths.items()})
+
+    @property
+    def volumes(self) -> list[Path]:
+        """Every volume that is given."""
+        files = (self.source, self.target, self.mask, self.native_source)
+        return [file for file in files if file]
+
+
+PATHS = ("target", "source", "mask", "native_source", "transform")
+"""Fields of a Specimen that name files."""
 
 
 def read_cohort(
@@ -58,8 +78,10 @@ def read_cohort(
     """Read a cohort file, a folder that holds one, or a BIDS folder.
 
     Args:
-        path: A .csv file with the columns specimen, target and optionally source, mask and split,
-            paths relative to the file; or a folder with a cohort.csv; or a BIDS folder (sub-*).
+        path: A .csv file with the columns specimen, target and optionally the others of COLUMNS,
+            separated by commas, semicolons or tabs, with paths relative to the file; or a folder
+            with a cohort.csv; or a BIDS folder (sub-*). Subjects of a BIDS folder that are not
+            paired are left out and named in a warning.
         source_pattern: For BIDS: glob of the source below each subject's folder, such as
             "ses-7T/anat/*_T2w.nii.gz".
         target_pattern: The same for the target.
@@ -68,7 +90,8 @@ def read_cohort(
         The specimens, sorted by name.
 
     Raises:
-        DataError: If a file, column or specimen is missing, doubled or malformed.
+        DataError: If a file, column or specimen is missing, listed twice or malformed, or no
+            subject of a BIDS folder is paired.
     """
     path = Path(path)
     if path.is_dir() and (path / "cohort.csv").is_file():
@@ -76,7 +99,7 @@ def read_cohort(
     if path.is_dir():
         specimens = _read_bids(path, source_pattern, target_pattern)
     elif path.is_file():
-        specimens = _read_csv(path)
+        specimens = _read_table(path)
     else:
         raise DataError(path, "the cohort does not exist", "Give a cohort.csv or a BIDS folder")
     if not specimens:
@@ -88,12 +111,14 @@ def read_cohort(
 def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
     """Write a cohort.csv with paths relative to it, in one atomic step.
 
-    The column mask is written if any specimen has one.
+    The columns mask, native_source and transform are written if any specimen has them.
     """
     folder = path.parent.resolve()
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    roles = ["source", "target"] + ["mask"] * any(specimen.mask for specimen in specimens)
+    optional = ("mask", "native_source", "transform")
+    roles = ["source", "target"]
+    roles += [role for role in optional if any(getattr(row, role) for row in specimens)]
     rows.writerow(["specimen", *roles, "split"])
     for specimen in specimens:
         files = [getattr(specimen, role) for role in roles]
@@ -102,145 +127,97 @@ def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
     atomic_write(path, text.getvalue())
 
 
-def split_sizes(count: int, fractions: Sequence[float]) -> tuple[int, int, int]:
-    """Specimens in each split: 70/20/10 makes 44 specimens 31/9/4 (section 5.2).
-
-    Train and validation are rounded, test takes the rest; each gets at least one.
-
-    Raises:
-        ValueError: If the fractions do not sum to 1 or there are fewer than three specimens.
-    """
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"split fractions must be three positive numbers of sum 1: {fractions}")
-    if count < len(SPLITS):
-        raise ValueError(f"{count} specimens cannot fill {len(SPLITS)} splits")
-    val = max(1, round(fractions[1] * count))
-    train = min(max(1, round(fractions[0] * count)), count - val - 1)
-    if train < 1:
-        train, val = 1, count - 2
-    return train, val, count - train - val
-
-
-def assign_splits(
-    specimens: Sequence[Specimen], fractions: Sequence[float] = (0.7, 0.2, 0.1), seed: int = 0
-) -> dict[str, Split]:
-    """Give every specimen a split, by the cohort's own column or else at random.
-
-    Args:
-        specimens: All of the cohort; either every one or none has a split of its own.
-        fractions: Shares of train, val and test, when the cohort does not say.
-        seed: Fixes the random split; the order of the specimens does not matter.
-
-    Returns:
-        Specimen name to split.
-
-    Raises:
-        DataError: If a name stands twice, only some specimens have a split, a split is empty or
-            there are too few specimens.
-    """
-    names = sorted(specimen.name for specimen in specimens)
-    for name, after in itertools.pairwise(names):
-        if name == after:
-            raise DataError("cohort", f"the specimen {name} stands twice", "Keep one row each")
-    given: dict[str, Split] = {
-        specimen.name: specimen.split for specimen in specimens if specimen.split
-    }
-    if given and len(given) < len(names):
-        missing = next(name for name in names if name not in given)
+def _read_table(path: Path) -> list[Specimen]:
+    """Read a cohort file of named columns."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
+        lines = [(reader.line_num, row) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(
-            missing,
-            "some specimens of the cohort have a split and this one has none",
-            "Fill the split column for all or leave it empty for all",
-        )
-    if not given:
-        try:
-            sizes = split_sizes(len(names), fractions)
-        except ValueError as error:
-            raise DataError("cohort", str(error), "Add specimens") from error
-        order = np.random.default_rng(seed).permutation(names).tolist()
-        labels: list[Split] = [
-            split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)
-        ]
-        given = dict(zip(order, labels, strict=True))
-    sizes = Counter(given.values())
-    for split in SPLITS:
-        if not sizes[split]:
-            raise DataError(
-                "cohort", f"no specimen is in the split {split}", "Put at least one in each split"
-            )
-    return {name: given[name] for name in names}
+            path, f"not a readable CSV file ({error})", "Save it as CSV in UTF-8"
+        ) from error
+    if not lines:
+        raise DataError(path, "the cohort file is empty", "Write the columns in its first row")
+    rows = [(number, row) for number, row in lines[1:] if any(row)]
+    columns = _columns(path, lines[0][1], [row for _, row in rows])
+    return [_specimen_of_row(path, number, columns, row) for number, row in rows]
 
 
-def extend_splits(
-    specimens: Sequence[Specimen],
-    before: Mapping[str, Split],
-    fractions: Sequence[float] = (0.7, 0.2, 0.1),
-    seed: int = 0,
-) -> dict[str, Split]:
-    """Splits of a cohort of which some specimens have theirs already.
+def _delimiter(text: str) -> str:
+    """The delimiter under which most columns of the first row are known."""
 
-    Args:
-        specimens: All of the cohort. If it says the splits itself, that holds.
-        before: Specimen name to split, as it was; kept.
-        fractions: New specimens go, at random, to a split that is empty, or else where most are
-            missing for these shares.
-        seed: Fixes which go where.
+    def known(delimiter: str) -> int:
+        first = text.partition("\n")[0].split(delimiter)
+        return sum(name.strip(' "\r').lower() in COLUMNS for name in first)
 
-    Returns:
-        Specimen name to split.
+    return max(DELIMITERS, key=known)
+
+
+def _columns(path: Path, first: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The names of the columns; empty for one that has neither a name nor a value.
 
     Raises:
-        DataError: As assign_splits.
+        DataError: If a column is unknown, missing, or given twice.
     """
-    known = [specimen.name for specimen in specimens if specimen.name in before]
-    if not known or any(specimen.split for specimen in specimens):
-        return assign_splits(specimens, fractions, seed)
-    given = {name: before[name] for name in known}
-    new = sorted({specimen.name for specimen in specimens} - set(known))
-    sizes = dict(zip(SPLITS, split_sizes(max(len(specimens), len(SPLITS)), fractions), strict=True))
-    for name in np.random.default_rng(seed).permutation(new).tolist():
-        held = Counter(given.values())
-        given[name] = max(SPLITS, key=lambda split: (not held[split], sizes[split] - held[split]))
-    return assign_splits([replace(row, split=given[row.name]) for row in specimens])
-
-
-def _read_csv(path: Path) -> list[Specimen]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            columns = set(reader.fieldnames or ())
-            rows = [(reader.line_num, row) for row in reader]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(
-                path, f"not a readable CSV file ({error})", "Save it as CSV in UTF-8"
-            ) from error
-    for column in ("specimen", "target"):
+    columns = []
+    for index, given in enumerate(first):
+        name = given.strip().lower()
+        if not name and not any(row[index].strip() for row in rows if index < len(row)):
+            columns.append("")
+            continue
+        if name not in COLUMNS:
+            rule = f"the column {given!r} is not known; the known ones are {', '.join(COLUMNS)}"
+            raise DataError(path, rule, "Rename it or remove it")
+        if name != given:
+            logger.warning("%s: the column %r is read as %s", path, given, name)
+        if name in columns:
+            raise DataError(path, f"the column {name} is given twice", "Keep one of them")
+        columns.append(name)
+    for column in REQUIRED:
         if column not in columns:
-            raise DataError(path, f"the column {column} is missing", "Add it to the first row")
-    return [_specimen_of_row(path, number, row) for number, row in rows]
+            rule = f"the column {column} is missing, found {', '.join(first)}"
+            raise DataError(path, rule, "Add it to the first row")
+    return columns
 
 
-def _specimen_of_row(path: Path, number: int, row: dict[str, str | None]) -> Specimen:
+def _specimen_of_row(
+    path: Path, number: int, columns: Sequence[str], row: Sequence[str]
+) -> Specimen:
     where = f"{path}, line {number}"
-    if None in row:
+    if len(row) > len(columns):
         raise DataError(where, "more fields than columns", 'Put fields with commas in "quotes"')
-    values = {key: (value or "").strip() for key, value in row.items()}
-    for column in ("specimen", "target"):
-        if not values[column]:
+    values = {name: field.strip() for name, field in zip(columns, row, strict=False)}
+    for column in REQUIRED:
+        if not values.get(column):
             raise DataError(where, f"the field {column} is empty", "Fill it or drop the row")
-    split = values.get("split") or None
-    if split is not None and split not in SPLITS:
-        raise DataError(
-            where, f"split must be one of {', '.join(SPLITS)}, got {split}", "Correct it"
-        )
-    source, mask = values.get("source"), values.get("mask")
-    return Specimen(
-        name=values["specimen"],
-        target=path.parent / values["target"],
-        source=path.parent / source if source else None,
-        split=split,
-        mask=path.parent / mask if mask else None,
-    )
+    if values.get("transform") and not values.get("native_source"):
+        rule = "the field transform needs the field native_source"
+        raise DataError(where, rule, "Give the source that was registered, or drop the transform")
+    files = {
+        name: tidy_path(path.parent / values[name]) if values.get(name) else None for name in PATHS
+    }
+    target = files.pop("target")
+    assert target is not None
+    return Specimen(values["specimen"], target, split=_split(where, values), **files)
+
+
+def _split(where: str, values: Mapping[str, str]) -> Split | None:
+    given = values.get("split") or None
+    if given is None:
+        return None
+    for split in SPLITS:
+        if given.lower() == split:
+            if given != split:
+                logger.warning("%s: the split %s is read as %s", where, given, split)
+            return split
+    raise DataError(where, f"split must be one of {', '.join(SPLITS)}, got {given}", "Correct it")
+
+
+def tidy_path(path: Path) -> Path:
+    """A path without "..", as far as that names the same file where folders are links."""
+    tidy = Path(os.path.normpath(path))
+    return tidy if tidy.resolve() == path.resolve() else path
 
 
 def _read_bids(root: Path, source: str | None, target: str | None) -> list[Specimen]:
@@ -257,29 +234,37 @@ def _read_bids(root: Path, source: str | None, target: str | None) -> list[Speci
             "a BIDS folder does not say which images are source and target",
             'Give --source-pattern and --target-pattern, e.g. "ses-7T/anat/*_T2w.nii.gz"',
         )
-    return [
-        Specimen(
-            subject.name,
-            target=_only_match(subject, target),
-            source=_only_match(subject, source) if source else None,
-        )
-        for subject in subjects
-    ]
-
-
-def _only_match(subject: Path, pattern: str) -> Path:
-    found = sorted(subject.glob(pattern))
-    if len(found) != 1:
+    specimens, left_out = [], {}
+    for subject in subjects:
+        files, problems = {}, []
+        for role, pattern in (("target", target), ("source", source)):
+            found = sorted(subject.glob(pattern)) if pattern else []
+            if pattern and len(found) != 1:
+                problems.append(f"{role} {pattern} matches {len(found)} files")
+            files[role] = found[0] if found else None
+        if problems:
+            left_out[subject.name] = "; ".join(problems)
+        else:
+            specimens.append(Specimen(subject.name, **files))
+    if left_out and not specimens:
         raise DataError(
-            subject,
-            f"the pattern {pattern} must match exactly one file, found {len(found)}",
-            "Narrow or correct the pattern",
+            root,
+            f"no subject is paired: each pattern must match one file, {list_causes(left_out)}",
+            "Narrow or correct the patterns",
         )
-    return found[0]
+    if left_out:
+        logger.warning(
+            "%s: %d of %d subjects are not paired and are left out:%s",
+            root,
+            len(left_out),
+            len(subjects),
+            list_causes(left_out),
+        )
+    return specimens
 
 
 def _check(path: Path, specimens: Sequence[Specimen]) -> None:
-    """Refuse malformed or doubled names, and one file standing under two specimens."""
+    """Refuse malformed or repeated names, and a file that two specimens share."""
     owners: dict[Path, str] = {}
     names: set[str] = set()
     for specimen in specimens:
@@ -291,16 +276,19 @@ def _check(path: Path, specimens: Sequence[Specimen]) -> None:
                 "Rename it",
             )
         if name in names:
-            raise DataError(path, f"the specimen {name} stands twice", "Keep one row a specimen")
+            raise DataError(path, f"the specimen {name} is listed twice", "Keep one row a specimen")
         names.add(name)
-        files = [file for file in (specimen.source, specimen.target, specimen.mask) if file]
+        files = specimen.volumes
+        if specimen.transform and not (specimen.transform / "affine.tfm").is_file():
+            rule = f"the transform of {name} does not exist: there is no affine.tfm in the folder"
+            raise DataError(specimen.transform, rule, "Check its path")
         for file in files:
             if not file.is_file():
                 raise DataError(file, f"the file of {name} does not exist", "Check its path")
         if len({file.resolve() for file in files}) < len(files):
             raise DataError(
                 specimen.target,
-                f"source, target and mask of {name} must be different files",
+                f"the volumes of {name} must be different files",
                 "Give the specimen a file for each",
             )
         for file in files:
@@ -308,6 +296,6 @@ def _check(path: Path, specimens: Sequence[Specimen]) -> None:
             if owner != name:
                 raise DataError(
                     file,
-                    f"the file stands under {owner} and again under {name}",
-                    "Give each specimen files of its own: a shared one leaks between splits",
+                    f"{owner} and {name} share this file",
+                    "Give each specimen its own files: a shared one leaks between splits",
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sharding.io.records import STRICT
+from sharding.volumes.header import LEAST_MM, MOST_MM, Orientation
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,14 @@ class PreprocessConfig:
     min_overlap: float = 0.25
     """Least share of the target's foreground that the source must cover."""
     allow_finer_source: bool = False
-    """Let the source's voxels be finer than the target's; else the files are taken for swapped."""
+    """Accept a source whose voxels are finer than the target's, instead of taking the two files for
+    swapped."""
+    orientation: Orientation = "header"
+    """"array" accepts pairs of which a file has lost its orientation (qform and sform codes 0), and
+    lays the array of the source along the axes of the target's array."""
+    target_spacing_mm: tuple[float, float, float] | None = None
+    """Voxel size to resample every target to; None takes targets as they are, which must then all
+    have the same."""
 
     def __post_init__(self) -> None:
         low, high = self.clip_percentiles
@@ -34,3 +42,10 @@ class PreprocessConfig:
             )
         if not 0 < self.min_overlap <= 1:
             raise ValueError(f"min_overlap must be above 0, at most 1, got {self.min_overlap}")
+        if self.target_spacing_mm and not all(
+            LEAST_MM <= side <= MOST_MM for side in self.target_spacing_mm
+        ):
+            raise ValueError(
+                f"target_spacing_mm must be from {LEAST_MM} to {MOST_MM:g}, got "
+                f"{self.target_spacing_mm}"
+            )

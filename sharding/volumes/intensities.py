@@ -1,14 +1,9 @@
-"""From two files to one aligned, standardised pair on the target's grid (section 5.1, 5.2).
-
-The order is the paper's: clip, scale, bring the source onto the target grid, standardise. N4 bias
-correction and registration come before: `sharding.registration` runs them and writes a cohort of
-prepared volumes, for which nothing is left to move here. Other volumes are aligned by their
-affines alone.
-"""
+"""Intensity transforms: clip, scale, standardise (section 5.1, 5.2); and a scan's fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +20,14 @@ from sharding.volumes.volume import Volume
 
 SCALED_MAX = 1000.0
 """Prepared volumes run from 0 to this (section 5.1)."""
+LEAST_CONTRAST = 0.01
+"""Share of the intensity range that an image spans where it counts; less is called constant."""
+LEAST_VOXELS = 27
+"""So few voxels say nothing about contrast."""
+LEVELS = 4000
+"""Steps of the histogram that contrast is measured by."""
+BLOCKS, BLOCK_LEVELS = 4, 15
+"""Parts of each axis, and grey levels of their means, that a fingerprint is made of."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,13 @@ class IntensityTransform:
     high: float
     mean: float
     std: float
+
+    def __post_init__(self) -> None:
+        values = (self.low, self.high, self.mean, self.std)
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError(f"low, high, mean and std must be finite, got {values}")
+        if not self.high > self.low or not self.std > 0:
+            raise ValueError(f"high must exceed low and std must exceed 0, got {values}")
 
     @classmethod
     def fit(
@@ -72,9 +82,9 @@ class IntensityTransform:
                 f"the {percentiles[0]} and {percentiles[1]} percentiles must differ, "
                 f"both are {low:g}"
             )
-        mean = _mean(_scale(data[slab], low, high) for slab in slabs(data.shape))
+        mean = _mean(scale_slab(data[slab], low, high) for slab in slabs(data.shape))
         variance = _mean(
-            np.square(_scale(data[slab], low, high) - np.float64(mean))
+            np.square(scale_slab(data[slab], low, high) - np.float64(mean))
             for slab in slabs(data.shape)
         )
         return cls(low, high, mean, math.sqrt(variance))
@@ -86,7 +96,7 @@ class IntensityTransform:
 
     def scale(self, data: NDArray[np.float32], empty: Empty = in_memory) -> NDArray[np.float32]:
         """Clip and map to [0, 1]."""
-        return by_slabs(partial(_scale, low=self.low, high=self.high), data, empty)
+        return by_slabs(partial(scale_slab, low=self.low, high=self.high), data, empty)
 
     def standardise(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
         """Clip, map to [0, 1], then to zero mean and unit variance."""
@@ -134,13 +144,100 @@ def _mean(slabs_of_values: Iterator[NDArray]) -> float:
     return total / count
 
 
+def check_varies(
+    where: object, scaled: NDArray[np.float32], region: NDArray[np.bool_], named: str
+) -> None:
+    """Refuse an image that shows nothing where it counts, whatever lies elsewhere.
+
+    Args:
+        where: Names the file in the error.
+        scaled: Intensities in [0, 1], shape (x, y, z).
+        region: Where the image must vary, same shape.
+        named: The region in words, for the error.
+
+    Raises:
+        DataError: If the 1 and 99 percentiles there differ by less than LEAST_CONTRAST of the
+            intensity range.
+    """
+    counts = np.zeros(LEVELS + 1, np.int64)
+    for slab in slabs(scaled.shape):
+        counts += _histogram(scaled[slab][region[slab]])
+    _refuse_constant(where, counts, named)
+
+
+def _histogram(scaled: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Counts of intensities in [0, 1], by LEVELS steps."""
+    levels = np.rint(scaled * LEVELS).astype(np.int64)
+    return np.bincount(levels.ravel(), minlength=LEVELS + 1)
+
+
+def _refuse_constant(where: object, counts: NDArray[np.int64], named: str) -> None:
+    """Raise DataError if a histogram spans too little of the intensity range."""
+    if counts.sum() < LEAST_VOXELS:
+        return
+    below = np.cumsum(counts) / counts.sum()
+    low, high = (int(np.searchsorted(below, share)) / LEVELS for share in (0.01, 0.99))
+    if high - low < LEAST_CONTRAST:
+        raise DataError(
+            str(where),
+            f"the image is nearly constant within {named}: its 1 and 99 percentiles there lie "
+            f"{high - low:.2%} of its intensity range apart, at least {LEAST_CONTRAST:.0%} is "
+            "needed",
+            "Check the export of this volume, and that its affine, units and mask are right",
+        )
+
+
+def check_foreground_varies(
+    where: object, volume: Volume, transform: IntensityTransform, threshold: float
+) -> None:
+    """Refuse a scan that shows nothing but its outline, where no mask says what counts.
+
+    Args:
+        where: Names the file in the error.
+        volume: The scan.
+        transform: Its intensity transform.
+        threshold: What exceeds it, on the scaled intensities, is foreground.
+
+    Raises:
+        DataError: As check_varies.
+    """
+    counts = np.zeros(LEVELS + 1, np.int64)
+    for slab in slabs(volume.shape):
+        scaled = scale_slab(volume.data[slab], transform.low, transform.high)
+        counts += _histogram(scaled[scaled > threshold])
+    _refuse_constant(where, counts, "its foreground")
+
+
 def fingerprint(volume: Volume) -> str:
-    """sha256 of the voxels: the same scan under another name or affine is found."""
-    digest = hashlib.sha256(volume.data.tobytes())
-    digest.update(repr(volume.shape).encode())
-    return digest.hexdigest()
+    """A digest of what a scan shows, to find the same scan under another name.
+
+    It does not change when the intensities are scaled or shifted and rounded to integers, nor when
+    the axes are flipped or permuted, nor with the affine. It does change when the scan is cropped,
+    clipped or resampled; such copies are not found.
+    """
+    means = np.zeros((BLOCKS, BLOCKS, BLOCKS))
+    weights = [_block_weights(size) for size in volume.shape]
+    for slab in slabs(volume.shape):
+        partial_sum = np.tensordot(weights[0], volume.data[slab].astype(np.float64), axes=1)
+        partial_sum = np.tensordot(weights[1], partial_sum, axes=(1, 1))
+        means += np.tensordot(partial_sum, weights[2][:, slab[2]], axes=(2, 1)).transpose(1, 0, 2)
+    low, high = means.min(), means.max()
+    levels = np.rint((means - low) / max(high - low, 1e-300) * BLOCK_LEVELS).astype(np.uint8)
+    turned = (levels.transpose(axes) for axes in itertools.permutations(range(3)))
+    signs = list(itertools.product((1, -1), repeat=3))
+    arrangements = (cube[::a, ::b, ::c].tobytes() for cube in turned for a, b, c in signs)
+    return hashlib.sha256(min(arrangements)).hexdigest()
 
 
-def _scale(data: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+def _block_weights(size: int) -> NDArray[np.float64]:
+    """Weights of an axis's voxels in the means of BLOCKS equal parts, shape (BLOCKS, size)."""
+    edges = np.linspace(0, size, BLOCKS + 1)
+    index = np.arange(size)
+    ends = np.minimum(index + 1, edges[1:, None])
+    shares = np.clip(ends - np.maximum(index, edges[:-1, None]), 0, None)
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def scale_slab(data: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
     scaled = (np.clip(data, low, high) - np.float32(low)) / np.float32(high - low)
     return np.clip(scaled, 0, 1).astype(np.float32)

@@ -13,10 +13,17 @@ from scipy import ndimage
 from sharding.io.errors import DataError
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.header import Orientation, aligned_by_array
 from sharding.volumes.volume import Volume, read_volume
 
 GRID_TOLERANCE = 0.1
 """Share of a voxel by which the corners of one grid may differ in two headers."""
+TOLERANCE = 1e-3
+"""Rounding of a mask's values, as a share of the one that marks the inside."""
+ZERO = 1e-6
+"""A mask whose values are all smaller marks nothing."""
+PROBABLE = 0.5
+"""A voxel of at least this probability lies inside."""
 
 
 def specimen_foreground(
@@ -33,7 +40,7 @@ def specimen_foreground(
         DataError: If it is empty, or the mask is bad or lies on another grid.
     """
     if specimen.mask is not None:
-        return read_mask(specimen.mask, scaled)
+        return read_mask(specimen.mask, scaled, config.orientation)
     foreground = foreground_mask(scaled.data, config.foreground_threshold)
     if not foreground.any():
         raise DataError(
@@ -44,26 +51,66 @@ def specimen_foreground(
     return foreground
 
 
-def read_mask(path: Path, grid: Volume) -> NDArray[np.bool_]:
-    """Read a mask: inside is where it is not zero.
+def read_mask(path: Path, grid: Volume, orientation: Orientation = "header") -> NDArray[np.bool_]:
+    """Read a mask: a binary image, or a probability, which is taken at 0.5.
+
+    Args:
+        path: The file.
+        grid: The target, on whose grid the mask lies.
+        orientation: See sharding.volumes.volume.read_volume.
 
     Raises:
-        DataError: If the file is bad, lies on another grid, or is zero everywhere.
+        DataError: If the file is bad, lies on another grid, has other values than a mask, or is
+            empty.
     """
-    mask = read_volume(path, constant=True)
+    mask = read_volume(path, constant=True, orientation=orientation)
+    _check_same_grid(path, mask, grid)
+    inside = _inside(path, mask.data)
+    if not inside.any():
+        raise DataError(path, "no voxel lies in the mask", "Mark the specimen with ones")
+    return inside
+
+
+def _check_same_grid(path: Path, mask: Volume, grid: Volume) -> None:
     if mask.shape != grid.shape:
         rule = f"a mask must have the target's shape {grid.shape}, found {mask.shape}"
         raise DataError(path, rule, "Draw or resample it on the target's grid")
     corners = np.array([*itertools.product(*((0, size - 1) for size in grid.shape))])
-    shifts = apply_affine(mask.affine, corners) - apply_affine(grid.affine, corners)
+    affine = mask.affine
+    if not mask.has_orientation or not grid.has_orientation:
+        # Paired by their arrays, on request.
+        affine = aligned_by_array(mask.shape, mask.spacing_mm, grid.shape, grid.affine)
+    shifts = apply_affine(affine, corners) - apply_affine(grid.affine, corners)
     apart = np.linalg.norm(shifts, axis=1).max()
     if apart > GRID_TOLERANCE * min(grid.spacing_mm):
         rule = f"a mask must have the target's affine, its corners are up to {apart:.3g} mm away"
         raise DataError(path, rule, "Draw or resample it on the target's grid")
-    inside = mask.data != 0
-    if not inside.any():
-        raise DataError(path, "the mask is zero everywhere", "Mark the specimen with ones")
-    return inside
+
+
+def _inside(path: Path, values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which voxels the values of a mask mark.
+
+    Raises:
+        DataError: If they are neither 0 and one other value nor probabilities.
+    """
+    low, high = float(values.min()), float(values.max())
+    mark = high if abs(high) >= abs(low) else low
+    if abs(mark) < ZERO:
+        return np.zeros(values.shape, bool)
+    marked = np.abs(values - mark) <= TOLERANCE * abs(mark)
+    if (marked | (np.abs(values) <= TOLERANCE * abs(mark))).all():
+        return marked
+    if low >= -TOLERANCE and high <= 1 + TOLERANCE:
+        return values >= PROBABLE
+    distinct = np.unique(values)
+    listed = ", ".join(f"{value:.4g}" for value in distinct[:5])
+    more = f" and {len(distinct) - 5} more" if len(distinct) > 5 else ""
+    raise DataError(
+        path,
+        "a mask must hold 0 and one other value, or probabilities from 0 to 1; found "
+        f"{len(distinct)} values from {low:.4g} to {high:.4g}: {listed}{more}",
+        "Resample masks by nearest neighbour; turn labels into one mask of zeros and ones",
+    )
 
 
 def foreground_mask(scaled: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:

@@ -1,4 +1,14 @@
-"""A specimen's source and target on the target's grid."""
+"""From the files of a specimen to one standardised pair on the target grid (section 5.1, 5.2).
+
+The order is the paper's: clip, scale, bring the source onto the target grid, standardise. N4 bias
+correction and registration come before: `sharding.registration` runs them and writes a cohort of
+prepared volumes, for which nothing is left to move here. Other volumes are aligned by their
+affines alone.
+
+The source is standardised by a transform that is fitted on the source as it was scanned, on its
+own grid, which is what prediction sees: fitted on a resampled one, the same tissue would have other
+values in training than in prediction.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +22,18 @@ from numpy.typing import NDArray
 from sharding.io.errors import DataError
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.config import PreprocessConfig
-from sharding.volumes.intensities import IntensityTransform, _scale, fit_intensities
-from sharding.volumes.masks import specimen_foreground
+from sharding.volumes.grid import at_spacing
+from sharding.volumes.intensities import (
+    IntensityTransform,
+    check_varies,
+    fit_intensities,
+    scale_slab,
+)
+from sharding.volumes.masks import read_mask, specimen_foreground
 from sharding.volumes.resample import field_of_view, resample
 from sharding.volumes.slabs import Empty, by_slabs, in_memory, slabs
-from sharding.volumes.volume import Volume, read_volume
+from sharding.volumes.transform import Transform
+from sharding.volumes.volume import Volume, read_pair
 
 FINER = 0.9
 """A source whose voxels are below this share of the target's volume is clearly the finer one."""
@@ -48,11 +65,13 @@ class Pair:
         source_scaled: Source, [0, 1], shape (x, y, z).
         target_scaled: Target, [0, 1], same shape.
         mask: Foreground of the target inside the source's field of view.
-        source_transform: Intensity transform of the source.
+        source_transform: Intensity transform of the source, fitted on the native source.
         target_transform: Intensity transform of the target.
-        native_source: The source on its own grid, in its file's units.
+        native_source: The source on its own grid, before any registration.
         grid: The target as read: geometry and header of everything here.
         overlap: Share of the target's foreground inside the source's field of view.
+        registration: Target world to native source world, of a prepared specimen; None where the
+            headers align the two.
     """
 
     name: str
@@ -64,6 +83,7 @@ class Pair:
     native_source: Volume
     grid: Volume
     overlap: float
+    registration: Transform | None = None
 
     @property
     def source(self) -> NDArray[np.float32]:
@@ -78,38 +98,54 @@ class Pair:
     @property
     def nearest(self) -> NDArray[np.float32]:
         """Standardised source without interpolation: the identity baseline."""
-        data = resample(self.native_source, self.grid.shape, self.grid.affine, order=0)
+        native, grid = self.native_source, self.grid
+        if self.registration is None:
+            data = resample(native, grid.shape, grid.affine, order=0)
+        else:
+            data, _ = self.registration.apply(native, grid.shape, grid.affine, order=0)
         return self.source_transform.standardise(data)
 
     def degrade(self, standardised: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring a volume on the target grid to the source's own grid and resolution."""
-        volume = self.grid.with_data(standardised)
-        return resample(volume, self.native_source.shape, self.native_source.affine, order=1)
+        return self._on_native_grid(standardised)[0]
 
     @property
     def native_mask(self) -> NDArray[np.bool_]:
         """The mask on the source's own grid, within the target's field of view."""
-        source, grid = self.native_source, self.grid
-        covered = field_of_view(grid, source.shape, source.affine)
-        return (self.degrade(self.mask.astype(np.float32)) > 0.5) & covered
+        share, covered = self._on_native_grid(self.mask.astype(np.float32))
+        return (share > 0.5) & covered
+
+    def _on_native_grid(
+        self, data: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Data of the target grid on the native source's, and where that lies in the former."""
+        volume, native = self.grid.with_data(data), self.native_source
+        if self.registration is not None:
+            return self.registration.apply_inverse(volume, native.shape, native.affine, order=1)
+        covered = field_of_view(volume, native.shape, native.affine)
+        return resample(volume, native.shape, native.affine, order=1), covered
 
 
 def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
-    """Read a specimen's two files and bring them onto the target's grid.
+    """Read a specimen's files and bring its source onto the target's grid.
 
     Raises:
-        DataError: If a file is bad, the source is missing or finer than the target, the mask does
-            not fit, or the two do not overlap.
+        DataError: If a file is bad, the source is missing, finer than the target or constant within
+            the mask, the mask does not fit, or source and target do not overlap.
     """
     source_file = source_of(specimen)
-    target = read_volume(specimen.target)
-    target_transform = fit_intensities(specimen.target, target, config)
-    target_scaled = target_transform.scale(target.data)
-    native = read_volume(source_file)
-    check_not_finer(source_file, native, target, config)
-    source = place_source(native, target.shape, target.affine, config, source_file)
-    foreground = specimen_foreground(specimen, target.with_data(target_scaled), config)
-    mask = foreground & source.inside
+    source, target = read_pair(source_file, specimen.target, config.orientation)
+    given = target
+    target, foreground, target_transform = _target(specimen, target, config)
+    native, registration, fitted = source, None, None
+    if specimen.native_source:
+        native, _ = read_pair(specimen.native_source, specimen.target, config.orientation)
+        fitted = fit_intensities(specimen.native_source, native, config)
+        if specimen.transform:
+            registration = Transform.load(specimen.transform)
+    check_not_finer(source_file, native, given, config)
+    placed = place_source(source, target.shape, target.affine, config, source_file, fitted=fitted)
+    mask = foreground & placed.inside
     overlap = float(mask.sum() / foreground.sum())
     if overlap < config.min_overlap:
         raise DataError(
@@ -118,17 +154,38 @@ def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
             f"{specimen.target}, at least {config.min_overlap:.0%} is needed",
             "Check the affines, or that the files belong together",
         )
+    check_varies(source_file, placed.scaled, mask, "the mask")
     return Pair(
         name=specimen.name,
-        source_scaled=source.scaled,
-        target_scaled=target_scaled,
+        source_scaled=placed.scaled,
+        target_scaled=target_transform.scale(target.data),
         mask=mask,
-        source_transform=source.transform,
+        source_transform=placed.transform,
         target_transform=target_transform,
-        native_source=source.native,
+        native_source=native,
         grid=target,
         overlap=overlap,
+        registration=registration,
     )
+
+
+def _target(
+    specimen: Specimen, target: Volume, config: PreprocessConfig
+) -> tuple[Volume, NDArray[np.bool_], IntensityTransform]:
+    """The target at the spacing that is asked for, its foreground, and its intensity transform."""
+    spaced = target
+    if config.target_spacing_mm:
+        spaced = at_spacing(target, config.target_spacing_mm)
+    transform = fit_intensities(specimen.target, spaced, config)
+    if specimen.mask is None or spaced is target:
+        scaled = spaced.with_data(transform.scale(spaced.data))
+        return spaced, specimen_foreground(specimen, scaled, config), transform
+    mask = read_mask(specimen.mask, target, config.orientation)
+    share = resample(target.with_data(mask), spaced.shape, spaced.affine, order=1)
+    if not (share > 0.5).any():
+        rule = f"the mask is empty at the spacing of {config.target_spacing_mm} mm"
+        raise DataError(specimen.mask, rule, "Give a finer target spacing")
+    return spaced, share > 0.5, transform
 
 
 def source_of(specimen: Specimen) -> Path:
@@ -171,6 +228,7 @@ def place_source(
     config: PreprocessConfig,
     where: object = "source",
     empty: Empty = in_memory,
+    fitted: IntensityTransform | None = None,
 ) -> SourceOnGrid:
     """Bring a source onto a grid by the affines, scaled to [0, 1].
 
@@ -184,16 +242,18 @@ def place_source(
         config: Percentiles to clip at.
         where: Names the source in errors.
         empty: Makes the arrays that are as large as a volume.
+        fitted: Intensity transform of the native source, where this one has been resampled
+            already; None fits this one.
 
     Raises:
         DataError: If nearly all voxels of the source are equal.
     """
-    transform = fit_intensities(where, source, config, empty)
+    transform = fitted or fit_intensities(where, source, config, empty)
     clip = partial(np.clip, a_min=transform.low, a_max=transform.high)
     clipped = source.with_data(by_slabs(clip, source.data, empty))
     on_grid = resample(clipped, shape, affine, 3, empty)
     inside = field_of_view(source, shape, affine, empty)
     for slab in slabs(shape):
         on_grid[slab][~inside[slab]] = transform.low
-        on_grid[slab] = _scale(on_grid[slab], transform.low, transform.high)
+        on_grid[slab] = scale_slab(on_grid[slab], transform.low, transform.high)
     return SourceOnGrid(on_grid, inside, source, transform)

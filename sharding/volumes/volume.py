@@ -26,13 +26,19 @@ from numpy.typing import NDArray
 
 from sharding.io.atomic import atomic_path
 from sharding.io.errors import DataError
+from sharding.volumes.header import Orientation, aligned_by_array, codes_of, geometry
 from sharding.volumes.slabs import Empty, in_memory, slabs
 
 FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
-"""Header fields that scanners fill with names, dates and hosts; never written by us."""
+"""Header fields that scanners fill with names, dates and hosts; outputs leave them empty."""
 
+SUFFIXES = (".nii", ".nii.gz")
 # Deflate cannot expand a byte beyond this, so a larger claim in a header is a lie.
 MAX_DEFLATE_RATIO = 1032
+SCAN_DEFLATE_RATIO = 200
+"""No scan of a GiB is compressed by more than this; the noise alone prevents it."""
+MOST_TRAILING_BYTES = 2**20
+"""What may follow the last voxel of a file."""
 
 UNREADABLE = (
     ImageFileError,
@@ -53,7 +59,7 @@ class Volume:
     Attributes:
         data: Intensity, float32, shape (x, y, z).
         affine: Voxel index to world millimetres, shape (4, 4).
-        header: The NIfTI header that it was read with, if any.
+        header: The NIfTI header that it was read with, if any; its lengths are in mm.
     """
 
     data: NDArray[np.float32]
@@ -73,6 +79,11 @@ class Volume:
         return float(x), float(y), float(z)
 
     @property
+    def has_orientation(self) -> bool:
+        """Whether its file said where the axes point; volumes made in memory always do."""
+        return self.header is None or codes_of(self.header) != (0, 0)
+
+    @property
     def orientation(self) -> str:
         """Where the axes point, nearest first: RAS is right, anterior, superior."""
         return "".join(str(code) for code in aff2axcodes(self.affine))
@@ -88,22 +99,32 @@ class Volume:
         return replace(self, data=np.asarray(data, np.float32))
 
 
-def read_volume(path: str | Path, constant: bool = False, empty: Empty = in_memory) -> Volume:
-    """Read a NIfTI file and refuse what cannot be used.
+def read_volume(
+    path: str | Path,
+    constant: bool = False,
+    empty: Empty = in_memory,
+    orientation: Orientation = "header",
+) -> Volume:
+    """Read a NIfTI file and refuse what cannot be used. Lengths are converted to millimetres.
 
     Args:
         path: The file.
-        constant: Let all voxels be equal, as in a mask.
+        constant: Accept a volume whose voxels are all equal, as those of a mask may be.
         empty: Makes the array of voxels.
+        orientation: What to do with a file that has no orientation, see
+            sharding.volumes.header.geometry; any other file is not affected.
 
     Raises:
         DataError: If the file is missing, is no NIfTI, is cut short or claims more data than it
-            can hold, is not 3D, is complex or coloured, has a singular affine, holds NaN or Inf,
-            or is constant and may not be.
+            can hold, is not 3D, is complex or coloured, has no orientation, a singular affine or
+            voxels of an implausible size, holds NaN or Inf, or is constant and may not be.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "the file does not exist", "Check the path")
+    if not path.name.lower().endswith(SUFFIXES):
+        rule = f"must be a NIfTI file named .nii or .nii.gz, found {path.name}"
+        raise DataError(path, rule, "Convert it to .nii.gz")
     try:
         image = nib.load(path)
     except UNREADABLE as error:
@@ -124,13 +145,7 @@ def read_volume(path: str | Path, constant: bool = False, empty: Empty = in_memo
     if stored.kind not in "iuf":
         raise DataError(path, f"voxels must be real numbers, found {stored}", "Export magnitudes")
     _check_claimed_size(path, image)
-    affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError(
-            path,
-            "the affine must be finite and invertible",
-            "Repair the header's sform and qform",
-        )
+    affine, header = geometry(path, image, orientation)
     try:
         with np.errstate(over="ignore"):  # What float32 cannot hold is refused as Inf.
             data = _read_voxels(path, image, shape, empty)
@@ -141,17 +156,48 @@ def read_volume(path: str | Path, constant: bool = False, empty: Empty = in_memo
             "Copy or export it again",
         ) from error
     _check_values(path, data, constant)
-    header = image.header if isinstance(image.header, nib.Nifti1Header) else None
     return Volume(data, affine, header)
+
+
+def read_pair(
+    source: str | Path,
+    target: str | Path,
+    orientation: Orientation = "header",
+    empty: Empty = in_memory,
+) -> tuple[Volume, Volume]:
+    """Read a source and a target in one world.
+
+    Args:
+        source: The low-field file.
+        target: The high-field file.
+        orientation: With "array", if either file has no orientation, the array of the source is
+            laid along the axes of the target's array, middle on middle.
+        empty: Makes the arrays of voxels.
+
+    Raises:
+        DataError: As read_volume.
+    """
+    ours = read_volume(source, empty=empty, orientation=orientation)
+    theirs = read_volume(target, empty=empty, orientation=orientation)
+    if ours.has_orientation and theirs.has_orientation:
+        return ours, theirs
+    affine = aligned_by_array(ours.shape, ours.spacing_mm, theirs.shape, theirs.affine)
+    return replace(ours, affine=affine), theirs
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:
     """Write a float32 NIfTI file in one atomic step, without any free-text header field.
 
-    The geometry (affine, units, qform and sform codes) of the volume's header is kept.
+    The qform and sform codes are those that the volume's header was read with: a file without
+    orientation gives outputs without orientation.
     """
     path = Path(path)
     image = nib.Nifti1Image(volume.data, volume.affine, volume.header)
+    if volume.header is not None and codes_of(image.header) != codes_of(volume.header):
+        # nibabel gives another affine codes of its own.
+        qform, sform = codes_of(volume.header)
+        image.set_sform(volume.affine, sform)
+        image.set_qform(volume.affine, qform)
     image.set_data_dtype(np.float32)
     image.header.set_slope_inter(1.0, 0.0)
     for field in FREE_TEXT_FIELDS:
@@ -168,13 +214,21 @@ def _check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
     """Refuse a header that claims more bytes than the file can hold, before memory is taken."""
     claimed = int(np.prod(image.shape, dtype=object)) * np.dtype(image.get_data_dtype()).itemsize
     held = path.stat().st_size
-    if _is_gzip(path.open("rb")):
+    packed = _is_gzip(path.open("rb"))
+    if packed:
         held *= MAX_DEFLATE_RATIO
     if claimed > held:
         raise DataError(
             path,
             f"the header claims {claimed} bytes of voxels, more than the file can hold",
             "The file is cut short or its header is damaged: copy or export it again",
+        )
+    if claimed > 2**30 and claimed > path.stat().st_size * SCAN_DEFLATE_RATIO and packed:
+        raise DataError(
+            path,
+            f"{path.stat().st_size / 1e6:.3g} MB would unpack to {claimed / 1e9:.3g} GB, which no "
+            "scan does",
+            "If the file is meant, unpack it to .nii",
         )
 
 
@@ -200,8 +254,11 @@ def _read_voxels(
             part = ((*shape[:2], high - low), stored.dtype, stored.offset + low * plane)
             scaled = ArrayProxy(file, (*part, stored.slope, stored.inter), mmap=False)
             data[slab] = np.asarray(scaled, dtype=np.float32)
-        while file.read(2**20):
-            pass
+        trailing = 0
+        while rest := file.read(MOST_TRAILING_BYTES):
+            trailing += len(rest)
+            if trailing > MOST_TRAILING_BYTES:
+                raise ValueError("the file holds more than its header says")
     return data
 
 

@@ -25,6 +25,8 @@ from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 
+QUICK = ("phantom", "simulate", "shard", "presets", "sweep", "predict", "evaluate")
+"""Commands whose help needs no configuration, and so no networks."""
 COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
 
 
@@ -93,13 +95,14 @@ def held_out(phantoms, shards):
 
 def test_training_took_the_file_and_the_options(run_dir, shards):
     found = from_json((run_dir / CONFIG_FILE).read_text())
-    assert found == with_overrides(tiny_config(shards), {"loss.lambda_gradient": 0.5})
+    more = {"loss.lambda_gradient": 0.5, "data.neighbours": 0}
+    assert found == with_overrides(tiny_config(shards), more)
     assert (run_dir / METRICS_FILE).is_file()
 
 
 def test_training_a_preset_with_options_and_resuming(folder, shards):
     out = folder / "from preset"
-    options = [f"--data.shards={shards}", "--data.patch-size", 16, 16, "--stitch.stride", 8]
+    options = [f"--data.shards={shards}", "--stitch.stride", 8]
     options += ["--generator.channels", 4, "--generator.kernels", 3, "--stitch.trim", 0]
     options += ["--discriminator.channels", 4, "--tracking.mode", "disabled"]
     options += ["--train.batch-size", 40, "--train.device", "cpu", "--optim.schedule", "constant"]
@@ -110,6 +113,7 @@ def test_training_a_preset_with_options_and_resuming(folder, shards):
     found = from_json((out / CONFIG_FILE).read_text())
     assert found.generator.residual == PRESETS["small"].generator.residual
     assert found.generator.channels == (4,)
+    assert (found.data.patch_size, found.data.neighbours) == ((16, 16), 0)
     refused = cli("train", "small", "--run-dir", out, *options)
     assert refused.status == 1
     assert "holds a run already" in refused.err
@@ -211,13 +215,35 @@ def test_help_needs_none_of_the_large_libraries():
 import contextlib, sys
 from distsynth.cli.main import main
 main(["--help"])
-for command in {COMMANDS}:
+main(["--version"])
+for command in {QUICK}:
     with contextlib.suppress(SystemExit):
         main([command, "--help"])
 sys.exit(", ".join({{"torch", "ray", "wandb"}} & set(sys.modules)) or None)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def options_of(*args):
+    words = done(*args, "--help").out.split()
+    return {word.rstrip(",") for word in words if word.startswith("--")}
+
+
+def test_help_shows_the_fields_of_the_family_of_the_preset():
+    unet, conv = options_of("train", "unet-7"), options_of("train", "small")
+    assert "--generator.channels" in unet & conv
+    assert conv - unet == {
+        "--generator.kernels",
+        "--generator.norm-first",
+        "--generator.no-norm-first",
+    }
+    assert options_of("train", "small", "--generator.family", "unet") == unet
+    assert options_of("train", "unet-7", "--generator.family=conv") == conv
+    cnn, patchgan = options_of("train", "fcn-1"), options_of("train", "pix2pix-9")
+    assert {word for word in cnn if "discriminator." in word} == {"--discriminator.family"}
+    assert "--discriminator.conditional" in patchgan
+    assert "--discriminator.kernels" not in patchgan
 
 
 def test_usage_and_version():
@@ -242,7 +268,13 @@ def test_usage_and_version():
         (["train", "small", "-o", "x", "--loss.lambda-gradiant", "2"], "--loss.lambda-gradient"),
         (["train", "small", "-o", "x", "--train.epochs", "many"], "many"),
         (["train", "small", "-o", "x", "--train.epochs", "0"], "train.epochs must be >= 1, got 0"),
-        (["train", "small", "-o", "x", "--generator.family", "res"], "res"),
+        (["train", "small", "-o", "x", "--generator.family", "res"], "unet, got 'res'"),
+        (["train", "unet-7", "-o", "x", "--generator.kernels", "3"], "not a field of a unet"),
+        (
+            ["train", "unet-7", "-o", "x", "--generator.family=conv", "--generator.kernels", "4"],
+            "odd",
+        ),
+        (["train", "small", "-o", "x", "--generator.family", ""], "unet, got ''"),
         (["presets", "smal"], "did you mean small?"),
         (["predict"], "checkpoint"),
         (["shard", "x", "-o", "y", "--stride", "0"], "stride must be >= 1"),

@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 
 import distsynth.evaluation.forest
 from distsynth.errors import ConfigError
 from distsynth.evaluation.forest import (
-    FEATURES,
+    BOOSTED,
+    FORESTS,
+    SHIFTS,
     ForestConfig,
-    fit_boosted,
+    degraded,
     fit_forest,
     shift_features,
     training_rows,
@@ -28,8 +31,9 @@ from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.pair import prepare_pair
 from sharding.volumes.volume import Volume, write_volume
 
-TINY = ForestConfig(trees=12, depth=6, max_samples=2000, jobs=1)
-FITS = pytest.mark.parametrize("fit", [fit_forest, fit_boosted])
+TINY = ForestConfig(trees=12, depth=6, max_samples=2000, jobs=1, features="directions")
+INTENSITY = "rfsr-intensity"
+FITS = pytest.mark.parametrize("name", [INTENSITY, BOOSTED])
 
 
 @dataclass
@@ -86,7 +90,7 @@ def shards(shard_folder):
 
 @pytest.fixture(scope="module")
 def forests(shards):
-    return {fit: fit(shards, TINY, quiet=True) for fit in (fit_forest, fit_boosted)}
+    return {name: fit_forest(name, shards, TINY, quiet=True) for name in (INTENSITY, BOOSTED)}
 
 
 def test_features_are_those_of_the_definition():
@@ -97,9 +101,58 @@ def test_features_are_those_of_the_definition():
         for row in range(7)
         for column in range(3)
     ]
-    found = shift_features(images)
+    found = shift_features(images, "directions")
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_papers_features_are_the_grid_of_shifts_without_intensity():
+    images = np.random.default_rng(0).normal(size=(2, 6, 5)).astype(np.float32)
+    found = shift_features(images, "grid").reshape(2, 6, 5, 25)
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    for column, (down, right) in enumerate(
+        (a, b) for a in (-2, -1, 0, 1, 2) for b in (-2, -1, 0, 1, 2)
+    ):
+        moved = padded[:, 2 + down : 8 + down, 2 + right : 7 + right]
+        np.testing.assert_array_equal(found[..., column], moved - images)
+    assert not found[..., SHIFTS["grid"].index((0, 0))].any()
+    # A brighter image looks the same to it, away from the padded sides.
+    brighter = shift_features(images + 3, "grid").reshape(2, 6, 5, 25)
+    np.testing.assert_allclose(brighter[:, 2:-2, 2:-2], found[:, 2:-2, 2:-2], atol=1e-5)
+
+
+def test_the_papers_forest_learns_from_degraded_targets(shards):
+    paper = replace(FORESTS["rfsr"], trees=2, max_samples=100, jobs=1)
+    _, rows, residuals = training_rows(shards, paper, quiet=True)
+    pairs = replace(paper, degrade=0)
+    assert rows.shape[1] == 25 and rows.shape == training_rows(shards, pairs, quiet=True)[1].shape
+    targets = [
+        (block.target / QUANTUM - row.target.mean) / row.target.std
+        for shard in shards.shards("train")
+        for block in shards.read(shard)
+        for row in shards.manifest.specimens
+        if row.name == block.specimen
+    ]
+    target = torch.from_numpy(np.concatenate(targets).astype(np.float32))
+    low = degraded(target, 2)
+    np.testing.assert_allclose(residuals, (target - low).numpy().ravel(), atol=1e-4)
+    expected = shift_features(low.numpy(), "grid")
+    np.testing.assert_allclose(rows, expected, atol=1e-4)
+
+
+def test_degrading_keeps_what_a_coarser_grid_can_hold():
+    ramp = torch.arange(16.0).expand(1, 16, 16).contiguous()
+    np.testing.assert_allclose(degraded(ramp, 2)[:, :, 3:-3], ramp[:, :, 3:-3], atol=0.1)
+    checkerboard = (torch.arange(16) % 2 * 2 - 1).float().expand(1, 16, 16).contiguous()
+    assert degraded(checkerboard, 2).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("features", "cube"), ("degrade", 1), ("degrade", -2)]
+)
+def test_what_a_forest_cannot_be_is_refused(field, value):
+    with pytest.raises(ConfigError, match=field):
+        ForestConfig(**{field: value})
 
 
 def test_rows_are_those_of_the_training_records(shards):
@@ -111,7 +164,7 @@ def test_rows_are_those_of_the_training_records(shards):
             for stored, goal in zip(block.source[:, 0], block.target, strict=True):
                 source = (stored / QUANTUM - row.source.mean) / row.source.std
                 target = (goal / QUANTUM - row.target.mean) / row.target.std
-                features.append(shift_features(source[None].astype(np.float32)))
+                features.append(shift_features(source[None].astype(np.float32), "directions"))
                 residuals.append((target - source).ravel())
     count, found, goals = training_rows(shards, TINY, quiet=True)
     assert count == 120 == shards.manifest.patches("train")
@@ -125,7 +178,7 @@ def test_a_fraction_is_whole_patches_chosen_by_the_seed(shards):
         config = replace(TINY, fraction=fraction, seed=seed)
         count, rows, _ = training_rows(shards, config, quiet=True)
         assert len(rows) == count * 256
-        return {patch.tobytes() for patch in rows.reshape(count, 256, FEATURES)}
+        return {patch.tobytes() for patch in rows.reshape(count, 256, TINY.columns)}
 
     everything = chosen(1.0, 0)
     some, again, others = chosen(0.25, 0), chosen(0.25, 0), chosen(0.25, 1)
@@ -135,7 +188,7 @@ def test_a_fraction_is_whole_patches_chosen_by_the_seed(shards):
 
 
 @FITS
-def test_only_training_records_are_read(shards, fit, monkeypatch):
+def test_only_training_records_are_read(shards, name, monkeypatch):
     read = []
     whole = ShardSet.read
 
@@ -145,11 +198,11 @@ def test_only_training_records_are_read(shards, fit, monkeypatch):
 
     monkeypatch.setattr(ShardSet, "read", spy)
     monkeypatch.setattr(ShardSet, "mask", lambda *_: pytest.fail("a mask was read"))
-    found = fit(shards, TINY, quiet=True)
+    found = fit_forest(name, shards, TINY, quiet=True)
     assert {shard.split for shard in read} == {"train"}
     assert {shard.name for shard in read} == {shard.name for shard in shards.shards("train")}
     assert (found.fit.patches, found.fit.rows) == (120, 120 * 256)
-    assert found.fit.bytes == 120 * 256 * 4 * (FEATURES + 1)
+    assert found.fit.bytes == 120 * 256 * 4 * (TINY.columns + 1)
     assert found.fit.seconds > 0
 
 
@@ -158,7 +211,7 @@ def test_trees_are_those_of_one_fit(shards, forests):
     # All trees at once, where the forest goes by steps.
     plain = RandomForestRegressor(12, max_depth=6, max_samples=2000, random_state=0)
     expected = plain.fit(features, residuals).predict(features)
-    found = forests[fit_forest].model.predict(features)
+    found = forests[INTENSITY].model.predict(features)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
     rng = np.random.default_rng([0, 1])
@@ -166,12 +219,12 @@ def test_trees_are_those_of_one_fit(shards, forests):
     options = {"max_iter": 12, "max_depth": 6, "max_leaf_nodes": None, "min_samples_leaf": 1}
     boosted = HistGradientBoostingRegressor(early_stopping=False, random_state=0, **options)
     expected = boosted.fit(features[rows], residuals[rows]).predict(features)
-    found = forests[fit_boosted].model.predict(features)
+    found = forests[BOOSTED].model.predict(features)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @FITS
-def test_a_known_residual_is_learnt(tmp_path, fit):
+def test_a_known_residual_is_learnt(tmp_path, name):
     def target(source):
         """A neighbour two voxels away adds to a voxel, more so if that is bright."""
         moved = np.pad(source, 2)[4:, 2:-2, 2:-2]
@@ -179,13 +232,14 @@ def test_a_known_residual_is_learnt(tmp_path, fit):
 
     shards, specimens = make_shards(tmp_path, target)
     config = ForestConfig(
-        trees=15 if fit is fit_forest else 40,
-        depth=9 if fit is fit_forest else 6,
+        trees=15 if name == INTENSITY else 40,
+        depth=9 if name == INTENSITY else 6,
         max_samples=8000,
         min_samples_leaf=3,
         jobs=1,
+        features="directions",
     )
-    found = fit(shards, config, quiet=True)
+    found = fit_forest(name, shards, config, quiet=True)
     pair = prepare_pair(specimens[3], PreprocessConfig())
     synthetic = found.predict(pair)
     assert synthetic.dtype == np.float32 and synthetic.shape == pair.target.shape
@@ -194,19 +248,19 @@ def test_a_known_residual_is_learnt(tmp_path, fit):
 
 
 @FITS
-def test_nothing_to_learn_leaves_the_source(tmp_path, fit):
+def test_nothing_to_learn_leaves_the_source(tmp_path, name):
     shards, _ = make_shards(tmp_path, lambda source: 2 * source)
-    found = fit(shards, TINY, quiet=True)
+    found = fit_forest(name, shards, TINY, quiet=True)
     pair = make_pair(0)
     np.testing.assert_allclose(found.predict(pair), pair.source, atol=1e-5)
 
 
 @FITS
-def test_the_seed_fixes_the_fit_whatever_the_jobs(shards, fit, monkeypatch):
+def test_the_seed_fixes_the_fit_whatever_the_jobs(shards, name, monkeypatch):
     monkeypatch.setattr(distsynth.evaluation.forest, "BLOCK", 100)
     config = replace(TINY, trees=11, depth=4)
     one, both, other = (
-        fit(shards, replace(config, **changes), quiet=True)
+        fit_forest(name, shards, replace(config, **changes), quiet=True)
         for changes in ({}, {"jobs": 2}, {"seed": 1})
     )
     pair = make_pair(0, (30, 25, 20))
@@ -219,7 +273,7 @@ def test_the_seed_fixes_the_fit_whatever_the_jobs(shards, fit, monkeypatch):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_volume_is_predicted_slice_by_slice(forests, axis):
-    forest = replace(forests[fit_forest], config=replace(TINY, axes=(axis,)))
+    forest = replace(forests[INTENSITY], config=replace(TINY, axes=(axis,)))
     pair = make_pair(1)
     synthetic = forest.predict(pair)
     for index in range(pair.source.shape[axis]):
@@ -232,7 +286,7 @@ def test_a_volume_is_predicted_slice_by_slice(forests, axis):
 
 def test_several_axes_are_averaged(forests):
     pair = make_pair(2)
-    forest = forests[fit_forest]
+    forest = forests[INTENSITY]
     each = [
         replace(forest, config=replace(TINY, axes=axes)).predict(pair)
         for axes in ((0,), (1,), (2,), (0, 1, 2))
@@ -241,10 +295,10 @@ def test_several_axes_are_averaged(forests):
 
 
 @FITS
-def test_a_constant_volume_is_predicted(forests, fit):
+def test_a_constant_volume_is_predicted(forests, name):
     pair = make_pair(0)
     pair.source[...] = 3
-    assert np.isfinite(forests[fit].predict(pair)).all()
+    assert np.isfinite(forests[name].predict(pair)).all()
 
 
 def test_patches_with_neighbours_give_their_middle_channel(tmp_path):
@@ -260,12 +314,12 @@ def test_patches_with_neighbours_give_their_middle_channel(tmp_path):
 def test_shards_without_slices_or_training_patches_are_refused(tmp_path, shard_folder):
     blocks, _ = make_shards(tmp_path / "blocks", np.sqrt, patch_size=(8, 8, 8))
     with pytest.raises(ConfigError, match=r"two sides.*8, 8, 8"):
-        fit_forest(blocks, TINY, quiet=True)
+        fit_forest(INTENSITY, blocks, TINY, quiet=True)
     nobody = ShardSet(shard_folder)
     left = tuple(shard for shard in nobody.manifest.shards if shard.split != "train")
     nobody.manifest = replace(nobody.manifest, shards=left)
     with pytest.raises(ConfigError, match="no training patch"):
-        fit_boosted(nobody, TINY, quiet=True)
+        fit_forest(BOOSTED, nobody, TINY, quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from distsynth.export.export import CARD, ONNX
 from distsynth.export.model_card import UNKNOWN
 from distsynth.export.onnx import TOLERANCE, compare
 from distsynth.inference.predictor import load_predictor, run_dir_of
-from distsynth.metrics.results import RESULTS_FILE, results_table, table_json
+from distsynth.metrics.results import RESULTS_FILE, results_json, results_table
 from distsynth.models import build_generator, parameter_count
 from distsynth.runs.checkpoint import Checkpoint, Position, load_checkpoint, save_checkpoint
 from distsynth.runs.folder import BEST
@@ -60,7 +60,6 @@ FAMILIES = {
     },
     "unet": {
         "generator.channels": (3, 4),
-        "generator.kernels": (),
         "generator.norm": "instance",
         "generator.sharpen": "5x5",
         "stitch.axes": (0, 1, 2),
@@ -221,15 +220,16 @@ def test_the_card_has_its_facts(made, trained):
     assert report["epoch"] == trained.position.epoch
     for fact in (
         f"- parameters: {parameter_count(generator):,}\n",
-        "- architecture: conv, channels 4, kernels 3\n",
-        "- residual: the source is added",
+        "- family: conv\n",
+        "- channels: 4\n- kernels: 3\n",
+        "- residual (the source is added to the output): yes\n",
         f"- fingerprint: {trained.data.manifest_sha256} ",
         "- specimens: 3 train, 1 val, 1 test\n",
         f"- epochs: {trained.position.epoch} of 2\n",
         f"- optimizer steps: {trained.position.step}\n",
         "- losses: 0.1 x adversarial (binary cross-entropy) + 1 x reconstruction (mean absolute "
         "difference) + 0.5 x gradient difference\n",
-        "- discriminator: conv, channels 4-4, kernels 3, ",
+        "- discriminator: family conv, ",
         "- optimizer: Adam, betas 0.9 and 0.999\n",
         "- learning rate: 0.01 (generator), 0.001 (discriminator), constant\n",
         "- seed: 0\n",
@@ -272,7 +272,7 @@ def test_evaluate_takes_an_export_and_the_card_takes_the_evaluation(
     found = evaluate(predictors, specimens, baselines=[Identity(), Cubic()])
     judged = tmp_path / "judged"
     judged.mkdir()
-    (judged / RESULTS_FILE).write_text(table_json(results_table(found.results)))
+    (judged / RESULTS_FILE).write_text(results_json(results_table(found.results)))
     methods = json.loads((judged / RESULTS_FILE).read_text())["methods"]
     assert methods["conv"]["specimens"] == methods["secret-name"]["specimens"]
 
@@ -284,7 +284,7 @@ def test_evaluate_takes_an_export_and_the_card_takes_the_evaluation(
     psnr = methods["secret-name"]["summary"]["psnr_mask"]["mean"]
     row = re.escape("| PSNR, mask (dB, peak = range of the target) | higher | ")
     assert re.search(rf"{row}{psnr:.2f}( \(.+ to .+\))? \|", card)
-    assert "Judged specimens by split: 1 test." in card
+    assert "Evaluated specimens by split: 1 test." in card
     assert "secret-name" not in card
     assert "- input" not in card
     assert not (out / ONNX).exists()
@@ -298,7 +298,9 @@ def test_an_evaluation_without_the_model_is_refused(run_dir, tmp_path, capsys):
     )
     command = ["export", run_dir, "-o", tmp_path / "out", "--no-onnx", "--evaluation"]
     assert run(*command, tmp_path) == 1
-    assert "no model of the name secret-name was judged there, but cubic" in capsys.readouterr().err
+    assert (
+        "no model of the name secret-name was evaluated there, but cubic" in capsys.readouterr().err
+    )
     assert run(*command, tmp_path / "none") == 1
     assert "results.json: there is no such file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

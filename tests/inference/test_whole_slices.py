@@ -25,7 +25,7 @@ from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import Stitcher
 from distsynth.inference.whole_slice import tiles
 from distsynth.models import build_generator
-from distsynth.presets import PRESETS, preset
+from distsynth.presets import PAPER_PATCH, PRESETS, preset
 from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
 from sharding.shards.patches import cut_channels, dense_locations
 from sharding.volumes.config import PreprocessConfig
@@ -48,7 +48,6 @@ UNET = {
     "data.patch_size": (16, 16),
     "generator.family": "unet",
     "generator.channels": (6, 8, 8),
-    "generator.kernels": (),
     "stitch.stride": 8,
 }
 FCN_2 = UNET | {
@@ -63,7 +62,7 @@ def predictor(*changes, **stitch):
     overrides = {f"stitch.{name}": value for name, value in stitch.items()}
     for change in changes:
         overrides = change | overrides
-    config = with_overrides(RunConfig(), overrides)
+    config = with_overrides(RunConfig(), {"data.neighbours": 0, **overrides})
     torch.manual_seed(3)
     generator = build_generator(config.generator, config.data.patch_size, config.data.channels)
     for module in generator.modules():
@@ -285,7 +284,7 @@ WHOLE = {"small"}
 @pytest.mark.parametrize("name", PRESETS)
 def test_whole_slices_by_preset(name):
     config = preset(name)
-    generator = build_generator(config.generator, config.data.patch_size)
+    generator = build_generator(config.generator, PAPER_PATCH)
     record = DataRecord("sha", PreprocessConfig(), (1.0,) * 3, "RAS", {}, ())
     model = Predictor(Checkpoint(config, record, Position(), {}, [], {}), generator, CPU)
     assert config.stitch.method == "auto"

@@ -1,19 +1,18 @@
 import math
+from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from distsynth.config import LossConfig
 from distsynth.errors import ConfigError
-from distsynth.losses.terms import (
-    GeneratorLoss,
-    adversarial_loss,
-    discriminator_loss,
-    gradient_difference_loss,
-    reconstruction_loss,
-)
+from distsynth.losses.adversarial import ADVERSARIAL_LOSSES, CrossEntropy
+from distsynth.losses.generator_loss import GeneratorLoss
+from distsynth.losses.gradient import gradient_difference_loss
+from distsynth.losses.reconstruction import reconstruction_loss
+from distsynth.losses.registry import TERMS, LossConfig
 
 SPATIAL = [(6, 5), (4, 5, 3)]
 
@@ -47,29 +46,30 @@ def gradient_by_hand(synthetic, target):
 class AbsoluteMax(nn.Module):
     """A stand-in for the perceptual loss."""
 
-    def forward(self, synthetic, target):
-        return (synthetic - target).abs().max()
+    def forward(self, outputs):
+        return (outputs.synthetic - outputs.target).abs().max()
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4, 1, 3, 2), (4, 1, 2, 2, 2)])
 def test_adversarial_losses_by_hand(shape):
     real, fake = np.random.default_rng(1).standard_normal((2, *shape)).astype(np.float32) * 3
     both = (cross_entropy(real, 1) + cross_entropy(fake, 0)) / 2
-    discriminator = discriminator_loss(torch.from_numpy(real), torch.from_numpy(fake))
+    loss = CrossEntropy()
+    discriminator = loss.discriminator(torch.from_numpy(real), torch.from_numpy(fake))
     assert discriminator.item() == pytest.approx(both, rel=1e-5)
-    generator = adversarial_loss(torch.from_numpy(fake))
+    generator = loss.generator(torch.from_numpy(fake))
     assert generator.item() == pytest.approx(cross_entropy(fake, 1), rel=1e-5)
 
 
 def test_a_discriminator_that_cannot_tell_loses_log_2():
     logits = torch.zeros(4, 1)
-    assert discriminator_loss(logits, logits).item() == pytest.approx(math.log(2))
-    assert adversarial_loss(logits).item() == pytest.approx(math.log(2))
+    assert CrossEntropy().discriminator(logits, logits).item() == pytest.approx(math.log(2))
+    assert CrossEntropy().generator(logits).item() == pytest.approx(math.log(2))
 
 
 def test_certain_logits_stay_finite():
     logits = torch.tensor([[1e4], [-1e4]])
-    assert discriminator_loss(logits, -logits).isfinite()
+    assert CrossEntropy().discriminator(logits, -logits).isfinite()
 
 
 def test_reconstruction_by_hand(pair):
@@ -127,7 +127,9 @@ def test_unknown_norm():
 def test_equation_5_weighs_the_terms(pair, recon):
     synthetic, target = map(torch.from_numpy, pair)
     logits = np.array([[0.3], [-2.0], [1.5]], dtype=np.float32)
-    criterion = GeneratorLoss(LossConfig(0.5, 1.5, recon, 2.0, 0.25), AbsoluteMax())
+    criterion = GeneratorLoss(LossConfig(0.5, 1.5, recon, 2.0))
+    criterion.config = replace(criterion.config, lambda_perceptual=0.25)
+    criterion.terms["perceptual"] = AbsoluteMax()
     total, terms = criterion(synthetic, target, torch.from_numpy(logits))
     difference = np.abs(pair[0].astype(np.float64) - pair[1])
     expected = {
@@ -154,8 +156,6 @@ def test_terms_without_weight_or_logits_are_left_out(pair):
     adversarial = GeneratorLoss(LossConfig(1.0, 0.0, "l1", 1.0))
     assert list(adversarial(synthetic, target, logits)[1]) == ["bce", "gradient"]
     assert list(adversarial(synthetic, target)[1]) == ["gradient"]
-    unweighted = GeneratorLoss(LossConfig(), AbsoluteMax())
-    assert list(unweighted(synthetic, target)[1]) == ["recon"]
 
 
 def test_gradient_flows_to_synthetic_and_logits_but_not_through_the_log():
@@ -181,6 +181,24 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert {total.dtype, *(term.dtype for term in terms.values())} == {torch.float32}
 
 
-def test_perceptual_weight_needs_a_perceptual_loss():
-    with pytest.raises(ConfigError, match=r"loss\.lambda_perceptual"):
-        GeneratorLoss(LossConfig(lambda_perceptual=1.0))
+def test_a_perceptual_weight_needs_the_weights_of_its_network(tmp_path):
+    missing = str(tmp_path / "none.pth")
+    with pytest.raises(ConfigError, match=r"loss\.vgg_weights must be a file .*none\.pth"):
+        GeneratorLoss(LossConfig(lambda_perceptual=1.0, vgg_weights=missing))
+
+
+def test_each_term_has_a_weight_and_a_place_in_lists():
+    config = LossConfig(0.5, 1.5, "l2", 2.0, 0.25)
+    weights = {term.name: config.weight(term.name) for term in TERMS}
+    assert weights == {"bce": 0.5, "recon": 1.5, "gradient": 2.0, "perceptual": 0.25}
+    assert config.label == "0.5 bce + 1.5 l2 + 2 gradient + 0.25 perceptual"
+    assert config.description == (
+        "0.5 x adversarial (binary cross-entropy) + 1.5 x reconstruction (mean squared difference)"
+        " + 2 x gradient difference + 0.25 x perceptual (VGG16)"
+    )
+
+
+def test_each_adversarial_loss_can_be_configured_by_its_name():
+    assert get_args(get_type_hints(LossConfig)["adversarial"]) == tuple(ADVERSARIAL_LOSSES)
+    for name, loss in ADVERSARIAL_LOSSES.items():
+        assert GeneratorLoss(LossConfig(adversarial=name)).adversarial is loss

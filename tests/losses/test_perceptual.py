@@ -4,10 +4,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from distsynth.config import LossConfig
 from distsynth.errors import ConfigError
+from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.perceptual import PerceptualLoss
-from distsynth.losses.terms import GeneratorLoss
+from distsynth.losses.registry import LossConfig
 
 # Torchvision's vgg16().features as (index, inputs, outputs), with the layers after the last cut.
 CONVOLUTIONS = [
@@ -123,10 +123,13 @@ def test_gradient_flows_to_synthetic_only(perceptual):
     assert not any(parameter.requires_grad for parameter in perceptual.parameters())
 
 
-def test_it_stays_in_evaluation_mode(perceptual):
-    parent = GeneratorLoss(LossConfig(lambda_perceptual=1.0), perceptual).train()
-    assert parent.training
-    assert not any(module.training for module in perceptual.modules())
+def test_it_stays_in_evaluation_mode(weights):
+    config = LossConfig(lambda_perceptual=1.0, vgg_weights=str(weights))
+    criterion = GeneratorLoss(config).train()
+    assert criterion.training
+    networks = [part for part in criterion.modules() if isinstance(part, PerceptualLoss)]
+    assert networks
+    assert not any(module.training for network in networks for module in network.modules())
 
 
 def test_distances_are_float32_under_autocast(perceptual):

@@ -10,7 +10,15 @@ import math
 import pytest
 
 from distsynth.metrics.image import METRICS
-from distsynth.metrics.results import format_value, results_table, table_csv, table_json, table_text
+from distsynth.metrics.results import (
+    format_value,
+    read_results,
+    results_csv,
+    results_frame,
+    results_json,
+    results_table,
+    results_text,
+)
 from distsynth.metrics.statistics import bootstrap_interval
 
 RESULTS = {
@@ -27,27 +35,27 @@ RESULTS = {
 GOLDEN = """\
 Mean over 2 specimens, 95% bootstrap interval of the mean below it. With so few specimens the \
 interval is too narrow.
-* best mean of its column.
 
 In the mask
+* best mean of its column.
+
   method                 MSE   PSNR, peak range
-  ------  -------------------  -----------------
+  ----------------------------------------------
   cubic              0.04000              18.00
           0.03000 to 0.05000     17.50 to 18.50
   unet-7             0.01500*             20.38*
           0.01000 to 0.02000     19.25 to 21.50
 
+  MSE: MSE, mask (standardised units squared); lower is better
+  PSNR, peak range: PSNR, mask (dB, peak = range of the target); higher is better
+
 In the mask, per specimen
   method  specimen      MSE   PSNR, peak range
-  ------  --------  --------  -----------------
+  --------------------------------------------
   cubic   s1        0.03000              18.50
   cubic   s2        0.05000              17.50
   unet-7  s1        0.02000              19.25
   unet-7  s2        0.01000              21.50
-
-In the mask
-  MSE: MSE, mask (standardised units squared); lower is better
-  PSNR, peak range: PSNR, mask (dB, peak = range of the target); higher is better
 """
 
 
@@ -59,7 +67,7 @@ def test_golden_text():
         }
         for method, by_specimen in RESULTS.items()
     }
-    assert table_text(results_table(results)) == GOLDEN
+    assert results_text(results_table(results)) == GOLDEN
 
 
 def test_methods_keep_their_order_and_columns_that_of_metrics():
@@ -67,7 +75,7 @@ def test_methods_keep_their_order_and_columns_that_of_metrics():
     assert list(table.summary) == ["cubic", "unet-7"]
     assert table.columns == ("mse_mask", "psnr_mask", "ssim_mask", "seam_index")
     assert table.specimens == ("s1", "s2")
-    assert [heading for heading, _ in table.groups()] == [
+    assert [heading for heading, _ in table.regions()] == [
         "In the mask",
         "Patch seams and consistency with the source",
     ]
@@ -75,7 +83,7 @@ def test_methods_keep_their_order_and_columns_that_of_metrics():
 
 def test_all_metrics_are_in_one_group_each_under_names_of_their_own():
     table = results_table({"net": {"s": dict.fromkeys(METRICS, 0.5)}})
-    groups = [keys for _, keys in table.groups()]
+    groups = [keys for _, keys in table.regions()]
     assert [key for keys in groups for key in keys] == list(METRICS)
     assert [len(keys) for keys in groups] == [5, 5, 2]
 
@@ -111,8 +119,8 @@ def test_a_missing_value_makes_the_mean_nan():
 def test_infinite_psnr_is_the_best():
     table = results_table({"a": {"s": {"psnr_mask": math.inf}}, "b": {"s": {"psnr_mask": 9.0}}})
     assert table.best["psnr_mask"] == ("a",)
-    assert "inf*" in table_text(table)
-    assert json.loads(table_json(table))["methods"]["a"]["specimens"]["s"]["psnr_mask"] is None
+    assert "inf*" in results_text(table)
+    assert json.loads(results_json(table))["methods"]["a"]["specimens"]["s"]["psnr_mask"] is None
 
 
 def test_opposite_infinities_have_no_mean():
@@ -121,7 +129,7 @@ def test_opposite_infinities_have_no_mean():
 
 
 def test_one_specimen_has_no_interval():
-    text = table_text(results_table({"a": {"s": {"mse_mask": 0.1}}}))
+    text = results_text(results_table({"a": {"s": {"mse_mask": 0.1}}}))
     assert text.startswith("One specimen: no interval")
     assert "nan" not in text
 
@@ -143,7 +151,7 @@ def test_format_value(metric, value, text):
 
 
 def test_text_states_range_region_and_dimensions():
-    text = table_text(results_table({"net": {"s": dict.fromkeys(METRICS, 0.5)}}))
+    text = results_text(results_table({"net": {"s": dict.fromkeys(METRICS, 0.5)}}))
     for title, _ in METRICS.values():
         assert title in text
     assert "higher is better" in text
@@ -151,7 +159,7 @@ def test_text_states_range_region_and_dimensions():
 
 def test_csv_reads_back():
     table = results_table({'a,"b"': RESULTS["cubic"], "unet-7": RESULTS["unet-7"]})
-    rows = list(csv.DictReader(io.StringIO(table_csv(table))))
+    rows = list(csv.DictReader(io.StringIO(results_csv(table))))
     assert len(rows) == 2 * 4 * (2 + 3)
     found = {
         (row["method"], row["specimen"], row["metric"], row["statistic"]): row["value"]
@@ -163,8 +171,24 @@ def test_csv_reads_back():
     assert found['a,"b"', "s1", "seam_index", "value"] == ""
 
 
+def test_frame_has_a_number_a_row():
+    frame = results_frame(results_table(RESULTS))
+    assert list(frame.columns) == ["method", "specimen", "metric", "statistic", "value"]
+    values = frame[frame.statistic == "value"].set_index(["method", "specimen", "metric"]).value
+    assert values["unet-7", "s2", "psnr_mask"] == 21.5
+    assert math.isnan(values["cubic", "s1", "seam_index"])
+    assert len(values) == 2 * 2 * 4
+
+
+def test_results_read_back_to_the_same_table():
+    table = results_table(RESULTS)
+    again = read_results(results_json(table), "results.json")
+    assert results_csv(again) == results_csv(table)
+    assert results_text(again) == results_text(table)
+
+
 def test_json_reads_back_without_nan():
-    text = table_json(results_table(RESULTS))
+    text = results_json(results_table(RESULTS))
 
     def refuse(constant: str):
         raise AssertionError(constant)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,11 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsynth.config import DiscriminatorConfig, GeneratorConfig
 from distsynth.errors import ConfigError
 from distsynth.models import (
-    DISCRIMINATORS,
-    GENERATORS,
+    DISCRIMINATOR_FAMILIES,
+    GENERATOR_FAMILIES,
+    ConvDiscriminatorConfig,
+    ConvStackConfig,
+    DenseConfig,
+    EncoderDecoderConfig,
+    NoDiscriminatorConfig,
+    PatchGANConfig,
+    UNetConfig,
     build_discriminator,
     build_generator,
     parameter_count,
@@ -18,17 +25,17 @@ from distsynth.models import (
 from distsynth.models.sharpen import Sharpen, sharpening_kernel
 from distsynth.models.unet import unet_levels
 
-UNET = GeneratorConfig("unet", (16, 32, 64, 128, 128, 128), ())
+UNET = UNetConfig((16, 32, 64, 128, 128, 128))
 SMALL_GENERATORS = {
-    "conv": GeneratorConfig("conv", (4, 6), (3, 5, 1)),
-    "encoder-decoder": GeneratorConfig("encoder-decoder", (4, 6, 6), (5, 3, 3)),
-    "dense": GeneratorConfig("dense", (4, 4, 4), (3,)),
-    "unet": GeneratorConfig("unet", (4, 6, 8, 8, 8, 8), ()),
+    "conv": ConvStackConfig((4, 6), (3, 5, 1)),
+    "encoder-decoder": EncoderDecoderConfig((4, 6, 6), (5, 3, 3)),
+    "dense": DenseConfig((4, 4, 4), (3,)),
+    "unet": UNetConfig((4, 6, 8, 8, 8, 8)),
 }
 SMALL_DISCRIMINATORS = {
-    "stride": DiscriminatorConfig("conv", (4, 6, 8, 8), (7, 5, 5, 3)),
-    "maxpool": DiscriminatorConfig("conv", (4, 6, 6, 8, 8), (7, 5, 5, 5, 3), downsample="maxpool"),
-    "patchgan": DiscriminatorConfig("patchgan", (4, 6, 8, 8), (), conditional=True),
+    "stride": ConvDiscriminatorConfig((4, 6, 8, 8), (7, 5, 5, 3)),
+    "maxpool": ConvDiscriminatorConfig((4, 6, 6, 8, 8), (7, 5, 5, 5, 3), downsample="maxpool"),
+    "patchgan": PatchGANConfig((4, 6, 8, 8), conditional=True),
 }
 PATCHES = [(64, 64), (32, 32), (32, 64), (16, 16, 16), (32, 16, 16)]
 
@@ -36,12 +43,12 @@ PATCHES = [(64, 64), (32, 32), (32, 64), (16, 16, 16), (32, 16, 16)]
 @pytest.mark.parametrize(
     ("config", "parameters"),
     [
-        (GeneratorConfig("conv", (32, 64, 128), (9, 7, 5, 1)), 308_545),
-        (GeneratorConfig("encoder-decoder", (32, 64, 64), (5, 3, 3)), 155_681),
-        (GeneratorConfig("dense", (24, 24, 24, 24, 24), (3,)), 53_977),
-        (GeneratorConfig("conv", (8, 20, 24, 4), (3,), norm_first=False), 6_885),
-        (GeneratorConfig("conv", (16, 64, 128, 196), (7, 5, 5, 3, 1)), 458_385),
-        (GeneratorConfig("conv", (16, 64, 128, 128, 196), (7, 5, 5, 5, 3, 1)), 868_369),
+        (ConvStackConfig((32, 64, 128), (9, 7, 5, 1)), 308_545),
+        (EncoderDecoderConfig((32, 64, 64), (5, 3, 3)), 155_681),
+        (DenseConfig((24, 24, 24, 24, 24), (3,)), 53_977),
+        (ConvStackConfig((8, 20, 24, 4), (3,), norm_first=False), 6_885),
+        (ConvStackConfig((16, 64, 128, 196), (7, 5, 5, 3, 1)), 458_385),
+        (ConvStackConfig((16, 64, 128, 128, 196), (7, 5, 5, 5, 3, 1)), 868_369),
         (UNET, 1_829_025),
     ],
     ids=["fcn-1", "fcn-2", "dcsrn", "dcgan-1", "dcgan-2", "dcgan-3", "unet"],
@@ -53,16 +60,14 @@ def test_generators_have_the_papers_parameter_counts(config, parameters):
 @pytest.mark.parametrize(
     ("config", "parameters"),
     [
-        (DiscriminatorConfig("conv", (8, 20, 24, 4), (3,)), 6_853),
-        (DiscriminatorConfig("conv", (16, 64, 128, 196), (7, 5, 5, 3)), 458_353),
+        (ConvDiscriminatorConfig((8, 20, 24, 4), (3,)), 6_853),
+        (ConvDiscriminatorConfig((16, 64, 128, 196), (7, 5, 5, 3)), 458_353),
         (
-            DiscriminatorConfig(
-                "conv", (16, 64, 128, 128, 196), (7, 5, 5, 5, 3), downsample="maxpool"
-            ),
+            ConvDiscriminatorConfig((16, 64, 128, 128, 196), (7, 5, 5, 5, 3), downsample="maxpool"),
             868_337,
         ),
         # pix2pix's own, with 2 input channels where it has 6 (2,768,705).
-        (DiscriminatorConfig("patchgan", (64, 128, 256, 512), (), conditional=True), 2_764_609),
+        (PatchGANConfig((64, 128, 256, 512), conditional=True), 2_764_609),
     ],
     ids=["b", "d", "f", "h"],
 )
@@ -71,16 +76,16 @@ def test_discriminator_parameter_counts(config, parameters):
 
 
 def test_every_family_of_the_configuration_is_covered():
-    assert set(GENERATORS) == set(SMALL_GENERATORS)
-    assert set(DISCRIMINATORS) == {config.family for config in SMALL_DISCRIMINATORS.values()}
+    assert set(GENERATOR_FAMILIES) == set(SMALL_GENERATORS)
+    found = {config.family for config in SMALL_DISCRIMINATORS.values()}
+    assert set(DISCRIMINATOR_FAMILIES) == {"none", *found}
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "none"])
 @pytest.mark.parametrize("patch_size", PATCHES, ids=str)
 @pytest.mark.parametrize("family", SMALL_GENERATORS)
 def test_generators_keep_the_patch(family, patch_size, norm):
-    config = SMALL_GENERATORS[family]
-    config = GeneratorConfig(family, config.channels, config.kernels, norm=norm)
+    config = replace(SMALL_GENERATORS[family], norm=norm)
     generator = build_generator(config, patch_size, in_channels=3)
     synthetic = generator(torch.randn(2, 3, *patch_size))
     assert synthetic.shape == (2, 1, *patch_size)
@@ -92,15 +97,7 @@ def test_generators_keep_the_patch(family, patch_size, norm):
 @pytest.mark.parametrize("patch_size", [(64, 64), (32, 32), (32, 32, 32)], ids=str)
 @pytest.mark.parametrize("name", SMALL_DISCRIMINATORS)
 def test_discriminators_judge_the_patch(name, patch_size, norm):
-    plain = SMALL_DISCRIMINATORS[name]
-    config = DiscriminatorConfig(
-        plain.family,
-        plain.channels,
-        plain.kernels,
-        downsample=plain.downsample,
-        norm=norm,
-        conditional=plain.conditional,
-    )
+    config = replace(SMALL_DISCRIMINATORS[name], norm=norm)
     discriminator = build_discriminator(config, patch_size)
     image, source = torch.randn(2, 2, 1, *patch_size)
     logits = discriminator(image, source)
@@ -113,14 +110,7 @@ def test_discriminators_judge_the_patch(name, patch_size, norm):
 @pytest.mark.parametrize("conditional", [True, False])
 @pytest.mark.parametrize("name", SMALL_DISCRIMINATORS)
 def test_only_a_conditional_discriminator_sees_the_source(name, conditional):
-    plain = SMALL_DISCRIMINATORS[name]
-    config = DiscriminatorConfig(
-        plain.family,
-        plain.channels,
-        plain.kernels,
-        downsample=plain.downsample,
-        conditional=conditional,
-    )
+    config = replace(SMALL_DISCRIMINATORS[name], conditional=conditional)
     discriminator = build_discriminator(config, (32, 32), in_channels=3).eval()
     image = torch.randn(2, 1, 32, 32)
     source, other = torch.randn(2, 2, 3, 32, 32)
@@ -157,7 +147,7 @@ def test_unet_depth_is_the_largest_that_divides_every_side(sides, most):
 
 def test_unet_trains_on_a_single_patch_with_a_bottleneck_of_one_voxel():
     for norm in ("batch", "instance"):
-        unet = build_generator(GeneratorConfig("unet", (4,) * 5, (), norm=norm), (32, 32))
+        unet = build_generator(UNetConfig((4,) * 5, norm=norm), (32, 32))
         assert unet(torch.randn(1, 1, 32, 32)).isfinite().all()
 
 
@@ -186,7 +176,7 @@ def test_discriminators_refuse_patches_that_are_too_small(name, least):
 
 
 def test_instance_norm_never_meets_a_single_voxel():
-    config = DiscriminatorConfig("conv", (4, 4, 4), (3,), norm="instance")
+    config = ConvDiscriminatorConfig((4, 4, 4), (3,), norm="instance")
     with pytest.raises(ConfigError, match=r"data\.patch_size"):
         build_discriminator(config, (8, 8))
     discriminator = build_discriminator(config, (9, 9))
@@ -195,7 +185,7 @@ def test_instance_norm_never_meets_a_single_voxel():
 
 def test_no_discriminator_cannot_be_built():
     with pytest.raises(ConfigError, match=r"discriminator\.family"):
-        build_discriminator(DiscriminatorConfig(), (64, 64))
+        build_discriminator(NoDiscriminatorConfig(), (64, 64))
 
 
 @pytest.mark.parametrize(
@@ -204,14 +194,14 @@ def test_no_discriminator_cannot_be_built():
 )
 def test_output_activation_bounds_the_synthetic_image(output, low, high):
     torch.manual_seed(0)
-    config = GeneratorConfig("conv", (4,), (3,), norm="none", output=output)
+    config = ConvStackConfig((4,), (3,), norm="none", output=output)
     synthetic = build_generator(config, (16, 16))(100 * torch.randn(2, 1, 16, 16))
     assert low <= synthetic.min() and synthetic.max() <= high
     assert (synthetic.min() < 0) == (low < 0)
 
 
 def test_residual_adds_the_centre_channel_of_the_source():
-    config = GeneratorConfig("conv", (4,), (3,), residual=True)
+    config = ConvStackConfig((4,), (3,), residual=True)
     generator = build_generator(config, (16, 16), in_channels=3).eval()
     source = torch.randn(2, 3, 16, 16)
     learnt = generator.network(source)
@@ -219,7 +209,7 @@ def test_residual_adds_the_centre_channel_of_the_source():
 
 
 def test_sharpening_follows_the_residual():
-    config = GeneratorConfig("conv", (4,), (3,), residual=True, sharpen="5x5")
+    config = ConvStackConfig((4,), (3,), residual=True, sharpen="5x5")
     generator = build_generator(config, (16, 16)).eval()
     source = torch.randn(2, 1, 16, 16)
     unsharpened = generator.network(source) + source
@@ -227,8 +217,8 @@ def test_sharpening_follows_the_residual():
 
 
 def test_sharpening_adds_nothing_to_train_or_to_save():
-    plain = build_generator(GeneratorConfig(), (16, 16))
-    sharpened = build_generator(GeneratorConfig(sharpen="3x3"), (16, 16))
+    plain = build_generator(ConvStackConfig(), (16, 16))
+    sharpened = build_generator(ConvStackConfig(sharpen="3x3"), (16, 16))
     assert parameter_count(sharpened) == parameter_count(plain)
     assert sharpened.state_dict().keys() == plain.state_dict().keys()
 

@@ -20,8 +20,8 @@ from tiny_sweeps import tiny_plan
 from torch import nn
 from wandb_offline import OfflineRun, read_offline_run
 
+import distsynth.losses.perceptual
 import distsynth.training.loop
-import distsynth.training.setup
 from distsynth.cli.main import main
 from distsynth.errors import ConfigError
 from distsynth.reporting.dashboard import (
@@ -63,7 +63,7 @@ def everything(shard_folder, tmp_path_factory):
     weights = {name: value for name, value in vars(config.loss).items() if "lambda" in name}
     assert all(value > 0 for value in weights.values()), "a term that is not trained is not logged"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distsynth.training.setup, "PerceptualLoss", FewFeatures)
+        patch.setattr(distsynth.losses.perceptual, "PerceptualLoss", FewFeatures)
         distsynth.training.loop.train(config, run_dir)
     return run_dir
 

@@ -14,8 +14,9 @@ from html_check import NASTY, checked
 
 from distsynth.metrics.image import METRICS
 from distsynth.metrics.results import results_table
-from distsynth.reporting import evaluation_page as report
+from distsynth.reporting.evaluation_page import evaluation_page, figure_picture
 from distsynth.reporting.figures import comparison_figure, curves_figure
+from distsynth.runs.versions import installed_versions
 
 
 @pytest.fixture
@@ -35,12 +36,12 @@ def table():
 @pytest.fixture
 def page(table):
     volume = np.random.default_rng(0).normal(size=(4, 4, 4))
-    return report.evaluation_page(
+    return evaluation_page(
         f"Report {NASTY}",
         {"Checkpoint": NASTY, NASTY: "value"},
         table,
-        [report.Picture(comparison_figure({"net": volume}, volume, volume), f"One {NASTY}")],
-        [report.Picture(curves_figure([{"step": 0, "train/recon": 1.0}]), "Curves")],
+        [figure_picture(comparison_figure({"net": volume}, volume, volume), f"One {NASTY}")],
+        [figure_picture(curves_figure([{"step": 0, "train/recon": 1.0}]), "Curves")],
         {"loss": {"note": f"</pre>{NASTY}"}},
         {"torch": "2.9"},
     )
@@ -50,11 +51,12 @@ def test_page_is_well_formed_and_complete(page):
     checker = checked(page)
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings == [
-        "What was judged, and how",
         "Results",
-        "Values per specimen",
         "Pictures",
         "Training",
+        "Values per specimen",
+        "What was evaluated, and how",
+        "What the numbers are",
         "Configuration",
         "Versions",
     ]
@@ -88,30 +90,33 @@ def test_all_text_is_escaped(page):
 
 
 def test_optional_sections_are_left_out(table):
-    page = report.evaluation_page("Title", {}, table)
+    page = evaluation_page("Title", {}, table)
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings == [
-        "What was judged, and how",
         "Results",
         "Values per specimen",
+        "What was evaluated, and how",
+        "What the numbers are",
         "Versions",
     ]
     assert "<dt>Python</dt>" in page
 
 
 def test_best_mean_is_bold(table):
-    html = report.summary_html(table)
-    assert re.findall("<strong>(.*?)</strong>", html) == ["0.1000", "2.00"]
-    assert '<span class="interval">0.1000 to 0.1000</span>' in html
+    page = evaluation_page("Title", {}, table)
+    assert re.findall("<strong>(.*?)</strong>", page) == ["0.1000", "2.00"]
+    assert '<span class="interval">0.1000 to 0.1000</span>' in page
+    assert "Bold: best mean of its column." in page
 
 
 def test_nan_is_a_dash(table):
-    assert "nan" not in report.summary_html(table).lower()
-    assert "<td>-</td>" in report.specimens_html(table)
+    page = evaluation_page("Title", {}, table)
+    assert not re.search(r"\bnan\b", checked(page).text.lower())
+    assert page.count("<td>-</td>") == 2 * (1 + 2)
 
 
 def test_versions_skip_what_is_not_installed():
-    versions = report.installed_versions(("numpy", "no-such-package"))
+    versions = installed_versions(("numpy", "no-such-package"))
     assert list(versions) == ["Python", "numpy"]
 
 

@@ -10,9 +10,11 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from report_pages import report_page
 from scipy import ndimage
 
-from distsynth.reporting.sections import report_page, slices_section, training_section
+from distsynth.reporting.run_page import curves_pictures
+from distsynth.reporting.viewer import make_viewer
 from distsynth.reporting.viewer_slices import Volumes, cut_slices, difference_palette
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -59,8 +61,8 @@ def slices():
 def page(slices, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     rows = [{"step": 1, "train/recon": 1.0}, {"step": 2, "train/recon": 0.5}]
-    sections = [slices_section(slices, "Note"), training_section({"run": rows})]
-    path.write_text(report_page("Report", sections), encoding="utf-8")
+    text = report_page("Report", make_viewer(slices), curves_pictures({"run": rows}))
+    path.write_text(text, encoding="utf-8")
     return path
 
 

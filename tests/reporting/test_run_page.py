@@ -14,16 +14,15 @@ from tiny_runs import tiny_config
 from distsynth.cli.main import main
 from distsynth.evaluation.evaluate import evaluate
 from distsynth.inference.predictor import load_predictor
+from distsynth.metrics.results import read_results
 from distsynth.presets import preset
 from distsynth.reporting.evaluation_files import write_evaluation
-from distsynth.reporting.sections import read_results
-from distsynth.reporting.specimen_slices import MOST_CHECKS, show_specimens
+from distsynth.reporting.specimen_pictures import MOST_CHECKS, show_specimens
 from distsynth.runs.folder import BEST
 from distsynth.sweep.figures import parallel_figure, parameter_figure, scale_of
 from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
-from distsynth.sweep.leaderboard import rank_trials
+from distsynth.sweep.leaderboard import leaderboard_table, rank_trials
 from distsynth.sweep.plan import SweepConfig, SweepPlan
-from distsynth.sweep.report import leaderboard_html
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
 from sharding.volumes.cohort import read_cohort
@@ -240,6 +239,10 @@ def test_a_sweep(run_dir, tmp_path, capsys):
     text = text_of(page)
     assert "1-00004: losses" in text
     assert NASTY in text
+    assert "<script>alert" not in page
+    rows = re.findall('<tr><th scope="row">(.*?)</th><th class="text" scope="row">(.....)', page)
+    assert rows[:2] == [("1", "00004"), ("2", "00003")]
+    assert len(rows) == 7
     assert "secret" not in page
     assert_private(page, tmp_path)
 
@@ -253,13 +256,14 @@ def test_a_sweep_without_any_score(tmp_path, capsys):
 
 
 def test_the_leaderboard_has_every_trial_in_order():
-    html = leaderboard_html(make_plan(), rank_trials(make_plan(), records()))
-    assert re.findall("<tr><td>(.*?)</td><td class='text'>(.....)", html) == [
+    table = leaderboard_table(make_plan(), rank_trials(make_plan(), records()))
+    (_, lines), *none = table.groups
+    assert none == []
+    assert [(line[0].text, line[1].text[:5]) for line in lines] == [
         *((str(rank), f"{5 - rank:05d}") for rank in range(1, 6)),
         ("-", "00005"),
         ("-", "00006"),
     ]
-    assert "<script" not in html
 
 
 def test_scales():

@@ -19,9 +19,8 @@ from distsynth.config import dotted_fields
 from distsynth.errors import ConfigError
 from distsynth.presets import PRESETS
 from distsynth.reproduction.budget import Budget
-from distsynth.reproduction.comparison_files import comparison_from_json
-from distsynth.reproduction.judge import read_judged, read_slices
 from distsynth.reproduction.paper_values import PUBLISHED
+from distsynth.reproduction.row_evaluation import read_evaluation, read_slices
 from distsynth.reproduction.rows import CNNS, FORESTS, GANS, NETWORKS, QUESTIONS, ROWS, chosen_rows
 from distsynth.reproduction.task import Task, check_same_task, read_task, task_from_json
 from distsynth.sweep.folder import SweepFolder
@@ -145,22 +144,27 @@ def out(cohort):
     return out
 
 
-def test_every_row_is_judged_or_its_reason_told(out):
-    compared = comparison_from_json((out / "comparison.json").read_text())
-    rows = {row.name: row for row in compared.rows}
+def compared_rows(out):
+    """Name to row of comparison.json."""
+    return {row["name"]: row for row in json.loads((out / "comparison.json").read_text())["rows"]}
+
+
+def test_every_row_is_evaluated_or_its_reason_told(out):
+    rows = compared_rows(out)
     assert set(rows) == {
         *(*FIRST, *ADDED),
         *("identity", "cubic", "intensity-map", "neighbourhood-regression"),
     }
-    assert {row.name for row in compared.not_run} == {"dcsrn-perceptual"}
-    assert "VGG16" in str(rows["dcsrn-perceptual"].reason)
-    assert rows["dcgan-1"].parameters == PUBLISHED["dcgan-1"].parameters
+    not_run = {name for name, row in rows.items() if row["results"] is None}
+    assert not_run == {"dcsrn-perceptual"}
+    assert "VGG16" in rows["dcsrn-perceptual"]["reason"]
+    assert rows["dcgan-1"]["parameters"] == PUBLISHED["dcgan-1"].parameters
     for name in ("dcgan-1", "unet-5"):
-        assert rows[name].trained == "1 of 30 epochs, 8 of 300 patches a specimen, stride 48"
-        assert rows[name].seconds
-        judged = read_judged(SweepFolder(out).folder, name)
-        assert judged
-        assert rows[name].results == judged.values(name)
+        assert rows[name]["trained"] == "1 of 30 epochs, 8 of 300 patches a specimen, stride 48"
+        assert rows[name]["seconds"]
+        found = read_evaluation(SweepFolder(out).folder, name)
+        assert found
+        assert rows[name]["results"] == found.results[name]
     text = (out / "comparison.txt").read_text()
     assert "3 trees of 500 rows, 8 of 300 patches a specimen" in text
 
@@ -168,17 +172,15 @@ def test_every_row_is_judged_or_its_reason_told(out):
 def test_numbers_are_those_of_evaluating_the_run(out, cohort, tmp_path):
     words = ["distsynth", "evaluate", out / "runs" / "dcgan-1", "--cohort", cohort]
     with home_folder() as home:
-        status, said = finished([*words, "--out", tmp_path / "judged"], environment(home), home)
+        status, said = finished([*words, "--out", tmp_path / "evaluated"], environment(home), home)
     assert status == 0, said
-    alone = json.loads((tmp_path / "judged" / "results.json").read_text())
-    rows = {
-        row.name: row for row in comparison_from_json((out / "comparison.json").read_text()).run
-    }
+    alone = json.loads((tmp_path / "evaluated" / "results.json").read_text())
+    rows = compared_rows(out)
     for name in ("dcgan-1", "cubic", "neighbourhood-regression"):
         for specimen, values in alone["methods"][name]["specimens"].items():
             for metric, value in values.items():
                 if value is not None:
-                    assert rows[name].results[specimen][metric] == pytest.approx(value, rel=1e-5)
+                    assert rows[name]["results"][specimen][metric] == pytest.approx(value, rel=1e-5)
 
 
 def test_seams_are_told_for_every_way_of_stitching(out):
@@ -200,7 +202,7 @@ def test_every_row_is_a_run_of_one_group(out):
 
 def test_slices_lie_beside_the_numbers(out):
     folder = SweepFolder(out).folder
-    specimens = read_judged(folder, "baselines").results["identity"]
+    specimens = read_evaluation(folder, "baselines").results["identity"]
     for specimen in specimens:
         shape = read_slices(folder, "baselines")[f"{specimen}/target"].shape
         synthetic = read_slices(folder, "dcgan-1")[f"{specimen}/dcgan-1"]
@@ -228,8 +230,7 @@ def test_the_comparison_is_a_table_of_the_group(out):
     (name,) = run.files
     table = json.loads((file.parent / "files" / name).read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    compared = comparison_from_json((out / "comparison.json").read_text())
-    assert {row["method"] for row in rows} == {row.name for row in compared.rows}
+    assert {row["method"] for row in rows} == set(compared_rows(out))
     scores = [row["psnr_mask"] for row in rows if row["not run"] is None]
     assert scores == sorted(scores, reverse=True)
     assert run.summary["best/method"] == rows[0]["method"]

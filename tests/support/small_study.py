@@ -21,6 +21,12 @@ def study_commands(folder: Path) -> dict[str, list[str]]:
             f"shard {cohort}/cohort.csv -o {shards} --patch-size 16 16 --stride 8"
             " --patches-per-specimen 24 --val-slices 4 --workers 1"
         ),
+        "prepare": (
+            f"prepare {cohort}/cohort.csv -o {folder}/prepared --workers 1"
+            " --correct.iterations 5 5 --correct.spline-mm 8"
+            " --register.affine-shrink 2 1 --register.affine-iterations 40"
+            " --register.deform-shrink 2 --register.deform-iterations 12"
+        ),
         "train": f"train small -o {run} {_run_options(shards)}",
         "sweep": (
             f"sweep small --space learning-rates --name tiny --storage {folder}/sweeps --trials 2"

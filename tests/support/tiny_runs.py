@@ -22,7 +22,7 @@ from moments import watch_as_asked
 
 import distsynth.training.checkpointing
 import distsynth.training.loop
-from distsynth.config import RunConfig, with_overrides
+from distsynth.config import RunConfig, field_names, with_overrides
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST, METRICS_FILE
 from distsynth.runs.tracking import LocalTracker, read_rows
@@ -33,6 +33,7 @@ SECONDS = 120
 
 PLAIN: dict[str, Any] = {
     "data.patch_size": (16, 16),
+    "data.neighbours": 0,
     "generator.channels": (4,),
     "generator.kernels": (3,),
     "generator.norm": "none",
@@ -45,6 +46,8 @@ PLAIN: dict[str, Any] = {
     "tracking.mode": "disabled",
     "tracking.samples": 0,
 }
+FAMILY = {"generator": "conv", "discriminator": "none"}
+"""Families of the networks of PLAIN."""
 ADVERSARIAL: dict[str, Any] = {
     "discriminator.family": "conv",
     "discriminator.channels": (4, 4),
@@ -58,11 +61,16 @@ BATCH_NORM: dict[str, Any] = {"generator.norm": "batch", "discriminator.norm": "
 
 
 def tiny_config(shards: Path, *more: dict[str, Any]) -> RunConfig:
-    """A run of two epochs of five steps on the 120 training patches of `shard_folder`."""
+    """A run of two epochs of five steps on the 120 training patches of `shard_folder`.
+
+    Of PLAIN and the others it takes the fields that the families have.
+    """
     overrides = PLAIN | {"data.shards": str(shards)}
     for part in more:
         overrides |= part
-    return with_overrides(RunConfig(), overrides)
+    families = {name: overrides.get(f"{name}.family", FAMILY[name]) for name in FAMILY}
+    known = field_names(families)
+    return with_overrides(RunConfig(), {n: v for n, v in overrides.items() if n in known})
 
 
 def losses(run_dir: Path) -> list[dict[str, Any]]:

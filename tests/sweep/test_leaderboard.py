@@ -16,11 +16,11 @@ from distsynth.sweep.leaderboard import (
     counts,
     leaderboard_csv,
     leaderboard_json,
+    leaderboard_rows,
+    leaderboard_table,
     objectives,
     pareto_front,
     rank_trials,
-    table,
-    text_rows,
     write_leaderboard,
 )
 from distsynth.sweep.plan import SweepConfig, SweepPlan
@@ -215,7 +215,7 @@ BOARD = by_name(
 
 
 def test_the_table_holds_everything_in_full():
-    rows = table(plan(), rank_trials(plan(), BOARD))
+    rows = leaderboard_rows(plan(), rank_trials(plan(), BOARD))
     assert rows[1] == {
         "rank": 2,
         "trial": "00000",
@@ -238,7 +238,7 @@ def test_the_table_holds_everything_in_full():
     assert rows[2]["score"] is rows[2]["psnr"] is rows[2]["best_epoch"] is None
     assert "pareto" not in rows[0]
     several = plan("psnr", "mse")
-    assert [row["pareto"] for row in table(several, rank_trials(several, BOARD))] == [
+    assert [row["pareto"] for row in leaderboard_rows(several, rank_trials(several, BOARD))] == [
         True,
         False,
         None,
@@ -251,7 +251,7 @@ def test_csv_can_be_read_back():
     found = list(csv.DictReader(io.StringIO(text)))
     expected = [
         {name: "" if value is None else str(value) for name, value in row.items()}
-        for row in table(plan(), rows)
+        for row in leaderboard_rows(plan(), rows)
     ]
     assert found == expected
     assert float(found[1]["psnr"]) == 25.123456789
@@ -269,7 +269,7 @@ def test_json_holds_the_rows_and_what_was_searched_for():
         "sweep": "lambdas",
         "objective": ["mse"],
         "seam_penalty": 0.5,
-        "trials": table(asked, rows),
+        "trials": leaderboard_rows(asked, rows),
         "importance": importance,
     }
     assert json.loads(leaderboard_json(asked, [], None))["trials"] == []
@@ -300,7 +300,16 @@ def test_equal_records_make_equal_files(tmp_path):
     assert b"25.123456789" in boards[0][0]
 
 
-# --- for a terminal
+# --- for a reader
+
+
+def text_rows(asked, ranked, most=None):
+    """Heading and lines of the leaderboard's table."""
+    shown = leaderboard_table(asked, ranked, most)
+    (_, lines), *none = shown.groups
+    assert none == []
+    head = [column.name for column in shown.columns]
+    return [head, *([cell.text for cell in line] for line in lines)]
 
 
 def test_a_terminal_shows_rounded_rows():
@@ -322,6 +331,13 @@ def test_a_terminal_marks_the_front():
     assert head[4:6] == ["score", "front"]
     assert [line[5] for line in lines] == ["*", "", ""]
     assert {len(line) for line in lines} == {len(head)}
+
+
+def test_fields_that_end_alike_keep_their_whole_names():
+    space = {name: {"choice": [[8]]} for name in ("generator.channels", "discriminator.channels")}
+    asked = SweepPlan("a", "b", preset("unet-7"), {**space, "loss.lambda_bce": {}}, SweepConfig())
+    head, *_ = text_rows(asked, rank_trials(asked, BOARD))
+    assert head[-3:] == ["generator.channels", "discriminator.channels", "lambda_bce"]
 
 
 @settings(deadline=None)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import tune
 
-from distsynth.config import DiscriminatorConfig, dotted_fields, with_overrides
+from distsynth.config import dotted_fields, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS, SMALL_JUDGE, preset
+from distsynth.models import NoDiscriminatorConfig
+from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS, SMALL_DISCRIMINATOR, preset
 from distsynth.sweep.parameters import (
     COMPARED,
     bounded,
@@ -65,7 +66,7 @@ def test_dotted_fields_go_on_top_of_a_whole_network(order):
     point = {"generator": "unet", "generator.norm": "instance", "discriminator.norm": "none"}
     config = configure(SMALL, dict(list(point.items())[::order]))
     assert config.generator == replace(GENERATORS["unet"], norm="instance")
-    assert config.discriminator == replace(SMALL_JUDGE, norm="none")
+    assert config.discriminator == replace(SMALL_DISCRIMINATOR, norm="none")
 
 
 def test_a_point_changes_nothing_else():
@@ -87,7 +88,7 @@ def test_without_a_discriminator_its_weight_is_zero():
 @pytest.mark.parametrize("base", [UNET, SMALL, CNN], ids=["unet-7", "small", "fcn-1"])
 def test_without_its_weight_there_is_no_discriminator(base):
     point = {"discriminator": "pix2pix", "discriminator.norm": "none", "loss.lambda_bce": 0.0}
-    assert configure(base, point).discriminator == DiscriminatorConfig()
+    assert configure(base, point).discriminator == NoDiscriminatorConfig()
     kept = configure(base, point, keep_discriminator=True)
     assert kept.discriminator == replace(DISCRIMINATORS["pix2pix"], norm="none")
     assert kept.loss.lambda_bce == 0
@@ -118,7 +119,7 @@ def test_shards_bring_their_patch_size(shard_folder):
         ({"loss.lambda_bc": 1.0}, r"loss\.lambda_bc is not a field .* mean loss\.lambda_bce\?"),
         ({"loss.lambda_bce": -1.0}, r"loss\.lambda_bce must be >= 0, got -1"),
         ({"loss.lambda_recon": 0.0}, f"^{NO_PAIRS}"),
-        ({"generator": "unet", "generator.kernels": (3,)}, r"generator\.kernels must be empty"),
+        ({"generator": "unet", "generator.kernels": (3,)}, "kernels is not a field of a unet"),
     ],
 )
 def test_points_that_cannot_be_run_are_refused(point, message):
@@ -254,7 +255,6 @@ def test_a_misspelt_field_is_told_with_the_nearest(field, nearest):
         ("generator", "resnet", "generator must be one of"),
         ("generator.norm", "layer", "generator.norm: "),
         ("train.batch_size", 0, "train.batch_size must be >= 1, got 0"),
-        ("generator.kernels", (3,), "generator.kernels must be empty"),
         ("discriminator.kernels", (3, 3), "discriminator.kernels must be 1 or 4 sizes"),
     ],
 )
@@ -264,6 +264,15 @@ def test_an_option_that_never_goes_is_named(field, option, reason):
     start = re.escape(f"{field}: {option} makes no configuration that runs: {reason}")
     with pytest.raises(ConfigError, match=f"^{start}"):
         check_space(space, UNET)
+
+
+def test_a_field_of_another_family_is_refused_unless_the_space_switches_to_it():
+    kernels = {"generator.kernels": tune.choice([(3,), (5,)])}
+    with pytest.raises(ConfigError, match="kernels is not a field of a unet generator, only of"):
+        check_space(kernels, UNET)
+    space = kernels | {"generator.family": tune.choice(["conv"])}
+    check_space(space, UNET)
+    assert configure(UNET, draw(space, np.random.default_rng(0))).generator.family == "conv"
 
 
 def test_a_rare_option_that_goes_with_few_others_is_kept():
@@ -452,7 +461,7 @@ def test_each_shard_set_of_a_space_brings_its_own_patches(shard_folder, larger_p
 
 def test_patches_too_small_to_stitch_are_found_before_the_search(shard_folder):
     space = {"data.shards": tune.choice([str(shard_folder)])}
-    with pytest.raises(ConfigError, match=r"^data\.shards: .* stitch\.trim must be small enough"):
+    with pytest.raises(ConfigError, match=r"^data\.shards: .* stitch\.stride must be at most"):
         check_space(space, UNET)
 
 

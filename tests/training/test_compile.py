@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 
-from distsynth.config import GeneratorConfig
-from distsynth.models import build_generator
+from distsynth.models import ConvStackConfig, build_generator
 from distsynth.training.compile import compile_networks, why_not
 
 pytestmark = pytest.mark.slow
@@ -28,7 +27,7 @@ def test_a_compiled_network_computes_as_the_plain_one():
     if reason:
         pytest.skip(reason)
     torch.manual_seed(0)
-    plain = build_generator(GeneratorConfig("conv", (4,), (3,)), (8, 8))
+    plain = build_generator(ConvStackConfig((4,), (3,)), (8, 8))
     compiled = copy.deepcopy(plain)
     compile_networks([compiled], CPU)
     source = torch.randn(SOURCE)
@@ -46,7 +45,7 @@ def test_a_missing_compiler_is_named_and_leaves_the_networks_alone(monkeypatch, 
         raise RuntimeError("no C++ compiler\nand much more")
 
     monkeypatch.setattr(torch, "compile", missing)
-    network = build_generator(GeneratorConfig("conv", (4,), (3,)), (8, 8))
+    network = build_generator(ConvStackConfig((4,), (3,)), (8, 8))
     compile_networks([network], CPU)
     assert caplog.messages == ["train.compile is ignored: no C++ compiler"]
     assert network._compiled_call_impl is None

@@ -33,11 +33,6 @@ def test_what_can_be_trained_passes(shard_folder, manifest):
         ({"train.accumulation": 8}, 2, "train.accumulation must be a divisor of the 12 patches"),
         ({"train.precision": "fp16"}, 1, "train.precision must be no or bf16 without a GPU"),
         ({"stitch.trim": 5}, 1, "stitch.trim=5 leaves voxels of .* the shards' stride of 8"),
-        (
-            {"loss.lambda_perceptual": 1.0, "loss.vgg_weights": "/absent/vgg16.pth"},
-            1,
-            "loss.vgg_weights must be a file .* got /absent/vgg16.pth",
-        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(shard_folder, manifest, change, ranks, message):

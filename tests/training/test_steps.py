@@ -8,9 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distsynth.config import DiscriminatorConfig, GeneratorConfig, LossConfig, OptimConfig
-from distsynth.losses.terms import GeneratorLoss
-from distsynth.models import build_discriminator, build_generator
+from distsynth.config import OptimConfig
+from distsynth.losses.generator_loss import GeneratorLoss
+from distsynth.losses.registry import LossConfig
+from distsynth.models import (
+    ConvDiscriminatorConfig,
+    ConvStackConfig,
+    build_discriminator,
+    build_generator,
+)
 from distsynth.training.steps import (
     Learner,
     _discriminate,
@@ -36,12 +42,12 @@ def learner(network, optim=None, precision="no", plain=False):
 
 def generator(norm="none", **options):
     torch.manual_seed(1)
-    return learner(build_generator(GeneratorConfig("conv", (4,), (3,), norm), PATCH), **options)
+    return learner(build_generator(ConvStackConfig((4,), (3,), norm), PATCH), **options)
 
 
 def discriminator(conditional=False, norm="none", **options):
     torch.manual_seed(2)
-    config = DiscriminatorConfig("conv", (4, 4), (3,), norm=norm, conditional=conditional)
+    config = ConvDiscriminatorConfig((4, 4), (3,), norm=norm, conditional=conditional)
     return learner(build_discriminator(config, PATCH), **options)
 
 

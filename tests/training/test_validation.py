@@ -14,7 +14,7 @@ from distsynth.config import with_overrides
 from distsynth.data.loader import Standardiser, validation_batches
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import border_planes
-from distsynth.losses.terms import GeneratorLoss
+from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
 from distsynth.metrics.seams import seam_index
 from distsynth.models import build_generator

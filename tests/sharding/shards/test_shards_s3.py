@@ -167,13 +167,13 @@ def test_a_set_is_updated(s3, local, remote):
     grown = f"{COHORT}, f test"
     old = {shard.name for shard in ShardSet(remote.url).manifest.shards}
     s3.requests.clear()
-    manifest = write_shards(rows(local, grown), remote.url, SMALL, 1, update=True).manifest
+    manifest = write_shards(rows(local, grown), remote.url, SMALL, workers=1, update=True).manifest
     assert not put(s3, remote) & old
     new = {shard.name for shard in manifest.shards} - old
     assert new
     assert new < put(s3, remote)
     moved = "a train, b train, c train, d test, e val, f test"
-    write_shards(rows(local, moved), remote.url, SMALL, 1, update=True)
+    write_shards(rows(local, moved), remote.url, SMALL, workers=1, update=True)
     assert verify(ShardSet(remote.url)) == []
 
 

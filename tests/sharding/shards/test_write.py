@@ -309,7 +309,7 @@ def damaged(lab, which):
         said = ("cohort", "2 specimens cannot fill 3 splits", "Add specimens")
     else:
         cohort[3] = replace(cohort[0])
-        said = ("cohort", "specimen a stands twice", "one row each")
+        said = ("cohort", "specimen a is listed twice", "one row each")
     return cohort, config, said
 
 
@@ -383,7 +383,7 @@ def test_specimens_that_fail_do_not_stop_the_others(lab, workers):
     for name in "aef":
         break_target(lab, name)
     with pytest.raises(CohortError) as caught:
-        write_shards(cohort, lab / "out", SMALL, workers)
+        write_shards(cohort, lab / "out", SMALL, workers=workers)
     assert sorted(caught.value.failures) == ["a", "e", "f"]
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{lab / 'out'}: 3 of 7 specimens failed:"
@@ -409,7 +409,7 @@ def test_a_set_can_be_closed_without_those_that_fail(lab, workers):
     break_target(lab, "a")
     (lab / "e_s.nii.gz").unlink()
     manifest, failures = _fields(
-        write_shards(cohort, lab / "out", SMALL, workers, skip_failed=True)
+        write_shards(cohort, lab / "out", SMALL, workers=workers, skip_failed=True)
     )
     assert list(manifest.left_out) == ["a", "e"] == sorted(failures)
     assert "a_t.nii.gz: voxels must not all be equal" in failures["a"]
@@ -421,15 +421,15 @@ def test_a_set_can_be_closed_without_those_that_fail(lab, workers):
     assert str(lab).encode() not in (lab / "out" / "manifest.json").read_bytes()
     # The same again changes nothing, and does not forget what is missing.
     before = stamps(lab / "out")
-    again = write_shards(cohort, lab / "out", SMALL, workers, skip_failed=True)
+    again = write_shards(cohort, lab / "out", SMALL, workers=workers, skip_failed=True)
     assert again.manifest == manifest
     assert list(again.failures) == ["a", "e"]
     assert stamps(lab / "out") == before
     with pytest.raises(DataError, match="another cohort or configuration"):
-        write_shards(cohort, lab / "out", SMALL, workers)
+        write_shards(cohort, lab / "out", SMALL, workers=workers)
     # Mended, they are added.
     make_lab(lab, "abcde")
-    done = write_shards(cohort, lab / "out", SMALL, workers, update=True)
+    done = write_shards(cohort, lab / "out", SMALL, workers=workers, update=True)
     assert done.manifest.left_out == ()
     assert done.failures == {}
     assert [row.name for row in done.manifest.specimens] == list("abcde")

@@ -7,9 +7,10 @@ import pytest
 
 from sharding.simulation.phantom import phantom_volume, write_phantom_cohort
 from sharding.simulation.simulate import SimulationConfig
-from sharding.volumes.cohort import assign_splits, read_cohort
+from sharding.volumes.cohort import read_cohort
 from sharding.volumes.intensities import IntensityTransform
 from sharding.volumes.masks import foreground_mask
+from sharding.volumes.splits import assign_splits
 from sharding.volumes.volume import read_volume
 
 SHAPE = (40, 36, 32)

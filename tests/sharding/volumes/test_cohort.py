@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharding.io.errors import DataError
-from sharding.volumes.cohort import (
-    SPLITS,
-    Specimen,
-    assign_splits,
-    extend_splits,
-    read_cohort,
-    split_sizes,
-    write_cohort,
-)
+from sharding.volumes.cohort import SPLITS, Specimen, read_cohort, write_cohort
+from sharding.volumes.splits import assign_splits, extend_splits, split_sizes
 
 
 @pytest.fixture
@@ -38,14 +31,14 @@ def write(folder, text, encoding="utf-8"):
 
 def test_a_csv_with_relative_paths_and_blank_fields(folder):
     text = (
-        "specimen, target,source,split,note\n"
-        "b,b_t.nii.gz,,val,kept out\n\n"
+        "specimen, target,Source,split,\n"
+        "b,b_t.nii.gz,,Val,\n\n"
         " a , ./a_t.nii.gz ,sub/../a_s.nii.gz,,\n"
         "c,sub/c_t.nii.gz\n"
     )
-    path = write(folder, text.replace(" target", "target"))
+    path = write(folder, text)
     expected = [
-        Specimen("a", folder / "a_t.nii.gz", folder / "sub/../a_s.nii.gz", None),
+        Specimen("a", folder / "a_t.nii.gz", folder / "a_s.nii.gz", None),
         Specimen("b", folder / "b_t.nii.gz", None, "val"),
         Specimen("c", folder / "sub/c_t.nii.gz", None, None),
     ]
@@ -69,8 +62,13 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
     ("text", "where", "rule", "remedy"),
     [
         ("specimen,source\na,a_s.nii.gz\n", "cohort.csv", "column target is missing", "first row"),
-        ("name,target\na,a_t.nii.gz\n", "cohort.csv", "column specimen is missing", "first row"),
-        ("", "cohort.csv", "column specimen is missing", "first row"),
+        (
+            "target\na_t.nii.gz\n",
+            "cohort.csv",
+            "column specimen is missing, found target",
+            "first row",
+        ),
+        ("", "cohort.csv", "the cohort file is empty", "first row"),
         ("specimen,target\n", "cohort.csv", "holds no specimen", "Add a row"),
         ("specimen,target\na,\n", "cohort.csv, line 2", "field target is empty", "Fill it"),
         ("specimen,target\n\n\n,a_t.nii.gz\n", "line 4", "field specimen is empty", "Fill it"),
@@ -84,7 +82,7 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
         (
             "specimen,target\na,a_t.nii.gz\na,b_t.nii.gz\n",
             "cohort.csv",
-            "specimen a stands twice",
+            "specimen a is listed twice",
             "one row a specimen",
         ),
         (
@@ -104,13 +102,13 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
         (
             "specimen,target\na,a_t.nii.gz\nb,sub/../a_t.nii.gz\n",
             "a_t.nii.gz",
-            "stands under a and again under b",
+            "a and b share this file",
             "leaks between splits",
         ),
         (
             "specimen,target,source\na,a_t.nii.gz,b_t.nii.gz\nb,b_t.nii.gz,\n",
             "b_t.nii.gz",
-            "stands under a and again under b",
+            "a and b share this file",
             "leaks",
         ),
         (
@@ -122,19 +120,19 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
         (
             "specimen,target,mask\na,a_t.nii.gz,./a_t.nii.gz\n",
             "a_t.nii.gz",
-            "source, target and mask of a must be different",
+            "the volumes of a must be different",
             "a file for each",
         ),
         (
             "specimen,target,mask\na,a_t.nii.gz,a_s.nii.gz\nb,b_t.nii.gz,a_s.nii.gz\n",
             "a_s.nii.gz",
-            "stands under a and again under b",
+            "a and b share this file",
             "leaks",
         ),
         (
             "specimen,target,source\na,a_t.nii.gz,sub/../a_t.nii.gz\n",
             "a_t.nii.gz",
-            "source, target and mask of a must be different",
+            "the volumes of a must be different",
             "a file for each",
         ),
         ('specimen,target\n"a,a_t.nii.gz\n', "cohort.csv", "not a readable CSV", "UTF-8"),
@@ -156,7 +154,7 @@ def test_other_encodings_are_refused(folder, refused, text):
 def test_a_link_does_not_hide_a_doubled_file(folder, refused):
     (folder / "other.nii.gz").symlink_to(folder / "a_t.nii.gz")
     path = write(folder, "specimen,target\na,a_t.nii.gz\nb,other.nii.gz\n")
-    with refused("other.nii.gz", "stands under a and again under b", "leaks"):
+    with refused("other.nii.gz", "a and b share this file", "leaks"):
         read_cohort(path)
 
 
@@ -190,10 +188,68 @@ def test_bids_patterns_must_match_one_file(tmp_path, refused):
     root = bids(tmp_path)
     with refused(root, "does not say which images", "--source-pattern and --target-pattern"):
         read_cohort(root)
-    with refused(root / "sub-01", "exactly one file, found 2", "Narrow or correct"):
+    with refused(root, r"no subject .*\n  sub-01, sub-02 .*matches 2 files", "Narrow or correct"):
         read_cohort(root, None, "ses-9T/anat/*.nii.gz")
-    with refused(root / "sub-01", "exactly one file, found 0", "Narrow or correct"):
+    with refused(root, r"no subject .*\n  sub-01, sub-02 .*source .* 0 files", "Narrow or correct"):
         read_cohort(root, "ses-3T/*.nii.gz", "ses-9T/anat/*_T1w.nii.gz")
+
+
+def test_a_bids_subject_that_is_not_paired_is_named_and_left_out(tmp_path, caplog):
+    root = bids(tmp_path)
+    patterns = ("ses-7T/anat/*_T2w.nii.gz", "ses-9T/anat/*_T2w.nii.gz")
+    next((root / "sub-01").glob(patterns[0])).unlink()
+    assert [specimen.name for specimen in read_cohort(root, *patterns)] == ["sub-02"]
+    assert "1 of 2 subjects are not paired and are left out" in caplog.text
+    assert f"sub-01: source {patterns[0]} matches 0 files" in caplog.text
+
+
+# Columns
+
+
+def splits_of(path):
+    return {row.name: row.split for row in read_cohort(path)}
+
+
+@pytest.mark.parametrize(
+    "first", ["specimen,target,Split", "specimen,target, split", " Specimen,TARGET,SPLIT "]
+)
+def test_columns_that_are_plainly_meant_are_read_and_said(folder, caplog, first):
+    path = write(folder, f"{first}\na,a_t.nii.gz,test\nb,b_t.nii.gz,train\n")
+    assert splits_of(path) == {"a": "test", "b": "train"}
+    assert "is read as split" in caplog.text
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", ","])
+def test_spreadsheets_separate_by_what_they_like(folder, delimiter):
+    rows = [("specimen", "target", "split"), ("a", "a_t.nii.gz", "val"), ("b", "b_t.nii.gz", "")]
+    path = write(folder, "\n".join(delimiter.join(row) for row in rows))
+    assert splits_of(path) == {"a": "val", "b": None}
+
+
+@pytest.mark.parametrize(
+    ("first", "rule"),
+    [
+        ("specimen,target,set", "the column 'set' is not known; the known ones are specimen,"),
+        ("specimen,target,", "the column '' is not known"),
+        ("specimen,target,split,split", "the column split is given twice"),
+        ("specimen,target,split,Split", "the column split is given twice"),
+        ("specimen,source", "the column target is missing, found specimen, source"),
+    ],
+)
+def test_columns_that_say_something_else_are_refused(folder, refused, first, rule):
+    fields = ["a", "a_t.nii.gz", "test", "test"][: first.count(",") + 1]
+    path = write(folder, f"{first}\n{','.join(fields)}\n")
+    with refused(path, rule, "Re|Keep|Add"):
+        read_cohort(path)
+
+
+def test_a_registration_without_its_source_is_refused(folder, refused):
+    path = write(folder, "specimen,target,transform\na,a_t.nii.gz,sub\n")
+    with refused(path, "transform needs the field native_source", "Give the source"):
+        read_cohort(path)
+    path = write(folder, "specimen,target,native_source,transform\na,a_t.nii.gz,a_s.nii.gz,sub\n")
+    with refused(folder / "sub", "there is no affine.tfm", "Check its path"):
+        read_cohort(path)
 
 
 def test_what_is_written_is_read_again(folder):
@@ -248,11 +304,18 @@ def test_no_split_is_empty_and_none_is_far_from_its_share(count, fractions):
         assert abs(size - fraction * count) <= 2
 
 
+def test_there_may_be_no_test_split():
+    assert split_sizes(10, (0.8, 0.2, 0.0)) == (8, 2, 0)
+    assert split_sizes(2, (0.5, 0.5, 0.0)) == (1, 1, 0)
+    halves = assign_splits(specimens(None, ["a", "b"]), (0.5, 0.5, 0))
+    assert set(halves.values()) == {"train", "val"}
+
+
 @pytest.mark.parametrize(
-    "fractions", [(0.7, 0.2), (0.7, 0.2, 0.2), (0.8, 0.2, 0.0), (1.2, -0.1, -0.1)]
+    "fractions", [(0.7, 0.2), (0.7, 0.2, 0.2), (0.8, 0.0, 0.2), (1.2, -0.1, -0.1)]
 )
 def test_fractions_that_are_no_shares_are_refused(fractions):
-    with pytest.raises(ValueError, match="three positive numbers of sum 1"):
+    with pytest.raises(ValueError, match=r"of sum 1|must be positive"):
         split_sizes(10, fractions)
 
 
@@ -286,7 +349,7 @@ def test_the_seed_draws_the_split():
 def test_the_cohorts_own_split_is_kept(splits, seed):
     names = [f"s{index}" for index in range(len(splits))]
     cohort = specimens(None, names, splits)
-    if set(splits) == set(SPLITS):
+    if {"train", "val"} <= set(splits):
         assert assign_splits(cohort, seed=seed) == dict(zip(names, splits, strict=True))
     else:
         with pytest.raises(DataError, match=r"no specimen is in the split .* Put at least one"):

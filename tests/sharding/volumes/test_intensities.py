@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from sharding.simulation.phantom import phantom_volume
 from sharding.volumes.cohort import Specimen, read_cohort
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.intensities import IntensityTransform, fingerprint
@@ -345,15 +346,69 @@ def with_mask(tmp_path, data, affine=None):
 def test_a_mask_is_the_foreground_instead_of_the_threshold(tmp_path):
     data = np.zeros((16, 16, 16))
     data[4:9, 2:5] = -3
-    data[4, 2, 2] = 0.5
+    data[4, 2, 2] = -2.999  # as resampling rounds
+    data[0, 0, 0] = 1e-15
     nearly = np.eye(4)
     nearly[:3, 3] = 1e-3  # as headers round
     specimen = with_mask(tmp_path, data, nearly)
     # No voxel exceeds this threshold, which does not matter.
     config = PreprocessConfig(foreground_threshold=0.999)
-    np.testing.assert_array_equal(prepare_pair(specimen, config).mask, data != 0)
+    np.testing.assert_array_equal(prepare_pair(specimen, config).mask, data < -1)
     everywhere = prepare_pair(with_mask(tmp_path, np.ones((16, 16, 16))), config)
     assert everywhere.mask.all()
+
+
+BALL = np.linalg.norm(np.indices((16, 16, 16)) - 7.5, axis=0) < 5
+RIPPLES = np.where(BALL, 1.0, 0.0) + 0.08 * np.sin(np.indices((16, 16, 16)).sum(0))
+NOISE = np.random.default_rng(0).uniform(-1, 1, BALL.shape)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        BALL + 1e-15 * NOISE,
+        255 * BALL + 1e-3 * NOISE,
+        np.where(BALL, 0.6 + 0.3 * NOISE**2, 0.4 * NOISE**2),
+        np.clip(RIPPLES, 0, 1),
+    ],
+    ids=["noise", "bytes", "probability", "clipped ripples"],
+)
+def test_a_mask_is_binary_or_a_probability_taken_at_a_half(tmp_path, data):
+    pair = prepare_pair(with_mask(tmp_path, data), PreprocessConfig())
+    np.testing.assert_array_equal(pair.mask, BALL)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (RIPPLES, r"found \d+ values from -0\.08 to 1\.0\d+: -0\.08.* and \d+ more"),
+        (BALL * (1.0 + (NOISE > 0)), "found 3 values from 0 to 2: 0, 1, 2"),
+        (255 * np.clip(RIPPLES, 0, 1), r"found \d+ values from 0 to 255"),
+    ],
+    ids=["ripples", "labels", "probability in bytes"],
+)
+def test_values_of_another_kind_than_a_masks_are_refused(tmp_path, refused, data, found):
+    with refused(tmp_path / "m.nii.gz", found, "nearest neighbour"):
+        prepare_pair(with_mask(tmp_path, data), PreprocessConfig())
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3], ids=["constant", "nearly"])
+def test_a_source_that_is_constant_within_the_mask_is_refused(tmp_path, refused, size):
+    specimen = with_mask(tmp_path, BALL)
+    data = np.where(BALL, 400 + size * NOISE, 500 * (1 + NOISE))
+    write_volume(specimen.source, Volume(data.astype(np.float32), np.eye(4)))
+    with refused(specimen.source, "nearly constant within the mask", "affine, units and mask"):
+        prepare_pair(specimen, PreprocessConfig())
+
+
+def test_targets_are_resampled_to_a_spacing_on_request(tmp_path):
+    specimen = with_mask(tmp_path, BALL)
+    pair = prepare_pair(specimen, PreprocessConfig(target_spacing_mm=(2.0, 2.0, 2.0)))
+    assert pair.grid.spacing_mm == pytest.approx((2, 2, 2))
+    assert pair.source.shape == pair.target.shape == pair.mask.shape == (8, 8, 8)
+    assert pair.mask.sum() * 8 == pytest.approx(BALL.sum(), rel=0.15)
+    same = prepare_pair(specimen, PreprocessConfig(target_spacing_mm=(1.0, 1.0, 1.0)))
+    np.testing.assert_array_equal(same.mask, BALL)
 
 
 def test_a_mask_is_cut_to_the_sources_field_of_view(tmp_path):
@@ -372,7 +427,7 @@ def test_a_mask_is_cut_to_the_sources_field_of_view(tmp_path):
     [
         (np.ones((16, 16, 15)), 0, r"target's shape \(16, 16, 16\), found \(16, 16, 15\)"),
         (np.ones((16, 16, 16)), 0.2, r"target's affine, its corners are up to 0\.2 mm away"),
-        (np.zeros((16, 16, 16)), 0, "zero everywhere"),
+        (np.zeros((16, 16, 16)), 0, "no voxel lies in the mask"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused(tmp_path, refused, data, shift, rule):
@@ -410,11 +465,23 @@ def test_fingerprints_know_a_scan_by_its_voxels_alone():
     volume = noise()
     again = Volume(volume.data.copy(), volume.affine.copy())
     assert fingerprint(volume) == fingerprint(again)
-    again.data[0, 0, 0] += 1
-    assert fingerprint(volume) != fingerprint(again)
+    assert fingerprint(volume) != fingerprint(noise(seed=1))
     assert fingerprint(volume) == fingerprint(Volume(volume.data, volume.affine * 2))
-    flat = volume.data.reshape(volume.shape[0], -1, 1)
-    assert fingerprint(volume) != fingerprint(Volume(flat, volume.affine))
+
+
+@pytest.mark.parametrize("top", [255, 4095, 32767])
+def test_a_copy_in_integers_turned_or_flipped_does_not_escape(top):
+    volume = phantom_volume((24, 20, 17), seed=3)
+    scaled = volume.data / volume.data.max() * top
+    copies = [np.rint(scaled).astype(np.int16), scaled[::-1], scaled.transpose(2, 0, 1)[:, ::-1]]
+    for data in copies:
+        copy = Volume(np.asarray(data, np.float32) - 12, volume.affine)
+        assert fingerprint(copy) == fingerprint(volume)
+
+
+def test_other_specimens_have_other_fingerprints():
+    found = {fingerprint(phantom_volume((24, 20, 18), seed=seed)) for seed in range(40)}
+    assert len(found) == 40
 
 
 def test_a_real_pair_is_aligned_by_its_affines(real_pairs):

@@ -72,6 +72,7 @@ def checkpoint(folder, changes, reach=1):
         RunConfig(),
         {
             "data.patch_size": (12, 12),
+            "data.neighbours": 0,
             "generator.channels": (3,) * reach,
             "generator.kernels": (3,) * reach,
             "stitch.stride": 6,

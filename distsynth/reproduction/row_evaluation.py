@@ -1,4 +1,4 @@
-"""A row on the test split, on stitched volumes; what was judged once is not judged again."""
+"""A row evaluated on the test split, on stitched volumes, once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from distsynth.evaluation.evaluate import Evaluation, evaluate, usual_baselines
-from distsynth.evaluation.forest import fit_boosted, fit_forest
+from distsynth.evaluation.forest import fit_forest
 from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.reproduction.task import Task
 from distsynth.runs.checkpoint import DataRecord
@@ -25,26 +25,25 @@ from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import Specimen, read_cohort
 
-JUDGED = "judged"
+EVALUATIONS = "evaluations"
 BASELINES = "baselines"
-Results = dict[str, dict[str, dict[str, float | None]]]
 
 
 @dataclass(frozen=True)
-class Judged:
+class RowEvaluation:
     """What a row showed on the test split.
 
     Attributes:
         name: Of the run, or of what is no network.
         results: Method, or way of stitching, to specimen to metric; None where it has no meaning.
         seconds: That fitting (of what is no network) and predicting took.
-        facts: What else there is to tell of it.
+        facts: What else is known of it.
     """
 
     __pydantic_config__ = STRICT
 
     name: str
-    results: Results
+    results: dict[str, dict[str, dict[str, float | None]]]
     seconds: float
     facts: dict[str, str] = field(default_factory=dict)
 
@@ -56,7 +55,7 @@ class Judged:
         }
 
 
-_JUDGED = TypeAdapter(Judged)
+_EVALUATION = TypeAdapter(RowEvaluation)
 
 
 def stitching_name(stitching: Mapping[str, Any]) -> str:
@@ -64,10 +63,10 @@ def stitching_name(stitching: Mapping[str, Any]) -> str:
     return f"trim {stitching['trim']}, {stitching['weights']} weights"
 
 
-def judge_network(
+def evaluate_network(
     folder: Folder, task: Task, name: str, run_dir: str, stitchings: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Judge the best checkpoint of a run, as it is and under other ways of stitching."""
+    """Evaluate the best checkpoint of a run, as it is and under other ways of stitching."""
     predictor = load_predictor(run_dir)
     predictors: dict[str, Predictor] = {name: predictor}
     predictors |= {stitching_name(changes): predictor.stitched(**changes) for changes in stitchings}
@@ -76,8 +75,8 @@ def judge_network(
     _keep(folder, name, evaluation, time.monotonic() - start, {})
 
 
-def judge_baselines(folder: Folder, task: Task) -> None:
-    """Fit and judge identity, cubic, intensity map and neighbourhood regression."""
+def evaluate_baselines(folder: Folder, task: Task) -> None:
+    """Fit and evaluate identity, cubic, intensity map and neighbourhood regression."""
     data, training = _training(task)
     start = time.monotonic()
     baselines = usual_baselines(training, data.preprocess)
@@ -91,11 +90,10 @@ def judge_baselines(folder: Folder, task: Task) -> None:
     _keep(folder, BASELINES, evaluation, time.monotonic() - start, facts, pictures)
 
 
-def judge_forest(folder: Folder, task: Task, name: str, jobs: int) -> None:
+def evaluate_forest(folder: Folder, task: Task, name: str, jobs: int) -> None:
     """Fit a forest on the training patches and evaluate it."""
     start = time.monotonic()
-    fit = {"rfsr": fit_forest, "rfsr-boosted": fit_boosted}[name]
-    forest = fit(ShardSet(task.shards), task.forest_config(name, jobs), quiet=True)
+    forest = fit_forest(name, ShardSet(task.shards), task.forest_config(name, jobs), quiet=True)
     evaluation = evaluate({}, _cohort(task), baselines=[forest], data=_training(task)[0])
     facts = {
         "rows": f"{forest.fit.rows}",
@@ -104,25 +102,29 @@ def judge_forest(folder: Folder, task: Task, name: str, jobs: int) -> None:
     _keep(folder, name, evaluation, time.monotonic() - start, facts)
 
 
-def read_judged(folder: Folder, name: str) -> Judged | None:
-    """What a row showed; None if it has not been judged.
+def read_evaluation(folder: Folder, name: str) -> RowEvaluation | None:
+    """What a row showed; None if it has not been evaluated.
 
     Raises:
         DataError: If its record cannot be read.
     """
-    file = f"{JUDGED}/{name}.json"
+    file = f"{EVALUATIONS}/{name}.json"
     if not folder.exists(file):
         return None
     try:
-        return _JUDGED.validate_json(folder.read(file))
+        return _EVALUATION.validate_json(folder.read(file))
     except ValidationError as error:
-        rule = f"not a judgement ({first_complaint(error)})"
-        raise DataError(folder / file, rule, "Remove it to judge the row again") from None
+        rule = f"this is no evaluation of a row ({first_complaint(error)})"
+        raise DataError(
+            folder / file, rule, "Remove it and give --resume, which evaluates the row again"
+        ) from None
 
 
 def read_slices(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
     """SPECIMEN/METHOD to the slice that holds most tissue: shape (x, y, 1), standardised."""
-    with np.load(io.BytesIO(folder.read(f"{JUDGED}/{name}.npz")), allow_pickle=False) as arrays:
+    with np.load(
+        io.BytesIO(folder.read(f"{EVALUATIONS}/{name}.npz")), allow_pickle=False
+    ) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
 
@@ -156,13 +158,15 @@ def _keep(
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **slices)  # type: ignore[arg-type]
-    folder.write(f"{JUDGED}/{name}.npz", buffer.getvalue())
-    results: Results = {
+    folder.write(f"{EVALUATIONS}/{name}.npz", buffer.getvalue())
+    results = {
         method: {
             specimen: {key: value if np.isfinite(value) else None for key, value in row.items()}
             for specimen, row in by.items()
         }
         for method, by in evaluation.results.items()
     }
-    judged = Judged(name, results, round(seconds, 1), facts)
-    folder.write(f"{JUDGED}/{name}.json", _JUDGED.dump_json(judged, indent=1).decode() + "\n")
+    found = RowEvaluation(name, results, round(seconds, 1), facts)
+    folder.write(
+        f"{EVALUATIONS}/{name}.json", _EVALUATION.dump_json(found, indent=1).decode() + "\n"
+    )

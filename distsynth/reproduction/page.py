@@ -5,24 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from distsynth.reporting.evaluation_page import Picture, picture_html
+from distsynth.reporting.evaluation_page import figure_picture, shown_results
 from distsynth.reporting.figures import comparison_figure
-from distsynth.reporting.run_page import Extras, picture_sections, record_facts, run_rows
-from distsynth.reporting.sections import (
-    details_section,
-    report_page,
-    training_section,
-    values_sections,
+from distsynth.reporting.run_page import (
+    Extras,
+    curves_pictures,
+    record_facts,
+    run_pictures,
+    run_rows,
 )
+from distsynth.reproduction.collect import comparison_of, ranked, seams_of
 from distsynth.reproduction.comparison import Comparison
-from distsynth.reproduction.comparison_tables import comparison_html
-from distsynth.reproduction.judge import BASELINES, read_judged, read_slices
+from distsynth.reproduction.comparison_tables import comparison_tables
+from distsynth.reproduction.row_evaluation import BASELINES, read_evaluation, read_slices
 from distsynth.reproduction.rows import NETWORKS
-from distsynth.reproduction.tables import comparison_of, ranked, seams_of
 from distsynth.reproduction.task import Task, read_task
 from distsynth.runs.checkpoint import DataRecord
+from distsynth.runs.versions import installed_versions
 from distsynth.sweep.folder import SweepFolder
-from sharding.io.page import facts_html, section
+from sharding.io.page import Picture, render
 from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
 
@@ -30,7 +31,7 @@ PAGE_FILE = "comparison.html"
 PICTURES = 8
 """Methods of a still picture at most: those with the best PSNR in the mask."""
 SLID = 3
-"""Networks whose slices can be slid through at most: the best likewise."""
+"""Networks whose slices can be slid through at most: also those with the best PSNR."""
 
 
 def reproduction_page(folder: SweepFolder, extras: Extras | None = None) -> str:
@@ -46,23 +47,27 @@ def reproduction_page(folder: SweepFolder, extras: Extras | None = None) -> str:
     """
     task = read_task(folder.folder)
     compared, seams = comparison_of(folder, task), seams_of(folder, task)
-    sections = [
-        section("What was asked", facts_html(_facts(task))),
-        section("Comparison", comparison_html(compared)),
-    ]
-    if seams:
-        sections.append(section("Seams", comparison_html(seams)))
-    if compared.table:
-        sections.append(section("Pictures", *map(picture_html, _pictures(folder, compared))))
-        sections += _slices(folder, compared, extras or Extras())
     runs = {name: Folder(folder.run_dir(name)) for name in task.networks()}
-    if curves := {name: rows for name, run in runs.items() if (rows := run_rows(run))}:
-        sections.append(training_section(curves))
-    sections += values_sections(compared.table)
-    asked = {"rows": task.rows, "seeds": task.seeds, "budget": asdict(task.budget)}
-    data = DataRecord.of(ShardSet(task.shards).manifest)
-    sections.append(details_section(record_facts(data), asked))
-    return report_page("Reproduction of the paper's comparison", sections)
+    curves = {name: rows for name, run in runs.items() if (rows := run_rows(run))}
+    best = [row.name for row in ranked(compared) if row.name in NETWORKS][:SLID]
+    extras = replace(extras or Extras(), evaluation=None)
+    viewer, checks, note = run_pictures({n: runs[n] for n in best}, compared.table, extras)
+    return render(
+        "distsynth.reproduction/reproduction.html",
+        title="Reproduction of the paper's comparison",
+        comparison=comparison_tables(compared),
+        seams=comparison_tables(seams) if seams else [],
+        pictures=_pictures(folder, compared) if compared.table else [],
+        viewer=viewer,
+        note=note,
+        checks=checks,
+        curves=curves_pictures(curves),
+        results=shown_results(compared.table) if compared.table else None,
+        asked=_facts(task),
+        data=record_facts(DataRecord.of(ShardSet(task.shards).manifest)),
+        config={"rows": task.rows, "seeds": task.seeds, "budget": asdict(task.budget)},
+        versions=installed_versions(),
+    )
 
 
 def _facts(task: Task) -> dict[str, Any]:
@@ -79,19 +84,12 @@ def _facts(task: Task) -> dict[str, Any]:
     }
 
 
-def _slices(folder: SweepFolder, compared: Comparison, extras: Extras) -> list[str]:
-    """What needs the cohort: the best networks through its specimens."""
-    best = [row.name for row in ranked(compared) if row.name in NETWORKS][:SLID]
-    runs = {name: Folder(folder.run_dir(name)) for name in best}
-    return picture_sections(runs, compared.table, replace(extras, evaluation=None))
-
-
 def _pictures(folder: SweepFolder, compared: Comparison) -> list[Picture]:
     """A slice of each specimen through the best methods, in the order of the table."""
     assert compared.table is not None
     best = {row.name for row in ranked(compared)[:PICTURES]}
     shown = [row.name for row in compared.run if row.name in best]
-    files = {name: name if read_judged(folder.folder, name) else BASELINES for name in shown}
+    files = {name: name if read_evaluation(folder.folder, name) else BASELINES for name in shown}
     slices = {file: read_slices(folder.folder, file) for file in {BASELINES, *files.values()}}
     found = []
     for specimen in compared.table.specimens:
@@ -101,5 +99,5 @@ def _pictures(folder: SweepFolder, compared: Comparison) -> list[Picture]:
         )
         figure = comparison_figure(synthetic, source, target, mask)
         caption = f"{specimen}, slice with most tissue. Differences: blue positive, red negative."
-        found.append(Picture(figure, caption))
+        found.append(figure_picture(figure, caption))
     return found

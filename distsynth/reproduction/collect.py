@@ -1,4 +1,4 @@
-"""The comparison, the paper's questions and the seams, from what was judged.
+"""The comparison, the paper's questions and the seams, collected from a reproduction's folder.
 
 comparison.txt, .csv, .tex, .json   all rows
 questions.csv                       differences between pairs of rows
@@ -16,6 +16,7 @@ import numpy as np
 
 from distsynth.config import RunConfig
 from distsynth.models import build_generator, parameter_count
+from distsynth.presets import PAPER_PATCH
 from distsynth.reporting.run_page import run_rows
 from distsynth.reproduction.comparison import (
     BASELINE,
@@ -27,7 +28,12 @@ from distsynth.reproduction.comparison import (
 )
 from distsynth.reproduction.comparison_files import comparison_csv, comparison_json, controls_csv
 from distsynth.reproduction.comparison_tables import comparison_latex, comparison_text
-from distsynth.reproduction.judge import BASELINES, Judged, read_judged, stitching_name
+from distsynth.reproduction.row_evaluation import (
+    BASELINES,
+    RowEvaluation,
+    read_evaluation,
+    stitching_name,
+)
 from distsynth.reproduction.rows import NETWORKS, QUESTIONS, SEAM_ROWS, STITCHINGS
 from distsynth.reproduction.task import Task
 from distsynth.runs.tracking import log_table
@@ -39,7 +45,7 @@ def write_tables(folder: SweepFolder, task: Task) -> str:
     """Write every table, and log the comparison as a W&B run of the group.
 
     Returns:
-        The comparison, and the seams where they were judged, as text.
+        The comparison, and the seams where they were evaluated, as text.
     """
     compared = comparison_of(folder, task)
     seams = seams_of(folder, task)
@@ -67,10 +73,10 @@ def comparison_of(folder: SweepFolder, task: Task) -> Comparison:
     records = folder.records()
     rows = [_network_row(folder, task, name, records) for name in task.networks()]
     rows += [_forest_row(folder, task, name) for name in task.forests()]
-    if judged := read_judged(folder.folder, BASELINES):
+    if found := read_evaluation(folder.folder, BASELINES):
         rows += [
-            ComparedRow(name, BASELINE, None, _fitting(name, judged), results=judged.values(name))
-            for name in judged.results
+            ComparedRow(name, BASELINE, None, _fitting(name, found), results=found.values(name))
+            for name in found.results
         ]
     names = {row.name for row in rows}
     questions = [question for question in QUESTIONS if names.issuperset(question[:2])]
@@ -78,14 +84,14 @@ def comparison_of(folder: SweepFolder, task: Task) -> Comparison:
 
 
 def seams_of(folder: SweepFolder, task: Task) -> Comparison | None:
-    """Each of SEAM_ROWS under each way of stitching; None if none was judged."""
+    """Each of SEAM_ROWS under each way of stitching; None if none was evaluated."""
     rows = []
     for name in task.networks():
-        judged = read_judged(folder.folder, name) if name in SEAM_ROWS else None
-        if judged:
+        found = read_evaluation(folder.folder, name) if name in SEAM_ROWS else None
+        if found:
             told = task.budget.told(NETWORKS[name].config.train.epochs)
             rows += [
-                ComparedRow(f"{name}, {way}", name, None, told, results=judged.values(way))
+                ComparedRow(f"{name}, {way}", name, None, told, results=found.values(way))
                 for way in map(stitching_name, STITCHINGS)
             ]
     return compare(rows) if rows else None
@@ -124,32 +130,32 @@ def _network_row(
 ) -> ComparedRow:
     row, config = NETWORKS[name], task.config(name)
     told = task.budget.told(row.config.train.epochs)
-    size = parameter_count(build_generator(config.generator, config.data.patch_size))
-    start = ComparedRow(name, row.group, size, told, reason="it has not been judged yet")
+    size = parameter_count(build_generator(config.generator, PAPER_PATCH))
+    start = ComparedRow(name, row.group, size, told, reason="it has not been evaluated yet")
     if reason := task.missing(name):
         return replace(start, reason=reason)
     names = task.run_names(name)
-    judged = [found for run in names if (found := read_judged(folder.folder, run))]
-    if not judged:
-        causes = [found.cause for run in names if (found := records.get(run)) and found.cause]
+    evaluations = [found for run in names if (found := read_evaluation(folder.folder, run))]
+    if not evaluations:
+        causes = [known.cause for run in names if (known := records.get(run)) and known.cause]
         return replace(start, reason=f"it failed: {causes[0]}") if causes else start
-    seconds = [_seconds(folder, found.name, config) for found in judged]
-    averaged = with_seeds(start, [found.values(found.name) for found in judged])
+    seconds = [_seconds(folder, found.name, config) for found in evaluations]
+    averaged = with_seeds(start, [found.values(found.name) for found in evaluations])
     known = [value for value in seconds if value is not None]
     return replace(averaged, seconds=sum(known) / len(known) if known else None)
 
 
 def _forest_row(folder: SweepFolder, task: Task, name: str) -> ComparedRow:
     told = task.budget.told_of_forest(task.forest_config(name))
-    judged = read_judged(folder.folder, name)
-    if judged is None:
-        return ComparedRow(name, FOREST, None, told, reason="it has not been judged yet")
-    seconds = float(judged.facts["seconds to fit"])
-    return ComparedRow(name, FOREST, None, told, seconds, results=judged.values(name))
+    found = read_evaluation(folder.folder, name)
+    if found is None:
+        return ComparedRow(name, FOREST, None, told, reason="it has not been evaluated yet")
+    seconds = float(found.facts["seconds to fit"])
+    return ComparedRow(name, FOREST, None, told, seconds, results=found.values(name))
 
 
-def _fitting(name: str, judged: Judged) -> str:
-    return "nothing to fit" if name in ("identity", "cubic") else judged.facts["fitted on"]
+def _fitting(name: str, found: RowEvaluation) -> str:
+    return "nothing to fit" if name in ("identity", "cubic") else found.facts["fitted on"]
 
 
 def _seconds(folder: SweepFolder, run: str, config: RunConfig) -> float | None:

@@ -1,6 +1,3 @@
-"""Script and style of the slice viewer; see viewer.py for the HTML that they act on."""
-
-SCRIPT = """
 "use strict";
 for (const viewer of document.querySelectorAll(".viewer")) {
   const part = (name) => viewer.querySelector(`[data-part="${name}"]`);
@@ -39,7 +36,7 @@ for (const viewer of document.querySelectorAll(".viewer")) {
       image.style.height = `${100 * slices.length}%`;
       frame.style.setProperty("--ratio", group.dataset.ratio);
     }
-    part("least").textContent = `\\u2212${group.dataset.limit}`;
+    part("least").textContent = `\u2212${group.dataset.limit}`;
     part("most").textContent = `+${group.dataset.limit}`;
     draw();
   }
@@ -71,46 +68,3 @@ for (const viewer of document.querySelectorAll(".viewer")) {
   viewer.classList.add("on");
   choose();
 }
-"""
-
-STYLE = """
-.viewer .live, .viewer .sheets { display: none; }
-.viewer.on .live { display: block; }
-.viewer.on .still { display: none; }
-.viewer .controls { display: flex; flex-wrap: wrap; gap: 0.5rem 1.75rem; align-items: center;
-  margin: 0.75rem 0; font-size: 0.9rem; }
-.viewer fieldset { border: 0; margin: 0; padding: 0; display: flex; gap: 0.9rem; }
-.viewer legend { float: left; padding: 0; margin: 0; }
-.viewer .slider { display: grid; grid-template-columns: 4.5rem minmax(0, 26rem) 1fr; gap: 0.75rem;
-  align-items: center; margin: 0.5rem 0; font-size: 0.9rem; }
-.viewer .ends { display: flex; justify-content: space-between; grid-column: 2; margin-top: -0.9rem;
-  color: #5b6168; font-size: 0.8rem; }
-.viewer output { font-variant-numeric: tabular-nums; color: #5b6168; }
-.viewer input[type=range] { width: 100%; margin: 0; }
-.viewer select { font: inherit; max-width: 100%; }
-.viewer .panels { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.75rem;
-  margin-top: 1rem; }
-.viewer .panels figure { grid-column: span 2; margin: 0; }
-.viewer .panels figure.large { grid-column: span 3; }
-.viewer .panels figcaption { margin: 0.2rem auto 0; text-align: center; }
-.viewer .frame { position: relative; overflow: hidden; background: #000; margin: 0 auto;
-  aspect-ratio: var(--ratio); width: min(100%, max(27vh, 12rem) * var(--ratio)); }
-.viewer .large .frame { width: min(100%, max(48vh, 20rem) * var(--ratio)); }
-.viewer .frame img { position: absolute; left: 0; width: 100%; max-width: none; }
-.viewer .scale { display: grid; grid-template-columns: auto 1fr auto; gap: 0 0.5rem;
-  align-items: center; color: #5b6168; font-size: 0.8rem; margin: 0.3rem auto 0; max-width: 26rem; }
-.viewer .scale img { width: 100%; height: 0.6rem; display: block; image-rendering: pixelated; }
-.viewer .still table { width: 100%; table-layout: fixed; break-inside: avoid; }
-.viewer .still th, .viewer .still td { padding: 0.15rem; text-align: left; border: 0;
-  white-space: normal; vertical-align: middle; }
-.viewer .still tr { border: 0; }
-.viewer .still th:first-child { width: 6rem; }
-.viewer .still td img { display: block; width: 100%; }
-.viewer .still .scale { margin: 0 0 1.5rem 6rem; }
-@media print {
-  .viewer.on .live { display: none; }
-  .viewer.on .still { display: block; }
-  .viewer .still table { width: 80%; font-size: 7.5pt; }
-  .viewer img { print-color-adjust: exact; }
-}
-"""

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from distsynth.errors import ConfigError
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import border_planes
-from distsynth.reporting.evaluation_page import Picture
+from distsynth.reporting.evaluation_page import figure_picture
 from distsynth.reporting.seam_figures import consistency_figure, seam_figure
 from distsynth.reporting.viewer_slices import Slices, Volumes, cut_slices
+from sharding.io.page import Picture
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.pair import Pair, prepare_pair
 
@@ -22,7 +23,7 @@ MOST_CHECKS = 8
 
 
 @dataclass
-class Shown:
+class SpecimenPictures:
     """What a page shows of specimens.
 
     Attributes:
@@ -42,7 +43,7 @@ def show_specimens(
     split: Split = "test",
     names: Collection[str] = (),
     most: int = 6,
-) -> Shown:
+) -> SpecimenPictures:
     """Predict specimens and keep what a page shows of them.
 
     Args:
@@ -67,9 +68,9 @@ def show_specimens(
         if data.split_of(specimen.name) == split and (not names or specimen.name in names)
     ]
     if not chosen:
-        judged = f" that was judged ({', '.join(sorted(names))})" if names else ""
-        raise ConfigError(f"the cohort has no specimen in the split {split}{judged}")
-    shown = Shown(left_out=[specimen.name for specimen in chosen[most:]])
+        evaluated = f" that was evaluated ({', '.join(sorted(names))})" if names else ""
+        raise ConfigError(f"the cohort has no specimen in the split {split}{evaluated}")
+    shown = SpecimenPictures(left_out=[specimen.name for specimen in chosen[most:]])
     for specimen in chosen[:most]:
         pair = prepare_pair(specimen, data.preprocess)
         if split == "test":
@@ -83,7 +84,7 @@ def _checked_specimens(predictors: Mapping[str, Predictor]) -> int:
     return max(1, MOST_CHECKS // len(predictors))
 
 
-def _show(shown: Shown, pair: Pair, predictors: Mapping[str, Predictor]) -> None:
+def _show(shown: SpecimenPictures, pair: Pair, predictors: Mapping[str, Predictor]) -> None:
     """Add one specimen."""
     source, target = pair.source, pair.target
     made = {name: model(source, f"{name}, {pair.name}") for name, model in predictors.items()}
@@ -97,7 +98,7 @@ def _show(shown: Shown, pair: Pair, predictors: Mapping[str, Predictor]) -> None
         return
     borders = {name: _borders(model, target.shape) for name, model in predictors.items()}
     shown.checks.append(
-        Picture(
+        figure_picture(
             seam_figure(made, target, borders, pair.mask, spacing),
             f"{pair.name}. Left: synthetic less target, blue positive, red negative, with the "
             "borders of all patches. Right: how much that error jumps between neighbouring voxels, "
@@ -107,7 +108,7 @@ def _show(shown: Shown, pair: Pair, predictors: Mapping[str, Predictor]) -> None
     native = pair.source_transform.standardise(pair.native_source.data)
     degraded = {name: pair.degrade(volume) for name, volume in made.items()}
     shown.checks.append(
-        Picture(
+        figure_picture(
             consistency_figure(degraded, native, pair.native_mask, pair.native_source.spacing_mm),
             f"{pair.name}, on the source's own grid. Right: what of the source no global map of "
             "the synthetic's intensities explains, in standard deviations of the source.",
@@ -120,4 +121,4 @@ def _borders(predictor: Predictor, shape: tuple[int, ...]) -> list[NDArray[np.in
     x, y, z = shape
     config = predictor.checkpoint.config
     locations = predictor.locations((x, y, z))
-    return border_planes(locations, shape, config.data.patch_size, config.stitch.trim)
+    return border_planes(locations, shape, config.data.sides, config.stitch.trim)

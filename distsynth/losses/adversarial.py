@@ -1,0 +1,96 @@
+"""Adversarial losses: what the discriminator is trained by, and the generator's term (eq. 1, 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distsynth.losses.term import Outputs, Term, TermConfig
+
+
+class AdversarialLoss(Protocol):
+    """A pair of losses on the discriminator's logits, (batch, 1) or (batch, 1, *map).
+
+    Attributes:
+        description: Of the pair in a few words, for the model card.
+    """
+
+    description: str
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """What the discriminator minimises: a scalar, mean over batch and map.
+
+        Args:
+            real_logits: Of target patches.
+            fake_logits: Of synthetic patches, same shape.
+        """
+        ...
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """What the generator minimises: a scalar, mean over batch and map.
+
+        Args:
+            fake_logits: Of synthetic patches.
+        """
+        ...
+
+
+class CrossEntropy:
+    """Binary cross-entropy with label 1 for real and 0 for fake, as in the paper."""
+
+    description = "binary cross-entropy"
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """Half the cross-entropy of taking real for 1 and fake for 0 (eq. 1)."""
+        fake_logits = fake_logits.float()
+        fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+        return (_taken_for_real(real_logits) + fake) / 2
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """Cross-entropy of the discriminator taking fake for 1 (eq. 2)."""
+        return _taken_for_real(fake_logits)
+
+
+ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {"bce": CrossEntropy()}
+"""The registry of adversarial losses, by the names that `loss.adversarial` takes."""
+
+
+@dataclass(frozen=True)
+class AdversarialConfig(TermConfig):
+    """Fields of the adversarial term."""
+
+    lambda_bce: float = 0.0
+    """Weight of the adversarial term (eq. 2)."""
+    adversarial: Literal["bce"] = field(default="bce", kw_only=True)
+    """Adversarial loss of both networks: bce is the paper's binary cross-entropy."""
+
+
+class Adversarial(Term):
+    """How far the discriminator is from taking synthetic for target."""
+
+    name = "bce"
+    supervised = False
+    config = AdversarialConfig
+
+    def __init__(self, config: AdversarialConfig) -> None:
+        super().__init__()
+        self.loss = ADVERSARIAL_LOSSES[config.adversarial]
+
+    @classmethod
+    def description(cls, config: Any) -> str:
+        """The term in a few words."""
+        return f"adversarial ({ADVERSARIAL_LOSSES[config.adversarial].description})"
+
+    def forward(self, outputs: Outputs) -> Tensor | None:
+        """The generator's adversarial loss; None without a discriminator's logits."""
+        return None if outputs.fake_logits is None else self.loss.generator(outputs.fake_logits)
+
+
+def _taken_for_real(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of logits with label 1."""
+    logits = logits.float()
+    return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))

@@ -1,0 +1,56 @@
+"""The generator's loss: the weighted sum of the terms in the registry (section 6.4, eq. 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distsynth.losses.adversarial import ADVERSARIAL_LOSSES
+from distsynth.losses.registry import TERMS, LossConfig
+from distsynth.losses.term import Outputs
+
+
+class GeneratorLoss(nn.Module):
+    """The generator's weighted sum of losses (eq. 5).
+
+    All terms are computed in float32, under autocast too, and never wait for the device.
+
+    Attributes:
+        config: The weights; a term of weight 0 is neither built nor computed.
+        terms: Name -> Term, those of positive weight.
+        adversarial: The loss that the discriminator is trained by, whatever the generator's weight.
+
+    Raises:
+        ConfigError: If a term needs a file that is not there.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.adversarial = ADVERSARIAL_LOSSES[config.adversarial]
+        self.terms = nn.ModuleDict(
+            {term.name: term(config) for term in TERMS if config.weight(term.name) > 0}
+        )
+
+    def forward(
+        self, synthetic: Tensor, target: Tensor, fake_logits: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weigh the terms.
+
+        Args:
+            synthetic: Generator output, shape (batch, 1, *spatial), standardised intensity.
+            target: Registered high-field patches, same shape and scale.
+            fake_logits: The discriminator's logits for synthetic; without them there is no
+                adversarial term.
+
+        Returns:
+            The weighted total, a scalar, and the unweighted terms that it sums, detached for the
+            log: some of "bce", "recon", "gradient", "perceptual".
+        """
+        outputs = Outputs(synthetic, target, fake_logits)
+        found = {name: term(outputs) for name, term in self.terms.items()}
+        found = {name: value for name, value in found.items() if value is not None}
+        total = torch.stack(
+            [self.config.weight(name) * value for name, value in found.items()]
+        ).sum()
+        return total, {name: value.detach() for name, value in found.items()}

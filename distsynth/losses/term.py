@@ -1,0 +1,84 @@
+"""What a term of the generator's loss sees, and what it must be."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from distsynth.rules import Rule
+from sharding.io.records import STRICT
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """The fields of a term, in the section `loss`; each term adds its own."""
+
+    __pydantic_config__ = STRICT
+
+    def rules(self) -> Iterable[Rule]:
+        """The rules that the term's own fields obey; the weight is checked for all terms."""
+        return ()
+
+    def check_patch(self, patch_size: Sequence[int]) -> None:
+        """Refuse patches that the term cannot compare.
+
+        Raises:
+            ConfigError: Names the field, the rule and the remedy.
+        """
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A batch as the generator's loss sees it.
+
+    Attributes:
+        synthetic: Generator output, shape (batch, 1, *spatial), standardised intensity (zero mean,
+            unit variance, unitless).
+        target: Registered high-field patches, same shape and scale.
+        fake_logits: The discriminator's logits for synthetic; None where there are none.
+    """
+
+    synthetic: Tensor
+    target: Tensor
+    fake_logits: Tensor | None = None
+
+
+class Term(nn.Module, ABC):
+    """A term of the generator's loss, built from the section `loss` of the configuration.
+
+    Attributes:
+        name: Of the term in logs; its weight is the field lambda_NAME.
+        supervised: Whether it compares synthetic with target.
+        config: The dataclass of its fields.
+    """
+
+    name: ClassVar[str]
+    supervised: ClassVar[bool] = True
+    config: ClassVar[type[TermConfig]]
+
+    @classmethod
+    def label(cls, config: Any) -> str:  # noqa: ARG003
+        """The term in a word, for listings."""
+        return cls.name
+
+    @classmethod
+    @abstractmethod
+    def description(cls, config: Any) -> str:
+        """The term in a few words, for the model card."""
+
+    @abstractmethod
+    def forward(self, outputs: Outputs) -> Tensor | None:
+        """The unweighted term, a scalar in float32; None where it has nothing to compare."""
+
+
+def check_same_shape(synthetic: Tensor, target: Tensor) -> None:
+    """Raise ValueError if the shapes differ: torch would broadcast them silently."""
+    if synthetic.shape != target.shape:
+        raise ValueError(
+            f"synthetic and target must have the same shape, got {tuple(synthetic.shape)} and "
+            f"{tuple(target.shape)}"
+        )

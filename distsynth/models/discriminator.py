@@ -1,0 +1,122 @@
+"""What all discriminators share, and the choice of having none."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distsynth.errors import ConfigError
+from distsynth.rules import Rule
+from sharding.io.records import STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig(ABC):
+    """The network that tells target from synthetic; each family adds its own fields."""
+
+    __pydantic_config__ = STRICT
+
+    family: str
+    """Shape of the network: conv or patchgan; none trains without a discriminator. Another family
+    starts from its own defaults, and has fields of its own."""
+    conditional: bool = False
+    """Show the network the pair (source, image) as pix2pix does, not the image alone."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The family and its size in a few words, for listings."""
+
+    @abstractmethod
+    def rules(self) -> Iterable[Rule]:
+        """The rules that the fields obey."""
+
+    @abstractmethod
+    def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
+        """Build the family's network.
+
+        Args:
+            patch_size: Two sides in voxels for slices, three for blocks.
+            in_channels: One for the image, and those of the source before it where the
+                discriminator is conditional.
+
+        Returns:
+            A module that maps (batch, in_channels, *spatial) to logits.
+
+        Raises:
+            ConfigError: If the patch does not suit the network.
+        """
+
+    @abstractmethod
+    def check_patch(self, patch_size: Sequence[int]) -> None:
+        """Refuse patches that the network cannot take.
+
+        Raises:
+            ConfigError: Names data.patch_size, the rule and the remedy.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoDiscriminatorConfig:
+    """Training without a discriminator, by the pairs alone."""
+
+    __pydantic_config__ = STRICT
+
+    family: Literal["none"] = "none"
+    """none trains without a discriminator; conv and patchgan are the others."""
+
+    @property
+    def label(self) -> str:
+        """The family."""
+        return self.family
+
+    def rules(self) -> Iterable[Rule]:
+        """The rules that the fields obey: there are none."""
+        return ()
+
+    def check_patch(self, patch_size: Sequence[int]) -> None:
+        """Take any patch."""
+
+
+class Discriminator(nn.Module):
+    """A network of any family that sees an image, or the pair (source, image)."""
+
+    def __init__(
+        self, config: DiscriminatorConfig, patch_size: Sequence[int], in_channels: int
+    ) -> None:
+        super().__init__()
+        self.conditional = config.conditional
+        channels = 1 + in_channels if config.conditional else 1
+        self.network = config.network(patch_size, channels)
+
+    def forward(self, image: Tensor, source: Tensor) -> Tensor:
+        """Tell target from synthetic.
+
+        Args:
+            image: Target or synthetic, shape (batch, 1, *spatial).
+            source: Shape (batch, in_channels, *spatial); ignored unless conditional.
+
+        Returns:
+            Logits, high for target: (batch, 1), or (batch, 1, *map) for a PatchGAN.
+        """
+        if self.conditional:
+            image = torch.cat((source, image), dim=1)
+        return self.network(image)
+
+
+def check_sides(patch_size: Sequence[int], least: int, network: str) -> None:
+    """Refuse patches that are smaller than a discriminator needs.
+
+    Raises:
+        ConfigError: Names data.patch_size, the rule and the remedy.
+    """
+    if min(patch_size) < least:
+        raise ConfigError(
+            f"data.patch_size must have sides of at least {least} voxels for {network}, got "
+            f"{tuple(patch_size)}; enlarge the patch or shorten discriminator.channels"
+        )

@@ -1,0 +1,58 @@
+"""Rules about the fields of a configuration, stated by the dataclass that defines the fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from distsynth.errors import ConfigError
+
+
+class Rule(NamedTuple):
+    """A rule about one field.
+
+    Attributes:
+        field: Name of the field within its section; empty for a rule about the whole section.
+        holds: Whether the value obeys the rule.
+        rule: What the field must be, to follow "must be".
+        value: What it is.
+    """
+
+    field: str
+    holds: bool
+    rule: str
+    value: Any
+
+
+def at_least(field: str, value: float, low: float) -> Rule:
+    """The rule that a number has a lower bound."""
+    return Rule(field, value >= low, f">= {low}", value)
+
+
+def positive_widths(field: str, widths: Sequence[int]) -> Rule:
+    """The rule that there are feature maps in every layer."""
+    return Rule(field, len(widths) > 0 and min(widths) > 0, "positive widths", widths)
+
+
+def odd_kernels(field: str, kernels: Sequence[int], layers: int) -> Iterable[Rule]:
+    """The rules that kernel sizes are odd, and one for all layers or one for each."""
+    odd = all(kernel > 0 and kernel % 2 for kernel in kernels)
+    yield Rule(field, odd, "positive odd sizes", kernels)
+    fits = len(kernels) in {1, layers}
+    yield Rule(field, fits, f"1 or {layers} sizes for these channels", kernels)
+
+
+def check_rules(section: str, rules: Iterable[Rule]) -> None:
+    """Refuse the first rule that does not hold.
+
+    Args:
+        section: Of the configuration; empty for rules whose fields are dotted names.
+        rules: In the order in which they are checked.
+
+    Raises:
+        ConfigError: Names the dotted field, the rule and the value.
+    """
+    for field, holds, rule, value in rules:
+        if not holds:
+            name = ".".join(part for part in (section, field) if part)
+            raise ConfigError(f"{name} must be {rule}, got {value}")
