@@ -32,7 +32,11 @@ def test_what_can_be_trained_passes(shard_folder, manifest):
         ({}, 5, "train.batch_size must be divisible by the 5 ranks, got 24"),
         ({"train.accumulation": 8}, 2, "train.accumulation must be a divisor of the 12 patches"),
         ({"train.precision": "fp16"}, 1, "train.precision must be no or bf16 without a GPU"),
-        ({"stitch.trim": 5}, 1, "stitch.trim=5 leaves voxels of .* the shards' stride of 8"),
+        (
+            {"stitch.trim": 5, "stitch.stride": 4},
+            1,
+            "stitch.trim=5 leaves voxels of .* the shards' stride of 8",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(shard_folder, manifest, change, ranks, message):
@@ -55,7 +59,7 @@ def test_a_specimen_that_cannot_be_standardised_is_named(shard_folder, manifest,
 
 def test_a_run_is_refused_before_it_writes(shard_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"stitch\.trim=5"):
-        train(tiny_config(shard_folder, {"stitch.trim": 5}), tmp_path / "run")
+        train(tiny_config(shard_folder, {"stitch.trim": 5, "stitch.stride": 4}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
