@@ -9,6 +9,7 @@ differ or the mask is empty.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from skimage.metrics import structural_similarity
 Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
+SSIM_SIDE = 11
+"""Voxels of a window of windowed SSIM: it is not defined where a side is shorter."""
 PAPER_PEAK = 255.0
 """The peak of eq. 7, as if standardised intensities were 8-bit."""
 
@@ -131,6 +134,11 @@ def windowed_ssim(
     return float(values.mean(dtype=np.float64))
 
 
+def has_windows(shape: Sequence[int], dims: int = 3, axis: int = 2) -> bool:
+    """Whether windowed SSIM is defined for volumes of this shape."""
+    return all(side >= SSIM_SIDE for dim, side in enumerate(shape) if dims == 3 or dim != axis)
+
+
 def volume_metrics(
     synthetic: Array, target: Array, data_range: float, mask: Mask
 ) -> dict[str, float]:
@@ -144,10 +152,13 @@ def volume_metrics(
 
     Returns:
         Key of METRICS -> value, ten of them. Keys with 255 use the paper's peak, those without
-        use data_range.
+        use data_range. Windowed SSIM is NaN for a volume with a side under SSIM_SIDE voxels.
     """
     check_same_shapes(synthetic, target, mask)
-    similarity = ssim_map(synthetic, target, data_range)
+    if not has_windows(target.shape):
+        similarity = np.full(target.shape, np.nan, np.float32)
+    else:
+        similarity = ssim_map(synthetic, target, data_range)
     values: dict[str, float] = {}
     for region, where in (("mask", mask), ("whole", None)):
         error = mse(synthetic, target, where)

@@ -123,8 +123,20 @@ class RunCheckpoints:
 
         Raises:
             ConfigError: If the run was started under another configuration or on other data.
+            DataError: If the checkpoint lacks something, or holds something else in its place.
         """
         check_same_run(self._config, checkpoint, self._manifest.sha256)
+        try:
+            self._restore(checkpoint, state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise DataError(
+                self._folder.path / LAST,
+                f"not the state of a run that can be resumed ({reason})",
+                "Take another checkpoint of this run, or start it again with --overwrite",
+            ) from error
+
+    def _restore(self, checkpoint: Checkpoint, state: RunState) -> None:
         for name, learner in state.learners.items():
             learner.load_state_dict(checkpoint.learners[name])
         record, device = checkpoint.record, self._accelerator.device

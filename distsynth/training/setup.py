@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -18,7 +17,6 @@ from distsynth.models import build_discriminator, build_generator
 from distsynth.training.compile import compile_networks
 from distsynth.training.steps import Learner, make_accelerator
 from sharding.io.cache import Cache
-from sharding.io.errors import DataError
 from sharding.shards.manifest import Manifest
 from sharding.shards.patches import patch_axes
 from sharding.shards.shard_set import ShardSet
@@ -51,21 +49,11 @@ def check_setup(config: RunConfig, manifest: Manifest, ranks: int, gpu: bool) ->
 
     Raises:
         ConfigError: Names the field, the rule and the value.
-        DataError: If the manifest holds a specimen that cannot be standardised.
     """
     _check_precision(config, gpu)
     check_batch(manifest.patches("train"), config.train.batch_size, ranks, config.data.shards)
     check_accumulation(config, ranks)
     check_trim(config, manifest)
-    for row in manifest.specimens:
-        for role, transform in (("source", row.source), ("target", row.target)):
-            if not 0 < transform.std < math.inf or not math.isfinite(transform.mean):
-                raise DataError(
-                    f"{config.data.shards}, specimen {row.name}",
-                    f"its {role} must have a standard deviation > 0 and a finite mean, got "
-                    f"{transform.std} and {transform.mean}",
-                    "Shard the cohort again without this specimen",
-                )
 
 
 def check_trim(config: RunConfig, manifest: Manifest) -> None:
