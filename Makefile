@@ -14,9 +14,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: install
 	jobs/demo.sh demo-output
 
-# One thread a process: two test processes share two cores. Whoever has ended takes tests over from
-# the other one, in the order of the files, which share what they have made.
-PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
+# One thread a process: two test processes share two cores. Each takes the next file, whose tests
+# share what they have made; tests/conftest.py has the long ones run first.
+PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(PYTEST) --durations 30

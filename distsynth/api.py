@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from distsynth.config import RunConfig, from_json, with_overrides
-from distsynth.errors import ConfigError
+from distsynth.errors import ConfigError, check_workers
 from distsynth.presets import preset
 from sharding.io.errors import DataError
 from sharding.registration.config import PrepareConfig
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sharding.registration.prepare import PreparedCohort
 
 Cohort = str | Path | Sequence[Specimen]
+LEAST_SIDE = 8
+"""Voxels along the shortest side of a phantom."""
 
 
 def make_phantoms(
@@ -51,10 +53,15 @@ def make_phantoms(
         The specimens.
 
     Raises:
+        ConfigError: If there is nothing to make.
         DataError: If a file exists and may not be replaced.
     """
     from sharding.simulation.phantom import write_phantom_cohort
 
+    if specimens < 1:
+        raise ConfigError(f"specimens must be >= 1, got {specimens}")
+    if min(shape) < LEAST_SIDE:
+        raise ConfigError(f"shape must be >= {LEAST_SIDE} along each axis, got {shape}")
     config = simulation or SimulationConfig()
     path = write_phantom_cohort(
         Path(out), specimens, shape, config.seed, config, overwrite=overwrite
@@ -109,6 +116,7 @@ def prepare(
     """
     from sharding.registration.prepare import prepare_cohort
 
+    check_workers(workers)
     return prepare_cohort(
         _specimens(cohort), Path(out), config or PrepareConfig(), workers, address
     )
@@ -146,6 +154,7 @@ def shard(
     """
     from sharding.shards.write import write_shards
 
+    check_workers(workers)
     write_shards(
         _specimens(cohort),
         out,
@@ -173,7 +182,7 @@ def load_config(start: str | Path, overrides: Mapping[str, Any] | None = None) -
     if not str(start).endswith(".json"):
         config = preset(str(start))
     elif Path(start).is_file():
-        config = from_json(Path(start).read_text(encoding="utf-8"))
+        config = from_json(Path(start).read_bytes(), start)
     else:
         raise DataError(start, "the configuration does not exist", "Check the path")
     return with_overrides(config, overrides or {})
@@ -336,6 +345,7 @@ def write_report(
     from distsynth.sweep.folder import SweepFolder
     from distsynth.sweep.page import sweep_page
     from sharding.io.atomic import atomic_write
+    from sharding.io.errors import disk_errors
     from sharding.io.storage import Folder
 
     out = Path(out)
@@ -355,7 +365,8 @@ def write_report(
     else:
         rule = "there is no run, sweep or reproduction in this folder"
         raise DataError(folder, rule, "Give the folder of one")
-    atomic_write(out, page)
+    with disk_errors(out):
+        atomic_write(out, page)
     return out
 
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -28,202 +28,23 @@ from distsynth.models import (
     ConvStackConfig,
     NoDiscriminatorConfig,
 )
-from distsynth.rules import Rule, at_least, check_rules
+from distsynth.rules import Rule, check_rules
+from distsynth.sections import (
+    DataConfig,
+    OptimConfig,
+    StitchConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from sharding.io.records import STRICT
 
+LONGEST_VALUE = 200
+"""Characters of a wrong value that a message shows."""
 FAMILIES: Mapping[str, Mapping[str, type[Any]]] = {
     "generator": GENERATOR_FAMILIES,
     "discriminator": DISCRIMINATOR_FAMILIES,
 }
 """Sections whose fields depend on their field `family` -> family -> dataclass."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which shards to read, and how."""
-
-    __pydantic_config__ = STRICT
-
-    shards: str = "shards"
-    """Folder that `distsynth shard` wrote: a path, or a URL such as s3://bucket/shards."""
-    patch_size: tuple[int, ...] | None = None
-    """Sides of a patch in voxels: two for slices, three for blocks. None takes those of the shards;
-    what is given must agree with them."""
-    neighbours: int | None = None
-    """Slices on each side that a 2D source carries as channels (2.5D). None takes those of the
-    shards; what is given must agree with them."""
-    workers: int = 0
-    """Processes that read batches ahead; 0 reads in the training process. Order and content of
-    the batches do not depend on it."""
-    shuffle_shards: int = 64
-    """Shards whose patches are shuffled together; a larger split goes window by window."""
-    cache_gb: float = 32.0
-    """Disk space for shards fetched from a remote folder, in GB; the least recently used go."""
-    resident: Literal["auto", "never"] = "auto"
-    """Read the training patches once and keep them on the device where they take at most half of a
-    GPU's free memory, or a quarter of a rank's share of the host's. Changes no number."""
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """Sides of a patch in voxels.
-
-        Raises:
-            ConfigError: If the shards have not been read yet.
-        """
-        if self.patch_size is None:
-            raise ConfigError("data.patch_size is not known before the shards have been read")
-        return self.patch_size
-
-    @property
-    def spatial_dims(self) -> int:
-        """2 for slices, 3 for blocks; raises ConfigError as `sides` does."""
-        return len(self.sides)
-
-    @property
-    def channels(self) -> int:
-        """Channels of a source: the slice itself and its neighbours.
-
-        Raises:
-            ConfigError: If the shards have not been read yet.
-        """
-        if self.neighbours is None:
-            raise ConfigError("data.neighbours is not known before the shards have been read")
-        return 1 + 2 * self.neighbours
-
-    def rules(self) -> Iterable[Rule]:
-        """Rules of each field; those about the patch hold once it is known."""
-        if self.patch_size is not None:
-            sides = self.patch_size
-            yield Rule("patch_size", len(sides) in (2, 3), "two or three sides", sides)
-            yield Rule("patch_size", min(sides) >= 4, "sides of at least 4 voxels", sides)
-        if self.neighbours is not None:
-            yield at_least("neighbours", self.neighbours, 0)
-            flat = self.neighbours == 0 or len(self.patch_size or ()) != 3
-            yield Rule("neighbours", flat, "0 for 3D patches", self.neighbours)
-        yield at_least("workers", self.workers, 0)
-        yield at_least("shuffle_shards", self.shuffle_shards, 1)
-        yield Rule("cache_gb", self.cache_gb > 0, "> 0", self.cache_gb)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Adam for both networks (section 6.5)."""
-
-    __pydantic_config__ = STRICT
-
-    lr_generator: float = 1e-3
-    lr_discriminator: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning rates over the run, to zero at its end unless constant."""
-    clip_norm: float = 0.0
-    """Largest gradient norm of each network; 0 does not clip."""
-
-    def rules(self) -> Iterable[Rule]:
-        """Rules of each field."""
-        for name in ("lr_generator", "lr_discriminator"):
-            value = getattr(self, name)
-            yield Rule(name, value > 0, "> 0", value)
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            yield Rule(name, 0 <= value < 1, "in [0, 1)", value)
-        yield at_least("clip_norm", self.clip_norm, 0)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The loop."""
-
-    __pydantic_config__ = STRICT
-
-    epochs: int = 10
-    batch_size: int = 32
-    """Patches an optimizer step, over all ranks and micro-batches: the same run on any machine."""
-    accumulation: int = 1
-    """Micro-batches that a rank's part of a batch is cut into, to save memory."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    seed: int = 0
-    log_every: int = 20
-    """Steps between rows of losses."""
-    validate_every: int = 1
-    """Epochs between stitched validations; the last epoch is always validated."""
-    checkpoint_every: int = 0
-    """Steps between checkpoints within an epoch; 0 writes one at the end of each epoch only."""
-    keep_epochs: int = 0
-    """Checkpoints of the latest epochs that are kept besides the last and the best one."""
-    objective: Literal["psnr", "ssim_2d", "ssim_global", "mse"] = "psnr"
-    """Stitched validation metric, in the mask, by which the best epoch is chosen."""
-    seam_penalty: float = 0.0
-    """What a seam index of 2 costs, in units of the objective; 1, no seam, costs nothing."""
-    compile: bool = False
-    """Compile the networks by torch.compile, where there is a compiler: changes the rounding. It
-    takes a minute or more at the start, and on a CPU no step was found to be faster."""
-    device: Literal["auto", "cpu"] = "auto"
-
-    def rules(self) -> Iterable[Rule]:
-        """Rules of each field, and whole micro-batches."""
-        for name in ("epochs", "batch_size", "accumulation", "log_every", "validate_every"):
-            yield at_least(name, getattr(self, name), 1)
-        for name in ("checkpoint_every", "keep_epochs", "seam_penalty", "seed"):
-            yield at_least(name, getattr(self, name), 0)
-        whole = self.batch_size % self.accumulation == 0
-        yield Rule("accumulation", whole, "a divisor of train.batch_size", self.accumulation)
-
-
-@dataclass(frozen=True)
-class StitchConfig:
-    """How patches become a volume (section 5.2, 7.2)."""
-
-    __pydantic_config__ = STRICT
-
-    stride: int = 20
-    """Voxels between dense patches."""
-    trim: int = 0
-    """Voxels cut from each patch side before stitching, never at the volume's own faces (ours)."""
-    weights: Literal["uniform", "smooth"] = "uniform"
-    """Plain average of overlaps (the paper), or weights that fall towards the patch border."""
-    axes: tuple[int, ...] = (2,)
-    """Slicing axes of 2D prediction; several are averaged. Ignored in 3D."""
-    method: Literal["auto", "windows", "whole"] = "auto"
-    """How a volume is predicted. windows: as above. whole: each slice, in 3D the volume, as one.
-    auto: whole where it gives the same as windows within float rounding (a stack of convolutions
-    or a dense network, without instance norm, trimmed by at least as far as it looks), windows
-    elsewhere. There, with a U-Net say, whole is another prediction, without seams."""
-    memory_mb: int = 512
-    """What the activations of a forward may take when predicting. A patch at a time goes through in
-    any case, and a slice that whole cannot cut into tiles without changing it. An array of a whole
-    volume that takes more lies in a file beside the prediction while it is made."""
-
-    def rules(self) -> Iterable[Rule]:
-        """Rules of each field; see RunConfig for those that depend on the patch."""
-        yield at_least("stride", self.stride, 1)
-        yield at_least("trim", self.trim, 0)
-        yield at_least("memory_mb", self.memory_mb, 1)
-        axes = self.axes
-        valid = len(axes) > 0 and len(set(axes)) == len(axes) and set(axes) <= {0, 1, 2}
-        yield Rule("axes", valid, "distinct axes of 0, 1, 2", axes)
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """What leaves the loop, and where to."""
-
-    __pydantic_config__ = STRICT
-
-    mode: Literal["online", "offline", "disabled"] = "offline"
-    """W&B mode. Offline writes to the run folder; nothing is uploaded until you say online."""
-    project: str = "distsynth"
-    entity: str | None = None
-    group: str | None = None
-    name: str | None = None
-    """Of the W&B run; None takes that of the run's folder."""
-    samples: int = 4
-    """Patches shown each epoch: source, synthetic, target, difference."""
-
-    def rules(self) -> Iterable[Rule]:
-        """Rules of each field."""
-        yield at_least("samples", self.samples, 0)
 
 
 @dataclass(frozen=True)
@@ -285,15 +106,39 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     return validate(config)
 
 
-def from_json(text: str) -> RunConfig:
-    """Inverse of to_json; raises ConfigError as from_dict does."""
+def from_json(text: str | bytes, where: object = "") -> RunConfig:
+    """Inverse of to_json.
+
+    Args:
+        text: What to read.
+        where: The file that it was read from, for messages.
+
+    Raises:
+        ConfigError: As from_dict does; names the file too.
+    """
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"configuration is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError("configuration must be a JSON object")
-    return from_dict(values)
+        values = json.loads(text, object_pairs_hook=_unique)
+        if not isinstance(values, dict):
+            raise ConfigError(f"a configuration must be a JSON object, got {type(values).__name__}")
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+    except RecursionError:
+        rule = "a configuration must not be nested this deeply"
+        raise ConfigError(f"{where}: {rule}" if where else rule) from None
+    except ValueError as error:
+        rule = f"a configuration must be valid JSON: {error}"
+        raise ConfigError(f"{where}: {rule}" if where else rule) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose fields differ; Python would take the last of those that stand twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ConfigError(f"{name} stands twice; keep one")
+        found[name] = value
+    return found
 
 
 def dotted_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -434,7 +279,9 @@ def _explained(error: ValidationError) -> ConfigError:
     name = ".".join([section, *rest])
     if first["type"] == "unexpected_keyword_argument":
         return _unknown_field(name, families, vars(RunConfig()))
-    return ConfigError(f"{name}: {first['msg']}, got {found!r}")
+    shown = repr(found)
+    shown = shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}..."
+    return ConfigError(f"{name}: {first['msg']}, got {shown}")
 
 
 def _unknown_family(section: str, family: Any) -> ConfigError:

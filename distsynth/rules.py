@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from distsynth.errors import ConfigError
 
+MOST_LAYERS, MOST_FEATURES, LARGEST_KERNEL = 256, 16_384, 255
+"""What no network of any use exceeds; beyond lies a slip of the pen, and no memory."""
+
 
 class Rule(NamedTuple):
     """A rule about one field.
@@ -29,15 +32,23 @@ def at_least(field: str, value: float, low: float) -> Rule:
     return Rule(field, value >= low, f">= {low}", value)
 
 
-def positive_widths(field: str, widths: Sequence[int]) -> Rule:
-    """The rule that there are feature maps in every layer."""
-    return Rule(field, len(widths) > 0 and min(widths) > 0, "positive widths", widths)
+def between(field: str, value: float, low: float, high: float) -> Rule:
+    """The rule that a number has bounds; the upper one keeps a slip of the pen from the machine."""
+    return Rule(field, low <= value <= high, f"from {low} to {high}", value)
+
+
+def positive_widths(field: str, widths: Sequence[int]) -> Iterable[Rule]:
+    """The rules that there are feature maps in every layer, and no absurd number of either."""
+    yield Rule(field, len(widths) > 0 and min(widths) > 0, "positive widths", widths)
+    few = len(widths) <= MOST_LAYERS and max(widths) <= MOST_FEATURES
+    rule = f"at most {MOST_LAYERS} widths of at most {MOST_FEATURES}"
+    yield Rule(field, few, rule, f"{len(widths)} of up to {max(widths)}")
 
 
 def odd_kernels(field: str, kernels: Sequence[int], layers: int) -> Iterable[Rule]:
     """The rules that kernel sizes are odd, and one for all layers or one for each."""
-    odd = all(kernel > 0 and kernel % 2 for kernel in kernels)
-    yield Rule(field, odd, "positive odd sizes", kernels)
+    odd = all(0 < kernel <= LARGEST_KERNEL and kernel % 2 for kernel in kernels)
+    yield Rule(field, odd, f"positive odd sizes of at most {LARGEST_KERNEL}", kernels)
     fits = len(kernels) in {1, layers}
     yield Rule(field, fits, f"1 or {layers} sizes for these channels", kernels)
 

@@ -13,6 +13,8 @@ import re
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from sphinx.addnodes import desc_annotation
+
 from distsynth.cli.main import COMMANDS, main
 
 project = "distsynth"
@@ -51,7 +53,7 @@ apidoc_modules = [
 ]
 apidoc_module_first = True
 apidoc_separate_modules = False
-autodoc_default_options = {"members": True, "member-order": "bysource", "no-value": True}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 napoleon_use_ivar = True
 # A word of the standard library may also be the name of a field: `bytes`.
@@ -63,30 +65,56 @@ CODE = re.compile(r"(``.+?``|`[^`]+`)")
 def plain_text(app, what, name, obj, options, lines: list[str]) -> None:  # noqa: ARG001
     """Docstrings are plain text with `code`: Sphinx must not read more into them.
 
-    Single backticks mean code; asterisks, bars, backslashes and trailing underscores are literal;
-    a block that is indented after an empty line is an example, shown as it stands. What follows
-    "Returns:" holds no type: those stand in the signature.
+    Single backticks mean code; asterisks, bars, backslashes and trailing underscores are literal.
+    Blocks that are indented after an empty line, and those laid out in columns, are shown as they
+    stand. What follows "Returns:" holds no type: those stand in the signature.
     """
     out: list[str] = []
-    block: int | None = None
-    header = ""
-    for line in lines:
-        if line.strip() in ("Returns:", "Yields:"):
-            header = f":{line.strip().lower()} "
-            continue
-        if header:
-            line, header = header + line.strip(), ""
-        indent = len(line) - len(line.lstrip())
-        above = next((text for text in reversed(out) if text.strip()), "")
-        if block is not None and line.strip() and indent < block:
-            block = None
-        if block is None and line.strip() and out and not out[-1].strip():
-            margin = len(above) - len(above.lstrip())
-            if indent > margin and not above.lstrip().startswith(("- ", "1. ", "2. ", "3. ")):
-                block = indent
-                out += [" " * margin + "::", ""]
-        out.append(line if block is not None else _escaped(line))
+    section, above = False, 0
+    for paragraph in _paragraphs(lines):
+        first = paragraph[0]
+        indent = _indent(first)
+        if indent == 0:
+            section = first.strip() in SECTIONS
+        if first.strip() in ("Returns:", "Yields:") and len(paragraph) > 1:
+            paragraph[:2] = [f":{first.strip().lower()} {paragraph[1].strip()}"]
+            out += map(_escaped, paragraph)
+        elif not section and _is_example(paragraph, indent, above):
+            out += [" " * above + "::", "", *(" " * above + "    " + line for line in paragraph)]
+        else:
+            out += map(_escaped, paragraph)
+        above = indent if not section else 0
+        out.append("")
     lines[:] = out
+
+
+LONGEST_VALUE = 60
+SECTIONS = {f"{name}:" for name in ("Args", "Attributes", "Raises", "Returns", "Yields")}
+BULLET = re.compile(r"\s*(-|\d\.) ")
+COLUMNS = re.compile(r"\s*\S.*\S {3,}\S|\s*\S+ {2,}\S")
+
+
+def _paragraphs(lines: list[str]) -> list[list[str]]:
+    found: list[list[str]] = [[]]
+    for line in lines:
+        if line.strip():
+            found[-1].append(line)
+        elif found[-1]:
+            found.append([])
+    return [paragraph for paragraph in found if paragraph]
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _is_example(paragraph: list[str], indent: int, above: int) -> bool:
+    """Whether a paragraph outside of the sections is laid out by hand."""
+    if BULLET.match(paragraph[0]):
+        return False
+    uneven = any(_indent(line) != indent for line in paragraph)
+    columns = len(paragraph) > 1 and all(COLUMNS.match(line) for line in paragraph)
+    return indent > above or uneven or columns
 
 
 def _escaped(line: str) -> str:
@@ -125,8 +153,16 @@ def write_commands(app) -> None:
         page.write_text(text, encoding="utf-8")
 
 
+def hide_long_values(app, doctree) -> None:  # noqa: ARG001
+    """A table of constants is read in its source, not in a heading."""
+    for node in list(doctree.findall(desc_annotation)):
+        if node.astext().startswith(" = ") and len(node.astext()) > LONGEST_VALUE:
+            node.parent.remove(node)
+
+
 def setup(app) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", write_commands)
+    app.connect("doctree-read", hide_long_values)
     # Before napoleon reads the sections of a docstring.
     app.connect("autodoc-process-docstring", plain_text, priority=100)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from ray_cluster import Nodes, loopback_nodes
 from s3_server import S3Server, s3_server
+from tiny_runs import start_fork_server
 
 from sharding.io.errors import DataError
 from sharding.shards.config import ShardConfig
@@ -24,23 +28,41 @@ DATA = Path(
     os.environ.get("DISTSYNTH_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data"
 )
 
-SLOW_FIXTURES = {"cluster", "server", "browser"}
+SLOW_FIXTURES = {"nodes", "server", "browser"}
 """Tests that use these are slow: a Ray cluster, an S3 server, a browser."""
+
+settings.register_profile("quick", max_examples=30, deadline=None)
+settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+LONGEST = {"test_sweep_run.py": -3, "test_launch_sweeps.py": -2, "test_sweep_killed.py": -1}
+"""Files that run first of all."""
 
 Refused = Callable[[str | Path, str, str], AbstractContextManager[None]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out; modules may also mark themselves."""
+    """Mark what `make test-fast` leaves out, and run the files that take longest first.
+
+    Modules may also mark themselves. Files are shared out among processes one by one, in this
+    order: a long one at the end would keep one process busy while the others have nothing to do.
+    """
     for item in items:
         if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    long = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: LONGEST.get(item.path.name, 0 if long[item.path] else 1))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def short_meeting_place() -> None:
-    """Processes meet at sockets in here; made before a test moves TMPDIR to a long path."""
+def fork_server() -> None:
+    """Processes that tests start are forked, and do not load the libraries anew.
+
+    They meet at sockets in the temporary folder; it is made before a test moves TMPDIR to a long
+    path.
+    """
     get_temp_dir()
+    start_fork_server()
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +117,23 @@ def server() -> Iterator[S3Server]:
     """A real S3 server on loopback. Take a new folder of it for each test."""
     with s3_server() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def nodes(server: S3Server) -> Iterator[Nodes]:
+    """A Ray cluster on loopback: a head without cores, and four nodes with one core each.
+
+    That is room for four trials, more than most machines have cores for: they are small.
+    """
+    with loopback_nodes(1, 1, 1, 1, **server.environment) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(nodes: Nodes) -> Iterator[str]:
+    """The address of these nodes, which this process may join."""
+    with nodes.joined():
+        yield nodes.address
 
 
 @pytest.fixture(scope="session")

@@ -203,9 +203,33 @@ def test_wrong_type_is_refused_with_the_dotted_field_and_value(overrides, field)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", "3", '{"train": 3}', '{"loss": {"recon": 1}}'])
-def test_malformed_json_is_a_config_error(text):
+def test_malformed_json_is_a_config_error_that_names_the_file(text):
+    with pytest.raises(ConfigError, match=r"^runs/one/config\.json: "):
+        from_json(text, "runs/one/config.json")
     with pytest.raises(ConfigError):
         from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "must not be nested this deeply"),
+        ('{"loss": ' * 100_000, "must not be nested this deeply"),
+        ('{"train": {"epochs": 1}, "train": {"epochs": 2}}', "train stands twice; keep one"),
+        ('{"train": {"epochs": 1, "epochs": 2}}', "epochs stands twice; keep one"),
+        ("[1]", "must be a JSON object, got list"),
+        ('{"train": {"epochs": ' + "9" * 5000 + "}}", "must be valid JSON: Exceeds the limit"),
+        (b'{"tracking": {"name": "\xff"}}', "must be valid JSON: 'utf-8' codec"),
+        ('{"train": {"epochs": "' + "x" * 10_000 + '"}}', "x..."),
+        ('{"optim": {"beta1": NaN}}', "optim.beta1 must be a finite number, got nan"),
+    ],
+)
+def test_hostile_json_ends_in_one_line(text, message):
+    with pytest.raises(ConfigError) as caught:
+        from_json(text, "config.json")
+    assert str(caught.value).startswith("config.json: ")
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 SMALL_PATCH = {"data.patch_size": (16, 16), "stitch.stride": 8}
@@ -216,6 +240,19 @@ RULES = [
     ({"data.patch_size": ()}, "data.patch_size", "()"),
     ({"data.patch_size": (64, 3)}, "data.patch_size", "(64, 3)"),
     ({"data.workers": -1}, "data.workers", "-1"),
+    ({"data.workers": 1_000_000}, "data.workers", "1000000"),
+    ({"data.patch_size": (10**9, 10**9)}, "data.patch_size", "(1000000000, 1000000000)"),
+    ({"data.neighbours": 1_000_000}, "data.neighbours", "1000000"),
+    ({"generator.channels": (10**9,)}, "generator.channels", "1 of up to 1000000000"),
+    ({"generator.channels": (8,) * 1000}, "generator.channels", "1000 of up to 8"),
+    ({"generator.kernels": (100_001,)}, "generator.kernels", "(100001,)"),
+    ({"train.batch_size": 10**12}, "train.batch_size", "1000000000000"),
+    ({"train.seed": 2**32}, "train.seed", "4294967296"),
+    ({"train.precision": "fp16", "train.device": "cpu"}, "train.precision", "fp16"),
+    ({"tracking.project": "a/b"}, "tracking.project", "'a/b'"),
+    ({"tracking.project": ""}, "tracking.project", "''"),
+    ({"tracking.entity": "lab#1"}, "tracking.entity", "'lab#1'"),
+    ({"tracking.samples": 10**6}, "tracking.samples", "1000000"),
     ({"data.shuffle_shards": 0}, "data.shuffle_shards", "0"),
     ({"generator.channels": ()}, "generator.channels", "()"),
     ({"generator.channels": (8, 0, 8, 8)}, "generator.channels", "(8, 0, 8, 8)"),

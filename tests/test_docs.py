@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import distsynth
 from distsynth.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,6 +223,22 @@ def test_python_blocks_name_what_exists(page: Path):
             module = importlib.import_module(str(node.module))
             for alias in node.names:
                 assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+@pages
+def test_python_blocks_use_public_names(page: Path):
+    text = "".join(blocks(page, "python"))
+    assert set(re.findall(r"\bds\.(\w+)", text)) <= set(distsynth.__all__)
+
+
+@pytest.mark.parametrize(
+    "page", [README, ROOT / "docs" / "tutorials" / "python.md"], ids=["readme", "tutorial"]
+)
+def test_the_quickstart_is_that_of_the_examples(page: Path):
+    shown = [line for line in blocks(page, "python")[0].splitlines() if line.strip()]
+    example = read(ROOT / "examples" / "quickstart.py").splitlines()
+    assert len(shown) >= 10
+    assert not [line for line in shown if line not in example]
 
 
 @pages

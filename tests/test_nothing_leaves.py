@@ -14,6 +14,8 @@ import pytest
 from network_trace import attempts, traced
 from small_study import run_study
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = ("train", "predict", "evaluate", "report", "export")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from small_study import run_study
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = ("phantom", "shard", "train", "predict", "evaluate", "report", "export")
 
 

@@ -5,6 +5,6 @@ plain values. A bare `generator` or `discriminator` names a whole network of the
 fields below it are applied on top. Spaces compose by merging their dicts; where two speak of one
 field, the later wins.
 
-Nothing is imported here, because Ray Tune takes seconds: `tune_spaces.named` finds spaces by name
-or file, `tune_spaces.plain` writes them as YAML and JSON.
+Nothing is imported here, because Ray Tune takes seconds: `tune_spaces.registry` lists the spaces,
+`tune_spaces.named` finds them by name or file, `tune_spaces.plain` writes them as YAML and JSON.
 """

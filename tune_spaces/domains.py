@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from ray.tune.search.sample import Domain, Float
+from ray.tune.search.sample import Float
 
 Space = dict[str, Any]
 """Dotted field of RunConfig -> Ray Tune domain, or Tune's `{"grid_search": [...]}`."""
-
-Point = dict[str, Any]
-"""Dotted field of RunConfig -> plain value."""
 
 
 class ZeroOrLog(Float):
@@ -20,7 +16,7 @@ class ZeroOrLog(Float):
 
     To Ray Tune this is a log-uniform float over [floor, upper]; what lies below `low` means 0.
     Random search draws through `cast`. Optuna's TPE sees the raw dimension and hands out raw
-    values: pass its points through `cast_point`, and observed points back through `raw_point`.
+    values: pass what it suggests through `cast`, and observed values back through `raw`.
     Population based training moves a weight by a factor, so that 0 stays 0 until it is resampled.
 
     Build one with `zero_or_log`.
@@ -80,28 +76,3 @@ def zero_or_log(low: float, high: float, zero: float = 0.2) -> ZeroOrLog:
     if domain.lower < 1e-300:
         raise ValueError(f"zero is too near 1 for the range [{low}, {high}], got {zero}; lower it")
     return domain
-
-
-def cast_point(space: Space, values: Mapping[str, Any]) -> Point:
-    """The point that a searcher's raw values stand for; fields outside the space are kept."""
-    point = dict(values)
-    for field, domain in space.items():
-        if field in point and isinstance(domain, Domain):
-            point[field] = domain.cast(point[field])
-    return point
-
-
-def raw_point(space: Space, point: Mapping[str, Any]) -> Point:
-    """A point as a searcher over this space would have drawn it; inverse of `cast_point`.
-
-    Raises:
-        ValueError: If a weight is 0 and its domain never draws 0; names the field.
-    """
-    values = dict(point)
-    for field, domain in space.items():
-        if field in values and isinstance(domain, ZeroOrLog):
-            try:
-                values[field] = domain.raw(values[field])
-            except ValueError as error:
-                raise ValueError(f"{field}: {error}") from None
-    return values

@@ -1,6 +1,5 @@
 """The plain form of a space: what YAML files hold and JSON records keep.
 
-    spaces: [learning-rates]                              # in files: start from these
     loss.lambda_bce: {zero_or_log: [0.01, 4], zero: 0.3}  # zero: share of draws that are 0
     loss.lambda_gradient: {uniform: [0, 3]}
     train.batch_size: {choice: [16, 32]}
@@ -8,7 +7,8 @@
     train.seed: {grid: [0, 1, 2]}                         # every value, times everything else
 
 Ranges are `[low, high]`, with a step at the end where the kind starts with q. As in Ray Tune,
-integers stop before high unless they have a step.
+integers stop before high unless they have a step. Files may begin with a list `spaces`, see
+tune_spaces.named.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
 from ray import tune
 from ray.tune.search.sample import (
     Categorical,
@@ -34,7 +32,6 @@ from ray.tune.search.sample import (
 )
 
 from tune_spaces.domains import Space, ZeroOrLog, zero_or_log
-from tune_spaces.named import one_space
 
 RANGES: dict[str, Callable[..., Domain]] = {
     "uniform": tune.uniform,
@@ -90,40 +87,6 @@ def space_to_plain(space: Space) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
     return plain
-
-
-def read_space(path: str | Path) -> Space:
-    """Read a YAML file of a plain space.
-
-    A list `spaces` names spaces to start from; the entries beside it add to them or override.
-
-    Raises:
-        ValueError: If the file cannot be read, or names the file, the field, the rule and the
-            remedy.
-    """
-    where = str(path)
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: must be a readable text file: {error}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: must be valid YAML: {error}") from None
-    if not isinstance(values, dict) or not values:
-        raise ValueError(
-            f"{where}: must map fields to domains, such as train.batch_size: {{choice: [16, 32]}}"
-        )
-    names = values.pop("spaces", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"{where}: spaces must be a list of names, such as [learning-rates], got {names!r}"
-        )
-    space: Space = {}
-    for name in names:
-        try:
-            space.update(one_space(name))
-        except ValueError as error:
-            raise ValueError(f"{where}: spaces: {error}") from None
-    return {**space, **space_from_plain(values, where)}
 
 
 def _from_entry(entry: Any) -> Any:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from tune_spaces.architectures import architectures
 from tune_spaces.domains import Space
 from tune_spaces.learning_rates import learning_rates
+from tune_spaces.loss_forms import initialisation, loss_forms
 from tune_spaces.loss_weights import loss_weights
 
 
 def whole(perceptual: bool = False) -> Space:
-    """Loss weights, learning rates and architectures.
+    """Weights and forms of the loss, learning rates, architectures and how their weights start.
 
     Args:
         perceptual: Search lambda 4 too; it needs VGG16 weights.
     """
-    return {**loss_weights(perceptual), **learning_rates(), **architectures()}
+    return {
+        **loss_weights(perceptual),
+        **loss_forms(),
+        **learning_rates(),
+        **architectures(),
+        **initialisation(),
+    }

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, chosen_families, columns, parse
+from distsynth.cli.arguments import Cohort, Out, chosen_families, columns, parse, resume_hint
 from distsynth.cli.messages import UsageError
 
 
@@ -91,7 +91,8 @@ def train(args: Sequence[str]) -> None:
 
     from distsynth.training.loop import train as run_training
 
-    result = run_training(config, given.run_dir, given.resume, given.overwrite)
+    with resume_hint("train", args, "--resume"):
+        result = run_training(config, given.run_dir, given.resume, given.overwrite)
     # One line, however many ranks a launcher started.
     if os.environ.get("RANK", "0") == "0":
         print(result.best)

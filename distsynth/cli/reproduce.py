@@ -3,7 +3,6 @@
 # No "from __future__ import annotations" here: the arguments of a command are a dataclass within
 # its function, whose annotations must be real types for the parser.
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, parse
+from distsynth.cli.arguments import Cohort, parse, resume_hint
 from sharding.io.errors import DataError
 from sharding.io.storage import is_remote
-
-LOGGER = logging.getLogger(__name__)
 
 
 def reproduce(args: Sequence[str]) -> None:
@@ -70,11 +67,8 @@ def reproduce(args: Sequence[str]) -> None:
         given.vgg_weights,
     )
     address = None if given.local else given.address
-    try:
+    with resume_hint("reproduce", args, "--resume"):
         failed = run(folder, task, given.tracking, given.resources, address, given.resume)
-    except KeyboardInterrupt:
-        LOGGER.info(f"go on with the same command and --resume (--out {folder.url})")
-        raise
     print(write_tables(folder, task))
     folder.folder.write(PAGE_FILE, reproduction_page(folder))
     print(folder.url)

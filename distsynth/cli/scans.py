@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, parse, refuse_existing
+from distsynth.cli.arguments import Cohort, Out, parse, refuse_existing, resume_hint
+from distsynth.errors import check_workers
 from sharding.io.errors import CohortError, DataError
 
 LOGGER = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ LOGGER = logging.getLogger(__name__)
 
 def phantom(args: Sequence[str]) -> None:
     """make a cohort of phantom specimens with simulated low-field sources"""
-    from sharding.simulation.phantom import write_phantom_cohort
+    from distsynth.api import make_phantoms
     from sharding.simulation.simulate import SimulationConfig
 
     @dataclass(frozen=True)
@@ -35,12 +36,14 @@ def phantom(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("phantom", Phantom, args)
-    seed = given.simulation.seed
-    print(
-        write_phantom_cohort(
-            given.out, given.specimens, given.shape, seed, given.simulation, given.overwrite
-        )
+    make_phantoms(
+        given.out,
+        given.specimens,
+        given.shape,
+        simulation=given.simulation,
+        overwrite=given.overwrite,
     )
+    print(given.out / "cohort.csv")
 
 
 def simulate(args: Sequence[str]) -> None:
@@ -97,8 +100,10 @@ def prepare(args: Sequence[str]) -> None:
         """Ray cluster to run on, such as auto; all of its nodes must share this file system."""
 
     given = parse("prepare", Prepare, args)
+    check_workers(given.workers)
     specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
-    done = prepare_cohort(specimens, given.out, given.config, given.workers, given.address)
+    with resume_hint("prepare", args):
+        done = prepare_cohort(specimens, given.out, given.config, given.workers, given.address)
     for name, reasons in done.flags.items():
         LOGGER.warning("check %s: %s", name, "; ".join(reasons))
     if done.specimens:
@@ -212,17 +217,19 @@ def shard(args: Sequence[str]) -> None:
         """Replace a finished set."""
 
     given = parse("shard", Shard, args)
+    check_workers(given.workers)
     specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
-    done = write_shards(
-        specimens,
-        given.out,
-        given.config,
-        workers=given.workers,
-        overwrite=given.overwrite,
-        update=given.update,
-        skip_failed=given.skip_failed,
-        address=given.address,
-    )
+    with resume_hint("shard", args):
+        done = write_shards(
+            specimens,
+            given.out,
+            given.config,
+            workers=given.workers,
+            overwrite=given.overwrite,
+            update=given.update,
+            skip_failed=given.skip_failed,
+            address=given.address,
+        )
     manifest = done.manifest
     for split in SPLITS:
         names, patches = manifest.names(split), manifest.patches(split)

@@ -5,6 +5,7 @@
 
 import contextlib
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ def _new_sweep(args: Sequence[str]) -> None:
         """Name of the sweep: of its folder below --storage and of the group of its W&B runs."""
         space: tuple[str, ...]
         """Search spaces, by name or as YAML files; for a field in several, the last one counts. See
-        tune_spaces/named.py."""
+        tune_spaces/registry.py."""
         storage: str = "sweeps"
         """Folder of all sweeps: a path or a URL (s3://bucket/sweeps) that all nodes reach."""
         sweep: Annotated[SweepConfig, arg(name="")] = field(default_factory=SweepConfig)
@@ -80,7 +81,7 @@ def _new_sweep(args: Sequence[str]) -> None:
     with usage_errors():
         space = named_space(given.space)
     plan = make_plan(given.name, validate(given.config), space, given.sweep)
-    with _resume_hint(folder):
+    with _resume_hint(folder, address):
         if given.resume and folder.exists():
             result = resume_sweep(folder, plan, address, given.retry_failed)
         else:
@@ -123,12 +124,12 @@ def _known_sweep(args: Sequence[str]) -> None:
 
     if given.resume:
         folder = _folder(given.storage, given.resume)
-        with _resume_hint(folder):
+        with _resume_hint(folder, address):
             _finish(resume_sweep(folder, None, address, given.retry_failed), address)
     elif given.extend is not None and given.old:
         old = _folder(given.storage, given.old)
         folder = _folder(given.storage, given.name or f"{given.old}-extended")
-        with _resume_hint(folder):
+        with _resume_hint(folder, address):
             _finish(extend_sweep(old, folder, given.extend, given.epochs, address), address)
     else:
         raise UsageError(f"give --resume, --status, or --extend with --from\n{USAGE}")
@@ -187,13 +188,16 @@ def _finish(result: "SweepResult", address: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _resume_hint(folder: "SweepFolder") -> Iterator[None]:
+def _resume_hint(folder: "SweepFolder", address: str | None) -> Iterator[None]:
     """After an interruption, show the command that continues."""
     try:
         yield
     except KeyboardInterrupt:
         storage = folder.url.rpartition("/")[0] or "."
-        LOGGER.info(f"go on with: distsynth sweep --resume {folder.name} --storage {storage}")
+        again = ["distsynth", "sweep", "--resume", folder.name, "--storage", storage]
+        if address:
+            again += ["--address", address]
+        LOGGER.info("to continue: %s", shlex.join(again))
         raise
 
 

@@ -17,7 +17,7 @@ from distsynth.evaluation.baselines import Baseline, Cubic, Identity, fitted_bas
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import border_planes
 from distsynth.metrics.consistency import consistency_error
-from distsynth.metrics.image import SSIM_SIDE, central_slice, has_windows, volume_metrics
+from distsynth.metrics.image import SSIM_WINDOW, central_slice, volume_metrics
 from distsynth.metrics.seams import seam_index
 from distsynth.runs.checkpoint import DataRecord
 from sharding.io.progress import progress
@@ -28,7 +28,6 @@ from sharding.volumes.volume import write_volume
 
 if TYPE_CHECKING:
     import pandas as pd
-
 
 LOGGER = logging.getLogger(__name__)
 
@@ -175,7 +174,14 @@ def _evaluate_specimen(
     for name, synthetic, borders in _predictions(pair, source, baselines, predictors):
         row = volume_metrics(synthetic, target, pair.target_transform.data_range, pair.mask)
         row["seam_index"] = seam_index(synthetic, target, borders, pair.mask)
-        row["consistency_error"] = _consistency(pair, synthetic)
+        native, inside = (
+            pair.source_transform.standardise(pair.native_source.data),
+            pair.native_mask,
+        )
+        row["consistency_error"] = math.nan
+        # A small mask may hold no voxel of a coarse source.
+        if inside.any() and np.ptp(native[inside]) > 0:
+            row["consistency_error"] = consistency_error(pair.degrade(synthetic), native, inside)
         evaluation.results.setdefault(name, {})[pair.name] = row
         shown[name] = np.take(synthetic, [index], axis)
         if volumes and name in predictors:
@@ -196,21 +202,12 @@ def _evaluate_specimen(
     )
 
 
-def _consistency(pair: Pair, synthetic: NDArray[np.float32]) -> float:
-    """consistency_error at the source's resolution; NaN where it is not defined."""
-    if not pair.native_mask.any():
-        return math.nan
-    native = pair.source_transform.standardise(pair.native_source.data)
-    return consistency_error(pair.degrade(synthetic), native, pair.native_mask)
-
-
 def _say_what_is_missing(pair: Pair) -> None:
     """Log which metrics a specimen does not have, and why."""
-    shape = pair.target.shape
-    if not has_windows(shape):
+    if min(pair.target.shape) < SSIM_WINDOW:
         LOGGER.warning(
-            f"{pair.name}: no windowed SSIM, which needs {SSIM_SIDE} voxels along each axis of "
-            f"the volume, got {shape}"
+            f"{pair.name}: no windowed SSIM, which needs {SSIM_WINDOW} voxels along each axis of "
+            f"the volume, got {pair.target.shape}"
         )
     if not pair.native_mask.any():
         LOGGER.warning(

@@ -16,7 +16,7 @@ from distsynth.evaluation.baselines import Cubic, Identity, IntensityMap, Neighb
 from distsynth.export.onnx import SOURCE, SYNTHETIC, TOLERANCE, OnnxModel
 from distsynth.metrics.image import METRICS
 from distsynth.metrics.objective import OBJECTIVES
-from distsynth.metrics.results import ResultsTable, mean_cell, summary_note
+from distsynth.metrics.results import ResultsTable
 from distsynth.models import (
     AnyDiscriminator,
     AnyGenerator,
@@ -181,14 +181,14 @@ def _test(data: DataRecord, evaluation: ModelEvaluation | None) -> dict[str, str
         [
             Cell(METRICS[key][0]),
             Cell("higher" if METRICS[key][1] else "lower"),
-            *(mean_cell(table, method, key) for method in methods),
+            *(table.mean_cell(method, key) for method in methods),
         ]
         for key in table.columns
     ]
     return {
         "test": table_markdown(Table(columns, [("", rows)])),
         "test_splits": _splits([data.split_of(name) for name in table.specimens]),
-        "test_note": summary_note(table).replace(" below it", " in brackets"),
+        "test_note": table.note.replace(" below it", " in brackets"),
     }
 
 

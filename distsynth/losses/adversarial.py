@@ -55,7 +55,41 @@ class CrossEntropy:
         return _taken_for_real(fake_logits)
 
 
-ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {"bce": CrossEntropy()}
+class LeastSquares:
+    """Squared distance of logits from 1 for real and 0 for fake (Mao et al., 2017)."""
+
+    description = "least squares"
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """Half the squared distance of real from 1 and of fake from 0."""
+        real, fake = real_logits.float(), fake_logits.float()
+        return ((real - 1).square().mean() + fake.square().mean()) / 2
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """Squared distance of fake from 1."""
+        return (fake_logits.float() - 1).square().mean()
+
+
+class Hinge:
+    """Logits beyond 1 for real and -1 for fake cost nothing (Lim and Ye, 2017)."""
+
+    description = "hinge"
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """Half of what real lacks to 1 and fake exceeds -1."""
+        real, fake = real_logits.float(), fake_logits.float()
+        return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """The negative mean logit, which has no lower bound."""
+        return -fake_logits.float().mean()
+
+
+ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
+    "bce": CrossEntropy(),
+    "least-squares": LeastSquares(),
+    "hinge": Hinge(),
+}
 """The registry of adversarial losses, by the names that `loss.adversarial` takes."""
 
 
@@ -65,8 +99,9 @@ class AdversarialConfig(TermConfig):
 
     lambda_bce: float = 0.0
     """Weight of the adversarial term (eq. 2)."""
-    adversarial: Literal["bce"] = field(default="bce", kw_only=True)
-    """Adversarial loss of both networks: bce is the paper's binary cross-entropy."""
+    adversarial: Literal["bce", "least-squares", "hinge"] = field(default="bce", kw_only=True)
+    """Adversarial loss of both networks: bce is the paper's binary cross-entropy; least-squares and
+    hinge are ours. lambda_bce weighs it, and logs call its value bce, whichever it is."""
 
 
 class Adversarial(Term):

@@ -7,9 +7,9 @@ downloaded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from distsynth.losses.term import Outputs, Term, TermConfig, check_same_shape
 
 CUTS = (4, 9, 16, 23)
 """Layers of VGG16's `features` after which images are compared: the last ReLU of a block each."""
+Scale = Literal["fixed", "image"]
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
 """Widths of the convolutions up to the last cut, a max-pool between blocks."""
 MIN_SIDE = 16
@@ -36,6 +37,10 @@ class PerceptualConfig(TermConfig):
     """Weight of the VGG16 perceptual term (section 6.4)."""
     vgg_weights: str | None = None
     """File of torchvision's VGG16 weights; none looks in the torch hub cache of this user."""
+    perceptual_scale: Scale = field(default="fixed", kw_only=True)
+    """How images are standardised for VGG16. fixed takes the intensities as they are: standardised
+    by specimen, as ImageNet's are by fixed statistics (ours). image standardises each image by
+    itself, the literal reading of the paper, and is blind to gain and offset."""
 
     def check_patch(self, patch_size: Sequence[int]) -> None:
         """Refuse slices that leave no features at the last cut."""
@@ -50,7 +55,7 @@ class Perceptual(Term):
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__()
-        self.loss = PerceptualLoss(config.vgg_weights)
+        self.loss = PerceptualLoss(config.vgg_weights, config.perceptual_scale)
 
     @classmethod
     def description(cls, config: Any) -> str:  # noqa: ARG003
@@ -65,21 +70,23 @@ class Perceptual(Term):
 class PerceptualLoss(nn.Module):
     """Distance between the VGG16 features of synthetic and target.
 
-    Each image is standardised, its one grey channel repeated to three, and the mean absolute
-    differences of the features at the four cuts are summed. Mean over features where the paper
-    has a norm (ours). 3D patches are standardised whole, then compared slice by slice along their
-    first spatial axis (ours). Features have autocast's precision, distances are float32.
+    The one grey channel is repeated to three, and the mean absolute differences of the features at
+    the four cuts are summed. Mean over features where the paper has a norm (ours). 3D patches are
+    compared slice by slice along their first spatial axis (ours). Features have autocast's
+    precision, distances are float32.
 
     Args:
         weights: Torchvision's VGG16 state dict, `.pth` or `.safetensors`; none looks in the torch
             hub cache of this user.
+        scale: "image" standardises each image, or each 3D patch as a whole; "fixed" does not.
 
     Raises:
         ConfigError: If the file is missing, unreadable or of another network.
     """
 
-    def __init__(self, weights: str | Path | None = None) -> None:
+    def __init__(self, weights: str | Path | None = None, scale: Scale = "fixed") -> None:
         super().__init__()
+        self.scale: Scale = scale
         # On meta, so that nothing is initialised: the run's random numbers stay the same.
         with torch.device("meta"):
             self.features = vgg16_features()
@@ -117,7 +124,8 @@ class PerceptualLoss(nn.Module):
 
     def _compared(self, images: Tensor) -> list[Tensor]:
         """The features at each cut, (slices, channels, height, width)."""
-        features = _grey_to_colour(_standardise(images))
+        images = _standardise(images) if self.scale == "image" else images.float()
+        features = _grey_to_colour(images)
         compared = []
         for layer, module in enumerate(self.features, start=1):
             features = module(features)

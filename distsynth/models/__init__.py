@@ -2,8 +2,8 @@
 
 To add a family, write its configuration and its network in a file of their own and list the
 configuration here, in AnyGenerator or AnyDiscriminator; see docs/extending.md. All are written once
-for 2 and 3 spatial dims, which `len(patch_size)` decides. Weights keep PyTorch's default
-initialisation; the paper states none (ours).
+for 2 and 3 spatial dims, which `len(patch_size)` decides. The paper states no initialisation:
+`init` chooses PyTorch's, or that of pix2pix's authors.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ from distsynth.errors import ConfigError
 from distsynth.models.conv_discriminator import ConvDiscriminatorConfig
 from distsynth.models.conv_stack import ConvStackConfig
 from distsynth.models.dense import DenseConfig
-from distsynth.models.discriminator import (
-    Discriminator,
-    DiscriminatorConfig,
-    NoDiscriminatorConfig,
-)
+from distsynth.models.discriminator import Discriminator, DiscriminatorConfig, NoDiscriminatorConfig
 from distsynth.models.encoder_decoder import EncoderDecoderConfig
 from distsynth.models.generator import Generator, GeneratorConfig
 from distsynth.models.patchgan import PatchGANConfig

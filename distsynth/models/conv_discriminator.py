@@ -10,14 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from distsynth.models.discriminator import DiscriminatorConfig, check_sides
-from distsynth.models.layers import (
-    Norm,
-    conv,
-    kernel_sizes,
-    max_pool,
-    normalisation,
-    widths_label,
-)
+from distsynth.models.layers import Norm, conv, kernel_sizes, max_pool, normalisation, widths_label
 from distsynth.rules import Rule, odd_kernels, positive_widths
 
 
@@ -41,7 +34,7 @@ class ConvDiscriminatorConfig(DiscriminatorConfig):
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths and odd kernels, as many as there are layers."""
-        yield positive_widths("channels", self.channels)
+        yield from positive_widths("channels", self.channels)
         yield from odd_kernels("kernels", self.kernels, len(self.channels))
 
     def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:

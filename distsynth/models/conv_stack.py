@@ -34,7 +34,7 @@ class ConvStackConfig(GeneratorConfig):
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths and odd kernels, as many as there are layers."""
-        yield positive_widths("channels", self.channels)
+        yield from positive_widths("channels", self.channels)
         yield from odd_kernels("kernels", self.kernels, len(self.channels) + 1)
 
     def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:

@@ -32,7 +32,7 @@ class DenseConfig(GeneratorConfig):
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths and one odd kernel."""
-        yield positive_widths("channels", self.channels)
+        yield from positive_widths("channels", self.channels)
         yield from odd_kernels("kernels", self.kernels, 1)
 
     def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:

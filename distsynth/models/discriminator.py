@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distsynth.errors import ConfigError
+from distsynth.models.initialisation import Initialisation, initialise
 from distsynth.rules import Rule
 from sharding.io.records import STRICT
 
@@ -22,10 +23,12 @@ class DiscriminatorConfig(ABC):
     __pydantic_config__ = STRICT
 
     family: str
-    """Shape of the network: conv or patchgan; none trains without a discriminator. Another family
-    starts from its own defaults, and has fields of its own."""
+    """Shape of the network; none trains without one, and an unknown name is answered with all that
+    there are. Another family starts from its own defaults, and has fields of its own."""
     conditional: bool = False
     """Show the network the pair (source, image) as pix2pix does, not the image alone."""
+    init: Initialisation = "default"
+    """How weights start: default is PyTorch's, normal is pix2pix's N(0, 0.02)."""
 
     @property
     @abstractmethod
@@ -68,7 +71,7 @@ class NoDiscriminatorConfig:
     __pydantic_config__ = STRICT
 
     family: Literal["none"] = "none"
-    """none trains without a discriminator; conv and patchgan are the others."""
+    """none trains without a discriminator; an unknown name is answered with all that there are."""
 
     @property
     def label(self) -> str:
@@ -93,6 +96,7 @@ class Discriminator(nn.Module):
         self.conditional = config.conditional
         channels = 1 + in_channels if config.conditional else 1
         self.network = config.network(patch_size, channels)
+        initialise(self.network, config.init)
 
     def forward(self, image: Tensor, source: Tensor) -> Tensor:
         """Tell target from synthetic.

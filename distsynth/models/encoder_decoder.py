@@ -41,7 +41,7 @@ class EncoderDecoderConfig(GeneratorConfig):
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths and odd kernels, as many as there are levels."""
-        yield positive_widths("channels", self.channels)
+        yield from positive_widths("channels", self.channels)
         yield from odd_kernels("kernels", self.kernels, len(self.channels))
 
     def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from distsynth.models.initialisation import Initialisation, initialise
 from distsynth.models.sharpen import Sharpen
 from distsynth.rules import Rule
 from sharding.io.records import STRICT
@@ -28,12 +29,14 @@ class GeneratorConfig(ABC):
     __pydantic_config__ = STRICT
 
     family: str
-    """Shape of the network: conv, encoder-decoder, dense or unet. Another family starts from its
-    own defaults, and has fields of its own."""
+    """Shape of the network; an unknown name is answered with all that there are. Another family
+    starts from its own defaults, and has fields of its own."""
     output: Literal["linear", "tanh", "sigmoid", "relu"] = "linear"
     """Last activation. Standardised targets leave [-1, 1], so tanh cannot reach them (ours)."""
     residual: bool = False
     """Add the source to the output (section 6.3; the paper tried and rejected it)."""
+    init: Initialisation = "default"
+    """How weights start: default is PyTorch's, normal is pix2pix's N(0, 0.02)."""
     sharpen: Literal["none", "3x3", "5x5"] = "none"
     """Fixed sharpening kernel on the output (model 6)."""
 
@@ -86,6 +89,7 @@ class Generator(nn.Module):
         super().__init__()
         dims = len(patch_size)
         self.network = config.network(patch_size, in_channels)
+        initialise(self.network, config.init)
         self.output = OUTPUTS[config.output]()
         self.sharpen = nn.Identity() if config.sharpen == "none" else Sharpen(config.sharpen, dims)
         self.residual = config.residual

@@ -30,7 +30,7 @@ class PatchGANConfig(DiscriminatorConfig):
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths."""
-        yield positive_widths("channels", self.channels)
+        yield from positive_widths("channels", self.channels)
 
     def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
         """Build the layers."""

@@ -32,7 +32,7 @@ class UNetConfig(GeneratorConfig):
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths, at least two."""
-        yield positive_widths("channels", self.channels)
+        yield from positive_widths("channels", self.channels)
         enough = len(self.channels) >= 2
         yield Rule("channels", enough, "at least two levels for a unet", self.channels)
 

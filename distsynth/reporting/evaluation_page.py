@@ -3,52 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from distsynth.metrics.image import METRICS
-from distsynth.metrics.results import (
-    ResultsTable,
-    direction,
-    short_name,
-    specimen_tables,
-    summary_note,
-    summary_tables,
-)
-from distsynth.reporting.figures import figure_png
+from distsynth.metrics.results import ResultsTable
 from distsynth.runs.versions import installed_versions
+from sharding.io.figures import figure_png
 from sharding.io.page import Picture, render
-from sharding.io.tables import Table
-
-
-@dataclass(frozen=True)
-class ShownResults:
-    """An evaluation as pages show it.
-
-    Attributes:
-        note: What the numbers of the summary are.
-        summary: Means and intervals, a table for each region.
-        specimens: Every value, a table for each region.
-        definitions: (Region, column -> definition).
-    """
-
-    note: str
-    summary: list[Table]
-    specimens: list[Table]
-    definitions: list[tuple[str, dict[str, str]]]
-
-
-def shown_results(table: ResultsTable) -> ShownResults:
-    """An evaluation's table for a page."""
-    definitions = [
-        (heading, {short_name(key): f"{METRICS[key][0]}; {direction(key)}" for key in metrics})
-        for heading, metrics in table.regions()
-    ]
-    return ShownResults(
-        summary_note(table), summary_tables(table), specimen_tables(table), definitions
-    )
 
 
 def figure_picture(figure: Figure, caption: str) -> Picture:
@@ -83,7 +45,7 @@ def evaluation_page(
         "distsynth.reporting/evaluation.html",
         title=title,
         evaluated=evaluated,
-        results=shown_results(table),
+        results=table,
         pictures=pictures,
         curves=curves,
         config=config,

@@ -1,11 +1,7 @@
-"""Pictures of a judged model: volumes side by side (figures 7, 8) and curves (figures 5, 6, 12).
-
-Figures are made without pyplot, so that nothing global changes and no display is needed.
-"""
+"""Pictures of a model: volumes side by side (figures 7, 8) and curves (figures 5, 6, 12)."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,10 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from distsynth.metrics.image import central_slice
+from distsynth.reporting.windows import Mask, Volume, check_volumes, grey_window, signed_limit
+from sharding.io.figures import bare_panel
 
-Volume = NDArray[np.floating[Any]]
-Mask = NDArray[np.bool_]
-Row = Mapping[str, Any]
+LoggedStep = Mapping[str, Any]
 
 COLUMNS = ("source", "synthetic", "target", "synthetic − source", "error: synthetic − target")  # noqa: RUF001
 """Titles of a comparison's columns: three in grey, two signed."""
@@ -51,13 +47,6 @@ OTHER_COLOURS = ("#4477aa", "#cc6633", "#228833", "#aa3377", "#777777")
 LEARNING_RATE = "learning rate"
 MANY_POINTS = 200
 """Lines of more points are drawn pale, under their moving average."""
-
-
-def figure_png(figure: Figure, dpi: int = 110) -> bytes:
-    """The figure as a PNG file, without date or program, so that equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def comparison_figure(
@@ -92,7 +81,9 @@ def comparison_figure(
         ValueError: If there is no volume, or shapes, axis, spacing or slices do not fit.
     """
     inside = np.ones(target.shape, bool) if mask is None else mask
-    _check_comparison(volumes, source, target, inside, spacing_mm, axis)
+    check_volumes("comparison", volumes, source, target, inside, spacing_mm)
+    if axis not in (0, 1, 2):
+        raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
     chosen = [central_slice(inside, axis)] if slices is None else list(slices)
     size = target.shape[axis]
     if not chosen or not all(0 <= index < size for index in chosen):
@@ -103,8 +94,8 @@ def comparison_figure(
         for name, index in rows
     ]
     inner = [np.take(inside, index, axis) for _, index in rows]
-    low, high = _window([row[2] for row in pictures], inner)
-    limits = [_limit([row[column] for row in pictures], inner) for column in (3, 4)]
+    low, high = grey_window(_inside([row[2] for row in pictures], inner))
+    limits = [signed_limit(_inside([r[column] for r in pictures], inner)) for column in (3, 4)]
     windows = [(low, high)] * 3 + [(-limit, limit) for limit in limits]
 
     across, up = (spacing_mm[k] for k in range(3) if k != axis)
@@ -126,7 +117,7 @@ def comparison_figure(
                 interpolation="nearest",
             )
             shown.append(image)
-            _frame(panel)
+            bare_panel(panel)
         label = name if len(chosen) == 1 else f"{name}\nslice {index}"
         panels[0].set_ylabel(
             label, rotation=0, ha="right", va="center", fontsize=9, labelpad=6, parse_math=False
@@ -155,7 +146,7 @@ def comparison_figure(
     return figure
 
 
-def curves_figure(rows: Iterable[Row]) -> Figure:
+def curves_figure(rows: Iterable[LoggedStep]) -> Figure:
     """What a run logged, against the step: loss terms, adversarial losses, metrics, rates.
 
     A term that was both trained on and validated shows both in its panel. Values that are not
@@ -186,64 +177,20 @@ def curves_figure(rows: Iterable[Row]) -> Figure:
     return figure
 
 
-def _check_comparison(
-    volumes: Mapping[str, Volume],
-    source: Volume,
-    target: Volume,
-    mask: Mask,
-    spacing_mm: Sequence[float],
-    axis: int,
-) -> None:
-    """Raise ValueError unless the arguments of comparison_figure fit together."""
-    if not volumes:
-        raise ValueError("volumes is empty: there is no method to show")
-    if target.ndim != 3:
-        raise ValueError(f"target must be of shape (x, y, z), got {target.shape}")
-    for name, array in {"source": source, "mask": mask, **volumes}.items():
-        if array.shape != target.shape:
-            raise ValueError(f"{name} must have the target's shape {target.shape}: {array.shape}")
-    if not mask.any():
-        raise ValueError("the mask is empty: there is no slice to show")
-    if axis not in (0, 1, 2):
-        raise ValueError(f"axis must be 0, 1 or 2, got {axis}")
-    if len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm):
-        raise ValueError(f"spacing_mm must be three sizes > 0, got {spacing_mm}")
-
-
 def _pictures(source: Volume, synthetic: Volume, target: Volume) -> list[Volume]:
     """The five pictures of a row, in the order of COLUMNS."""
     return [source, synthetic, target, synthetic - source, synthetic - target]
 
 
 def _inside(pictures: Sequence[Volume], masks: Sequence[Mask]) -> Volume:
-    """Finite values in the masks; in whole pictures where those are empty."""
+    """Values in the masks; of whole pictures where those are empty."""
     pairs = zip(pictures, masks, strict=True)
-    values = np.concatenate([p[m] if m.any() else p.ravel() for p, m in pairs])
-    return values[np.isfinite(values)]
+    return np.concatenate([p[m] if m.any() else p.ravel() for p, m in pairs])
 
 
-def _window(pictures: Sequence[Volume], masks: Sequence[Mask]) -> tuple[float, float]:
-    """Grey window: black and white."""
-    values = _inside(pictures, masks)
-    low, high = np.percentile(values, [0.5, 99.5]) if values.size else (0.0, 1.0)
-    return (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
-
-
-def _limit(pictures: Sequence[Volume], masks: Sequence[Mask]) -> float:
-    """Symmetric limit of a signed difference."""
-    values = np.abs(_inside(pictures, masks))
-    limit = float(np.percentile(values, 99.5)) if values.size else 0.0
-    return limit or 1.0
-
-
-def _frame(panel: Axes) -> None:
-    """No ticks and a hairline; voxels without a value show as beige."""
-    panel.set(xticks=[], yticks=[], facecolor="#e8dcc0")
-    for spine in panel.spines.values():
-        spine.set(linewidth=0.4, color="#999999")
-
-
-def _series(rows: Iterable[Row]) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def _series(
+    rows: Iterable[LoggedStep],
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Key -> (steps, values), for keys that are drawn."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:

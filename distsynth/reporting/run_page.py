@@ -9,10 +9,10 @@ from typing import Any
 from distsynth.config import RunConfig, from_json
 from distsynth.inference.predictor import load_predictor
 from distsynth.metrics.results import RESULTS_FILE, ResultsTable, read_results
-from distsynth.reporting.evaluation_page import figure_picture, shown_results
+from distsynth.reporting.evaluation_page import figure_picture
 from distsynth.reporting.figures import curves_figure
 from distsynth.reporting.specimen_pictures import show_specimens
-from distsynth.reporting.viewer import Viewer, make_viewer
+from distsynth.reporting.viewer import viewer_html
 from distsynth.runs.checkpoint import DataRecord, load_checkpoint
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE, local_file
 from distsynth.runs.tracking import public_config, read_rows
@@ -51,7 +51,7 @@ def run_page(folder: Folder, extras: Extras) -> str:
         DataError: If a file cannot be read, or specimens do not fit the run.
         ConfigError: If no specimen is in the split.
     """
-    config = from_json(folder.read(CONFIG_FILE).decode())
+    config = from_json(folder.read(CONFIG_FILE), folder / CONFIG_FILE)
     name = folder.url.rpartition("/")[2]
     rows = run_rows(folder)
     table = evaluated_table(folder, extras)
@@ -71,7 +71,7 @@ def report_values(
     """What every report shows of its runs, by the names that the templates use."""
     viewer, checks, note = run_pictures(runs, table, extras)
     return {
-        "results": shown_results(table) if table else None,
+        "results": table,
         "viewer": viewer,
         "note": note,
         "checks": checks,
@@ -112,16 +112,16 @@ def evaluated_table(folder: Folder, extras: Extras) -> ResultsTable | None:
 
 def run_pictures(
     runs: Mapping[str, Folder], table: ResultsTable | None, extras: Extras
-) -> tuple[Viewer | None, list[Picture], str]:
+) -> tuple[str, list[Picture], str]:
     """Slices, seams and consistency of runs' best checkpoints, and a note; needs the cohort.
 
     Of the split's specimens those are shown that the table has, if it has any of them.
     """
     if extras.specimens is None:
-        return None, [], HOW
+        return "", [], HOW
     runs = {name: run for name, run in runs.items() if run.exists(BEST.as_posix())}
     if not runs:
-        return None, [], "There is no checkpoint to predict with yet."
+        return "", [], "There is no checkpoint to predict with yet."
     predictors = {name: load_predictor(run.url, extras.device) for name, run in runs.items()}
     evaluated: Collection[str] = () if table is None else table.specimens
     known = {specimen.name for specimen in extras.specimens}
@@ -130,7 +130,7 @@ def run_pictures(
     note = f"Specimens of the split {extras.split}, predicted with each run's best checkpoint."
     if shown.left_out:
         note += f" Beyond --most, and not shown: {', '.join(shown.left_out)}."
-    return make_viewer(shown.slices), shown.checks, note
+    return viewer_html(shown.slices), shown.checks, note
 
 
 def data_facts(runs: Sequence[Folder]) -> dict[str, str]:

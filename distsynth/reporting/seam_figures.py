@@ -14,9 +14,9 @@ from distsynth.metrics.consistency import consistency_error, consistency_residua
 from distsynth.metrics.image import central_slice
 from distsynth.metrics.seams import CONTROL_REACH, seam_index
 from distsynth.reporting.figures import OTHER_COLOURS
+from distsynth.reporting.windows import Mask, Volume, grey_window, signed_limit
+from sharding.io.figures import bare_panel
 
-Volume = NDArray[np.floating[Any]]
-Mask = NDArray[np.bool_]
 Borders = Sequence[NDArray[np.integer[Any]]]
 
 
@@ -42,7 +42,7 @@ def seam_figure(
     """
     index = central_slice(mask)
     errors = {name: volume - target for name, volume in synthetic.items()}
-    limit = max(float(np.percentile(np.abs(e[mask]), 99.5)) for e in errors.values()) or 1.0
+    limit = max(signed_limit(error[mask]) for error in errors.values())
     figure, panels = _grid(len(errors), 2, target.shape, spacing_mm)
     for row, (name, error) in zip(panels, errors.items(), strict=True):
         _picture(row[0], error[:, :, index], spacing_mm, "RdBu", -limit, limit)
@@ -113,7 +113,7 @@ def consistency_figure(
         spacing_mm: The source's voxel size.
     """
     index = central_slice(mask)
-    low, high = np.percentile(source[mask], [0.5, 99.5])
+    low, high = grey_window(source[mask])
     figure, panels = _grid(len(degraded), 3, source.shape, spacing_mm)
     for row, (name, volume) in zip(panels, degraded.items(), strict=True):
         left = consistency_map(volume, source, mask)
@@ -171,6 +171,4 @@ def _picture(
         aspect=spacing_mm[1] / spacing_mm[0],
         interpolation="nearest",
     )
-    panel.set(xticks=[], yticks=[], facecolor="#e8dcc0")
-    for spine in panel.spines.values():
-        spine.set(linewidth=0.4, color="#999999")
+    bare_panel(panel)

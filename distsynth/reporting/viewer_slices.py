@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distsynth.metrics.image import central_slice
+from distsynth.reporting.windows import Mask, Volume, check_volumes, grey_window, signed_limit
 
-Volume = NDArray[np.floating[Any]]
-Mask = NDArray[np.bool_]
 Greys = NDArray[np.uint8]
 
 MOST_SLICES = 24
@@ -117,12 +115,10 @@ def cut_slices(volumes: Volumes) -> Slices:
     """
     target = volumes.target
     mask = np.ones(target.shape, bool) if volumes.mask is None else volumes.mask
-    _check(volumes, mask)
-    low, high = _percentiles(target[mask], (0.5, 99.5), (0.0, 1.0))
-    if not high > low:
-        low, high = low - 0.5, low + 0.5
-    sizes = [np.abs(made - target)[mask] for made in volumes.synthetic.values()]
-    limit = _percentiles(np.concatenate(sizes), (99.5,), (1.0,))[0] or 1.0
+    name, made_all = volumes.specimen, volumes.synthetic
+    check_volumes(name, made_all, volumes.source, target, mask, volumes.spacing_mm)
+    low, high = grey_window(target[mask])
+    limit = signed_limit(np.concatenate([(made - target)[mask] for made in made_all.values()]))
 
     def grey(picture: Volume) -> Greys:
         scaled = np.nan_to_num((picture - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
@@ -158,7 +154,7 @@ def cut_slices(volumes: Volumes) -> Slices:
             difference={name: code(picture - seen) for name, picture in made.items()},
         )
         axes.append(reduced(slices, MOST_SLICES, LONGEST))
-    return Slices(volumes.specimen, (axes[0], axes[1], axes[2]), (low, high), float(limit))
+    return Slices(volumes.specimen, (axes[0], axes[1], axes[2]), (low, high), limit)
 
 
 def reduced(slices: AxisSlices, most: int, longest: int) -> AxisSlices:
@@ -198,25 +194,6 @@ def difference_palette() -> NDArray[np.uint8]:
     return np.rint(colormaps["RdBu"]((codes + 1) / 2)[:, :3] * 255).astype(np.uint8)
 
 
-def _check(volumes: Volumes, mask: Mask) -> None:
-    """Raise ValueError unless all fits together."""
-    shape = volumes.target.shape
-    if not volumes.synthetic:
-        raise ValueError(f"{volumes.specimen}: there is no synthetic volume to show")
-    if len(shape) != 3:
-        raise ValueError(f"{volumes.specimen}: target must be of shape (x, y, z), got {shape}")
-    for name, array in {"source": volumes.source, "mask": mask, **volumes.synthetic}.items():
-        if array.shape != shape:
-            raise ValueError(
-                f"{volumes.specimen}: {name} must have the target's shape {shape}: {array.shape}"
-            )
-    if not mask.any():
-        raise ValueError(f"{volumes.specimen}: the mask is empty, there is no slice to show")
-    spacing = volumes.spacing_mm
-    if len(spacing) != 3 or not all(0 < mm < np.inf for mm in spacing):
-        raise ValueError(f"{volumes.specimen}: spacing_mm must be three sizes > 0, got {spacing}")
-
-
 def _ends(mask: Mask, axis: int) -> tuple[int, int]:
     """First and last slice across an axis that the mask touches."""
     found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
@@ -229,14 +206,6 @@ def _spread(indices: NDArray[np.int_], central: int, most: int = MOST_SLICES) ->
     chosen = indices[np.rint(np.linspace(0, len(indices) - 1, count)).astype(int)]
     chosen[np.argmin(np.abs(chosen - central))] = central
     return tuple(int(index) for index in chosen)
-
-
-def _percentiles(
-    values: Volume, percents: tuple[float, ...], empty: tuple[float, ...]
-) -> tuple[float, ...]:
-    """Percentiles of what is finite; `empty` where nothing is."""
-    finite = values[np.isfinite(values)]
-    return tuple(float(p) for p in np.percentile(finite, percents)) if finite.size else empty
 
 
 def _axis_name(axis: int, orientation: str) -> str:

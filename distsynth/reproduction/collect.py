@@ -93,6 +93,7 @@ def seams_of(folder: SweepFolder, task: Task) -> Comparison | None:
             rows += [
                 ComparedRow(f"{name}, {way}", name, None, told, results=found.values(way))
                 for way in map(stitching_name, STITCHINGS)
+                if way in found.results
             ]
     return compare(rows) if rows else None
 
@@ -150,12 +151,13 @@ def _forest_row(folder: SweepFolder, task: Task, name: str) -> ComparedRow:
     found = read_evaluation(folder.folder, name)
     if found is None:
         return ComparedRow(name, FOREST, None, told, reason="it has not been evaluated yet")
-    seconds = float(found.facts["seconds to fit"])
-    return ComparedRow(name, FOREST, None, told, seconds, results=found.values(name))
+    return ComparedRow(name, FOREST, None, told, found.fit_seconds, results=found.values(name))
 
 
 def _fitting(name: str, found: RowEvaluation) -> str:
-    return "nothing to fit" if name in ("identity", "cubic") else found.facts["fitted on"]
+    if name in ("identity", "cubic"):
+        return "nothing to fit"
+    return f"on {found.fitted_on} training specimens"
 
 
 def _seconds(folder: SweepFolder, run: str, config: RunConfig) -> float | None:

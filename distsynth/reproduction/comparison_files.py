@@ -8,12 +8,7 @@ from typing import Any
 from distsynth.metrics.image import METRICS
 from distsynth.metrics.results import LEVEL
 from distsynth.metrics.statistics import Difference
-from distsynth.reproduction.comparison import (
-    ComparedRow,
-    Comparison,
-    answers,
-    published_value,
-)
+from distsynth.reproduction.comparison import ComparedRow, Comparison, answers, published_value
 from distsynth.reproduction.paper_values import PUBLISHED, WARNING
 from sharding.io.tables import flat, rows_csv, to_json
 

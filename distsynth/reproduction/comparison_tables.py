@@ -17,10 +17,8 @@ from distsynth.metrics.results import (
     direction,
     format_interval,
     format_value,
-    mean_cell,
     metric_column,
     short_name,
-    summary_note,
 )
 from distsynth.metrics.statistics import Difference, smallest_p
 from distsynth.reproduction.comparison import (
@@ -102,7 +100,7 @@ def _paper(comparison: Comparison) -> Table:
         ),
     )
     notes = (
-        summary_note(table),
+        table.note,
         "Over the whole volume, as the paper evaluates whole stitched images.",
         WARNING,
     )
@@ -111,7 +109,7 @@ def _paper(comparison: Comparison) -> Table:
         published = [published_value(row, metric) for metric in PAPER_METRICS]
         return [
             Cell("-" if row.parameters is None else f"{row.parameters:,}"),
-            *(mean_cell(table, row.name, metric) for metric in PAPER_METRICS),
+            *(table.mean_cell(row.name, metric) for metric in PAPER_METRICS),
             *(Cell("-" if value is None else f"{value:g}") for value in published),
         ]
 
@@ -127,14 +125,14 @@ def _honest(comparison: Comparison) -> Table:
         Column("seconds", "That training took"),
     )
     notes = (
-        summary_note(table),
+        table.note,
         "In the mask. The peak of PSNR is the range of the target: no value here compares with "
         "one at peak 255.",
     )
 
     def cells(row: ComparedRow) -> list[Cell]:
         seconds = Cell("-" if row.seconds is None else f"{row.seconds:.0f}")
-        return [*(mean_cell(table, row.name, metric) for metric in HONEST_METRICS), seconds]
+        return [*(table.mean_cell(row.name, metric) for metric in HONEST_METRICS), seconds]
 
     return _measured("Tissue, seams and consistency", notes, columns, comparison.run, cells)
 

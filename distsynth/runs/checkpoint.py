@@ -175,7 +175,11 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; the old file stays whole until the new one is."""
+    """Write a checkpoint; the old file stays whole until the new one is.
+
+    Raises:
+        DataError: If there is no space for it.
+    """
     state = {
         "version": FORMAT_VERSION,
         "config": to_dict(checkpoint.config),
@@ -185,8 +189,15 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "random": checkpoint.random,
         "record": checkpoint.record,
     }
-    with atomic_path(path) as partial:
-        torch.save(state, partial)
+    try:
+        with atomic_path(path) as partial:
+            torch.save(state, partial)
+    except RuntimeError as error:
+        # PyTorch's writer does not pass the error of the operating system on.
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        rule = "the checkpoint could not be written, most likely because the disk is full"
+        raise DataError(path, rule, "Free some space and continue with --resume") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 
 from sharding.io.errors import DataError
+from sharding.io.interruption import kept_handlers
 from sharding.io.parallel import available_cores
 
 LOCAL = "local"
@@ -38,6 +39,8 @@ def cluster(address: str | None) -> Iterator[None]:
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     # Its table of the experiment's settings comes even at verbosity 0; ours is the live one.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # It would take SIGINT alone, and keep it after the search; see distsynth.sweep.tuner.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     local = address in (None, LOCAL)
     if local:
         # All of Ray's ports on 127.0.0.1; read when ray is imported, and by what it starts.
@@ -58,12 +61,13 @@ def cluster(address: str | None) -> Iterator[None]:
     from ray.exceptions import AuthenticationError
 
     try:
-        if local:
-            with _without_dashboard():
-                cores = available_cores()
-                ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        with kept_handlers():
+            if local:
+                with _without_dashboard():
+                    cores = available_cores()
+                    ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
     except (
         AuthenticationError,
         ConnectionError,

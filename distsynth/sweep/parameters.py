@@ -29,6 +29,17 @@ Space = Mapping[str, Any]
 NETWORKS = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
 MUTABLE = ("loss.lambda_", "optim.lr_")
 """Starts of the fields that population based training may change in the middle of a run."""
+FIXED = {
+    "train.objective": "trials are compared by it; give --objective",
+    "train.seam_penalty": "trials are compared by it; give --seam-penalty",
+    "train.device": "--gpus decides it",
+    "train.keep_epochs": "it changes no number",
+    "data.patch_size": "the shards decide it; search data.shards",
+    "data.neighbours": "the shards decide it; search data.shards",
+    "loss.vgg_weights": "it is a file and no value to compare",
+    "tracking.": "it changes no number",
+}
+"""Starts of the fields that a space may not hold, and why."""
 COMPARED = ("generator.", "discriminator.", "loss.", "optim.")
 """Starts of the fields that make a preset what it is."""
 TRIES = 200
@@ -144,11 +155,27 @@ def invalid(
     return None
 
 
+def check_grid(space: Space, search: str) -> None:
+    """Refuse a grid where values are drawn: not every one of them would be tried.
+
+    Raises:
+        ConfigError: Names the field and the remedy.
+    """
+    for name, domain in space.items():
+        grid = isinstance(domain, Mapping) or (hasattr(domain, "is_grid") and domain.is_grid())
+        if grid and search != "grid":
+            raise ConfigError(
+                f"{name} is a grid, of which a {search} search would draw some values only: give "
+                "--search grid, where every field has listed values, or make it a choice"
+            )
+
+
 def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
     """Refuse a space that would give errors in the middle of a sweep.
 
-    Every field must exist, every option of a choice must make a valid configuration together with
-    some values of the other fields, and most points at random must.
+    Every field must exist and be free to search, every option of a choice and both ends of a range
+    must make a valid configuration together with some values of the other fields, and most points
+    at random must.
 
     Raises:
         ConfigError: Names the field, the value and the rule.
@@ -158,6 +185,9 @@ def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
     known = set(field_names())
     rng = np.random.default_rng(seed)
     for name in space:
+        if name.startswith(tuple(FIXED)):
+            reason = next(why for start, why in FIXED.items() if name.startswith(start))
+            raise ConfigError(f"{name} cannot be searched: {reason}")
         if name not in known and name not in NETWORKS:
             # Says which field is nearest.
             with_overrides(base, {name: draw({name: space[name]}, rng)[name]})
@@ -171,18 +201,38 @@ def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
             continue
         for name, value in point.items():
             seen[name].add(repr(value))
+    impossible: list[tuple[str, Any, str]] = []
     for name, domain in space.items():
-        for option in getattr(domain, "categories", ()):
+        for option in _extremes(domain):
             if repr(plain(option)) not in seen[name] and not _possible(space, base, name, option):
                 point = draw(space, rng) | {name: plain(option)}
                 reason = invalid(base, point) or "it never goes with the other fields"
-                raise ConfigError(f"{name}: {option} makes no configuration that runs: {reason}")
+                impossible.append((name, option, reason))
+    if impossible:
+        # A field that breaks a rule of its own, rather than one that suffers by it.
+        own = (entry for entry in impossible if entry[2].startswith(entry[0]))
+        name, option, reason = next(own, impossible[0])
+        raise ConfigError(f"{name}: {option} makes no configuration that runs: {reason}")
     if sum(reasons.values()) > TRIES / 2:
         reason, count = reasons.most_common(1)[0]
         raise ConfigError(
             f"{sum(reasons.values())} of {TRIES} points of the space make no valid configuration; "
             f"most often ({count}): {reason}"
         )
+
+
+def _extremes(domain: Any) -> list[Any]:
+    """The options of a choice, or both ends of a range."""
+    if hasattr(domain, "categories"):
+        return list(domain.categories)
+    if not hasattr(domain, "upper"):
+        return []
+    # Below `low` a weight that may be 0 stands for 0.
+    low = getattr(domain, "low", domain.lower)
+    step = getattr(domain.get_sampler(), "q", None)
+    # Integers stop before the end unless they have a step.
+    high = domain.upper - (isinstance(domain, Integer) and step is None)
+    return [domain.cast(low), domain.cast(high)]
 
 
 def _possible(space: Space, base: RunConfig, name: str, option: Any) -> bool:

@@ -13,6 +13,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from distsynth.config import RunConfig, with_overrides
+from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.runs.lease import lease
 from distsynth.sweep.callback import SweepCallback
@@ -23,10 +24,12 @@ from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_lea
 from distsynth.sweep.parameters import (
     Point,
     Space,
+    check_grid,
     check_shards,
     check_space,
     draw_points,
     grid_points,
+    manifest_of,
     mutations,
     presets_in,
 )
@@ -78,6 +81,7 @@ def make_plan(
     Raises:
         ConfigError: If the space has points that cannot be run, or its shards do not match.
     """
+    check_grid(space, sweep.search)
     domains = searchable(space)
     base = with_overrides(
         base,
@@ -93,7 +97,11 @@ def make_plan(
         shards = [_lasting(folder) for folder in domains["data.shards"].categories]
         check_shards(shards)
         domains["data.shards"] = tune.choice(shards)
+    else:
+        base = resolved(base, manifest_of(base.data.shards))
     check_space(domains, base, sweep.seed)
+    if sweep.search == "grid":
+        grid_points(domains, base)
     if sweep.scheduler == "pbt":
         mutations(domains)
     return SweepPlan(name, secrets.token_hex(4), base, space_to_plain(domains), sweep, extends)

@@ -6,6 +6,7 @@ import logging
 import random
 import secrets
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from distsynth.sweep.plan import SweepPlan
 from distsynth.sweep.schedulers import make_scheduler
 from distsynth.sweep.searcher import SuggestingSearcher, Suggestions
 from distsynth.sweep.trial import SweepTrial
+from sharding.io.interruption import deferred_signals
 from sharding.io.storage import Folder
 
 LOGGER = logging.getLogger(__name__)
@@ -85,6 +87,11 @@ def fit(
     scheduler: Any,
     samples: int = 1,
 ) -> None:
+    """Hand trials to Tune and wait until all have ended.
+
+    Raises:
+        Interrupted: After a signal; every trial can be resumed from its last checkpoint.
+    """
     sweep = plan.sweep
     remove_all(folder.folder, RAY_FOLDER)
     path, system = _ray_storage(folder)
@@ -116,10 +123,24 @@ def fit(
         with warnings.catch_warnings():
             # Reusing processes of several ranks is what we cannot do; see above.
             warnings.filterwarnings("ignore", "Consider boosting PBT performance", UserWarning)
-            tuner.fit()
+            with deferred_signals(_stop_tune):
+                tuner.fit()
     finally:
         callback.stop()
         remove_all(folder.folder, RAY_FOLDER)
+
+
+def _stop_tune() -> bool:
+    """End the search in good order by the handler that Tune installs for SIGUSR1.
+
+    Returns:
+        False if Tune has not installed it yet.
+    """
+    handler = signal.getsignal(signal.SIGUSR1)
+    if not callable(handler):
+        return False
+    handler(signal.SIGUSR1, None)
+    return True
 
 
 def _trial_name(trial: Any) -> str:

@@ -21,7 +21,7 @@ from distsynth.data.loader import Standardiser, validation_batches
 from distsynth.inference.stitching import Stitcher, border_planes
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.registry import TERMS
-from distsynth.metrics.image import global_ssim, has_windows, mse, psnr, windowed_ssim
+from distsynth.metrics.image import SSIM_WINDOW, global_ssim, mse, psnr, windowed_ssim
 from distsynth.metrics.seams import seam_index
 from sharding.shards.manifest import SpecimenRecord
 from sharding.shards.patches import dense_locations
@@ -155,7 +155,7 @@ class Validator:
             "psnr255": psnr(error, 255),
             "ssim_global": global_ssim(image, truth, data_range, mask),
             "ssim_2d": windowed_ssim(image, truth, data_range, mask, dims=2, axis=axis)
-            if has_windows(truth.shape, 2, axis)
+            if min(truth.shape[:axis] + truth.shape[axis + 1 :]) >= SSIM_WINDOW
             else math.nan,
             "seam_index": seam_index(image, truth, borders, mask),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import secrets
@@ -11,11 +12,16 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sharding.io.errors import DataError
+from filelock import FileLock
+
+from sharding.io.errors import DISK_FULL, DataError
 
 PARTIAL = ".partial-"
 PARTIAL_NAME = re.compile(r"\..+\.partial-\w{8}(\..+)?")
 """Names of what is being written: hidden, and told from any other hidden file."""
+
+NEW, REPLACED, LOCK = "new", "replaced", ".lock"
+"""What lies in the folder of an attempt to make a folder."""
 
 
 @contextlib.contextmanager
@@ -37,6 +43,11 @@ def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
         if stat.S_IMODE(partial.stat().st_mode) != mode:
             partial.chmod(mode)
         partial.replace(path)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            # Writing does not say which file it was, and the temporary one means nothing to a user.
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -51,6 +62,8 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it takes that name only if the block succeeds.
 
+    What processes that were killed left of earlier attempts is removed.
+
     Args:
         path: The folder to be.
         mark: A file that tells a folder of this kind; a folder without it is never replaced.
@@ -59,6 +72,7 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
     Raises:
         DataError: If `path` exists and may not be replaced.
     """
+    _remove_attempts(path)
     if path.exists() and not overwrite:
         raise DataError(path, "the folder exists already", "Give --overwrite or another folder")
     if path.exists() and not (path / mark).is_file():
@@ -67,14 +81,39 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     work = _unused_name(path)
     work.mkdir()
+    lock = FileLock(work / LOCK)
     try:
-        folder = work / "new"
+        # A file system without locks cannot tell who is at work: nothing is removed there.
+        with contextlib.suppress(OSError, NotImplementedError):
+            lock.acquire(timeout=0)
+        folder = work / NEW
         folder.mkdir()
         yield folder
         if path.exists():
-            path.replace(work / "replaced")
+            path.replace(work / REPLACED)
         folder.replace(path)
     finally:
+        lock.release()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_attempts(path: Path) -> None:
+    """Remove what killed processes left of a folder; one that was whole takes its name.
+
+    That is one whose process was killed between putting the old folder aside and giving its name
+    to the new one. An attempt that has no lock yet may belong to a process that has just begun.
+    """
+    for work in path.parent.glob(f".{glob.escape(path.name)}{PARTIAL}*"):
+        if not (work / LOCK).is_file():
+            continue
+        lock = FileLock(work / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except (OSError, NotImplementedError):
+            continue  # a process is at work there
+        if (work / REPLACED).is_dir() and (work / NEW).is_dir() and not path.exists():
+            (work / NEW).replace(path)
+        lock.release()
         shutil.rmtree(work, ignore_errors=True)
 
 

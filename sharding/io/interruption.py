@@ -41,15 +41,19 @@ class DeferredSignals:
         signal: The first of them; None if there was none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[], bool] | None = None) -> None:
         self.signal: signal.Signals | None = None
+        self._stop = stop
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         del frame
         # A user who presses Ctrl-C again does not want to wait.
         if self.signal is not None and number == signal.SIGINT:
             raise Interrupted(number)
-        self.signal = self.signal or signal.Signals(number)
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            if self._stop is not None and not self._stop():
+                raise Interrupted(number)
 
 
 @contextlib.contextmanager
@@ -77,21 +81,41 @@ def signals_as_exceptions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred_signals() -> Iterator[DeferredSignals]:
+def deferred_signals(stop: Callable[[], bool] | None = None) -> Iterator[DeferredSignals]:
     """Remember a signal instead of raising it, so that the block can come to a consistent state.
 
     The block looks at `signal` of what it is given, and the signal is raised as Interrupted when
     the block ends. Only signals that would raise an exception are deferred: what Ray or another
     host has installed stays.
 
+    Args:
+        stop: Asks the block to end, at the first signal; returns whether that is possible now. If
+            not, the signal is raised at once.
+
     Raises:
         Interrupted: At the end of the block, or at a second SIGINT.
     """
-    deferred = DeferredSignals()
+    deferred = DeferredSignals(stop)
     with _handlers(deferred._remember, _raises):
         yield deferred
     if deferred.signal is not None:
         raise Interrupted(deferred.signal)
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Keep the handlers of signals_as_exceptions in force, whatever the block installs.
+
+    Ray has handlers of its own, in Python and in C++, which end the process with a stack trace.
+    """
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if getattr(handler, "raises_interrupted", False):
+                    signal.signal(number, handler)
 
 
 def _raises(handler: object) -> bool:

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from sharding.io.errors import DataError
-from sharding.io.interruption import ENDING_SIGNALS
+from sharding.io.interruption import ENDING_SIGNALS, kept_handlers
 from sharding.io.progress import progress
 
 Item = TypeVar("Item")
@@ -54,7 +54,10 @@ def run_each(
 
     Raises:
         DataError: If a process is killed from outside; what it had finished is finished.
+        ValueError: If `workers` is negative.
     """
+    if workers < 0:
+        raise ValueError(f"workers must be >= 0, got {workers}")
     if address:
         outcomes = _on_ray(function, items, workers, address)
     else:
@@ -135,7 +138,8 @@ def _on_ray(
 
     if not ray.is_initialized():
         try:
-            ray.init(address=address, log_to_driver=False)
+            with kept_handlers():
+                ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError, SystemExit) as error:
             rule = f"no Ray cluster answers there ({error})"
             raise DataError(address, rule, "Start it, or leave --address away") from error

@@ -1,21 +1,16 @@
-"""Pictures of how a source lies on its target: checkerboards, and the target's edges on the source.
-
-Figures are made without pyplot, so that nothing global changes and no display is needed.
-"""
+"""Pictures of how a source lies on its target: checkerboards and the edges of the target."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 from skimage.feature import canny
 
+from sharding.io.figures import bare_panel, figure_png
 from sharding.registration.quality import foreground
 
 PLANES = (
@@ -89,11 +84,11 @@ def pair_pictures(
     for panels, row, (_, name, view) in zip(axes, slices, PLANES, strict=True):
         for panel, picture in zip(panels, row, strict=True):
             panel.imshow(picture, origin="lower", interpolation="nearest")
-            _frame(panel)
+            bare_panel(panel)
         panels[0].set_ylabel(f"{name}\n{view}", fontsize=9)
     for panel, title in zip(axes[0], titles, strict=True):
         panel.set_title(title, fontsize=10)
-    return _png(figure)
+    return figure_png(figure, colours=COLOURS)
 
 
 def _middle(mask: NDArray[np.bool_]) -> tuple[int, ...]:
@@ -148,19 +143,3 @@ def _windowed(cut: NDArray[np.float32]) -> NDArray[np.float32]:
     """Greys from 0 to 1, the brightest half percent white."""
     low, high = 0.0, float(np.percentile(cut, 99.5))
     return np.clip((cut - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
-
-
-def _frame(panel: Axes) -> None:
-    """No ticks and a hairline."""
-    panel.set(xticks=[], yticks=[])
-    for spine in panel.spines.values():
-        spine.set(linewidth=0.4, color="#999999")
-
-
-def _png(figure: Figure) -> bytes:
-    """A file of few colours, a third of the size of one of all; without date or program."""
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=110, facecolor="white", metadata={"Software": None})
-    image = Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    image.save(packed, format="png", optimize=True)
-    return packed.getvalue()

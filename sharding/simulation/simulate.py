@@ -33,6 +33,18 @@ from sharding.volumes.cohort import Specimen, write_cohort
 from sharding.volumes.intensities import IntensityTransform
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
+LIMITS = {
+    "gamma": (0.01, 100),
+    "bias": (0, 1),
+    "blur_voxels": (0, 100),
+    "factor": (1, 100),
+    "noise": (0, 10),
+    "rotation_degrees": (0, 180),
+    "shift_mm": (0, 1000),
+    "seed": (0, 2**32 - 1),
+}
+"""Field -> values within which a simulated source is a volume of finite intensities."""
+
 
 @dataclass(frozen=True)
 class SimulationConfig:
@@ -55,13 +67,11 @@ class SimulationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("bias", "blur_voxels", "noise", "rotation_degrees", "shift_mm", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if not self.gamma > 0:
-            raise ValueError(f"gamma must be > 0, got {self.gamma}")
-        if self.factor < 1:
-            raise ValueError(f"factor must be >= 1, got {self.factor}")
+        for name, (low, high) in LIMITS.items():
+            # NaN lies within no limits.
+            if not low <= getattr(self, name) <= high:
+                rule = f"must be from {low:g} to {high:g}"
+                raise ValueError(f"{name} {rule}, got {getattr(self, name)}")
 
 
 def simulate_source(

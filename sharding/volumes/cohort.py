@@ -234,6 +234,12 @@ def _read_bids(root: Path, source: str | None, target: str | None) -> list[Speci
             "a BIDS folder does not say which images are source and target",
             'Give --source-pattern and --target-pattern, e.g. "ses-7T/anat/*_T2w.nii.gz"',
         )
+    for option, pattern in (("source", source), ("target", target)):
+        path = Path(pattern or "*")
+        if path.is_absolute() or ".." in path.parts or pattern == "":
+            rule = f"must be a pattern below each subject's folder, got {pattern!r}"
+            remedy = 'Give one such as "ses-7T/anat/*_T2w.nii.gz"'
+            raise DataError(f"--{option}-pattern", rule, remedy)
     specimens, left_out = [], {}
     for subject in subjects:
         files, problems = {}, []

@@ -316,6 +316,7 @@ def test_a_configuration_file_with_a_typo_ends_with_2(tmp_path):
     path.write_text('{"loss": {"lambda_recn": 1}}')
     ended = cli("train", path, "-o", tmp_path / "run")
     assert ended.status == 2
+    assert f"{path}: loss.lambda_recn is not a field" in ended.err
     assert "did you mean loss.lambda_recon?" in ended.err
 
 

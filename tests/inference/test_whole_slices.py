@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 import distsynth.inference.memory_budget
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.inference.memory_budget import (
-    COPIES,
-    MEGABYTE,
-    evenly,
-    memory_budget,
-    widest_map,
-)
+from distsynth.inference.memory_budget import COPIES, MEGABYTE, evenly, memory_budget, widest_map
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import Stitcher
 from distsynth.inference.whole_slice import tiles

@@ -47,7 +47,7 @@ def weights(state, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def perceptual(weights):
-    return PerceptualLoss(weights)
+    return PerceptualLoss(weights, "image")
 
 
 def features_of_layers(state, slices, last):
@@ -102,10 +102,24 @@ def test_blocks_are_standardised_whole_and_judged_by_slices(perceptual, state):
     assert perceptual(synthetic, target).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_equal_images_are_at_no_distance_nor_are_rescaled_ones(perceptual):
+def test_equal_images_are_at_no_distance(perceptual, weights):
     image = torch.randn(2, 1, 16, 16)
     assert perceptual(image, image) == 0
+    assert PerceptualLoss(weights)(image, image) == 0
+
+
+def test_gain_and_offset_are_seen_unless_each_image_is_standardised(perceptual, weights):
+    image = torch.randn(2, 1, 16, 16)
     assert perceptual(3 * image + 7, image).item() == pytest.approx(0, abs=1e-4)
+    fixed = PerceptualLoss(weights)
+    for other in (3 * image, image + 7, 0.9 * image):
+        assert fixed(other, image) > 1e-3
+
+
+def test_the_fixed_scale_takes_intensities_as_they_are(weights, state):
+    synthetic, target = torch.randn(2, 2, 1, 16, 24, generator=torch.Generator().manual_seed(1))
+    expected = by_hand(state, synthetic, target)
+    assert PerceptualLoss(weights)(synthetic, target).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_constant_image_is_finite(perceptual):

@@ -47,7 +47,7 @@ SECONDS = 90
 class FewFeatures(nn.Module):
     """A perceptual loss without VGG's weights."""
 
-    def __init__(self, _weights: str | None) -> None:
+    def __init__(self, _weights: str | None, _scale: str) -> None:
         super().__init__()
 
     def forward(self, synthetic: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

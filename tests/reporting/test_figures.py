@@ -10,7 +10,8 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from distsynth.metrics.image import central_slice
-from distsynth.reporting.figures import COLUMNS, comparison_figure, curves_figure, figure_png
+from distsynth.reporting.figures import COLUMNS, comparison_figure, curves_figure
+from sharding.io.figures import figure_png
 
 SHAPE = (6, 8, 10)
 
@@ -113,7 +114,7 @@ def test_png_is_reproducible(volumes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"volumes": {}}, "no method"),
+        ({"volumes": {}}, "no synthetic volume"),
         ({"source": np.zeros((2, 2, 2))}, "source must have the target's shape"),
         ({"volumes": {"net": np.zeros((2, 2, 2))}}, "net must have the target's shape"),
         ({"mask": np.zeros(SHAPE, bool)}, "mask is empty"),

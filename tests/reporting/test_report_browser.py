@@ -13,9 +13,15 @@ from PIL import Image
 from report_pages import report_page
 from scipy import ndimage
 
+from distsynth.metrics.image import METRICS
 from distsynth.reporting.run_page import curves_pictures
-from distsynth.reporting.viewer import make_viewer
+from distsynth.reporting.viewer import viewer_html
 from distsynth.reporting.viewer_slices import Volumes, cut_slices, difference_palette
+from distsynth.reproduction.comparison import GAN, ComparedRow, compare
+from distsynth.reproduction.comparison_tables import comparison_tables
+from distsynth.reproduction.rows import NETWORKS
+from sharding.io.page import render
+from sharding.io.tables import Cell, Column, Table
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -23,10 +29,13 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="no chromium and chromedriver: apt-get install chromium chromium-driver",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER),
+        reason="no chromium and chromedriver: apt-get install chromium chromium-driver",
+    ),
+]
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
@@ -61,7 +70,7 @@ def slices():
 def page(slices, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     rows = [{"step": 1, "train/recon": 1.0}, {"step": 2, "train/recon": 0.5}]
-    text = report_page("Report", make_viewer(slices), curves_pictures({"run": rows}))
+    text = report_page("Report", viewer_html(slices), curves_pictures({"run": rows}))
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -264,3 +273,67 @@ def test_on_paper_the_central_slices_stand(browser):
     assert pdf.startswith(b"%PDF-")
     # All pictures are in it, equal ones once: 12 of the first method, 2 more of the other.
     assert pdf.count(b"/Subtype /Image") >= 2 * (12 + 2)
+
+
+def wide_page(path):
+    """The paper's comparison of every row, and a leaderboard of twenty searched fields."""
+    numbers = np.random.default_rng(0).normal(20, 2, size=(len(NETWORKS), 6))
+    rows = []
+    for name, drawn in zip(NETWORKS, numbers, strict=True):
+        results = {f"sub-{k}": dict.fromkeys(METRICS, -value) for k, value in enumerate(drawn)}
+        trained = "12 of 30 epochs, 100 of 300 patches a specimen, stride 48"
+        rows.append(ComparedRow(name, GAN, 1_829_025, trained, 1234.5, results=results))
+    controls = [(first, second, "psnr_mask") for first in NETWORKS for second in list(NETWORKS)[:1]]
+    fields = [Column(f"lambda_number_{number}") for number in range(20)]
+    lines = [[Cell("1.23e-05") for _ in fields] for _ in range(3)]
+    board = Table(fields, [("", lines)], "Leaderboard")
+    comparison = [*comparison_tables(compare(rows, controls)), board]
+    page = render(
+        "distsynth.reproduction/reproduction.html",
+        title="Wide",
+        comparison=comparison,
+        seams=[],
+        pictures=[],
+        viewer="",
+        note="",
+        checks=[],
+        curves=[],
+        results=None,
+        asked={"name": "value " * 60},
+        data={},
+        config={"long": "x" * 400},
+        versions={},
+    )
+    path.write_text(page, encoding="utf-8")
+    return len(comparison)
+
+
+OUTSIDE = """
+const page = document.documentElement.clientWidth;
+return [...document.querySelectorAll("th, td, dd, pre")].map((cell) => {
+  const [box, inner] = [cell.getBoundingClientRect(), document.createRange()];
+  inner.selectNodeContents(cell);
+  const text = inner.getBoundingClientRect();
+  return [cell.textContent, Math.max(box.right, text.right) - page, box.left, box.width];
+}).filter(([, right, left, width]) => right > 0.5 || left < -0.5 || width === 0);
+"""
+
+
+@pytest.mark.parametrize(("width", "media"), [(1280, ""), (1600, ""), (703, "print")])
+def test_no_cell_of_a_wide_table_lies_outside(chromium, tmp_path, width, media):
+    """On a laptop, on a desktop, and on A4 within margins of 12 mm."""
+    assert wide_page(tmp_path / "wide.html") >= 5
+    metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    try:
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+        chromium.get((tmp_path / "wide.html").as_uri())
+        # What is folded on a screen has no width there.
+        outside = [cell for cell in chromium.execute_script(OUTSIDE) if cell[3] or media]
+        assert outside == []
+        folded = chromium.find_element(By.CSS_SELECTOR, "details pre")
+        seen = chromium.execute_script("return arguments[0].checkVisibility()", folded)
+        assert seen == (media == "print")
+    finally:
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -7,13 +7,13 @@ import pytest
 
 from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.seams import seam_index
-from distsynth.reporting.figures import figure_png
 from distsynth.reporting.seam_figures import (
     consistency_figure,
     consistency_map,
     jump_profile,
     seam_figure,
 )
+from sharding.io.figures import figure_png
 
 SHAPE = (24, 26, 10)
 BORDERS = [np.array([8, 16]), np.array([13]), np.array([], int)]

@@ -14,7 +14,7 @@ from PIL import Image
 from report_pages import report_page
 
 from distsynth.reporting.figures import comparison_figure
-from distsynth.reporting.viewer import MOST_BYTES, make_viewer
+from distsynth.reporting.viewer import viewer_html
 from distsynth.reporting.viewer_slices import (
     MARGIN,
     MOST_SLICES,
@@ -47,13 +47,6 @@ def pictures(html, pattern='src="data:image/png;base64,([^"]+)"'):
 def text_of(html):
     """Text of HTML that closes what it opens; an input closes itself."""
     return checked(re.sub("<input[^>]*>", "", html)).text
-
-
-def viewer_html(specimens, most_bytes=MOST_BYTES):
-    """The viewer alone, as a page has it."""
-    page = report_page("Title", make_viewer(specimens, most_bytes))
-    start = page.index('<div class="viewer">')
-    return page[start : page.index("</section>", start)]
 
 
 def sheet(html, kind):
@@ -205,7 +198,7 @@ def test_a_viewer_is_as_small_as_asked(most_bytes):
 
 def test_all_text_is_escaped():
     given = volumes(methods=(NASTY,), name=NASTY)
-    page = report_page("Title", make_viewer([cut_slices(given)]))
+    page = report_page("Title", viewer_html([cut_slices(given)]))
     assert page.count("<script") == 1
     assert page.count("&lt;script&gt;") >= 6
     assert not re.search(r"https?:|@import|url\(", page)

@@ -7,11 +7,11 @@ import io
 import json
 import re
 import shutil
-import time
 
 import numpy as np
 import pytest
-from programs import environment, finished, home_folder, started
+from killing import FileMoment, killed_at
+from programs import environment, finished, home_folder
 from wandb_offline import read_offline_run
 
 from distsynth.cli.main import main
@@ -124,14 +124,14 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(cohort):
-    """Killed when its first run has ended, then gone on with and given one more row."""
+    """Killed when its first network is trained, then gone on with and given one more row."""
     out = cohort.parent / "reproduction"
     words = ["distsynth", "reproduce", cohort, "--out", out, *TINY, "--rows", *FIRST]
-    run = out / "trials" / "dcgan-1.json"
-    with home_folder() as home, started(words, environment(home), home) as program:
-        while program.runs() and not (run.exists() and '"finished"' in run.read_text()):
-            time.sleep(0.05)
-        assert program.runs(), program.said
+    # All networks are trained, and nothing is evaluated yet.
+    moment = FileMoment("*/reproduction/evaluations/*")
+    with home_folder() as home:
+        killed_at(moment, words, environment(home), home)
+    assert '"finished"' in (out / "trials" / "dcgan-1.json").read_text()
     before = {path: path.stat().st_mtime_ns for path in (out / "shards").rglob("*.tar")}
     weights = (out / "runs" / "dcgan-1" / "checkpoints" / "best.pt").read_bytes()
     with home_folder() as home:

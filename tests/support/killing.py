@@ -25,6 +25,9 @@ The output folder of the killed run must be the one in the pattern. A process of
 server (`tiny_runs.start`) takes `environment=Stop(moment, folder).environment`, and
 `Stop.wait(process)` returns when it has stopped; then `process.kill()`.
 
+Processes of a Ray cluster take their moment from a file, as they live longer than a test:
+`Nodes.stopping(moment)` in `ray_cluster.py`.
+
 Nothing of the program knows of this: the hook is in `moments.py`, and Python loads it through
 `stop_hook/sitecustomize.py` on the path of the processes that are started here. What a library
 writes from C++ shows only when it is renamed. Each process counts for itself, and the first one to
@@ -37,14 +40,25 @@ import contextlib
 import os
 import tempfile
 import time
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from moments import CallMoment, FileMoment, Moment, to_environment
 from programs import Program, started, with_path
 
-__all__ = ["CallMoment", "FileMoment", "Stop", "changes_of", "killed_at", "stopped_at"]
+__all__ = [
+    "CallMoment",
+    "FileMoment",
+    "Stop",
+    "alongside",
+    "changes_of",
+    "is_stopped",
+    "killed_at",
+    "stopped_at",
+]
 
 SUPPORT = Path(__file__).parent
 SECONDS = 120
@@ -76,6 +90,10 @@ class Stop:
         """The same for a program."""
         return self._wait(program.runs, lambda: program.said)
 
+    def wait_anywhere(self) -> int:
+        """The same for whatever process has the environment."""
+        return self._wait(lambda: True, lambda: "")
+
     def changes(self, under: Path) -> list[tuple[str, str]]:
         """What was recorded by the process that changed most: event and path, in order."""
         found = [
@@ -96,11 +114,32 @@ class Stop:
         while time.monotonic() < deadline:
             running = runs()
             text = note.read_text() if note.exists() else ""
-            if text and _is_stopped(int(text)):
+            if text and is_stopped(int(text)):
                 return int(text)
             assert running, f"it ended before {self.moment}: {said()}"
             time.sleep(0.002)
         raise TimeoutError(f"it did not come to {self.moment}: {said()}")
+
+
+@contextlib.contextmanager
+def alongside(action: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread while the block runs; an error of it ends the block."""
+
+    def interrupting() -> None:
+        try:
+            action()
+        except BaseException:
+            interrupt_main()
+            raise
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(interrupting)
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not done.done() or not done.exception():
+                raise
+        done.result()
 
 
 @contextlib.contextmanager
@@ -181,7 +220,8 @@ def _read(note: Path) -> list[tuple[str, str]]:
     return [(event, path) for event, _, path in parts]
 
 
-def _is_stopped(process: int) -> bool:
+def is_stopped(process: int) -> bool:
+    """Whether a process stands still after SIGSTOP."""
     try:
         return ") T" in Path(f"/proc/{process}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

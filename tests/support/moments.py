@@ -75,11 +75,19 @@ def to_environment(moment: Moment | None, notes: str) -> dict[str, str]:
     return {VARIABLE: json.dumps({"moment": asked, "notes": notes})}
 
 
+def controlled_by(file: str) -> dict[str, str]:
+    """What a process needs to know that shall look at a file for its moment, at every change."""
+    return {VARIABLE: json.dumps({"control": file})}
+
+
 def watch_as_asked() -> None:
     """Watch for the moment in the environment, if there is one."""
     if VARIABLE not in os.environ:
         return
     asked = json.loads(os.environ[VARIABLE])
+    if "control" in asked:
+        _watch_for_what_is_written_to(asked["control"])
+        return
     notes, moment = asked["notes"], asked["moment"]
     if moment is None:
         _watch_files(lambda event, path, _: _record(notes, event, path))
@@ -107,18 +115,42 @@ def _record(notes: str, event: str, path: str) -> None:
 
 
 def _watch_for(moment: FileMoment, notes: str) -> None:
-    left = moment.count
+    count = _Counter(moment, notes)
+    _watch_files(count)
+
+
+def _watch_for_what_is_written_to(control: str) -> None:
+    """Watch for a moment that may change while the process lives: a node of a cluster, say."""
+    counters: dict[str, _Counter] = {}
 
     def look(event: str, path: str, source: str) -> None:
-        nonlocal left
-        if moment.event in ("any", event) and fnmatch.fnmatchcase(path, moment.path):
-            left -= 1
-            if left == 0:
-                if moment.torn and os.path.isfile(source):  # noqa: PTH113
-                    os.truncate(source, os.path.getsize(source) // 2)  # noqa: PTH202
-                stop(notes)
+        try:
+            with open(control, encoding="utf-8") as file:  # noqa: PTH123
+                text = file.read()
+        except FileNotFoundError:
+            return
+        if text not in counters:
+            asked = json.loads(text)
+            counters[text] = _Counter(FileMoment(**asked["moment"]), asked["notes"])
+        counters[text](event, path, source)
 
     _watch_files(look)
+
+
+class _Counter:
+    """Counts the changes that are a moment, and stops the process at the last."""
+
+    def __init__(self, moment: FileMoment, notes: str) -> None:
+        self._moment, self._notes, self._left = moment, notes, moment.count
+
+    def __call__(self, event: str, path: str, source: str) -> None:
+        moment = self._moment
+        if moment.event in ("any", event) and fnmatch.fnmatchcase(path, moment.path):
+            self._left -= 1
+            if self._left == 0:
+                if moment.torn and os.path.isfile(source):  # noqa: PTH113
+                    os.truncate(source, os.path.getsize(source) // 2)  # noqa: PTH202
+                stop(self._notes)
 
 
 def _watch_files(look: Callable[[str, str, str], None]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distsynth.reporting.viewer import Viewer
 from sharding.io.page import Picture, _environment
 
 PAGE = """\
@@ -17,6 +16,6 @@ PAGE = """\
 """
 
 
-def report_page(title: str, viewer: Viewer, curves: Sequence[Picture] = ()) -> str:
+def report_page(title: str, viewer: str, curves: Sequence[Picture] = ()) -> str:
     """The page, with its script and its style."""
     return _environment().from_string(PAGE).render(title=title, viewer=viewer, curves=curves)

@@ -23,14 +23,19 @@ def study_commands(folder: Path) -> dict[str, list[str]]:
         ),
         "prepare": (
             f"prepare {cohort}/cohort.csv -o {folder}/prepared --workers 1"
-            " --correct.iterations 5 5 --correct.spline-mm 8"
-            " --register.affine-shrink 2 1 --register.affine-iterations 40"
-            " --register.deform-shrink 2 --register.deform-iterations 12"
+            " --correct.iterations 2 2 --correct.spline-mm 8"
+            " --register.affine-shrink 2 1 --register.affine-iterations 8"
+            " --register.deform-shrink 2 --register.deform-iterations 3"
         ),
         "train": f"train small -o {run} {_run_options(shards)}",
         "sweep": (
             f"sweep small --space learning-rates --name tiny --storage {folder}/sweeps --trials 2"
             f" --local {_run_options(shards)}"
+        ),
+        "reproduce": (
+            f"reproduce {cohort}/cohort.csv -o {folder}/reproduction --rows dcgan-1 rfsr --local"
+            " --budget.epochs 0.04 --budget.patches 8 --budget.stride 24 --budget.val-slices 2"
+            " --budget.trees 3 --budget.tree-rows 500"
         ),
         "predict": (
             f"predict {run}/checkpoints/best.pt {cohort}/phantom-00_source.nii.gz"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import multiprocessing.context
+import multiprocessing.forkserver
 import os
 import signal
 import socket
@@ -144,6 +146,20 @@ def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) ->
     return [process.exitcode or 0 for process in processes]
 
 
+def start_fork_server() -> multiprocessing.context.ForkServerContext:
+    """Start the server that forks processes, if there is none, with all libraries loaded.
+
+    Whoever starts it first decides what it loads, and a loader of the program would load less: a
+    session of tests starts it before any test does.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # The last two are loaded by the first optimizer step, which would take a second a process.
+    libraries = ["distsynth.training.loop", "torch.distributed.tensor", "torch._dynamo"]
+    context.set_forkserver_preload(libraries)
+    multiprocessing.forkserver.ensure_running()
+    return context
+
+
 def start(
     target: Callable[..., Any], *args: Any, environment: dict[str, str], log: Path
 ) -> multiprocessing.process.BaseProcess:
@@ -151,10 +167,7 @@ def start(
 
     W&B's service is none of its business: it would share that of this process.
     """
-    context = multiprocessing.get_context("forkserver")
-    # The last two are loaded by the first optimizer step, which would take a second a process.
-    libraries = ["distsynth.training.loop", "torch.distributed.tensor", "torch._dynamo"]
-    context.set_forkserver_preload(libraries)
+    context = start_fork_server()
     name = target.__module__, target.__qualname__
     own = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     process = context.Process(target=_child, args=(name, args, own | environment, log))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray import tune
 from tiny_runs import ADVERSARIAL, tiny_config
 from wandb_offline import OfflineRun, read_offline_run
 
+from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.folder import SweepFolder, TrialRecord
 from distsynth.sweep.plan import SweepConfig, SweepPlan, plan_from_json
-from distsynth.sweep.run import make_plan, resume_sweep, start_sweep
+from distsynth.sweep.run import SweepResult, make_plan, resume_sweep, start_sweep
 from tune_spaces.domains import zero_or_log
 
 SPACE: dict[str, Any] = {
@@ -19,6 +22,15 @@ SPACE: dict[str, Any] = {
     "loss.lambda_gradient": zero_or_log(0.01, 1),
     "optim.lr_generator": tune.loguniform(1e-3, 3e-2),
 }
+
+EPOCHS = 3
+TRACKED: dict[str, Any] = {
+    "tracking.mode": "offline",
+    "tracking.samples": 2,
+    "train.epochs": EPOCHS,
+    "train.checkpoint_every": 2,
+}
+"""Runs that keep W&B's files, and leave a checkpoint every two of their five steps an epoch."""
 
 
 def tiny_plan(
@@ -31,6 +43,39 @@ def tiny_plan(
     """A sweep over the weights and rate of an adversarial run of two epochs."""
     config = tiny_config(shards, ADVERSARIAL, run or {})
     return make_plan(name, config, SPACE if space is None else space, SweepConfig(**sweep))
+
+
+@dataclass(frozen=True)
+class FinishedSweep:
+    """A sweep that ended.
+
+    Attributes:
+        folder: Its folder.
+        plan: What was searched.
+        result: What came of it.
+    """
+
+    folder: SweepFolder
+    plan: SweepPlan
+    result: SweepResult
+
+
+def undisturbed_sweep(parent: Path, shards: Path, address: str) -> FinishedSweep:
+    """Run three trials one after the other, and check that one process does so."""
+    folder = SweepFolder(parent / "tiny")
+    plan = tiny_plan(shards, run=TRACKED, trials=3, seed=2, concurrent=1)
+    processes = set()
+    on_trial_result = SweepCallback.on_trial_result
+
+    def noted(callback: SweepCallback, *args: Any, result: dict[str, Any], **more: Any) -> None:
+        processes.add(result["pid"])
+        on_trial_result(callback, *args, result=result, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SweepCallback, "on_trial_result", noted)
+        result = start_sweep(folder, plan, address)
+    assert len(processes) == 1
+    return FinishedSweep(folder, plan, result)
 
 
 def outcomes(records: dict[str, TrialRecord]) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import threading
+import contextlib
+import os
+import re
+import signal
 from pathlib import Path
 
 import pytest
-from lab import is_running, kill, until
-from ray_cluster import loopback_cluster
+from killing import FileMoment, Stop, alongside
+from lab import children, kill
 from tiny_runs import losses, same, start, tensors
-from tiny_sweeps import drive, offline_runs, outcomes, tiny_plan
+from tiny_sweeps import TRACKED, drive, offline_runs, outcomes, tiny_plan
 
 from distsynth.runs.folder import LAST
 from distsynth.sweep.folder import ENDED, SweepFolder
@@ -20,120 +22,102 @@ from distsynth.training.loop import train
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 8
-RUN = {"train.epochs": EPOCHS, "train.checkpoint_every": 2}
+RUN = {"train.epochs": 4, "train.checkpoint_every": 2}
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with loopback_cluster(2, RAY_worker_niceness="0") as cluster:
-        yield cluster.address
-
-
-def killed_sweep(folder, plan, cluster, moment, tmp_path):
-    """Start a sweep and kill its driver once something has come to be.
+def kill_driver(folder, plan, cluster, moment, tmp_path):
+    """Start a sweep, or go on with it, and kill its driver at a moment.
 
     Returns:
         The records as the driver left them.
     """
-    environment = {"OMP_NUM_THREADS": "1"}
-    process = start(
-        drive, folder.url, plan.to_json(), cluster, environment=environment, log=tmp_path / "log"
-    )
+    notes, log = tmp_path / f"notes-{len(list(tmp_path.iterdir()))}", tmp_path / "log"
+    notes.mkdir()
+    stop = Stop(moment, notes)
+    environment = {"OMP_NUM_THREADS": "1"} | stop.environment
+    driver = start(drive, folder.url, plan.to_json(), cluster, environment=environment, log=log)
     try:
-        until(moment, process, seconds=120, pause=0.01)
-        assert process.is_alive(), (tmp_path / "log").read_text()
-    except TimeoutError as error:
-        error.add_note((tmp_path / "log").read_text())
+        stop.wait(driver)
+    except (AssertionError, TimeoutError) as error:
+        error.add_note(log.read_text())
         raise
     finally:
-        kill(process.pid)
-        process.join()
+        driver.kill()
+        driver.join()
     return folder.records()
 
 
-def status(folder, trial):
-    file = Path(folder.url) / f"trials/{trial}.json"
-    try:
-        return json.loads(file.read_text())["status"]
-    except FileNotFoundError:
-        return None
+def of_trial(name, count):
+    """When the driver writes a trial's record for the N-th time: it is listed, then reports."""
+    return FileMoment(f"*/trials/{name}.json", "rename", count)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster, shard_folder, tmp_path_factory):
-    """The sweep that nobody kills."""
-    folder = SweepFolder(tmp_path_factory.mktemp("undisturbed") / "tiny")
-    plan = tiny_plan(shard_folder, run=RUN, trials=4, seed=5)
-    start_sweep(folder, plan, cluster)
-    return folder
-
-
-MOMENTS = {
-    "before any trial runs": lambda folder: (Path(folder.url) / "sweep.json").exists(),
-    "in the first epochs": lambda folder: (Path(folder.run_dir("00000")) / LAST).exists(),
-    "in the last trial": lambda folder: (Path(folder.run_dir("00003")) / LAST).exists(),
-}
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_sweep_whose_driver_is_killed_ends_as_if_it_never_was(
-    cluster, shard_folder, undisturbed, tmp_path, moment
+    cluster, shard_folder, finished, tmp_path
 ):
+    """Before all trials are listed, in the first epochs, and in the last trial."""
     folder = SweepFolder(tmp_path / "tiny")
-    plan = tiny_plan(shard_folder, run=RUN, trials=4, seed=5)
-    before = killed_sweep(folder, plan, cluster, lambda: MOMENTS[moment](folder), tmp_path)
-    assert any(record.status not in ENDED for record in before.values()) or not before
+    plan = tiny_plan(shard_folder, run=TRACKED, trials=3, seed=2, concurrent=1)
+    before = {}
+    for moment in (of_trial("00001", 1), of_trial("00000", 3), of_trial("00002", 2)):
+        reached = kill_driver(folder, plan, cluster, moment, tmp_path)
+        assert any(record.status not in ENDED for record in reached.values())
+        for name, record in before.items():
+            assert record.status not in ENDED or reached[name] == record
+        before = reached
+    assert len(before) == 3
+    assert any(record.status in ENDED for record in before.values())
     result = resume_sweep(folder, None, cluster)
     assert result.complete
-    assert outcomes(result.records) == outcomes(undisturbed.records())
+    assert outcomes(result.records) == outcomes(finished.result.records)
     for name, record in before.items():
         if record.status in ENDED:
             assert result.records[name] == record
     for file in ("leaderboard.csv", "leaderboard.json"):
-        assert (Path(folder.url) / file).read_bytes() == (Path(undisturbed.url) / file).read_bytes()
+        whole = Path(finished.folder.url) / file
+        assert (Path(folder.url) / file).read_bytes() == whole.read_bytes()
     for name in result.records:
-        run_dir, whole = Path(folder.run_dir(name)), Path(undisturbed.run_dir(name))
+        run_dir, whole = Path(folder.run_dir(name)), Path(finished.folder.run_dir(name))
         assert same(tensors(run_dir), tensors(whole))
         assert losses(run_dir) == losses(whole)
+    starts = [assert_wandb_has_every_row(folder, name) for name in result.records]
+    assert max(starts) > 1
 
 
-def test_wandb_keeps_every_row_of_a_killed_and_resumed_trial(cluster, shard_folder, tmp_path):
-    folder = SweepFolder(tmp_path / "tiny")
-    run = RUN | {"tracking.mode": "offline", "train.epochs": 60}
-    plan = tiny_plan(shard_folder, run=run, trials=1)
-
-    def third_epoch():
-        return any(row.get("epoch") == 3 for row in losses(Path(folder.run_dir("00000"))))
-
-    killed_sweep(folder, plan, cluster, third_epoch, tmp_path)
-    resume_sweep(folder, None, cluster)
-    runs = offline_runs(folder, "00000")
-    assert len(runs) == 2
-    assert {run.id for run in runs} == {plan.trial_id("00000")}
+def assert_wandb_has_every_row(folder, name):
+    """Over all of W&B's files of a trial, one for each time that it was started: their number."""
+    # One that is killed as it starts W&B leaves a file without anything.
+    runs = [run for run in offline_runs(folder, name) if run.rows]
+    assert {run.id for run in runs} == {folder.plan().trial_id(name)}
     rows: dict[int, dict[str, float]] = {}
     for run in runs:
         for row in run.rows:
             rows.setdefault(row["_step"], {}).update(row)
-    for row in losses(Path(folder.run_dir("00000"))):
-        kept = {name: rows[row["step"]][name] for name in row if name != "step"}
-        assert kept == {name: value for name, value in row.items() if name != "step"}
+    for row in losses(Path(folder.run_dir(name))):
+        kept = {key: rows[row["step"]][key] for key in row if key != "step"}
+        assert kept == {key: value for key, value in row.items() if key != "step"}
+    return len(runs)
 
 
-@pytest.mark.parametrize("kind", ["asha", "pbt", "optuna"])
-def test_other_searches_go_on_after_their_driver_is_killed(cluster, shard_folder, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "moment"),
+    [
+        # With two at a time, the third one starts when one of them has ended.
+        ("asha", of_trial("00002", 2)),
+        ("optuna", of_trial("00002", 1)),
+        ("pbt", of_trial("00000", 4)),
+    ],
+)
+def test_other_searches_go_on_after_their_driver_is_killed(
+    cluster, shard_folder, tmp_path, kind, moment
+):
     folder = SweepFolder(tmp_path / kind)
     more = {"search": "optuna"} if kind == "optuna" else {"scheduler": kind}
     trials = 2 if kind == "pbt" else 4
-    plan = tiny_plan(shard_folder, kind, RUN, trials=trials, asha_reduction=2, **more)
-
-    def going():
-        if kind == "pbt":
-            return len(list(Path(folder.run_dir("00000")).rglob("epoch-*.pt"))) == 3
-        return status(folder, "00000") in ENDED or status(folder, "00001") in ENDED
-
-    before = killed_sweep(folder, plan, cluster, going, tmp_path)
+    plan = tiny_plan(shard_folder, kind, RUN, trials=trials, asha_reduction=2, concurrent=2, **more)
+    before = kill_driver(folder, plan, cluster, moment, tmp_path)
     assert any(record.status not in ENDED for record in before.values())
+    assert kind == "pbt" or any(record.status in ENDED for record in before.values())
     result = resume_sweep(folder, None, cluster)
     assert result.complete
     assert len(result.records) == trials
@@ -145,45 +129,54 @@ def test_other_searches_go_on_after_their_driver_is_killed(cluster, shard_folder
             assert after.point == record.point
             assert after.reports[: record.epochs] == record.reports
         else:
-            assert after.epochs == EPOCHS
+            assert after.epochs == RUN["train.epochs"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_trial_goes_on_when_a_node_of_it_is_lost(shard_folder, tmp_path, workers):
-    """The nodes have a core each: the ranks of a trial of two workers are on two of the three."""
-    with loopback_cluster(0, 1, 1, 1, RAY_worker_niceness="0") as cluster:
-        folder = SweepFolder(tmp_path / "lost")
-        run = {"train.epochs": 40, "train.checkpoint_every": 2}
-        plan = tiny_plan(shard_folder, "lost", run, trials=1, workers=workers)
-        lost = []
+def test_a_trial_goes_on_when_a_node_of_it_is_lost(nodes, cluster, shard_folder, tmp_path, workers):
+    """The nodes have a core each: the ranks of a trial of two workers are on two of them."""
+    folder = SweepFolder(tmp_path / "lost")
+    plan = tiny_plan(shard_folder, "lost", RUN, trials=1, workers=workers)
 
-        def lose():
-            until(lambda: (Path(folder.run_dir("00000")) / LAST).exists(), seconds=120, pause=0.01)
-            doomed = node_of_a_trial(cluster)
-            cluster.remove_node(doomed, allow_graceful=False)
-            lost.append(doomed)
+    def lose() -> None:
+        first = stop.wait_anywhere()
+        doomed = node_of_a_trial(nodes, first, apart=workers == 2)
+        its = children(raylet(doomed))
+        nodes.remove(doomed)
+        for process in its:
+            with contextlib.suppress(ProcessLookupError):
+                kill(process)
+        if workers == 2:
+            os.kill(first, signal.SIGCONT)
 
-        thread = threading.Thread(target=lose)
-        thread.start()
-        result = start_sweep(folder, plan, cluster.address)
-        thread.join()
-        assert len(lost) == 1
-        (record,) = result.records.values()
-        assert (record.status, record.epochs) == ("finished", 40)
-        assert len(record.failures) == 1
+    moment = FileMoment(f"*/runs/00000/{LAST}", "rename", count=4)
+    try:
+        with nodes.stopping(moment) as stop, alongside(lose):
+            result = start_sweep(folder, plan, cluster)
+    finally:
+        nodes.add(1)
+    (record,) = result.records.values()
+    assert (record.status, record.epochs) == ("finished", RUN["train.epochs"])
+    assert len(record.failures) == 1
     if workers == 1:
         train(run_config(plan, "00000", record.point), tmp_path / "alone")
         assert same(tensors(tmp_path / "alone"), tensors(Path(folder.run_dir("00000"))))
 
 
-def node_of_a_trial(cluster):
-    """A node whose processes train; with several ranks that of the other one, where it is apart."""
+def raylet(node):
+    """The process of a node that starts its workers."""
+    return node.all_processes["raylet"][0].process.pid
+
+
+def node_of_a_trial(nodes, first, apart):
+    """The node of a trial's first rank or, apart from it, of another rank."""
     found = []
-    for candidate in cluster.list_all_nodes():
-        raylet = candidate.all_processes["raylet"][0].process.pid
-        for task in Path(f"/proc/{raylet}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                command = Path(f"/proc/{child}/cmdline").read_bytes()
-                if is_running(int(child)) and (b"Trainable" in command or b"_Worker" in command):
-                    found.append((b"_Worker" in command, candidate))
-    return max(found, key=lambda pair: pair[0])[1]
+    for node in nodes.all():
+        its = children(raylet(node))
+        names = [Path(f"/proc/{process}/cmdline").read_bytes() for process in its]
+        # Those of a node itself are agents, and what waits for work is idle.
+        at_work = any(b"ray::" in name and not re.search(b"Agent|IDLE", name) for name in names)
+        if (at_work and first not in its) if apart else first in its:
+            found.append(node)
+    (node,) = found
+    return node

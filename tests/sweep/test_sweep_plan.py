@@ -15,8 +15,8 @@ from distsynth.errors import ConfigError
 from distsynth.presets import PRESETS, preset
 from distsynth.runs.checkpoint import MAY_CHANGE
 from distsynth.sweep.plan import FREE, SweepConfig, SweepPlan, check_same_sweep, plan_from_json
-from tune_spaces.named import SPACES
 from tune_spaces.plain import space_to_plain
+from tune_spaces.registry import SPACES
 
 SPACE = space_to_plain({**SPACES["loss-weights"](), **SPACES["conv-stacks"]()})
 

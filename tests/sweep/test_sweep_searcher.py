@@ -29,8 +29,8 @@ from distsynth.sweep.searcher import (
 )
 from tune_spaces.domains import zero_or_log
 from tune_spaces.loss_weights import loss_weights
-from tune_spaces.named import SPACES
 from tune_spaces.plain import RANGES, space_to_plain
+from tune_spaces.registry import SPACES
 from tune_spaces.whole import whole
 
 UNET = preset("unet-7")

@@ -6,16 +6,15 @@ import os
 import random
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
 import torch
+from killing import CallMoment, Stop
 from PIL import Image
 from tiny_runs import (
     ADVERSARIAL,
     BATCH_NORM,
-    SECONDS,
     launch,
     losses,
     run,
@@ -29,9 +28,8 @@ from tiny_runs import (
 from distsynth.config import from_json
 from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import Position, load_checkpoint
-from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, METRICS_FILE
+from distsynth.runs.folder import BEST, CONFIG_FILE, LAST
 from distsynth.runs.lease import LEASE_FILE
-from distsynth.runs.tracking import read_rows
 from distsynth.training.loop import TrainingRun, train
 from distsynth.training.steps import Learner
 from distsynth.training.validation import Validator
@@ -140,6 +138,7 @@ def assert_same_run(run_dir, expected):
     assert torch.equal(ends[0].random[0]["torch"], ends[1].random[0]["torch"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "every", "what", "count"), KILLS)
 def test_killed_and_resumed_ends_as_if_never_killed(kind, every, what, count, unbroken, tmp_path):
     config, expected = unbroken(kind, every)
@@ -153,18 +152,23 @@ def test_killed_and_resumed_ends_as_if_never_killed(kind, every, what, count, un
     assert what == "saving" or not leftovers
 
 
+@pytest.mark.slow
 def test_killed_twice_from_outside_and_resumed(shard_folder, tmp_path):
     more = FULL, EVERY_STEP, {"train.checkpoint_every": 1, "train.epochs": 4}
     config = tiny_config(shard_folder, *more)
     assert launch(run, config, tmp_path / "whole", log=tmp_path / "log") == [0]
     run_dir = tmp_path / "run"
     for rows in (3, 9):
-        process = start(run, config, run_dir, True, environment={}, log=tmp_path / "killed")
-        deadline = time.monotonic() + SECONDS
-        while len(read_rows(run_dir / METRICS_FILE)) < rows and time.monotonic() < deadline:
-            time.sleep(0.002)
+        notes = tmp_path / f"notes-{rows}"
+        notes.mkdir()
+        stop = Stop(CallMoment("distsynth.runs.tracking:LocalTracker.log", count=rows), notes)
+        process = start(
+            run, config, run_dir, True, environment=stop.environment, log=tmp_path / "killed"
+        )
+        stop.wait(process)
         process.kill()
         process.join()
+    assert 9 < len(losses(run_dir)) < len(losses(tmp_path / "whole"))
     assert launch(run, config, run_dir, True, log=tmp_path / "resumed") == [0]
     assert_same_run(run_dir, tmp_path / "whole")
 
@@ -462,6 +466,7 @@ def test_a_run_goes_on_within_an_epoch_with_or_without_patches_in_memory(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_run_leaves_the_checkpoint_of_a_plain_one(shard_folder, tmp_path, monkeypatch):
     """By a backend that computes as the plain network does; see test_compiling for the real one."""

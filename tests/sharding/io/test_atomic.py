@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 from hypothesis import given
@@ -109,3 +110,36 @@ def test_modes_follow_the_umask(tmp_path, umask):
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     expected = {"file": 0o666, "replaced": 0o666, "folder": 0o777}
     assert modes == {name: mode & ~umask for name, mode in expected.items()}
+
+
+def attempt(tmp_path, *, whole):
+    """What a killed process leaves of a folder that it was to replace."""
+    out, work = tmp_path / "out", tmp_path / ".out.partial-0a1b2c3d"
+    (work / "new").mkdir(parents=True)
+    (work / "new" / MARK).write_text("new")
+    (work / ".lock").touch()
+    if whole:
+        out.replace(work / "replaced")
+    return work
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path, whole):
+    with atomic_folder(tmp_path / "out", MARK, False) as folder:
+        (folder / MARK).write_text("old")
+    attempt(tmp_path, whole=whole)
+    with pytest.raises(DataError, match="exists already"):
+        atomic_folder(tmp_path / "out", MARK, False).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / MARK).read_text() == ("new" if whole else "old")
+
+
+def test_what_another_process_is_making_is_left_alone(tmp_path):
+    with atomic_folder(tmp_path / "out", MARK, False) as first:
+        (first / MARK).write_text("first")
+        with atomic_folder(tmp_path / "out", MARK, False) as second:
+            (second / MARK).write_text("second")
+        assert (first / MARK).read_text() == "first"
+        shutil.rmtree(tmp_path / "out")
+    assert (tmp_path / "out" / MARK).read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
-from lab import SMALL, break_target, is_running, make_lab, pool_workers, rows, stamps, tree, until
-from ray_cluster import loopback_cluster, node
+from killing import FileMoment, alongside
+from lab import (
+    SMALL,
+    break_target,
+    is_running,
+    kill,
+    make_lab,
+    pool_workers,
+    rows,
+    stamps,
+    tree,
+    until,
+)
 from tiny_runs import start
 from work_items import end_at, root, run_waiting, wait_for
 
@@ -102,13 +112,6 @@ def test_an_address_that_nobody_has_is_refused(refused):
         list(run_each(root, [1], address="nowhere"))
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A head without cores, whose one node has two."""
-    with loopback_cluster(0, 2) as cluster:
-        yield cluster
-
-
 @pytest.fixture
 def lab(tmp_path):
     make_lab(tmp_path, "abcdef")
@@ -119,40 +122,38 @@ def lab(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_tasks_of_a_cluster_have_their_outcomes_whatever_fails(cluster, workers):
     items = [4, -1, 9, 13, 0, 16, -5]
-    outcomes = dict(run_each(root, items, workers, address=cluster.address))
+    outcomes = dict(run_each(root, items, workers, address=cluster))
     assert_outcomes(outcomes, items)
     processes = {outcome[0] for outcome in outcomes.values() if isinstance(outcome, tuple)}
     assert os.getpid() not in processes
 
 
-def test_tasks_of_a_node_that_is_lost_run_again_elsewhere(cluster, tmp_path):
-    doomed = cluster.add_node(**node(2))
+def test_tasks_of_a_node_that_is_lost_run_again_elsewhere(nodes, cluster, tmp_path):
+    doomed = nodes.add(2)
     lost = {}
 
-    def lose_it():
-        until(lambda: len(list(tmp_path.iterdir())) == 4)
+    def lose_it() -> None:
+        until(lambda: len(list(tmp_path.iterdir())) == 6)
         for path in tmp_path.iterdir():
             number, process, place = path.name.split("-")
             if place == doomed.node_id:
                 lost[int(number)] = int(process)
-        cluster.remove_node(doomed, allow_graceful=False)
+        nodes.remove(doomed)
         until(lambda: not any(map(is_running, lost.values())))
         (tmp_path / "go").touch()
 
-    thread = threading.Thread(target=lose_it)
-    thread.start()
     function = partial(wait_for, folder=tmp_path)
-    outcomes = dict(run_each(function, range(6), address=cluster.address))
-    thread.join()
-    assert outcomes == {number: number for number in range(6)}
+    with alongside(lose_it):
+        outcomes = dict(run_each(function, range(8), address=cluster))
+    assert outcomes == {number: number for number in range(8)}
     assert len(lost) == 2
-    for number in range(6):
+    for number in range(8):
         begun = len(list(tmp_path.glob(f"{number}-*")))
         assert begun == (2 if number in lost else 1)
 
 
 def test_a_process_that_dies_again_and_again_is_an_outcome(cluster):
-    outcomes = dict(run_each(partial(end_at, bad=1), range(3), address=cluster.address))
+    outcomes = dict(run_each(partial(end_at, bad=1), range(3), address=cluster))
     assert (outcomes[0], outcomes[2]) == (0, 2)
     assert isinstance(outcomes[1], Exception)
 
@@ -162,10 +163,10 @@ def test_a_cluster_writes_the_bytes_that_one_process_does(cluster, lab, monkeypa
     cohort = rows(Path(), COHORT)
     break_target(lab, "b")
     with pytest.raises(CohortError, match=r"1 of 6 specimens failed:\n  b: .*b_t.nii.gz: voxels"):
-        write_shards(cohort, "out", SMALL, address=cluster.address)
+        write_shards(cohort, "out", SMALL, address=cluster)
     before = stamps(lab / "out")
     make_lab(lab, "abcdef")
-    write_shards(cohort, "out", SMALL, address=cluster.address)
+    write_shards(cohort, "out", SMALL, address=cluster)
     assert before
     assert tree(lab / "out") == tree(lab / "here")
     assert not (lab / "out" / "parts").exists()
@@ -184,16 +185,18 @@ def run_job(lab, *more, **environment):
     )
 
 
-def test_the_job_script_goes_on_where_a_killed_one_ended(cluster, lab):
-    # One task at a time, to be caught before the end.
+def test_the_job_script_goes_on_where_a_killed_one_ended(nodes, cluster, lab):
     out = lab / "out"
-    with run_job(lab, "--workers", "1", RAY_ADDRESS=cluster.address) as process:
-        until(lambda: len(list(out.glob("parts/specimens/[!.]*.json"))) == 2)
-        process.kill()
-    finished = {name for name in stamps(out) if name.endswith(".json")}
+    third = FileMoment("*/out/parts/specimens/c.json", "rename")
+    with nodes.stopping(third) as stop:
+        with run_job(lab, "--workers", "1", RAY_ADDRESS=cluster) as process:
+            task = stop.wait_anywhere()
+            process.kill()
+        kill(task)
+    finished = {name for name in stamps(out) if "/." not in name and name.endswith(".json")}
     assert not (out / "manifest.json").exists()
-    assert 2 <= len(finished) < 6
-    with run_job(lab, f"--address={cluster.address}", RAY_ADDRESS="nowhere") as process:
+    assert finished == {"parts/specimens/a.json", "parts/specimens/b.json"}
+    with run_job(lab, f"--address={cluster}", RAY_ADDRESS="nowhere") as process:
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 0, said
     assert tree(out) == tree(lab / "here")

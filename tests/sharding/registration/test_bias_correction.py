@@ -12,7 +12,7 @@ from sharding.volumes.volume import read_volume
 
 pytestmark = pytest.mark.slow
 
-QUICK = CorrectConfig(shrink=2, spline_mm=10, iterations=(50, 50, 50))
+QUICK = CorrectConfig(shrink=2, spline_mm=10, iterations=(50, 50, 5))
 
 
 def linear_field(shape, slopes):

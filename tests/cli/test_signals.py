@@ -1,0 +1,186 @@
+"""Long commands in processes of their own that are asked to end by real signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from small_study import study_commands
+from tiny_runs import tiny_config
+
+from distsynth.cli.main import main
+from distsynth.config import to_json
+from distsynth.runs.folder import LAST
+from distsynth.sweep.folder import SweepFolder
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 120
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+LONG = {"train.epochs": 100_000, "train.validate_every": 100_000}
+
+
+class Program:
+    """`distsynth` in a process group of its own; standard error goes to a file."""
+
+    def __init__(self, log: Path, *args: str | Path) -> None:
+        self.log = log
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "distsynth", *map(str, args)],
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                env=environment,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.05)
+
+    def end(self, number: signal.Signals) -> str:
+        """Send a signal; check the status; return what was said."""
+        os.kill(self.process.pid, number)
+        status = self.process.wait(SECONDS)
+        said = self.said
+        assert status == 128 + number, said
+        assert said.rstrip().endswith(f"distsynth: interrupted by {number.name}"), said
+        for word in ("Traceback", "***", "Fatal", "Aborted", "C++"):
+            assert word not in said
+        return said
+
+
+@contextlib.contextmanager
+def program(log: Path, *args: str | Path) -> Iterator[Program]:
+    found = Program(log, *args)
+    try:
+        yield found
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(found.process.pid, signal.SIGKILL)
+        found.process.wait()
+
+
+def command_to_continue(said: str) -> list[str]:
+    """The arguments of the command that an interrupted one shows."""
+    (line,) = [line for line in said.splitlines() if line.startswith("to continue: ")]
+    name, *args = shlex.split(line.removeprefix("to continue: "))
+    assert name == "distsynth"
+    return args
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_training_continues_with_the_command_that_it_shows(number, shard_folder, tmp_path):
+    config = tmp_path / "a config.json"
+    config.write_text(to_json(tiny_config(shard_folder, LONG)))
+    run = tmp_path / "a run"
+    last = run / LAST
+    args = ["train", config, "-o", run]
+    with program(tmp_path / "first", *args) as first:
+        first.wait_until(last.exists)
+        again = command_to_continue(first.end(number))
+    assert again == [*map(str, args), "--resume"]
+    with program(tmp_path / "second", *again) as second:
+        second.wait_until(lambda: "resuming from step" in second.said)
+        assert command_to_continue(second.end(number)) == again
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sharding_continues(number, tmp_path):
+    cohort, shards = tmp_path / "cohort", tmp_path / "shards"
+    shape = ["--shape", "64", "64", "64"]
+    assert main(["phantom", str(cohort), "--specimens", "12", *shape]) == 0
+    options = ["--patch-size", "16", "16", "--stride", "2", "--workers", "2", "--overwrite"]
+    args = ["shard", cohort, "-o", shards, *options]
+    with program(tmp_path / "first", *args) as first:
+        first.wait_until(lambda: any(shards.rglob("*.tar")))
+        again = command_to_continue(first.end(number))
+    assert again == [str(word) for word in args if word != "--overwrite"]
+    assert main(again) == 0
+    assert main(["verify", str(shards)]) == 0
+
+
+def test_preparing_continues(tmp_path):
+    commands = study_commands(tmp_path)
+    assert main([*commands["phantom"], "--overwrite"]) == 0
+    args = commands["prepare"]
+    with program(tmp_path / "first", *args) as first:
+        first.wait_until(lambda: any((tmp_path / "prepared").glob("phantom-*/*")))
+        assert command_to_continue(first.end(signal.SIGTERM)) == args
+    assert main(args) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_ends_in_good_order(number, shard_folder, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(to_json(tiny_config(shard_folder, LONG)))
+    storage = tmp_path / "sweeps"
+    args = ["sweep", config, "--name", "tiny", "--space", "learning-rates", "--storage", storage]
+    folder = SweepFolder(storage / "tiny")
+
+    def trained() -> list[int]:
+        return [path.stat().st_mtime_ns for path in (storage / "tiny").rglob(LAST.name)]
+
+    with program(tmp_path / "first", *args, "--trials", "2", "--concurrent", "1") as first:
+        first.wait_until(lambda: bool(trained()))
+        again = command_to_continue(first.end(number))
+    assert again == ["sweep", "--resume", "tiny", "--storage", str(storage)]
+    assert {record.status for record in folder.records().values()} <= {"waiting", "running"}
+    before = trained()
+    with program(tmp_path / "second", *again) as second:
+        second.wait_until(lambda: trained() != before)
+        assert command_to_continue(second.end(number)) == again
+
+
+def test_a_prediction_leaves_nothing_behind(shard_folder, tmp_path):
+    config = tmp_path / "config.json"
+    values = {"train.epochs": 1, "stitch.stride": 1, "stitch.axes": (0, 1, 2)}
+    config.write_text(to_json(tiny_config(shard_folder, values)))
+    assert main(["train", str(config), "-o", str(tmp_path / "run")]) == 0
+    cohort, out = tmp_path / "cohort", tmp_path / "out"
+    shape = ["--shape", "128", "128", "128"]
+    assert main(["phantom", str(cohort), "--specimens", "1", *shape]) == 0
+    out.mkdir()
+    source = cohort / "phantom-00_source.nii.gz"
+    args = ["predict", tmp_path / "run", source, "-o", out / "synthetic.nii.gz"]
+    with program(tmp_path / "first", *args, "--stitch.method", "windows") as first:
+        first.wait_until(lambda: "predicting" in first.said)
+        first.end(signal.SIGHUP)
+    assert not list(out.iterdir())
+
+
+def test_a_background_job_that_ignores_hangups_is_not_ended_by_one(shard_folder, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(to_json(tiny_config(shard_folder, LONG)))
+    last = tmp_path / "run" / LAST
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        first = Program(tmp_path / "first", "train", config, "-o", tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        first.wait_until(last.exists)
+        os.kill(first.process.pid, signal.SIGHUP)
+        written = last.stat().st_mtime_ns
+        first.wait_until(lambda: last.stat().st_mtime_ns != written)
+        first.end(signal.SIGTERM)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.process.pid, signal.SIGKILL)
+        first.process.wait()

@@ -1,0 +1,50 @@
+"""The registry of search spaces: each by the name that the command line and YAML files give it.
+
+To add a space, write a function that returns it in a module of its own and list it in SPACES.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+from tune_spaces import architectures
+from tune_spaces.domains import Space
+from tune_spaces.learning_rates import learning_rates
+from tune_spaces.loss_forms import initialisation, loss_forms
+from tune_spaces.loss_weights import loss_weights
+from tune_spaces.whole import whole
+
+SPACES: dict[str, Callable[[], Space]] = {
+    "loss-weights": loss_weights,
+    "loss-weights-perceptual": partial(loss_weights, perceptual=True),
+    "loss-forms": loss_forms,
+    "initialisation": initialisation,
+    "learning-rates": learning_rates,
+    "networks": architectures.networks,
+    "conv-stacks": architectures.conv_stacks,
+    "unets": architectures.unets,
+    "sharpening": architectures.sharpening,
+    "normalisation": architectures.normalisation,
+    "architectures": architectures.architectures,
+    "whole": whole,
+}
+
+
+def one_space(name: str) -> Space:
+    """The space of this name.
+
+    Raises:
+        ValueError: If there is none; suggests the nearest and lists all.
+    """
+    if name in SPACES:
+        return SPACES[name]()
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), SPACES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{name} is not a search space{hint} ({known_spaces()})")
+
+
+def known_spaces() -> str:
+    """What can be named, for messages."""
+    return f"spaces: {', '.join(SPACES)}; or a file that ends in .yaml"
