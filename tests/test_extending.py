@@ -19,7 +19,7 @@ from distsynth.losses.term import Outputs
 from distsynth.models import ConvStackConfig, build_generator
 from distsynth.presets import PRESETS
 from distsynth.rules import check_rules
-from distsynth.sweep.parameters import check_space
+from distsynth.sweep.space import check_space
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)

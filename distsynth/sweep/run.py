@@ -24,17 +24,14 @@ from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_lea
 from distsynth.sweep.parameters import (
     Point,
     Space,
-    check_grid,
-    check_shards,
-    check_space,
     draw_points,
     grid_points,
     manifest_of,
     mutations,
-    presets_in,
 )
 from distsynth.sweep.plan import SweepConfig, SweepPlan, check_same_sweep
 from distsynth.sweep.searcher import importances
+from distsynth.sweep.space import check_grid, check_shards, check_space, presets_in
 from distsynth.sweep.trial import FINAL
 from distsynth.sweep.tuner import fit, listed, scores_of, search
 from sharding.io.errors import DataError

@@ -18,11 +18,7 @@ from distsynth.errors import ConfigError
 from distsynth.models import NoDiscriminatorConfig
 from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS, SMALL_DISCRIMINATOR, preset
 from distsynth.sweep.parameters import (
-    COMPARED,
     bounded,
-    check_grid,
-    check_shards,
-    check_space,
     configure,
     draw,
     draw_points,
@@ -32,8 +28,8 @@ from distsynth.sweep.parameters import (
     mutations,
     plain,
     point_of,
-    presets_in,
 )
+from distsynth.sweep.space import COMPARED, check_grid, check_shards, check_space, presets_in
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
 from tune_spaces.architectures import networks, sharpening
