@@ -9,6 +9,7 @@ come from the seed: the same seed kills at the same changes of the same files.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 # In the place of this folder, whose sharding.py would hide the package of that name.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests" / "support")
 
-from killed_commands import SETUP, Command  # noqa: E402 # pyright: ignore[reportMissingImports]
+from killed_commands import SETUP, Command, Kill  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
 def main() -> int:
@@ -27,27 +28,36 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--commands", nargs="+", choices=SETUP, default=list(SETUP))
     options = parser.parse_args()
-    done: dict[str, list[int]] = {name: [0, 0] for name in options.commands}
-    share, rest = divmod(options.kills, len(options.commands))
-    for at, name in enumerate(options.commands):
-        with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-            command = Command(name, Path(folder))
-            for kill in command.moments(options.seed, share + (at < rest)):
-                start = time.perf_counter()
-                done[name][0] += 1
-                try:
-                    command.check(kill)
-                except (AssertionError, TimeoutError) as error:
-                    done[name][1] += 1
-                    outcome = f"FAILED {error}"
-                else:
-                    outcome = "same end"
-                seconds = time.perf_counter() - start
-                print(f"{name:10} {kill} {seconds:.0f} s: {outcome}", flush=True)
+    done = {name: [0, 0] for name in options.commands}
+    with contextlib.ExitStack() as folders:
+        commands, moments = {}, {}
+        for name in options.commands:
+            folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="kills-"))
+            commands[name] = Command(name, Path(folder))
+            moments[name] = commands[name].moments(options.seed, options.kills)
+        # By turns, so that one that is interrupted has tried every command as often.
+        for number in range(options.kills):
+            name = options.commands[number % len(options.commands)]
+            done[name][0] += 1
+            done[name][1] += not survives(commands[name], next(moments[name]))
     print("\n| command | kills | ended otherwise |\n|---|---|---|")
     for name, (kills, failed) in done.items():
         print(f"| {name} | {kills} | {failed} |")
     return int(any(failed for _, failed in done.values()))
+
+
+def survives(command: Command, kill: Kill) -> bool:
+    """Kill a command, print what came of it, and tell whether it ended as it should."""
+    start = time.perf_counter()
+    try:
+        command.check(kill)
+    except (AssertionError, TimeoutError) as error:
+        outcome = f"FAILED {error}"
+    else:
+        outcome = "same end"
+    seconds = time.perf_counter() - start
+    print(f"{command.name:10} {kill} {seconds:.0f} s: {outcome}", flush=True)
+    return outcome == "same end"
 
 
 if __name__ == "__main__":

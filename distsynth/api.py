@@ -345,6 +345,7 @@ def write_report(
     from distsynth.sweep.folder import SweepFolder
     from distsynth.sweep.page import sweep_page
     from sharding.io.atomic import atomic_write
+    from sharding.io.errors import disk_errors
     from sharding.io.storage import Folder
 
     out = Path(out)
@@ -364,7 +365,8 @@ def write_report(
     else:
         rule = "there is no run, sweep or reproduction in this folder"
         raise DataError(folder, rule, "Give the folder of one")
-    atomic_write(out, page)
+    with disk_errors(out):
+        atomic_write(out, page)
     return out
 
 

@@ -29,13 +29,7 @@ from distsynth.models import (
     NoDiscriminatorConfig,
 )
 from distsynth.rules import Rule, check_rules
-from distsynth.sections import (
-    DataConfig,
-    OptimConfig,
-    StitchConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from distsynth.sections import DataConfig, OptimConfig, StitchConfig, TrackingConfig, TrainConfig
 from sharding.io.records import STRICT
 
 LONGEST_VALUE = 200

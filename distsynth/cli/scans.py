@@ -142,7 +142,7 @@ def correct(args: Sequence[str]) -> None:
     refuse_existing(given.out, given.overwrite)
     volume = read_volume(given.volume, orientation=given.orientation)
     mask = read_mask(given.mask, volume, given.orientation) if given.mask else None
-    corrected, _ = correct_bias(volume, given.config, mask)
+    corrected, _ = correct_bias(volume, given.config, mask, given.volume)
     write_volume(given.out, corrected)
     print(given.out)
 

@@ -34,7 +34,7 @@ class OnnxModel:
         shapes: Of the input, as the model names them; a name stands for any number.
         checked: Shapes of the random inputs on which both were compared.
         difference: Largest difference from PyTorch, in standardised units.
-        largest: Largest absolute output of PyTorch on these inputs, likewise.
+        largest: Largest absolute output of PyTorch on these inputs, in the same units.
     """
 
     content: bytes

@@ -20,7 +20,8 @@ Mask = NDArray[np.bool_]
 
 PAPER_PEAK = 255.0
 """The peak of eq. 7, as if standardised intensities were 8-bit."""
-
+SSIM_WINDOW = 11
+"""Voxels along a side of the window of SSIM: Gaussian, sigma 1.5, cut at 3.5 sigma."""
 
 METRICS: dict[str, tuple[str, bool]] = {
     "mse_mask": ("MSE, mask (standardised units squared)", False),
@@ -90,7 +91,8 @@ def ssim_map(
 ) -> Array:
     """Structural similarity around each voxel, as Wang et al. (2004) define it.
 
-    Gaussian windows of sigma 1.5 voxels, 11 wide, reflected at the faces; population covariance.
+    Gaussian windows of sigma 1.5 voxels, SSIM_WINDOW wide, reflected at the faces; population
+    covariance.
 
     Args:
         synthetic: Shape (x, y, z).
@@ -103,7 +105,7 @@ def ssim_map(
         Same shape, -1 to 1.
 
     Raises:
-        ValueError: Also if a side of the windowed space is under 11 voxels.
+        ValueError: Also if a side of the windowed space is under SSIM_WINDOW voxels.
     """
     check_same_shapes(synthetic, target)
     _check_range(data_range)
@@ -144,19 +146,22 @@ def volume_metrics(
 
     Returns:
         Key of METRICS -> value, ten of them. Keys with 255 use the paper's peak, those without
-        use data_range.
+        use data_range. Windowed SSIM is NaN where a side is under SSIM_WINDOW voxels.
     """
     check_same_shapes(synthetic, target, mask)
-    similarity = ssim_map(synthetic, target, data_range)
+    thin = min(target.shape) < SSIM_WINDOW
+    similarity = None if thin else ssim_map(synthetic, target, data_range)
     values: dict[str, float] = {}
     for region, where in (("mask", mask), ("whole", None)):
         error = mse(synthetic, target, where)
-        (local,) = masked(where, similarity)
         values[f"mse_{region}"] = error
         values[f"psnr255_{region}"] = psnr(error, PAPER_PEAK)
         values[f"psnr_{region}"] = psnr(error, data_range)
         values[f"ssim_global_{region}"] = global_ssim(synthetic, target, data_range, where)
-        values[f"ssim_{region}"] = float(local.mean(dtype=np.float64))
+        values[f"ssim_{region}"] = math.nan
+        if similarity is not None:
+            (local,) = masked(where, similarity)
+            values[f"ssim_{region}"] = float(local.mean(dtype=np.float64))
     return values
 
 

@@ -1,23 +1,23 @@
 """The table of an evaluation: methods against metrics, means over specimens with intervals.
 
-Its columns are those of METRICS; `results_text`, `results_csv`, `results_json` and
-`results_frame` are its forms, and `read_results` reads results.json back.
+Its columns are those of METRICS; `results_text`, `results_csv` and `results_json`
+are its forms, and `read_results` reads results.json back.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.image import METRICS, SSIM_WINDOW
 from distsynth.metrics.statistics import bootstrap_interval
 from sharding.io.errors import DataError
+from sharding.io.records import first_complaint
 from sharding.io.tables import Cell, Column, Table, rows_csv, table_text, to_json
 
 MetricValues = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -44,6 +44,13 @@ SHORT_NAMES = {
 """Metric without its region -> heading of its column."""
 
 LEVEL = 0.95
+
+NEEDS = {
+    "ssim": f"it needs {SSIM_WINDOW} voxels along each axis",
+    "consistency_error": "the mask holds no tissue, or only constant tissue, at the resolution of "
+    "the source",
+}
+"""Metric without its region -> why a specimen may have no value of it."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,23 @@ class ResultsTable:
         text, below = format_value(metric, interval.mean), format_interval(metric, interval)
         return Cell(text, below, method in self.best.get(metric, ()))
 
+    def gaps(self, metrics: Sequence[str]) -> list[str]:
+        """For each metric that specimens have no value of, by any method: which, and why."""
+        notes = []
+        for metric in metrics:
+            stem = metric.removesuffix("_mask").removesuffix("_whole")
+            names = [
+                specimen
+                for specimen in self.specimens
+                if all(math.isnan(by[specimen][metric]) for by in self.values.values())
+            ]
+            if names and stem in NEEDS:
+                notes.append(
+                    f"{short_name(metric)} has no value for {', '.join(names)}, and so no mean: "
+                    f"{NEEDS[stem]}."
+                )
+        return notes
+
     def summary_tables(self) -> list[Table]:
         """Means and intervals, a table for each region."""
         names = [Column("method", words=True)]
@@ -108,6 +132,7 @@ class ResultsTable:
                 [*names, *map(metric_column, metrics)],
                 [("", [[Cell(m), *(self.mean_cell(m, k) for k in metrics)] for m in self.summary])],
                 heading,
+                self.gaps(metrics),
             )
             for heading, metrics in self.regions()
         ]
@@ -132,6 +157,27 @@ class ResultsTable:
             (heading, {column.name: column.definition for column in map(metric_column, metrics)})
             for heading, metrics in self.regions()
         ]
+
+
+@dataclass(frozen=True)
+class _MethodInFile:
+    """What read_results needs of a method; its summary is computed again."""
+
+    __pydantic_config__ = ConfigDict(strict=True)
+
+    specimens: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class _File:
+    """What read_results needs of results.json."""
+
+    __pydantic_config__ = ConfigDict(strict=True)
+
+    methods: dict[str, _MethodInFile]
+
+
+_FILE = TypeAdapter(_File)
 
 
 def results_table(results: MetricValues) -> ResultsTable:
@@ -183,23 +229,24 @@ def read_results(content: bytes | str, where: str) -> ResultsTable:
     """The table of an evaluation's results.json; what was not finite there is NaN.
 
     Raises:
-        DataError: If it is none.
+        DataError: If it is none; names the file and the first thing that is wrong.
     """
     try:
-        methods = json.loads(content)["methods"]
+        methods = _FILE.validate_json(content).methods
         return results_table(
             {
                 method: {
                     specimen: {key: math.nan if v is None else v for key, v in values.items()}
-                    for specimen, values in part["specimens"].items()
+                    for specimen, values in part.specimens.items()
                 }
                 for method, part in methods.items()
             }
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
+        complaint = first_complaint(error) if isinstance(error, ValidationError) else error
         raise DataError(
             where,
-            f"these are no results of an evaluation ({type(error).__name__}: {error})",
+            f"these are no results of an evaluation ({complaint})",
             "Give the folder that distsynth evaluate wrote",
         ) from None
 
@@ -244,16 +291,12 @@ def results_text(table: ResultsTable) -> str:
     return "\n\n".join([table.note, *parts]) + "\n"
 
 
-def results_frame(table: ResultsTable) -> pd.DataFrame:
-    """Long form, a number a row: method, specimen, metric, statistic, value.
-
-    `statistic` is `value` for a specimen, and `mean`, `low` or `high` with an empty specimen.
-    """
-    return pd.DataFrame(_long_rows(table))
-
-
 def results_csv(table: ResultsTable) -> str:
-    """results_frame as CSV at full precision; NaN is an empty field."""
+    """Long form, a number a line at full precision: method, specimen, metric, statistic, value.
+
+    `statistic` is `value` for a specimen, and `mean`, `low` or `high` with an empty specimen. NaN
+    is an empty field.
+    """
     return rows_csv(_long_rows(table))
 
 

@@ -23,8 +23,8 @@ class DiscriminatorConfig(ABC):
     __pydantic_config__ = STRICT
 
     family: str
-    """Shape of the network: conv or patchgan; none trains without a discriminator. Another family
-    starts from its own defaults, and has fields of its own."""
+    """Shape of the network; none trains without one, and an unknown name is answered with all that
+    there are. Another family starts from its own defaults, and has fields of its own."""
     conditional: bool = False
     """Show the network the pair (source, image) as pix2pix does, not the image alone."""
     init: Initialisation = "default"
@@ -71,7 +71,7 @@ class NoDiscriminatorConfig:
     __pydantic_config__ = STRICT
 
     family: Literal["none"] = "none"
-    """none trains without a discriminator; conv and patchgan are the others."""
+    """none trains without a discriminator; an unknown name is answered with all that there are."""
 
     @property
     def label(self) -> str:

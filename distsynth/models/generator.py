@@ -29,8 +29,8 @@ class GeneratorConfig(ABC):
     __pydantic_config__ = STRICT
 
     family: str
-    """Shape of the network: conv, encoder-decoder, dense or unet. Another family starts from its
-    own defaults, and has fields of its own."""
+    """Shape of the network; an unknown name is answered with all that there are. Another family
+    starts from its own defaults, and has fields of its own."""
     output: Literal["linear", "tanh", "sigmoid", "relu"] = "linear"
     """Last activation. Standardised targets leave [-1, 1], so tanh cannot reach them (ours)."""
     residual: bool = False

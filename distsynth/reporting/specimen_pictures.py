@@ -105,6 +105,8 @@ def _show(shown: SpecimenPictures, pair: Pair, predictors: Mapping[str, Predicto
             "by their distance from a patch border; a peak at 0 is a seam.",
         )
     )
+    if not pair.native_mask.any():
+        return
     native = pair.source_transform.standardise(pair.native_source.data)
     degraded = {name: pair.degrade(volume) for name, volume in made.items()}
     shown.checks.append(

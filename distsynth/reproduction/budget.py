@@ -51,12 +51,12 @@ class Budget:
         """Epochs that a row of so many is trained."""
         return max(1, round(full * self.epochs))
 
-    def told(self, epochs: int) -> str:
+    def in_words(self, epochs: int) -> str:
         """The budget of a row of so many epochs, in words."""
         patches = f"{self.patches} of {PAPER_PATCHES} patches a specimen"
         return f"{self.epochs_of(epochs)} of {epochs} epochs, {patches}, stride {self.stride}"
 
-    def told_of_forest(self, config: ForestConfig) -> str:
+    def in_words_of_forest(self, config: ForestConfig) -> str:
         """The budget of a forest in words."""
         patches = f"{self.patches} of {PAPER_PATCHES} patches a specimen"
         return f"{config.trees} trees of {config.max_samples} rows, {patches}"

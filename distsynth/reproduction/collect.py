@@ -89,10 +89,11 @@ def seams_of(folder: SweepFolder, task: Task) -> Comparison | None:
     for name in task.networks():
         found = read_evaluation(folder.folder, name) if name in SEAM_ROWS else None
         if found:
-            told = task.budget.told(NETWORKS[name].config.train.epochs)
+            trained = task.budget.in_words(NETWORKS[name].config.train.epochs)
             rows += [
-                ComparedRow(f"{name}, {way}", name, None, told, results=found.values(way))
+                ComparedRow(f"{name}, {way}", name, None, trained, results=found.values(way))
                 for way in map(stitching_name, STITCHINGS)
+                if way in found.results
             ]
     return compare(rows) if rows else None
 
@@ -129,9 +130,9 @@ def _network_row(
     folder: SweepFolder, task: Task, name: str, records: Mapping[str, TrialRecord]
 ) -> ComparedRow:
     row, config = NETWORKS[name], task.config(name)
-    told = task.budget.told(row.config.train.epochs)
+    trained = task.budget.in_words(row.config.train.epochs)
     size = parameter_count(build_generator(config.generator, PAPER_PATCH))
-    start = ComparedRow(name, row.group, size, told, reason="it has not been evaluated yet")
+    start = ComparedRow(name, row.group, size, trained, reason="it has not been evaluated yet")
     if reason := task.missing(name):
         return replace(start, reason=reason)
     names = task.run_names(name)
@@ -146,16 +147,17 @@ def _network_row(
 
 
 def _forest_row(folder: SweepFolder, task: Task, name: str) -> ComparedRow:
-    told = task.budget.told_of_forest(task.forest_config(name))
+    trained = task.budget.in_words_of_forest(task.forest_config(name))
     found = read_evaluation(folder.folder, name)
     if found is None:
-        return ComparedRow(name, FOREST, None, told, reason="it has not been evaluated yet")
-    seconds = float(found.facts["seconds to fit"])
-    return ComparedRow(name, FOREST, None, told, seconds, results=found.values(name))
+        return ComparedRow(name, FOREST, None, trained, reason="it has not been evaluated yet")
+    return ComparedRow(name, FOREST, None, trained, found.fit_seconds, results=found.values(name))
 
 
 def _fitting(name: str, found: RowEvaluation) -> str:
-    return "nothing to fit" if name in ("identity", "cubic") else found.facts["fitted on"]
+    if name in ("identity", "cubic"):
+        return "nothing to fit"
+    return f"on {found.fitted_on} training specimens"
 
 
 def _seconds(folder: SweepFolder, run: str, config: RunConfig) -> float | None:

@@ -17,12 +17,19 @@ from distsynth.reporting.run_page import (
 from distsynth.reproduction.collect import comparison_of, ranked, seams_of
 from distsynth.reproduction.comparison import Comparison
 from distsynth.reproduction.comparison_tables import comparison_tables
-from distsynth.reproduction.row_evaluation import BASELINES, read_evaluation, read_slices
+from distsynth.reproduction.row_evaluation import (
+    BASELINES,
+    EVALUATE_AGAIN,
+    EVALUATIONS,
+    read_evaluation,
+    read_slices,
+)
 from distsynth.reproduction.rows import NETWORKS
 from distsynth.reproduction.task import Task, read_task
 from distsynth.runs.checkpoint import DataRecord
 from distsynth.runs.versions import installed_versions
 from distsynth.sweep.folder import SweepFolder
+from sharding.io.errors import DataError
 from sharding.io.page import Picture, render
 from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
@@ -93,10 +100,14 @@ def _pictures(folder: SweepFolder, compared: Comparison) -> list[Picture]:
     slices = {file: read_slices(folder.folder, file) for file in {BASELINES, *files.values()}}
     found = []
     for specimen in compared.table.specimens:
-        synthetic = {name: slices[files[name]][f"{specimen}/{name}"] for name in shown}
-        source, target, mask = (
-            slices[BASELINES][f"{specimen}/{name}"] for name in ("source", "target", "mask")
-        )
+        keys = [(BASELINES, f"{specimen}/{name}") for name in ("source", "target", "mask")]
+        keys += [(files[name], f"{specimen}/{name}") for name in shown]
+        for file, key in keys:
+            if key not in slices[file]:
+                where = folder.folder / f"{EVALUATIONS}/{file}.npz"
+                raise DataError(where, f"the slice {key} is missing", EVALUATE_AGAIN)
+        source, target, mask, *made = (slices[file][key] for file, key in keys)
+        synthetic = dict(zip(shown, made, strict=True))
         figure = comparison_figure(synthetic, source, target, mask)
         caption = f"{specimen}, slice with most tissue. Differences: blue positive, red negative."
         found.append(figure_picture(figure, caption))

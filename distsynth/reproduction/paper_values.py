@@ -31,7 +31,7 @@ class Published:
     def value(self, metric: str) -> float | None:
         """What the paper prints for a key of METRICS; None where it has no such value.
 
-        The paper judges whole stitched images, so that only keys of the whole volume have one.
+        The paper evaluates whole stitched images, so that only keys of the whole volume have one.
         """
         return {
             "psnr255_whole": self.psnr255,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 from distsynth.evaluation.evaluate import Evaluation, evaluate, usual_baselines
 from distsynth.evaluation.forest import fit_forest
 from distsynth.inference.predictor import Predictor, load_predictor
+from distsynth.metrics.results import results_table
 from distsynth.reproduction.task import Task
 from distsynth.runs.checkpoint import DataRecord
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, one_line
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
@@ -27,6 +30,7 @@ from sharding.volumes.cohort import Specimen, read_cohort
 
 EVALUATIONS = "evaluations"
 BASELINES = "baselines"
+EVALUATE_AGAIN = "Remove it and its .json and give --resume, which evaluates the row again"
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class RowEvaluation:
         name: Of the run, or of what is no network.
         results: Method, or way of stitching, to specimen to metric; None where it has no meaning.
         seconds: That fitting (of what is no network) and predicting took.
-        facts: What else is known of it.
+        fitted_on: Training specimens that the baselines were fitted on; 0 for a row that is none.
+        fit_seconds: That fitting a forest took.
     """
 
     __pydantic_config__ = STRICT
@@ -45,7 +50,8 @@ class RowEvaluation:
     name: str
     results: dict[str, dict[str, dict[str, float | None]]]
     seconds: float
-    facts: dict[str, str] = field(default_factory=dict)
+    fitted_on: int = 0
+    fit_seconds: float = 0.0
 
     def values(self, method: str) -> dict[str, dict[str, float]]:
         """Specimen to metric to value of a method; NaN where it has no meaning."""
@@ -72,7 +78,7 @@ def evaluate_network(
     predictors |= {stitching_name(changes): predictor.stitched(**changes) for changes in stitchings}
     start = time.monotonic()
     evaluation = evaluate(predictors, _cohort(task), baselines=())
-    _keep(folder, name, evaluation, time.monotonic() - start, {})
+    _keep(folder, name, evaluation, start)
 
 
 def evaluate_baselines(folder: Folder, task: Task) -> None:
@@ -86,8 +92,7 @@ def evaluate_baselines(folder: Folder, task: Task) -> None:
         for example in evaluation.examples
         for name in ("source", "target", "mask")
     }
-    facts = {"fitted on": f"{len(training)} training specimens"}
-    _keep(folder, BASELINES, evaluation, time.monotonic() - start, facts, pictures)
+    _keep(folder, BASELINES, evaluation, start, pictures, fitted_on=len(training))
 
 
 def evaluate_forest(folder: Folder, task: Task, name: str, jobs: int) -> None:
@@ -95,11 +100,7 @@ def evaluate_forest(folder: Folder, task: Task, name: str, jobs: int) -> None:
     start = time.monotonic()
     forest = fit_forest(name, ShardSet(task.shards), task.forest_config(name, jobs), quiet=True)
     evaluation = evaluate({}, _cohort(task), baselines=[forest], data=_training(task)[0])
-    facts = {
-        "rows": f"{forest.fit.rows}",
-        "seconds to fit": f"{forest.fit.seconds:.0f}",
-    }
-    _keep(folder, name, evaluation, time.monotonic() - start, facts)
+    _keep(folder, name, evaluation, start, fit_seconds=round(forest.fit.seconds))
 
 
 def read_evaluation(folder: Folder, name: str) -> RowEvaluation | None:
@@ -112,20 +113,29 @@ def read_evaluation(folder: Folder, name: str) -> RowEvaluation | None:
     if not folder.exists(file):
         return None
     try:
-        return _EVALUATION.validate_json(folder.read(file))
-    except ValidationError as error:
-        rule = f"this is no evaluation of a row ({first_complaint(error)})"
-        raise DataError(
-            folder / file, rule, "Remove it and give --resume, which evaluates the row again"
-        ) from None
+        found = _EVALUATION.validate_json(folder.read(file))
+        if name not in (BASELINES, *found.results):
+            raise ValueError(f"results: {name} is missing")
+        results_table({method: found.values(method) for method in found.results})
+    except ValueError as error:
+        raise _damaged(folder / file, error) from None
+    return found
 
 
 def read_slices(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
-    """SPECIMEN/METHOD to the slice that holds most tissue: shape (x, y, 1), standardised."""
-    with np.load(
-        io.BytesIO(folder.read(f"{EVALUATIONS}/{name}.npz")), allow_pickle=False
-    ) as arrays:
-        return {key: arrays[key] for key in arrays.files}
+    """SPECIMEN/METHOD to the slice that holds most tissue: shape (x, y, 1), standardised.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    file = f"{EVALUATIONS}/{name}.npz"
+    content = io.BytesIO(folder.read(file))
+    try:
+        with np.load(content, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    # Whatever the zip file's parts hold: not a zip, cut, not an array, one of objects.
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(folder / file, error) from None
 
 
 def with_threads(threads: int) -> None:
@@ -146,9 +156,9 @@ def _keep(
     folder: Folder,
     name: str,
     evaluation: Evaluation,
-    seconds: float,
-    facts: dict[str, str],
+    start: float,
     pictures: Mapping[str, NDArray[Any]] | None = None,
+    **facts: Any,
 ) -> None:
     """Write the slices, then the numbers: these mark that all is there."""
     slices = dict(pictures or {}) | {
@@ -166,7 +176,13 @@ def _keep(
         }
         for method, by in evaluation.results.items()
     }
-    found = RowEvaluation(name, results, round(seconds, 1), facts)
+    found = RowEvaluation(name, results, round(time.monotonic() - start, 1), **facts)
     folder.write(
         f"{EVALUATIONS}/{name}.json", _EVALUATION.dump_json(found, indent=1).decode() + "\n"
     )
+
+
+def _damaged(where: str, error: Exception) -> DataError:
+    complaint = first_complaint(error) if isinstance(error, ValidationError) else one_line(error)
+    rule = f"this is no evaluation of a row ({complaint})"
+    return DataError(where, rule, EVALUATE_AGAIN)

@@ -16,7 +16,7 @@ FORESTS = tuple(FOREST_CONFIGS)
 
 
 @dataclass(frozen=True)
-class Row:
+class NetworkRow:
     """One network of the comparison, before any budget.
 
     Attributes:
@@ -52,12 +52,12 @@ NO_GRADIENT = {"loss.lambda_gradient": 0.0}
 NETWORKS = {
     row.name: row
     for row in (
-        *(Row(name, CNN, name) for name in CNNS),
-        *(Row(name, GAN, name) for name in GANS),
-        Row("dcgan-2-alone", CONTROL, "dcgan-2", ALONE),
-        Row("unet-7-alone", CONTROL, "unet-7", ALONE),
-        Row("unet-5-no-gradient", CONTROL, "unet-5", NO_GRADIENT),
-        Row("unet-6-no-gradient", CONTROL, "unet-6", NO_GRADIENT),
+        *(NetworkRow(name, CNN, name) for name in CNNS),
+        *(NetworkRow(name, GAN, name) for name in GANS),
+        NetworkRow("dcgan-2-alone", CONTROL, "dcgan-2", ALONE),
+        NetworkRow("unet-7-alone", CONTROL, "unet-7", ALONE),
+        NetworkRow("unet-5-no-gradient", CONTROL, "unet-5", NO_GRADIENT),
+        NetworkRow("unet-6-no-gradient", CONTROL, "unet-6", NO_GRADIENT),
     )
 }
 """Every network by name. `alone` is the same generator without its discriminator, under the same

@@ -125,7 +125,7 @@ def _cut(folder: SweepFolder, task: Task) -> None:
             error.where,
             error.failures,
             error.total,
-            "Mend them and give --resume, which cuts only what is missing; or cut the others by "
+            "Correct them and give --resume, which cuts only what is missing; or cut the others by "
             "distsynth shard --skip-failed, and give that folder as --shards",
         ) from None
 

@@ -1,4 +1,4 @@
-"""What was asked for: rows, seeds and budget; written once, compared when it is gone on with."""
+"""What was asked for: rows, seeds and budget; written once, and compared on --resume."""
 
 from __future__ import annotations
 

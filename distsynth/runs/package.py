@@ -91,6 +91,9 @@ def read_export(path: str | Path) -> Checkpoint:
     """
     folder = Folder(path)
     sums = _read_sums(folder)
+    # Those that prediction does not read as well: the card and the ONNX model speak for these.
+    for name in sums.keys() - {WEIGHTS, CONFIG, RECORD}:
+        _checked(folder, name, sums)
     weights = _checked(folder, WEIGHTS, sums)
     try:
         network = safetensors.torch.load(weights)
@@ -119,11 +122,14 @@ def _read_sums(folder: Folder) -> dict[str, str]:
     """File to sha256."""
     try:
         lines = folder.read(SUMS).decode().splitlines()
-        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except DataError:
         raise
     except ValueError as error:
         raise _unreadable(folder, SUMS, error) from None
+    if bad := [name for name in sums if "/" in name or name in ("", ".", "..", SUMS)]:
+        raise DataError(folder / SUMS, f"it names {bad[0]!r}, which is no file here", COPY_AGAIN)
+    return sums
 
 
 def _checked(folder: Folder, name: str, sums: Mapping[str, str]) -> bytes:

@@ -1,7 +1,8 @@
 """A sweep: many runs over a search space, on whatever resources a Ray cluster has (Ray Tune).
 
 plan         what is asked for: base configuration, space, search, scheduler, resources
-parameters   a sampled point -> RunConfig; drawing and checking points
+parameters   sampled parameters -> RunConfig; sampling them from a space
+space        what a space must be before it is searched; the presets that lie in it
 folder       what a sweep keeps: plain files that outlive every process
 leaderboard  trials ranked by their score
 searcher     points that Optuna suggests, and how much each parameter matters

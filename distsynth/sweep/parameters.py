@@ -1,55 +1,52 @@
-"""A point of a search space -> RunConfig; drawing points and checking that they can be run.
+"""Sampled parameters -> RunConfig; sampling them from a space, at random or as a grid.
 
-A point is a dict of dotted fields to plain values. Two kinds of field stand for several:
-`generator` and `discriminator` name a whole network (distsynth.presets.GENERATORS,
-DISCRIMINATORS), on which dotted fields are then set; `data.shards` brings the patch size of the
-shards that it names.
+The parameters of a trial are a point of the search space: a dict of dotted fields to plain values.
+Two kinds of field stand for several: `generator` and `discriminator` name a whole network
+(distsynth.presets.GENERATORS, DISCRIMINATORS), on which dotted fields are then set; `data.shards`
+brings the patch of the shards that it names.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from ray.tune.search.sample import Integer
 
-from distsynth.config import RunConfig, dotted_fields, field_names, with_overrides
+from distsynth.config import RunConfig, dotted_fields, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS
+from distsynth.presets import DISCRIMINATORS, GENERATORS
 from sharding.io.storage import Folder
 from sharding.shards.manifest import Manifest, read_manifest
 
 Point = dict[str, Any]
+"""Parameters of a trial: dotted field or name of a section in NETWORKS -> plain value."""
 Space = Mapping[str, Any]
+"""The same keys -> Ray Tune domain."""
 NETWORKS = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
 MUTABLE = ("loss.lambda_", "optim.lr_")
 """Starts of the fields that population based training may change in the middle of a run."""
-COMPARED = ("generator.", "discriminator.", "loss.", "optim.")
-"""Starts of the fields that make a preset what it is."""
-TRIES = 200
-"""Points drawn to check a space."""
 
 
 def configure(
     base: RunConfig, point: Mapping[str, Any], keep_discriminator: bool = False
 ) -> RunConfig:
-    """The run that a point stands for.
+    """The run that sampled parameters stand for.
 
     Without a discriminator lambda 1 is zero, and with a lambda 1 of zero there is no
     discriminator: it would be trained in vain, for the generator would not feel it.
 
     Args:
-        base: What the point changes.
-        point: See the module.
+        base: What the parameters change.
+        point: The parameters of a trial.
         keep_discriminator: Keep a discriminator whose weight is zero: it may get one on the way.
 
     Raises:
-        ConfigError: If the point names no field or network, or makes no valid configuration.
+        ConfigError: If a field or network does not exist, or the configuration is not valid.
     """
     overrides: Point = {}
     for section, networks in NETWORKS.items():
@@ -144,93 +141,6 @@ def invalid(
     return None
 
 
-def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
-    """Refuse a space that would give errors in the middle of a sweep.
-
-    Every field must exist, every option of a choice must make a valid configuration together with
-    some values of the other fields, and most points at random must.
-
-    Raises:
-        ConfigError: Names the field, the value and the rule.
-    """
-    if not space:
-        raise ConfigError("the space is empty: name one or more spaces")
-    known = set(field_names())
-    rng = np.random.default_rng(seed)
-    for name in space:
-        if name not in known and name not in NETWORKS:
-            # Says which field is nearest.
-            with_overrides(base, {name: draw({name: space[name]}, rng)[name]})
-    reasons: Counter[str] = Counter()
-    seen: dict[str, set[str]] = {name: set() for name in space}
-    for _ in range(TRIES):
-        point = draw(space, rng)
-        reason = invalid(base, point)
-        if reason:
-            reasons[reason] += 1
-            continue
-        for name, value in point.items():
-            seen[name].add(repr(value))
-    for name, domain in space.items():
-        for option in getattr(domain, "categories", ()):
-            if repr(plain(option)) not in seen[name] and not _possible(space, base, name, option):
-                point = draw(space, rng) | {name: plain(option)}
-                reason = invalid(base, point) or "it never goes with the other fields"
-                raise ConfigError(f"{name}: {option} makes no configuration that runs: {reason}")
-    if sum(reasons.values()) > TRIES / 2:
-        reason, count = reasons.most_common(1)[0]
-        raise ConfigError(
-            f"{sum(reasons.values())} of {TRIES} points of the space make no valid configuration; "
-            f"most often ({count}): {reason}"
-        )
-
-
-def _possible(space: Space, base: RunConfig, name: str, option: Any) -> bool:
-    rng = np.random.default_rng(1)
-    points = ({**draw(space, rng), name: plain(option)} for _ in range(TRIES))
-    return any(invalid(base, point) is None for point in points)
-
-
-def presets_in(space: Space, base: RunConfig) -> dict[str, Point]:
-    """The presets of Table 1 that lie in the space, as points.
-
-    A preset lies in it if a point gives just its networks, loss and optimizer.
-    """
-    found = {}
-    for name, config in PRESETS.items():
-        if not config.adversarial or name == "small":
-            continue
-        wanted = dict(dotted_fields(config))
-        point: Point = {}
-        for field, domain in space.items():
-            if field in NETWORKS:
-                section = getattr(config, field)
-                names = [key for key, network in NETWORKS[field].items() if network == section]
-                # A sharpened generator is the plain one with a field on top.
-                names = names or _unsharpened(config, field)
-                value = next((key for key in names if domain.is_valid(key)), None)
-            elif field.startswith(COMPARED):
-                value = wanted.get(field)
-            else:
-                value = dict(dotted_fields(base)).get(field)
-            if value is None or not domain.is_valid(value):
-                break
-            point[field] = value
-        else:
-            if invalid(base, point) is None:
-                made = dict(dotted_fields(configure(base, point)))
-                if all(made[key] == wanted.get(key) for key in made if key.startswith(COMPARED)):
-                    found[name] = point
-    return found
-
-
-def _unsharpened(config: RunConfig, field: str) -> list[str]:
-    if field != "generator":
-        return []
-    plainer = with_overrides(config, {"generator.sharpen": "none"}).generator
-    return [key for key, network in GENERATORS.items() if network == plainer]
-
-
 def point_of(config: RunConfig, point: Mapping[str, Any]) -> Point:
     """The values that a configuration has at the fields of a point; networks keep their names."""
     values = dict(dotted_fields(config))
@@ -267,29 +177,6 @@ def bounded(space: Space, point: Mapping[str, Any]) -> Point:
                 value = min(max(round(value / step), low), high) * step
             inside[name] = plain(domain.cast(value))
     return inside
-
-
-def check_shards(shards: Sequence[str]) -> None:
-    """Shard sets of one space must be cut from the same specimens, split alike.
-
-    Raises:
-        ConfigError: If not: trials would be compared on different data, or see test specimens.
-    """
-    first, *others = shards
-    rows = _specimens(first)
-    for other in others:
-        if _specimens(other) != rows:
-            raise ConfigError(
-                f"data.shards: {other} must hold the specimens and splits of {first}: shard the "
-                "same cohort with the same split"
-            )
-
-
-def _specimens(shards: str) -> list[tuple[str, str, str, str]]:
-    return [
-        (row.name, row.split, row.source_sha256, row.target_sha256)
-        for row in manifest_of(shards).specimens
-    ]
 
 
 def plain(value: Any) -> Any:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, one_line
 from sharding.io.interruption import ENDING_SIGNALS, blocked_signals, kept_handlers
 from sharding.io.progress import progress
 
@@ -20,6 +22,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Outcome = tuple[Item, Result | Exception]
 
+CONNECT_SECONDS = 5
+"""How long a cluster's head may take to accept a connection."""
 AHEAD = 2
 """Items a worker that wait in its queue, so that the list of items need not be held by the pool."""
 
@@ -131,6 +135,26 @@ def _outcome(error: BaseException | None, future: Future[Result]) -> Result | Ex
     return future.result() if error is None else error
 
 
+def _check_answers(address: str) -> None:
+    """Refuse an address at which nothing listens; Ray itself would try for minutes.
+
+    Raises:
+        DataError: If so.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if port is None:
+        return  # auto, or something that Ray refuses at once.
+    try:
+        socket.create_connection((host or "localhost", port), CONNECT_SECONDS).close()
+    except OSError as error:
+        rule = f"no Ray cluster answers there ({one_line(error)})"
+        raise DataError(address, rule, "Start it, or leave --address away") from error
+
+
 def _on_ray(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int, address: str
 ) -> Iterator[Outcome]:
@@ -139,6 +163,7 @@ def _on_ray(
     from ray.exceptions import RayError, RayTaskError
 
     if not ray.is_initialized():
+        _check_answers(address)
         try:
             with kept_handlers():
                 ray.init(address=address, log_to_driver=False)

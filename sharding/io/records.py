@@ -15,7 +15,8 @@ STRICT = ConfigDict(extra="forbid")
 def first_complaint(error: ValidationError) -> str:
     """Pydantic's first complaint: the dotted field, and what is wrong with it."""
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {first['msg']}" if field else first["msg"]
 
 
 def json_text(content: Mapping[str, Any]) -> str:

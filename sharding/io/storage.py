@@ -18,11 +18,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from sharding.io.atomic import atomic_path
 from sharding.io.cache import DIGEST, Cache
 from sharding.io.errors import DISK_FULL, DataError, MissingError, disk_error, disk_errors
+from sharding.io.locks import Timeout, exclusive
 from sharding.io.retries import EXTRAS, RetryingConnection
 
 logger = logging.getLogger(__name__)
@@ -244,8 +243,8 @@ class Folder:
     def lock(self) -> Iterator[None]:
         """Keep other runs from writing here, until the block ends or the process dies.
 
-        A local folder NAME is locked by the file .NAME.lock beside it, which stays. Object stores
-        know no locks: on a remote folder this does nothing.
+        A local folder NAME is locked by the file .NAME.lock beside it, for as long as the block
+        runs. Object stores know no locks: on a remote folder this does nothing.
 
         Raises:
             DataError: If another run holds the lock.
@@ -254,18 +253,16 @@ class Folder:
             yield
             return
         folder = self.local.resolve()
-        lock = FileLock(folder.parent / f".{folder.name}.lock")
-        with disk_errors(lock.lock_file):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                rule = "another run is writing here"
-                raise DataError(self.url, rule, "Wait for it or give another folder") from None
-        try:
+        file = folder.parent / f".{folder.name}.lock"
+        with contextlib.ExitStack() as stack:
+            with disk_errors(file):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(exclusive(file))
+                except Timeout:
+                    rule = "another run is writing here"
+                    raise DataError(self.url, rule, "Wait for it or give another folder") from None
             yield
-        finally:
-            lock.release()
 
     def _checked(self, name: str) -> str:
         """The name, if it stays inside the folder: no manifest may point anywhere else."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sharding.io.atomic import refuse_existing
 from sharding.io.errors import DataError
+from sharding.registration.config import REGISTRATION_STEPS
 from sharding.registration.step_cache import read_record
 from sharding.volumes.grid import refuse_apart
 from sharding.volumes.header import Orientation
@@ -55,7 +56,7 @@ def carry_back(
         rule = "holds no finished step resample, so there is nothing to carry back by"
         raise DataError(folder, rule, "Give a specimen's folder of a prepared cohort")
     transform = Transform.identity()
-    for step in ("affine", "deform"):
+    for step in REGISTRATION_STEPS:
         if step in record.inputs:
             made = read_record(folder / step)
             if made is None or made.key != record.inputs[step]:

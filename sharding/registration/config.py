@@ -71,11 +71,12 @@ Level = tuple[Volume, Volume, NDArray[np.bool_] | None]
 """Target, source and the target's mask at one resolution, intensities in [0, 1]."""
 
 
-StepName = Literal["correct", "scale", "affine", "deform", "resample"]
+StepName = Literal["correct", "scale", "rigid", "affine", "deform", "resample"]
 
 
 STEPS: tuple[StepName, ...] = get_args(StepName)
 """All steps, in the order in which they run."""
+REGISTRATION_STEPS = ("rigid", "affine", "deform")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class PrepareConfig:
     __pydantic_config__ = STRICT
 
     steps: tuple[StepName, ...] = STEPS
-    """What to do; the order is always correct, scale, affine, deform, resample."""
+    """What to do; the order is always correct, scale, rigid, affine, deform, resample."""
     correct: CorrectConfig = field(default_factory=CorrectConfig)
     """N4 bias correction."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
@@ -102,9 +103,11 @@ class PrepareConfig:
         if self.preprocess.target_spacing_mm:
             raise ValueError("preprocess.target_spacing_mm is for distsynth shard, not for prepare")
         if self.registers and "resample" not in self.steps:
-            raise ValueError("steps affine and deform are of no use without resample: add it")
+            raise ValueError(
+                "steps rigid, affine and deform are of no use without resample: add it"
+            )
 
     @property
     def registers(self) -> bool:
         """Whether the source is moved."""
-        return "affine" in self.steps or "deform" in self.steps
+        return any(step in REGISTRATION_STEPS for step in self.steps)

@@ -23,22 +23,32 @@ NEIGHBOURHOOD = "2x2x2"
 QUIET = "-threads 1 -V 0"
 
 
-def affine(
+def rigid(
     levels: list[Level], starts: list[NDArray[np.float64]], config: RegisterConfig
 ) -> NDArray[np.float64]:
-    """Rigid, then affine, from the start under which the two agree best."""
+    """Rotation and shift, from the start under which the two agree best."""
     start = max(starts, key=lambda matrix: _agreement(levels[0], matrix))
-    finest = levels[-1]
+    return _linear(levels, start, 6, config)
+
+
+def affine(
+    levels: list[Level], start: NDArray[np.float64], config: RegisterConfig
+) -> NDArray[np.float64]:
+    """An affine map from a start."""
+    return _linear(levels, start, 12, config)
+
+
+def _linear(
+    levels: list[Level], start: NDArray[np.float64], freedom: int, config: RegisterConfig
+) -> NDArray[np.float64]:
     # greedy makes its own pyramid from the finest level.
     iterations = "x".join([str(config.affine_iterations)] * len(levels))
-    for freedom in (6, 12):
-        found = _run(
-            f"-a -dof {freedom} -m {_metric(config)} -n {iterations} -seed {config.seed + 1}",
-            _from(finest, start),
-            "matrix",
-        )
-        start = start @ np.asarray(found, np.float64)
-    return start
+    found = _run(
+        f"-a -dof {freedom} -m {_metric(config)} -n {iterations} -seed {config.seed + 1}",
+        _from(levels[-1], start),
+        "matrix",
+    )
+    return start @ np.asarray(found, np.float64)
 
 
 def deformable(levels: list[Level], config: RegisterConfig) -> NDArray[np.float32]:

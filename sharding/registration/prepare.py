@@ -3,6 +3,7 @@
     OUT/cohort.csv      the prepared specimens: what `distsynth shard` reads
     OUT/quality.json    measures, flags, failures, configuration and versions
     OUT/quality.html    the same for people, with pictures
+    OUT/prepare.json    configuration of the last run
     OUT/SPECIMEN/       see sharding/registration/specimen.py
 
 What is finished is kept: started again, after a kill or with another configuration, only what is
@@ -23,10 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sharding.io.atomic import atomic_write, remove_leftovers
 from sharding.io.errors import DataError
+from sharding.io.locks import Timeout, exclusive
 from sharding.io.parallel import run_each
 from sharding.io.records import json_text
 from sharding.registration.config import PrepareConfig
@@ -41,6 +41,8 @@ LOGGER = logging.getLogger(__name__)
 COHORT = "cohort.csv"
 QUALITY = "quality.json"
 PAGE = "quality.html"
+MARK = "prepare.json"
+"""Configuration of the last run; written first, it tells a prepared cohort from other folders."""
 
 PACKAGES = ("distsynth", "SimpleITK", "numpy", "scipy", "scikit-image", "nibabel")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -92,14 +94,15 @@ def prepare_cohort(
     """
     out = out.resolve()
     names = {specimen.name for specimen in specimens}
-    for name in sorted(names & {COHORT, QUALITY, PAGE}):
+    for name in sorted(names & {COHORT, QUALITY, PAGE, MARK}):
         raise DataError(
             name, "a specimen cannot be named like a file that prepare writes", "Rename it"
         )
     _check_folder(out)
     with _full_disk_named(out), _alone_in(out):
         remove_leftovers(out)
-        # Until all is done, these would tell of another state than the folder's.
+        atomic_write(out / MARK, json_text(asdict(config)))
+        # Until all is done, these would describe another state than the folder's.
         for name in (COHORT, QUALITY, PAGE):
             (out / name).unlink(missing_ok=True)
         outcomes: dict[str, PreparedSpecimen] = {}
@@ -128,20 +131,24 @@ def prepare_cohort(
 
 
 def _check_folder(out: Path) -> None:
-    """Refuse to write among somebody else's files."""
+    """Refuse a folder that holds anything but a prepared cohort."""
     if out.exists() and not out.is_dir():
         raise DataError(out, "is a file", "Give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / LOCK).is_file():
+    if (
+        out.is_dir()
+        and any(out.iterdir())
+        and not any((out / name).is_file() for name in (LOCK, MARK))
+    ):
         rule = "the folder holds something else than a prepared cohort"
         raise DataError(out, rule, "Give a new folder, or that of an earlier run")
 
 
 @contextlib.contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Make the folder and keep other runs out; the lock file, once made, marks it as ours."""
+    """Make the folder and keep other runs out."""
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / LOCK, blocking=False):
+        with exclusive(out / LOCK):
             yield
     except Timeout:
         rule = "another run is writing here"
@@ -155,7 +162,7 @@ def _full_disk_named(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        remedy = "Free some and start again: what is finished is kept"
+        remedy = "Free some space and start again: what is finished is kept"
         raise DataError(out, "no space is left on the disk", remedy) from error
 
 

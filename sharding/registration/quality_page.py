@@ -15,6 +15,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("Correlation after", "Pearson correlation in the mask, as prepared"),
     ("Overlap before", "Dice coefficient of the foregrounds, placed by the headers"),
     ("Overlap after", "Dice coefficient of the foregrounds, as prepared"),
+    ("Kept", "Registration steps that were kept: each must raise the mutual information by 0.5 %"),
     ("Jacobian", "Least and largest volume change from target to source in the foreground"),
     ("Coverage", "Share of the target's foreground inside the source's field of view"),
     ("Foreground", "Share of the target's volume that is foreground"),
@@ -102,6 +103,7 @@ def _cells(row: SpecimenQuality) -> list[str]:
     ]
     return [
         *(f"{value:.3f}" for pair in pairs for value in pair),
+        ", ".join(row.kept) or "headers",
         f"{row.jacobian_min:.2f} to {row.jacobian_max:.2f}",
         f"{row.coverage:.1%}",
         f"{row.foreground:.1%}",

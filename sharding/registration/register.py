@@ -1,4 +1,4 @@
-"""Registration of a source to its target, affine then deformable, coarse to fine (section 5.1).
+"""Registration of a source to its target: rigid, affine, deformable (section 5.1).
 
 Backends share one interface and get images of a size that `max_voxels` bounds, so that a volume of
 hundreds of millions of voxels is registered in the memory of a small one. Everything runs in one
@@ -28,13 +28,13 @@ MASK_MARGIN = 3
 """Voxels by which a mask is widened, at each level: the object's surface is what aligns it."""
 
 
-def register_affine(
+def register_rigid(
     source: Volume,
     target: Volume,
     config: RegisterConfig,
     mask: NDArray[np.bool_] | None = None,
 ) -> Transform:
-    """Find the affine map under which the source fits the target.
+    """Find the rotation and shift under which the source fits the target.
 
     It starts where the metric is best: at the headers' own alignment, at the fields of view's
     centres, or at the centres of mass.
@@ -52,7 +52,45 @@ def register_affine(
         DataError: If the backend is not installed or finds no overlap.
     """
     levels = [_level(source, target, mask, shrink, config) for shrink in config.affine_shrink]
-    return Transform(_backend(config).affine(levels, _starts(levels[0]), config))
+    return Transform(_backend(config).rigid(levels, _starts(levels[0]), config))
+
+
+def register_affine(
+    source: Volume,
+    target: Volume,
+    config: RegisterConfig,
+    mask: NDArray[np.bool_] | None = None,
+    start: Transform | None = None,
+) -> Transform:
+    """Find the affine map under which the source fits the target.
+
+    Args:
+        source: Any grid, orientation and intensity units.
+        target: Any grid, orientation and intensity units.
+        config: Backend, metric and levels.
+        mask: Where the target counts, on its grid.
+        start: An affine map to start from; None finds a rigid one first.
+
+    Returns:
+        Target world to source world.
+
+    Raises:
+        DataError: If the backend is not installed or finds no overlap, or the map would mirror the
+            source.
+    """
+    levels = [_level(source, target, mask, shrink, config) for shrink in config.affine_shrink]
+    backend = _backend(config)
+    if start is None:
+        start = Transform(backend.rigid(levels, _starts(levels[0]), config))
+    found = backend.affine(levels, start.affine, config)
+    determinant = float(np.linalg.det(found[:3, :3]))
+    if determinant <= 0:
+        raise DataError(
+            "registration",
+            f"the affine map would mirror the source: its determinant is {determinant:.3g}",
+            "Check the orientation of both files, or leave out the step affine",
+        )
+    return Transform(found)
 
 
 def register_deformable(
@@ -103,12 +141,14 @@ class Backend:
     """What a backend does.
 
     Attributes:
-        affine: Levels and starting matrices to a matrix, all world to world, shape (4, 4).
+        rigid: Levels and starting matrices to a matrix, all world to world, shape (4, 4).
+        affine: Levels and a starting matrix to a matrix.
         deformable: Levels, target and source on one grid, to the displacement in millimetres of
             the world, float32, shape (x, y, z, 3), on the grid of the finest level.
     """
 
-    affine: Callable[[list[Level], list[NDArray[np.float64]], RegisterConfig], NDArray[np.float64]]
+    rigid: Callable[[list[Level], list[NDArray[np.float64]], RegisterConfig], NDArray[np.float64]]
+    affine: Callable[[list[Level], NDArray[np.float64], RegisterConfig], NDArray[np.float64]]
     deformable: Callable[[list[Level], RegisterConfig], NDArray[np.float32]]
 
 
@@ -124,7 +164,7 @@ def _backend(config: RegisterConfig) -> Backend:
                 f"the package picsl_greedy is not installed ({error})",
                 'Run pip install "distsynth[greedy]", or use simpleitk',
             ) from error
-    return Backend(module.affine, module.deformable)
+    return Backend(module.rigid, module.affine, module.deformable)
 
 
 def _level(

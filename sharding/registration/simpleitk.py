@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
@@ -24,29 +26,33 @@ STEPS = (0.5, 0.25, 0.12)
 """Largest change of the field in an iteration, in voxels, by thirds of a level's iterations."""
 
 
-def affine(
+def rigid(
     levels: list[Level], starts: list[NDArray[np.float64]], config: RegisterConfig
 ) -> NDArray[np.float64]:
-    """Rigid from the best start on the coarser levels, affine on the finer ones.
+    """Rotation and shift from the best start, on the coarser levels.
 
     Raises:
         DataError: If the two do not overlap anywhere.
     """
-    centre = _centre(levels[0][0])
-    rigid = _best_start(levels[0], starts, centre, config)
+    found = _best_start(levels[0], starts, _centre(levels[0][0]), config)
     for level in levels[:2]:
-        _optimise(level, rigid, RIGID_STEP, config)
+        _optimise(level, found, RIGID_STEP, config)
+    return _world_matrix(found)
+
+
+def affine(
+    levels: list[Level], start: NDArray[np.float64], config: RegisterConfig
+) -> NDArray[np.float64]:
+    """An affine map from a start, on the finer levels."""
     whole = sitk.AffineTransform(3)
-    whole.SetCenter(centre)
-    whole.SetMatrix(rigid.GetMatrix())
-    whole.SetTranslation(rigid.GetTranslation())
+    centre = np.array(_centre(levels[0][0]))
+    matrix = RAS_TO_LPS @ start @ RAS_TO_LPS
+    whole.SetCenter(centre.tolist())
+    whole.SetMatrix(matrix[:3, :3].ravel().tolist())
+    whole.SetTranslation((matrix[:3, :3] @ centre + matrix[:3, 3] - centre).tolist())
     for level in levels[1:] or levels:
         _optimise(level, whole, AFFINE_STEP, config)
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(whole.GetMatrix()).reshape(3, 3)
-    moved = np.array(whole.GetCenter()) + whole.GetTranslation()
-    matrix[:3, 3] = moved - matrix[:3, :3] @ np.array(whole.GetCenter())
-    return RAS_TO_LPS @ matrix @ RAS_TO_LPS
+    return _world_matrix(whole)
 
 
 def deformable(levels: list[Level], config: RegisterConfig) -> NDArray[np.float32]:
@@ -78,7 +84,9 @@ def deformable(levels: list[Level], config: RegisterConfig) -> NDArray[np.float3
 
 
 def image(volume: Volume, data: NDArray | None = None) -> sitk.Image:
-    """A volume as ITK sees it.
+    """A volume as ITK sees it, whose axes stand at exact right angles.
+
+    Those of a header stand so up to the rounding of its numbers.
 
     Raises:
         DataError: If its axes are sheared.
@@ -95,8 +103,18 @@ def image(volume: Volume, data: NDArray | None = None) -> sitk.Image:
     spacing = np.array(volume.spacing_mm)
     made.SetSpacing(spacing.tolist())
     made.SetOrigin(world[:3, 3].tolist())
-    made.SetDirection((world[:3, :3] / spacing).ravel().tolist())
+    left, _, right = np.linalg.svd(world[:3, :3] / spacing)
+    made.SetDirection((left @ right).ravel().tolist())
     return made
+
+
+def _world_matrix(transform: Any) -> NDArray[np.float64]:
+    """The matrix of a transform about a centre, in NIfTI's world."""
+    centre = np.array(transform.GetCenter())
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
+    matrix[:3, 3] = centre + transform.GetTranslation() - matrix[:3, :3] @ centre
+    return RAS_TO_LPS @ matrix @ RAS_TO_LPS
 
 
 def _images(level: Level) -> tuple[sitk.Image, sitk.Image, sitk.Image | None]:

@@ -2,6 +2,7 @@
 
     SPECIMEN/correct/source.nii.gz target.nii.gz    N4 bias correction
     SPECIMEN/scale/source.nii.gz target.nii.gz      clipped by percentiles, scaled to [0, 1000]
+    SPECIMEN/rigid/affine.tfm                       rigid registration
     SPECIMEN/affine/affine.tfm                      affine registration
     SPECIMEN/deform/affine.tfm warp.nii.gz          deformable registration after the affine one
     SPECIMEN/resample/source.nii.gz mask.nii.gz     the source on the target's grid; measured where
@@ -17,13 +18,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from sharding.io.atomic import atomic_write, remove_leftovers
+from sharding.io.locks import exclusive
 from sharding.io.records import json_text
-from sharding.registration.config import PrepareConfig
+from sharding.registration.config import REGISTRATION_STEPS, PrepareConfig
 from sharding.registration.quality import (
     SpecimenQuality,
     jacobian_range,
@@ -32,7 +34,7 @@ from sharding.registration.quality import (
 )
 from sharding.registration.quality_pictures import pair_pictures
 from sharding.registration.specimen_steps import SpecimenSteps
-from sharding.registration.step_cache import finished, run_step
+from sharding.registration.step_cache import finished, read_record, run_step
 from sharding.registration.step_work import SpecimenPreparation, place_on_target
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.pair import source_of
@@ -74,7 +76,7 @@ def prepare_specimen(specimen: Specimen, out: Path, config: PrepareConfig) -> Pr
     folder = out / specimen.name
     folder.mkdir(exist_ok=True)
     # Waits for a process that outlived a killed run and still works on this specimen.
-    with FileLock(folder / LOCK):
+    with exclusive(folder / LOCK, wait=True):
         remove_leftovers(folder)
         plan = SpecimenSteps(specimen, config)
         work = SpecimenPreparation(plan, folder)
@@ -98,7 +100,7 @@ def _measure_quality(work: SpecimenPreparation) -> SpecimenQuality:
     before, seen_before = place_on_target(source, target, Transform.identity())
     after, seen_after, changes = before, seen_before, (1.0, 1.0)
     if config.registers:
-        transform = work.transform
+        transform = work.transform()
         after, seen_after = place_on_target(source, target, transform)
         changes = jacobian_range(transform, foreground, target.affine)
     # Where the headers leave nothing in common, the prepared pair is measured all the same.
@@ -114,6 +116,7 @@ def _measure_quality(work: SpecimenPreparation) -> SpecimenQuality:
         foreground=float(foreground.mean()),
         noise_source=noise_estimate(source.data),
         noise_target=noise_estimate(target.data),
+        **_registration_record(work),
     )
     upright = [target.with_data(data).reoriented("RAS") for data in (before, after, target.data)]
     picture = pair_pictures(
@@ -128,6 +131,23 @@ def _measure_quality(work: SpecimenPreparation) -> SpecimenQuality:
     # Last: it says that the specimen is finished.
     atomic_write(work.folder / QUALITY, json_text(record))
     return quality
+
+
+def _registration_record(work: SpecimenPreparation) -> dict[str, Any]:
+    """Which registration steps were kept, and how well the mirrored source fits."""
+    records = {
+        step: read_record(work.folder / step)
+        for step in REGISTRATION_STEPS
+        if step in work.config.steps
+    }
+    measured = {step: record.measured for step, record in records.items() if record}
+    rigid = measured.get("rigid")
+    gain = rigid["information_mirrored"] / max(rigid["information"], 1e-9) - 1 if rigid else 0.0
+    return {
+        "kept": tuple(step for step, found in measured.items() if found["kept"]),
+        "left_out": tuple(step for step, found in measured.items() if not found["kept"]),
+        "mirrored_gain": float(gain),
+    }
 
 
 def _read_quality(plan: SpecimenSteps, folder: Path) -> SpecimenQuality | None:

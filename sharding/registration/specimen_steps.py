@@ -7,21 +7,23 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from sharding.registration.config import PrepareConfig, StepName
+from sharding.registration.alignment import LEAST_GAIN
+from sharding.registration.config import REGISTRATION_STEPS, PrepareConfig, StepName
 from sharding.registration.register import tool_version
 from sharding.registration.step_cache import Step, file_sha256
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.intensities import SCALED_MAX
 from sharding.volumes.pair import source_of
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when a step comes to do something else with the same parameters."""
 
 SPLINE_ORDER = 3
 
 AFFINE_ONLY = ("affine_", "seed")
 DEFORM_ONLY = ("deform_", "update_", "field_")
-"""How the names of those fields of RegisterConfig begin that only one of the two steps reads."""
+"""How the names of those fields of RegisterConfig begin that only linear or only deformable
+registration reads."""
 
 
 class SpecimenSteps:
@@ -58,7 +60,9 @@ class SpecimenSteps:
         found = []
         for name in self.config.steps:
             inputs = dict(volumes)
-            if name in ("affine", "deform", "resample"):
+            if name == "correct":
+                inputs |= mask
+            if name in (*REGISTRATION_STEPS, "resample"):
                 inputs |= transform | mask
             parameters, tools = self._depends_on(name)
             step = Step(name, parameters | {"format": FORMAT}, tools, inputs)
@@ -85,13 +89,13 @@ class SpecimenSteps:
             overlap = _some(config.preprocess, "min_overlap")
             return threshold | overlap | {"order": SPLINE_ORDER}, _versions("scipy")
         tool, _, version = tool_version(config.register).partition(" ")
-        others = DEFORM_ONLY if name == "affine" else AFFINE_ONLY
+        others = AFFINE_ONLY if name == "deform" else DEFORM_ONLY
         register = {
             field: value
             for field, value in asdict(config.register).items()
             if not field.startswith(others)
         }
-        return threshold | register, {tool: version}
+        return threshold | register | {"least_gain": LEAST_GAIN}, {tool: version}
 
     @cached_property
     def key(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding.io.errors import DataError
+from sharding.registration.alignment import compare, information, mirror
 from sharding.registration.bias_correction import correct_bias
-from sharding.registration.config import STEPS
+from sharding.registration.config import REGISTRATION_STEPS, STEPS
 from sharding.registration.quality import jacobian_range
-from sharding.registration.register import register_affine, register_deformable
+from sharding.registration.register import register_affine, register_deformable, register_rigid
 from sharding.registration.specimen_steps import SPLINE_ORDER, SpecimenSteps
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.header import codes_of
@@ -44,7 +45,7 @@ class SpecimenPreparation:
 
     # Where files lie
 
-    def volume(self, role: Role, before: str = "affine") -> Path:
+    def volume(self, role: Role, before: str = "rigid") -> Path:
         """The latest source or target on its own grid that was written before a step."""
         earlier = STEPS[: STEPS.index(before)]
         for step in ("scale", "correct"):
@@ -52,18 +53,17 @@ class SpecimenPreparation:
                 return self.folder / step / f"{role}.nii.gz"
         return source_of(self.specimen) if role == "source" else self.specimen.target
 
-    @property
-    def registration(self) -> Path | None:
-        """The folder of the whole registration; None without any."""
-        for step in ("deform", "affine"):
-            if step in self.config.steps:
-                return self.folder / step
-        return None
+    def registration(self, before: str = "resample") -> Path | None:
+        """The folder of the registration as it was before a step; None without any."""
+        earlier = STEPS[: STEPS.index(before)]
+        done = [step for step in REGISTRATION_STEPS if step in self.config.steps]
+        found = [self.folder / step for step in done if step in earlier]
+        return found[-1] if found else None
 
-    @property
-    def transform(self) -> Transform:
-        """The whole registration; the identity without any."""
-        return Transform.load(self.registration) if self.registration else Transform.identity()
+    def transform(self, before: str = "resample") -> Transform:
+        """The registration as it was before a step; the identity without any."""
+        folder = self.registration(before)
+        return Transform.load(folder) if folder else Transform.identity()
 
     @property
     def prepared(self) -> Specimen:
@@ -77,7 +77,7 @@ class SpecimenPreparation:
             source=folder / "source.nii.gz",
             mask=folder / "mask.nii.gz",
             native_source=self.volume("source"),
-            transform=self.registration,
+            transform=self.registration(),
         )
 
     # What each step does
@@ -87,6 +87,7 @@ class SpecimenPreparation:
         return {
             "correct": self._correct,
             "scale": self._scale,
+            "rigid": self._rigid,
             "affine": self._affine,
             "deform": self._deform,
             "resample": self._resample,
@@ -119,7 +120,13 @@ class SpecimenPreparation:
             volume = read_volume(
                 self.volume(role, "correct"), orientation=self.config.preprocess.orientation
             )
-            corrected, bias = correct_bias(volume, self.config.correct)
+            # The mask is drawn on the target's grid, which the source does not share yet.
+            mask = None
+            if role == "target" and self.specimen.mask:
+                orientation = self.config.preprocess.orientation
+                mask = read_mask(self.specimen.mask, volume, orientation)
+            where = self.volume(role, "correct")
+            corrected, bias = correct_bias(volume, self.config.correct, mask, where)
             write_volume(into / f"{role}.nii.gz", corrected)
             measured[role] = {"bias_min": float(bias.min()), "bias_max": float(bias.max())}
         return measured
@@ -135,20 +142,30 @@ class SpecimenPreparation:
             measured[role] = {"low": fitted.low, "high": fitted.high}
         return measured
 
+    def _rigid(self, into: Path) -> dict[str, Any]:
+        source, target = self.pair()
+        foreground = self.foreground(target)
+        found = register_rigid(source, target, self.config.register, foreground)
+        mirrored = register_rigid(mirror(source), target, self.config.register, foreground)
+        source, target = self.scaled(source, "source"), self.scaled(target, "target")
+        return self._keep_better(into, "rigid", found, foreground) | {
+            "information": information(source, target, found, foreground),
+            "information_mirrored": information(mirror(source), target, mirrored, foreground),
+        }
+
     def _affine(self, into: Path) -> dict[str, Any]:
         source, target = self.pair()
         foreground = self.foreground(target)
-        found = register_affine(source, target, self.config.register, foreground)
-        found.save(into)
-        return {"determinant": float(np.linalg.det(found.affine[:3, :3]))}
+        start = self.transform("affine") if "rigid" in self.config.steps else None
+        found = register_affine(source, target, self.config.register, foreground, start)
+        determinant = float(np.linalg.det(found.affine[:3, :3]))
+        return self._keep_better(into, "affine", found, foreground) | {"determinant": determinant}
 
     def _deform(self, into: Path) -> dict[str, Any]:
         source, target = self.pair()
         foreground = self.foreground(target)
-        if "affine" in self.config.steps:
-            start = Transform.load(self.folder / "affine")
-        else:
-            start = Transform.identity()
+        start = self.transform("deform")
+        if not {"rigid", "affine"} & set(self.config.steps):
             self._check_coverage(field_of_view(source, target.shape, target.affine), foreground)
         found = register_deformable(source, target, start, self.config.register, foreground)
         low, high = jacobian_range(found, foreground, target.affine)
@@ -158,13 +175,24 @@ class SpecimenPreparation:
                 f"the deformation folds space: its Jacobian determinant falls to {low:.3g}",
                 "Make it smoother by --register options, or leave out the step deform",
             )
-        found.save(into)
-        return {"jacobian_min": low, "jacobian_max": high}
+        kept = self._keep_better(into, "deform", found, foreground)
+        return kept | {"jacobian_min": low, "jacobian_max": high}
+
+    def _keep_better(
+        self, into: Path, step: str, found: Transform, foreground: NDArray[np.bool_]
+    ) -> dict[str, Any]:
+        """Write what a registration step found, or what was there before if that is as good."""
+        source, target = self.pair()
+        source, target = self.scaled(source, "source"), self.scaled(target, "target")
+        before = self.transform(step)
+        comparison = compare(source, target, before, found, foreground)
+        (found if comparison.kept else before).save(into)
+        return asdict(comparison)
 
     def _resample(self, into: Path) -> dict[str, Any]:
         source, target = self.pair()
         foreground = self.foreground(target)
-        placed, inside = place_on_target(source, target, self.transform)
+        placed, inside = place_on_target(source, target, self.transform())
         mask = foreground & inside
         coverage = self._check_coverage(inside, foreground)
         low, high = float(source.data.min()), float(source.data.max())

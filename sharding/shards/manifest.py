@@ -26,6 +26,7 @@ any machine, and stay as they are when others are added or change their split.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,6 +85,16 @@ class SpecimenRecord:
     target_sha256: str
     inputs_sha256: str
     mask_sha256: str | None
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1 or self.patches < 0:
+            raise ValueError(
+                f"shape and patches must be positive, got {self.shape}, {self.patches}"
+            )
+        if not all(0 < side < math.inf for side in self.spacing_mm):
+            raise ValueError(f"spacing_mm must be positive and finite, got {self.spacing_mm}")
+        if not 0 <= self.overlap <= 1:
+            raise ValueError(f"overlap must be from 0 to 1, got {self.overlap}")
 
 
 @dataclass(frozen=True)

@@ -46,18 +46,22 @@ def read_blocks(path: Path, config: ShardConfig) -> list[Block]:
     """Map the records of one tar.
 
     Raises:
-        ValueError: If a record lacks an array or has another type or shape than the schema.
+        ValueError: If a record lacks an array, has one twice, or one of another type or shape than
+            the schema.
     """
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            members = {member.name: member for member in tar}
+            members = list(tar)
     records: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, member in members.items():
+    for member in members:
+        name = member.name
         key, _, array = name.partition(".")
         array = array.removesuffix(".npy")
         if array not in ARRAYS:
             raise ValueError(f"unknown member {name}")
+        if array in records.get(key, ()):
+            raise ValueError(f"the member {name} is there twice")
         records.setdefault(key, {})[array] = _map_array(mapped, member)
     blocks = [
         Block(**arrays, specimen=specimen_of(key))

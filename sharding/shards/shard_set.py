@@ -21,6 +21,7 @@ from sharding.shards.manifest import (
     mask_name,
     read_manifest,
 )
+from sharding.shards.patches import extent, patch_axes
 from sharding.shards.records import Block, read_blocks
 from sharding.volumes.cohort import SPLITS, Split
 
@@ -102,7 +103,8 @@ class ShardSet:
         """Map a shard into memory; nothing is copied.
 
         Raises:
-            DataError: If the tar does not follow the schema or holds other than the manifest says.
+            DataError: If the tar does not follow the schema, holds other patches than the manifest
+                says, or patches that lie outside their specimen.
         """
         where = self.folder / shard.name
         try:
@@ -123,4 +125,23 @@ class ShardSet:
                 f"the shard must hold these patches of each specimen: {stated}, found {found}",
                 "Copy it again or shard the cohort again",
             )
+        specimens = {row.name: row for row in self.manifest.specimens}
+        for block in blocks:
+            if problem := self._misplaced(specimens[block.specimen], block):
+                raise DataError(where, problem, "Shard the cohort again")
         return blocks
+
+    def _misplaced(self, specimen: SpecimenRecord, block: Block) -> str | None:
+        """What is wrong with the places of a block's patches, if anything."""
+        config = self.manifest.config
+        axes = config.axes if specimen.split == "train" else config.dense_axes
+        for axis in np.unique(block.where[:, 0]).tolist():
+            if axis not in patch_axes(config.patch_size, axes):
+                return (
+                    f"holds patches of {specimen.name} cut along axis {axis}, which is none of them"
+                )
+            corners = block.where[block.where[:, 0] == axis, 1:]
+            ends = corners.astype(np.int64) + extent(config.patch_size, axis)
+            if corners.min() < 0 or (ends > specimen.shape).any():
+                return f"holds a patch that lies outside {specimen.name}"
+        return None

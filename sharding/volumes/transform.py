@@ -37,6 +37,9 @@ AFFINE_KINDS = tuple(
     for precision in ("double", "float")
 )
 NIFTI_INTENT_VECTOR = 1007
+ORTHOGONAL = 5e-3
+"""Cosine of the angle between axes that count as orthogonal: headers of fine voxels that were
+rounded to four decimals come close to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +250,7 @@ class Transform:
 def is_orthogonal(affine: NDArray[np.float64]) -> bool:
     """Whether the axes of a grid stand at right angles, so that ITK can hold it."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(np.allclose(axes.T @ axes, np.eye(3), atol=1e-4))
+    return bool(np.allclose(axes.T @ axes, np.eye(3), atol=ORTHOGONAL))
 
 
 def _check_affine(name: str, affine: NDArray[np.float64]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tiny_runs import tiny_config
 
 from distsynth.errors import ConfigError
+from distsynth.evaluation.baselines import Cubic
 from distsynth.evaluation.evaluate import evaluate
 from distsynth.inference.predictor import Predictor, load_predictor, predict_file
 from distsynth.metrics.image import METRICS, volume_metrics
@@ -193,9 +194,55 @@ def test_a_specimen_that_the_shards_did_not_hold_is_a_test_specimen(predictor, s
     )
 
 
+def altered(specimen, folder, name, **slices):
+    """The specimen under another name, its files cut to these slices across z."""
+    files = {}
+    for kind, part in slices.items():
+        volume = read_volume(getattr(specimen, kind))
+        files[kind] = folder / f"{name}_{kind}.nii.gz"
+        write_volume(files[kind], replace(volume, data=volume.data[:, :, part]))
+    return replace(specimen, name=name, **files)
+
+
+def test_a_thin_specimen_has_all_numbers_but_windowed_ssim(predictor, specimens, tmp_path):
+    whole = of_split(specimens, predictor, "test")[0]
+    thin = altered(whole, tmp_path, "thin", target=slice(8), source=slice(4))
+    found = evaluate({"first": predictor}, [*specimens, thin], baselines=[Cubic()])
+    values = found.results["first"]["thin"]
+    assert {key for key, value in values.items() if math.isnan(value)} == {
+        "ssim_mask",
+        "ssim_whole",
+    }
+    pair = prepare_pair(thin, predictor.checkpoint.data.preprocess)
+    error = np.mean((predictor(pair.source, quiet=True) - pair.target)[pair.mask] ** 2)
+    assert values["mse_mask"] == pytest.approx(error, rel=1e-4)
+    text = write_evaluation(tmp_path / "out", found, {"first": predictor}, {})
+    note = "SSIM 3D has no value for thin, and so no mean: it needs 11 voxels along each axis."
+    assert text.count(note) == 2
+    assert note in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_mask_without_a_voxel_of_the_source_leaves_out_consistency(
+    predictor, specimens, tmp_path
+):
+    whole = of_split(specimens, predictor, "test")[0]
+    volume = read_volume(whole.target)
+    mask = np.zeros(volume.shape, np.float32)
+    mask[6:18, 6:18, 12] = 1
+    write_volume(tmp_path / "mask.nii.gz", replace(volume, data=mask))
+    small = replace(whole, name="small", mask=tmp_path / "mask.nii.gz")
+    found = evaluate({"first": predictor}, [*specimens, small], baselines=[Cubic()])
+    values = found.results["first"]["small"]
+    assert {key for key, value in values.items() if math.isnan(value)} == {"consistency_error"}
+    text = write_evaluation(tmp_path / "out", found, {"first": predictor}, {})
+    assert "Consistency has no value for small, and so no mean: the mask holds no tissue" in text
+
+
 def test_nothing_to_judge_or_to_fit_on_is_refused(predictor, specimens):
     without_test = of_split(specimens, predictor, "train")
-    with pytest.raises(ConfigError, match="no specimen in the split test"):
+    with pytest.raises(
+        ConfigError, match=r"nothing to evaluate: no specimen .* split test \(3 in train\)"
+    ):
         evaluate({"first": predictor}, without_test)
     with pytest.raises(ConfigError, match="no training specimen"):
         evaluate({"first": predictor}, of_split(specimens, predictor, "test"))

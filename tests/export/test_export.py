@@ -316,7 +316,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD])
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD, ONNX, CARD])
 @pytest.mark.parametrize("harm", [flip, cut])
 def test_a_changed_file_is_refused(name, harm, copy, refused):
     harm(copy / name)
@@ -324,7 +324,7 @@ def test_a_changed_file_is_refused(name, harm, copy, refused):
         load_predictor(copy, "cpu")
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD, SUMS])
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD, ONNX, CARD, SUMS])
 def test_a_missing_file_is_refused(name, copy, refused):
     (copy / name).unlink()
     with refused(copy / name, "there is no such file", "copy the file again"):
@@ -334,6 +334,9 @@ def test_a_missing_file_is_refused(name, copy, refused):
 def test_checksums_that_name_no_file_are_refused(copy, refused):
     (copy / SUMS).write_text("what is this\n")
     with refused(copy / SUMS, "not a file of an export", "again"):
+        load_predictor(copy, "cpu")
+    (copy / SUMS).write_text(f"{'0' * 64}  ../{WEIGHTS}\n")
+    with refused(copy / SUMS, "which is no file here", "again"):
         load_predictor(copy, "cpu")
     (copy / SUMS).write_text("")
     with refused(copy / SUMS, f"must hold the sha256 of {WEIGHTS}", "again"):

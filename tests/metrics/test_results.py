@@ -14,12 +14,12 @@ from distsynth.metrics.results import (
     format_value,
     read_results,
     results_csv,
-    results_frame,
     results_json,
     results_table,
     results_text,
 )
 from distsynth.metrics.statistics import bootstrap_interval
+from sharding.io.errors import DataError
 
 RESULTS = {
     "cubic": {
@@ -171,15 +171,6 @@ def test_csv_reads_back():
     assert found['a,"b"', "s1", "seam_index", "value"] == ""
 
 
-def test_frame_has_a_number_a_row():
-    frame = results_frame(results_table(RESULTS))
-    assert list(frame.columns) == ["method", "specimen", "metric", "statistic", "value"]
-    values = frame[frame.statistic == "value"].set_index(["method", "specimen", "metric"]).value
-    assert values["unet-7", "s2", "psnr_mask"] == 21.5
-    assert math.isnan(values["cubic", "s1", "seam_index"])
-    assert len(values) == 2 * 2 * 4
-
-
 def test_results_read_back_to_the_same_table():
     table = results_table(RESULTS)
     again = read_results(results_json(table), "results.json")
@@ -214,3 +205,45 @@ def test_json_reads_back_without_nan():
 def test_refuses(results, message):
     with pytest.raises(ValueError, match=message):
         results_table(results)
+
+
+def values(content):
+    return json.dumps({"methods": {"a": {"specimens": {"s": content}}}})
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[]", "object"),
+        ("{}", "methods: Field required"),
+        ("{", "EOF"),
+        ("[" * 100_000, "recursion limit"),
+        ('{"methods": null}', "methods: Input should be"),
+        ('{"methods": {}}', "one or more methods"),
+        ('{"methods": {"a": 1}}', r"methods\.a: Input should be"),
+        ('{"methods": {"a": {}}}', r"methods\.a\.specimens: Field required"),
+        ('{"methods": {"a": {"specimens": {}}}}', "one or more specimens"),
+        (values([]), r"methods\.a\.specimens\.s: Input should be"),
+        (values({"psnr_mask": "20"}), r"psnr_mask: Input should be a valid number"),
+        (values({"psnr_mask": True}), r"psnr_mask: Input should be a valid number"),
+        (values({"psrn": 1.0}), "keys of METRICS, got .*psrn"),
+        (b"\xff\xfe", "expected value"),
+    ],
+)
+def test_what_is_no_results_file_is_refused_by_name(text, complaint):
+    with pytest.raises(DataError, match=f"^out/results.json: these are no results .*{complaint}"):
+        read_results(text, "out/results.json")
+
+
+def test_a_metric_that_cannot_be_had_is_said_with_its_reason():
+    values = {"psnr_mask": 20.0, "ssim_mask": math.nan, "seam_index": math.nan}
+    whole = {"psnr_mask": 21.0, "ssim_mask": 0.5, "seam_index": 1.0}
+    table = results_table({"net": {"thin": values, "whole": whole}})
+    text = results_text(table)
+    assert (
+        "SSIM 3D has no value for thin, and so no mean: it needs 11 voxels along each axis." in text
+    )
+    assert "Seam has no value" not in text, "a seam index has no meaning for many methods"
+    assert "nan" not in text
+    assert table.summary["net"]["psnr_mask"].mean == 20.5
+    assert "has no value" not in results_text(results_table({"net": {"whole": whole}}))

@@ -295,3 +295,12 @@ def test_points_are_drawn_once_each():
     assert np.asarray(ring).ravel()[1] == 24.0
     with pytest.raises(ValueError, match="no trial of lambdas has a score"):
         parallel_figure(plan, [])
+
+
+def test_a_page_that_cannot_be_written_is_one_line_with_file_and_remedy(run_dir, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    status, told = report(capsys, run_dir, "--out", tmp_path / "file" / "page.html")
+    assert status == 1
+    assert f"{tmp_path / 'file' / 'page.html'}: cannot be read or written" in told.err
+    assert "Check the path and its permissions" in told.err
+    assert len(told.err.strip().splitlines()) == 1

@@ -47,12 +47,17 @@ def test_every_preset_of_the_paper_is_a_row():
 
 def differing(first: str, second: str) -> set[str]:
     one, other = (dict(dotted_fields(NETWORKS[name].config)) for name in (first, second))
-    return {name for name in one if one[name] != other[name]}
+    none = object()
+    return {n for n in one.keys() | other.keys() if one.get(n, none) != other.get(n, none)}
 
 
 @pytest.mark.parametrize("name", ["dcgan-2", "unet-7"])
 def test_a_generator_alone_differs_in_its_discriminator_only(name):
-    assert differing(name, f"{name}-alone") == {"loss.lambda_bce", "discriminator.family"}
+    found = differing(name, f"{name}-alone")
+    assert {"loss.lambda_bce", "discriminator.family"} <= found
+    # The other fields of a discriminator belong to its family.
+    rest = found - {"loss.lambda_bce"}
+    assert {field.partition(".")[0] for field in rest} == {"discriminator"}
 
 
 def test_gradient_and_sharpening_are_crossed():
@@ -87,9 +92,12 @@ def test_a_budget_out_of_range_is_refused(field, value):
 
 
 def test_a_budget_is_told_in_words():
-    assert Budget(0.1, 60, 44).told(30) == "3 of 30 epochs, 60 of 300 patches a specimen, stride 44"
+    assert (
+        Budget(0.1, 60, 44).in_words(30)
+        == "3 of 30 epochs, 60 of 300 patches a specimen, stride 44"
+    )
     assert Budget(0.01).epochs_of(30) == 1
-    assert Budget().told(10) == "10 of 10 epochs, 300 of 300 patches a specimen, stride 20"
+    assert Budget().in_words(10) == "10 of 10 epochs, 300 of 300 patches a specimen, stride 20"
 
 
 def test_the_full_budget_changes_nothing_but_the_seed():

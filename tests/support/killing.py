@@ -40,6 +40,7 @@ import contextlib
 import os
 import tempfile
 import time
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
@@ -122,10 +123,22 @@ class Stop:
 
 @contextlib.contextmanager
 def alongside(action: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread while the block runs; an error of it is one of the block."""
+    """Do something in a thread while the block runs; an error of it ends the block."""
+
+    def interrupting() -> None:
+        try:
+            action()
+        except BaseException:
+            interrupt_main()
+            raise
+
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(action)
-        yield
+        done = pool.submit(interrupting)
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not done.done() or not done.exception():
+                raise
         done.result()
 
 

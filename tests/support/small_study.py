@@ -23,9 +23,9 @@ def study_commands(folder: Path) -> dict[str, list[str]]:
         ),
         "prepare": (
             f"prepare {cohort}/cohort.csv -o {folder}/prepared --workers 1"
-            " --correct.iterations 5 5 --correct.spline-mm 8"
-            " --register.affine-shrink 2 1 --register.affine-iterations 40"
-            " --register.deform-shrink 2 --register.deform-iterations 12"
+            " --correct.iterations 2 2 --correct.spline-mm 8"
+            " --register.affine-shrink 2 1 --register.affine-iterations 8"
+            " --register.deform-shrink 2 --register.deform-iterations 3"
         ),
         "train": f"train small -o {run} {_run_options(shards)}",
         "sweep": (

@@ -34,7 +34,7 @@ SPACE = "optim.lr_generator: {loguniform: [1.0e-3, 3.0e-2]}\n"
 TOKEN = "for-the-tests-of-this-machine-only"
 WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 TRIALS = 2
-PAUSE = 0.5
+PAUSE = 1.0
 """Seconds between looks at what runs."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -173,7 +174,8 @@ def node_of_a_trial(nodes, first, apart):
     for node in nodes.all():
         its = children(raylet(node))
         names = [Path(f"/proc/{process}/cmdline").read_bytes() for process in its]
-        at_work = any(b"ray::" in name and b"IDLE" not in name for name in names)
+        # Those of a node itself are agents, and what waits for work is idle.
+        at_work = any(b"ray::" in name and not re.search(b"Agent|IDLE", name) for name in names)
         if (at_work and first not in its) if apart else first in its:
             found.append(node)
     (node,) = found

@@ -18,10 +18,7 @@ from distsynth.errors import ConfigError
 from distsynth.models import NoDiscriminatorConfig
 from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS, SMALL_DISCRIMINATOR, preset
 from distsynth.sweep.parameters import (
-    COMPARED,
     bounded,
-    check_shards,
-    check_space,
     configure,
     draw,
     draw_points,
@@ -31,14 +28,17 @@ from distsynth.sweep.parameters import (
     mutations,
     plain,
     point_of,
-    presets_in,
 )
+from distsynth.sweep.plan import SweepConfig, SweepPlan
+from distsynth.sweep.run import _points
+from distsynth.sweep.space import COMPARED, check_grid, check_shards, check_space, presets_in
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
 from tune_spaces.architectures import networks, sharpening
 from tune_spaces.domains import zero_or_log
 from tune_spaces.learning_rates import learning_rates
 from tune_spaces.loss_weights import loss_weights
+from tune_spaces.plain import space_to_plain
 from tune_spaces.registry import SPACES
 from tune_spaces.whole import whole
 
@@ -275,6 +275,44 @@ def test_a_field_of_another_family_is_refused_unless_the_space_switches_to_it():
     assert configure(UNET, draw(space, np.random.default_rng(0))).generator.family == "conv"
 
 
+@pytest.mark.parametrize(
+    ("field", "domain", "message"),
+    [
+        ("loss.lambda_gradient", tune.uniform(-1, 1), "-1.0 makes .* must be >= 0, got -1.0"),
+        ("loss.lambda_bce", tune.quniform(-1, 1, 0.5), "-1.0 makes .* must be >= 0, got -1.0"),
+        ("optim.beta1", tune.uniform(0.5, 1.5), r"1.5 makes .* must be in \[0, 1\), got 1.5"),
+        ("train.batch_size", tune.randint(0, 9), "0 makes no .* train.batch_size must be"),
+        ("data.workers", tune.randint(0, 10**6), "999999 makes no .* from 0 to 256"),
+        ("train.objective", tune.choice(["psnr", "mse"]), "cannot be searched: .*--objective"),
+        ("train.seam_penalty", tune.uniform(0, 1), "cannot be searched: .*--seam-penalty"),
+        ("tracking.project", tune.choice(["a", "b"]), "cannot be searched: it changes no number"),
+        ("data.patch_size", tune.choice([(8, 8)]), r"cannot be searched: .* search data\.shards"),
+    ],
+)
+def test_a_domain_that_reaches_beyond_a_rule_is_refused(field, domain, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(field)}.*{message}"):
+        check_space({**loss_weights(), **learning_rates(), field: domain}, UNET)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [tune.uniform(0, 1), tune.randint(0, 2), tune.qrandint(0, 4, 2), zero_or_log(0.1, 1)],
+)
+def test_a_domain_that_ends_at_a_rule_is_taken(domain):
+    check_space({"loss.lambda_gradient": domain}, UNET)
+
+
+def test_a_grid_is_not_searched_at_random():
+    grid = {"train.seed": tune.grid_search([0, 1]), "optim.lr_generator": tune.uniform(1e-4, 1e-3)}
+    for search in ("random", "optuna"):
+        with pytest.raises(
+            ConfigError, match=rf"train\.seed is a grid, of which a {search} search"
+        ):
+            check_grid(grid, search)
+    check_grid(grid, "grid")
+    check_grid(learning_rates(), "random")
+
+
 def test_a_rare_option_that_goes_with_few_others_is_kept():
     """Five kernels go with four widths alone: one point in twelve hundred."""
     widths = [(8,) * depth for depth in range(1, 21)]
@@ -493,3 +531,12 @@ def test_shards_of_other_specimens_or_splits_are_refused(change, shard_folder, t
     message = f"data.shards: {other} must hold the specimens and splits of {shard_folder}: shard"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         check_shards([str(shard_folder), same, other])
+
+
+def test_trials_that_would_be_the_same_are_left_out_and_said(caplog):
+    space = {"train.seed": tune.choice([1, 2, 3])}
+    plan = SweepPlan("seeds", "id", UNET, space_to_plain(space), SweepConfig(trials=20))
+    with caplog.at_level("WARNING"):
+        planned = _points(plan, space, {})
+    assert sorted(record.point["train.seed"] for record in planned.values()) == [1, 2, 3]
+    assert "3 of 20 trials are planned" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -110,6 +111,18 @@ def test_an_address_that_nobody_has_is_refused(refused):
     ray.shutdown()
     with refused("nowhere", "no Ray cluster answers there", "Start it, or leave --address away"):
         list(run_each(root, [1], address="nowhere"))
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_port_at_which_nothing_listens_is_refused_before_ray_is_asked(monkeypatch, refused, form):
+    import ray
+
+    ray.shutdown()
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = form.format(server.getsockname()[1])
+    with refused(address, "no Ray cluster answers there", "Start it, or leave --address away"):
+        list(run_each(root, [1], address=address))
 
 
 @pytest.fixture

@@ -589,7 +589,7 @@ with Folder(sys.argv[1]).lock():
     with folder.lock():
         folder.write("a", b"1")
     assert folder.names() == ["a"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.lock", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_object_stores_know_no_lock(remote):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sharding.registration.bias_correction import CorrectConfig, correct_bias
 from sharding.simulation.phantom import phantom_volume
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.volume import read_volume
+from sharding.volumes.volume import Volume, read_volume
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +80,7 @@ def test_negative_and_thin_input_is_no_trouble(phantom):
 
 
 def test_an_empty_mask_is_refused(phantom):
-    with pytest.raises(ValueError, match="mask of the bias correction must not be empty"):
+    with pytest.raises(ValueError, match="mask of the bias correction is empty"):
         correct_bias(phantom, QUICK, np.zeros(phantom.shape, bool))
 
 
@@ -107,3 +109,41 @@ def test_a_field_on_a_real_volume_is_removed(real_t1w):
     _, own = correct_bias(volume, config)
     _, found = correct_bias(volume.with_data(volume.data * true), config)
     assert spread(found / own / true, mask) < 0.25 * spread(true, mask)
+
+
+# Offsets, voxel sizes
+
+
+@pytest.mark.parametrize("offset", [-1000.0, -50.0])
+def test_a_negative_offset_does_not_change_what_is_removed(phantom, offset):
+    true = linear_field(phantom.shape, (0.2, -0.15, 0.1))
+    shaded = phantom.data * true
+    plain, field = correct_bias(phantom.with_data(shaded), QUICK)
+    moved, found = correct_bias(phantom.with_data(shaded + offset), QUICK)
+    np.testing.assert_allclose(found, field, rtol=1e-3)
+    np.testing.assert_allclose(moved.data - offset, plain.data, atol=1.0)
+
+
+def test_a_positive_offset_is_refused_unless_it_is_named(phantom, refused):
+    raised = phantom.with_data(phantom.data + 500)
+    with refused("volume", "intensities start at 500, 33% of the largest", "correct.offset: 0 if"):
+        correct_bias(raised, QUICK)
+    plain, _ = correct_bias(phantom, QUICK)
+    named, _ = correct_bias(raised, replace(QUICK, offset=500.0))
+    np.testing.assert_allclose(named.data - 500, plain.data, atol=1.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_control_points_follow_the_size_of_the_specimen(phantom, scale):
+    """A mouse's brain and one five times as large have the same field."""
+    quick = replace(QUICK, spline_mm=None, iterations=(5,))
+    _, small = correct_bias(phantom, quick)
+    affine = phantom.affine @ np.diag([scale, scale, scale, 1])
+    _, large = correct_bias(Volume(phantom.data, affine), quick)
+    np.testing.assert_allclose(small, large, rtol=1e-3)
+
+
+def test_a_grid_that_does_not_end_is_refused(phantom, refused):
+    huge = Volume(phantom.data, np.diag([200.0, 200, 200, 1]))
+    with refused("volume", "control points every 200 mm are 67x63x51, at most 27", "spline-mm"):
+        correct_bias(huge, replace(QUICK, spline_mm=200.0))

@@ -144,7 +144,8 @@ def test_each_step_records_what_it_did(raw, whole):
     records = {name: read_record(folder / name) for name in STEPS}
     assert set(records["correct"].inputs) == {"source", "target"}
     assert records["scale"].inputs == {"correct": keys["correct"]}
-    assert records["affine"].inputs == {"scale": keys["scale"]}
+    assert records["rigid"].inputs == {"scale": keys["scale"]}
+    assert records["affine"].inputs == {"scale": keys["scale"], "rigid": keys["rigid"]}
     assert records["deform"].inputs == {"scale": keys["scale"], "affine": keys["affine"]}
     assert records["resample"].inputs["deform"] == keys["deform"]
     assert records["scale"].parameters["clip_percentiles"] == [0.1, 99.9]
@@ -232,8 +233,8 @@ def test_a_change_redoes_only_what_follows_from_it(one, tmp_path, change, steps)
 @pytest.mark.parametrize(
     ("change", "steps"),
     [
-        ({"affine_iterations": 20}, {"affine", "deform", "resample"}),
-        ({"seed": 1}, {"affine", "deform", "resample"}),
+        ({"affine_iterations": 20}, {"rigid", "affine", "deform", "resample"}),
+        ({"seed": 1}, {"rigid", "affine", "deform", "resample"}),
         ({"deform_iterations": (6,)}, {"deform", "resample"}),
         ({"field_smoothing": 0.6}, {"deform", "resample"}),
     ],
@@ -314,7 +315,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(raw, whole, tmp_path)
     assert not redone(done, {name: inodes(out)[name] for name in done})
     assert contents(out) == contents(whole[0])
     hidden = {path.name for path in out.rglob(".*")}
-    assert hidden == {".prepare.lock"}
+    assert hidden == set()
 
 
 def test_processes_make_no_difference(raw, tmp_path):
@@ -347,7 +348,7 @@ def test_somebody_elses_folder_is_refused(one, tmp_path, refused):
 
 
 def test_a_specimen_named_like_a_file_of_ours_is_refused(one, tmp_path, refused):
-    with refused("cohort.csv", "cannot have the name of a file of ours", "Rename"):
+    with refused("cohort.csv", "named like a file that prepare writes", "Rename"):
         prepared([replace(one, name="cohort.csv")], tmp_path / "out")
 
 
@@ -491,7 +492,7 @@ def empty_mask(one):
         (overflowing, "voxels must be finite"),
         (misfit_mask, "mask.nii.gz: a mask must have the target's shape"),
         (shifted_mask, "mask.nii.gz: a mask must have the target's affine"),
-        (empty_mask, "mask.nii.gz: the mask is zero everywhere"),
+        (empty_mask, "mask.nii.gz: no voxel lies in the mask"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_made_of_it(one, tmp_path, spoil, message):
@@ -600,7 +601,7 @@ def test_the_mask_given_is_used_and_cut_to_the_field_of_view(one, tmp_path):
         ((), "got none"),
         (("scale", "correct"), "in this order"),
         (("scale", "scale"), "each once"),
-        (("scale", "wash"), "some of correct, scale, affine, deform, resample"),
+        (("scale", "wash"), "some of correct, scale, rigid, affine, deform, resample"),
         (("scale", "affine"), "of no use without resample"),
         (("deform",), "of no use without resample"),
     ],
