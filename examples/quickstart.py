@@ -22,7 +22,7 @@ print({split: shards.manifest.patches(split) for split in ("train", "val", "test
 # A preset is a whole configuration; any of its fields can be replaced.
 
 # %%
-fields = {"data.shards": "quickstart/shards", "data.patch_size": (32, 32), "stitch.stride": 16}
+fields = {"data.shards": "quickstart/shards", "stitch.stride": 16}
 config = ds.load_config("small", fields | {"train.epochs": 2, "train.batch_size": 16})
 run = ds.train(config, "quickstart/run")
 

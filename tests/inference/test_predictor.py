@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from sharding.simulation.phantom import phantom_volume
 from sharding.simulation.simulate import SimulationConfig, simulate_source
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.header import codes_of
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
 SPACING = 0.2
@@ -251,3 +253,61 @@ def test_error_is_a_data_error_for_a_damaged_source(predictor, tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"bad\.nii\.gz"):
         predict_file(predictor, path, tmp_path / "out.nii.gz")
+
+
+# Grids and sources that nobody can mean
+
+
+def test_a_grid_far_from_its_source_is_refused(predictor, tmp_path, refused):
+    source, target = simulated(tmp_path, (40, 36, 32))
+    grid = read_volume(target)
+    far = grid.affine.copy()
+    far[0, 3] += 500
+    write_volume(tmp_path / "far.nii.gz", Volume(grid.data, far))
+    with refused(tmp_path / "far.nii.gz", "must overlap: the source covers 0%", "affines"):
+        predict_file(predictor, source, tmp_path / "out.nii.gz", like=tmp_path / "far.nii.gz")
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_a_grid_that_is_too_large_is_stated_and_refused_before_it_is_made(
+    predictor, tmp_path, refused
+):
+    """A head at 1 mm through a model of 0.2 mm."""
+    data = np.random.default_rng(0).uniform(1, 100, (239, 290, 267)).astype(np.float32)
+    write_volume(tmp_path / "head.nii", Volume(data, np.eye(4)))
+    rule = "the grid would have 1193x1448x1333 voxels of 0.2x0.2x0.2 mm, 2.3e.09 in all"
+    with refused(tmp_path / "head.nii", rule, "--max-voxels"):
+        predict_file(predictor, tmp_path / "head.nii", tmp_path / "out.nii.gz")
+    source, _ = simulated(tmp_path, (40, 36, 32))
+    with refused(source, "40x36x32 voxels", "--max-voxels"):
+        predict_file(predictor, source, tmp_path / "out.nii.gz", max_voxels=46_000)
+
+
+def test_a_source_that_shows_only_its_outline_is_refused(predictor, tmp_path, refused):
+    data = np.zeros((24, 22, 20), np.float32)
+    data[6:18, 6:16, 5:15] = 400
+    data[8, 8, 8] = 400.2
+    write_volume(tmp_path / "s.nii.gz", Volume(data, np.diag([0.4, 0.4, 0.4, 1.0])))
+    with refused(tmp_path / "s.nii.gz", "nearly constant within its foreground", "export"):
+        predict_file(predictor, tmp_path / "s.nii.gz", tmp_path / "out.nii.gz")
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPI"])
+def test_a_source_without_orientation_is_refused_or_predicted_in_its_own_array(
+    shard_folder, tmp_path, refused, orientation
+):
+    predictor = identity_predictor(tmp_path, shard_folder, orientation)
+    source, _ = simulated(tmp_path, (40, 36, 32))
+    image = nib.load(source)
+    image.set_qform(image.affine, 0)
+    image.set_sform(image.affine, 0)
+    nib.save(image, source)
+    with refused(source, "no orientation", "orientation array"):
+        predict_file(predictor, source, tmp_path / "out.nii.gz")
+    predict_file(predictor, source, tmp_path / "out.nii.gz", orientation="array")
+    written = nib.load(tmp_path / "out.nii.gz")
+    assert codes_of(written.header) == (0, 0)
+    found, given = np.asarray(written.dataobj), np.asarray(image.dataobj)
+    assert found.shape == (40, 36, 32)
+    step = [slice(1, None, 2) if code in "LPI" else slice(0, None, 2) for code in orientation]
+    assert np.corrcoef(found[tuple(step)].ravel(), given.ravel())[0, 1] > 0.95

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from lab import SMALL, make_lab, rows
 
+from sharding.shards.records import read_blocks
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
 from sharding.shards.write import write_shards
@@ -128,7 +130,21 @@ def test_a_patch_that_cannot_be_is_found(copied, row, rule):
         return array
 
     reseal(copied, "train/train-000000.tar", change)
-    assert faults(copied) == {"train/train-000000.tar": rule}
+    found = faults(copied)
+    assert list(found) == ["train/train-000000.tar"]
+    assert found["train/train-000000.tar"].startswith(rule)
+
+
+def test_a_member_that_is_there_twice_is_found(copied):
+    path = copied / "train" / "train-000000.tar"
+    with tarfile.open(path) as tar:
+        first = next(iter(tar))
+        content = tar.extractfile(first).read()
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(first, io.BytesIO(content))
+    shards = ShardSet(copied, check_sizes=False)
+    with pytest.raises(ValueError, match=rf"the member {re.escape(first.name)} is there twice"):
+        read_blocks(path, shards.manifest.config)
 
 
 def test_the_outermost_patches_are_sound(copied):

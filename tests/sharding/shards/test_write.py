@@ -301,6 +301,13 @@ def damaged(lab, which):
     elif which == "mixed orientation":
         write_volume(last.target, Volume(noise, turned))
         said = ("d", "share one orientation: a is RAS, this one is LAS", "Reorient")
+    elif which == "mixed spacing":
+        write_volume(last.target, Volume(noise, np.diag([0.8, 0.8, 0.8, 1.0])))
+        said = (
+            lab / "out",
+            r"one voxel size, found 2:[^d]*\n.* 0\.8x0\.8x0\.8 mm: d",
+            "target-spacing",
+        )
     elif which == "split half filled":
         cohort[3] = replace(last, split=None)
         said = ("d", "have a split and this one has none", "all or leave it empty")
@@ -319,6 +326,7 @@ def damaged(lab, which):
         ("same scan", True),
         ("target as source", True),
         ("mixed orientation", True),
+        ("mixed spacing", True),
         ("split half filled", False),
         ("two specimens", False),
         ("doubled specimen", False),
@@ -592,3 +600,41 @@ def test_names_with_dots_and_dashes(lab):
     shards = ShardSet(lab / "out")
     assert verify(shards) == []
     assert "9.4T-spec_1.b-000001" in {block.specimen for block in blocks_of(shards, "train")}
+
+
+# Kinds of cohorts
+
+
+def test_a_cohort_without_a_test_split_trains_and_validates(lab):
+    cohort = rows(lab, "a train, b train, c val, d val")
+    manifest = write_shards(cohort, lab / "out", SMALL, workers=1).manifest
+    assert manifest.names("test") == []
+    assert manifest.patches("val") > 0
+    assert ShardSet(lab / "out").manifest == manifest
+
+
+def test_targets_of_several_voxel_sizes_are_refused_or_resampled(lab, refused):
+    cohort = rows(lab)
+    for role in ("s", "t"):
+        path = lab / f"b_{role}.nii.gz"
+        write_volume(path, Volume(read_volume(path).data, np.diag([0.5, 0.5, 0.5, 1.0])))
+    found = r"one voxel size, found 2:\n  1x1x1 mm: a, c, d\n  0.5x0.5x0.5 mm: b"
+    with refused(lab / "out", found, "--preprocess.target-spacing-mm"):
+        write_shards(cohort, lab / "out", SMALL, workers=1)
+    config = replace(
+        SMALL,
+        patch_size=(4, 4),
+        stride=4,
+        preprocess=replace(SMALL.preprocess, target_spacing_mm=(1.0, 1.0, 1.0)),
+    )
+    manifest = write_shards(cohort, lab / "other", config, workers=1).manifest
+    assert {row.spacing_mm for row in manifest.specimens} == {(1.0, 1.0, 1.0)}
+    assert next(row for row in manifest.specimens if row.name == "b").shape == (8, 7, 6)
+
+
+def test_a_scan_rescaled_to_integers_is_refused_as_another_specimen(lab, refused):
+    data = read_volume(lab / "a_t.nii.gz").data
+    copy = np.rint(data / data.max() * 30000)
+    write_volume(lab / "d_t.nii.gz", Volume(copy.astype(np.float32), np.eye(4)))
+    with refused(lab / "out", "a and d hold the same scan", "Remove one"):
+        write_shards(rows(lab), lab / "out", SMALL, workers=1)
