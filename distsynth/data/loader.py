@@ -119,17 +119,8 @@ class TrainingBatches:
         device: torch.device = CPU,
     ) -> None:
         self._dataset = dataset = PatchDataset(shards, "train")
-        if batch_size % ranks:
-            raise ConfigError(
-                f"train.batch_size must be divisible by the {ranks} ranks, got {batch_size}"
-            )
+        check_batch(len(dataset), batch_size, ranks, shards.folder.url)
         _check_cache(shards, dataset, config)
-        if len(dataset) < batch_size:
-            raise ConfigError(
-                f"train.batch_size must be <= the {len(dataset)} training patches of "
-                f"{shards.folder.url}, got {batch_size}: use fewer ranks, a smaller batch or "
-                "more data"
-            )
         self._counts = [shard.patches for shard in dataset.records]
         self._window = config.shuffle_shards
         self._batch_size, self._seed, self._rank, self._ranks = batch_size, seed, rank, ranks
@@ -192,6 +183,23 @@ class Standardiser:
             return scaled.div_(QUANTUM).sub_(mean).div_(std)
 
         return standardise(batch.source, self._source), standardise(batch.target, self._target)
+
+
+def check_batch(patches: int, batch_size: int, ranks: int, shards: str) -> None:
+    """Refuse a batch that the ranks cannot share, or that is larger than the training split.
+
+    Raises:
+        ConfigError: Names the field, the rule and the value.
+    """
+    if batch_size % ranks:
+        raise ConfigError(
+            f"train.batch_size must be divisible by the {ranks} ranks, got {batch_size}"
+        )
+    if patches < batch_size:
+        raise ConfigError(
+            f"train.batch_size must be <= the {patches} training patches of {shards}, got "
+            f"{batch_size}: use a smaller batch or more data"
+        )
 
 
 def _check_cache(shards: ShardSet, dataset: PatchDataset, config: DataConfig) -> None:

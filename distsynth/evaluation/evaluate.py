@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from distsynth.evaluation.baselines import Baseline, Cubic, Identity, fitted_bas
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import border_planes
 from distsynth.metrics.consistency import consistency_error
-from distsynth.metrics.image import central_slice, volume_metrics
+from distsynth.metrics.image import SSIM_WINDOW, central_slice, volume_metrics
 from distsynth.metrics.seams import seam_index
 from distsynth.runs.checkpoint import DataRecord
 from sharding.io.progress import progress
@@ -27,6 +28,8 @@ from sharding.volumes.volume import write_volume
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -127,7 +130,11 @@ def evaluate(
         groups[first.split_of(specimen.name)].append(specimen)
     chosen = groups[split]
     if not chosen:
-        raise ConfigError(f"the cohort has no specimen in the split {split}")
+        there = ", ".join(f"{len(rows)} in {name}" for name, rows in groups.items() if rows)
+        raise ConfigError(
+            f"there is nothing to evaluate: no specimen of the cohort is in the split {split} "
+            f"({there or 'it is empty'}); choose another split, or add specimens"
+        )
     if baselines is None:
         if not groups["train"]:
             raise ConfigError("the cohort has no training specimen to fit the baselines on")
@@ -160,6 +167,7 @@ def _evaluate_specimen(
 ) -> None:
     """Add one specimen to the evaluation."""
     target, source = pair.target, pair.source
+    _say_what_is_missing(pair)
     axis = 2
     index = central_slice(pair.mask, axis)
     shown: dict[str, NDArray[np.float32]] = {}
@@ -192,6 +200,20 @@ def _evaluate_specimen(
             synthetic=shown,
         )
     )
+
+
+def _say_what_is_missing(pair: Pair) -> None:
+    """Log which metrics a specimen does not have, and why."""
+    if min(pair.target.shape) < SSIM_WINDOW:
+        LOGGER.warning(
+            f"{pair.name}: no windowed SSIM, which needs {SSIM_WINDOW} voxels along each axis of "
+            f"the volume, got {pair.target.shape}"
+        )
+    if not pair.native_mask.any():
+        LOGGER.warning(
+            f"{pair.name}: no consistency error, for the mask is empty at the resolution of the "
+            "source"
+        )
 
 
 def _predictions(

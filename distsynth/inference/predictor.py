@@ -22,7 +22,7 @@ from distsynth.inference.sliding_window import SlidingWindows, total_weight
 from distsynth.inference.volume import ImageMethod, ImageStack, forwards, predict_volume
 from distsynth.inference.whole_slice import WholeImages
 from distsynth.models import Generator, build_generator
-from distsynth.runs.checkpoint import Checkpoint, load_checkpoint
+from distsynth.runs.checkpoint import Checkpoint, check_finite_weights, load_checkpoint
 from distsynth.runs.folder import BEST, local_file
 from distsynth.runs.package import COPY_AGAIN, WEIGHTS, is_export, read_export
 from sharding.io.atomic import refuse_existing
@@ -34,7 +34,7 @@ from sharding.volumes.grid import MOST_VOXELS, check_grid_size, check_grids_meet
 from sharding.volumes.header import Orientation
 from sharding.volumes.intensities import check_foreground_varies
 from sharding.volumes.pair import place_source
-from sharding.volumes.slabs import Empty, Scratch, in_memory
+from sharding.volumes.slabs import Empty, Scratch, in_memory, slabs
 from sharding.volumes.volume import Volume, read_pair, read_volume, write_volume
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ class Predictor:
         Raises:
             ConfigError: If the patches do not fit the volume.
             ValueError: If a voxel is left uncovered.
+            FloatingPointError: If a predicted voxel is not finite.
         """
         config = self.checkpoint.config
         patch_size, stitch = config.data.sides, config.stitch
@@ -119,6 +120,12 @@ class Predictor:
                 empty,
             )
         next(ticks, None)  # the last line of progress
+        bad = sum(int(np.count_nonzero(~np.isfinite(synthetic[s]))) for s in slabs(source.shape))
+        if bad:
+            raise FloatingPointError(
+                f"{title}: {bad} of {synthetic.size} predicted voxels are not finite. Use another "
+                "checkpoint, or train.precision no"
+            )
         return synthetic
 
     def predict(
@@ -211,7 +218,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
         device: auto takes a GPU where there is one.
 
     Raises:
-        DataError: If the checkpoint or a file of the export is bad.
+        DataError: If the checkpoint or a file of the export is bad, or a weight is not finite.
     """
     if is_export(path):
         checkpoint, remedy = read_export(path), COPY_AGAIN
@@ -230,6 +237,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
         raise DataError(
             path, f"the weights do not fit the configuration ({reason})", remedy
         ) from error
+    check_finite_weights(path, checkpoint.learners["generator"]["network"], remedy)
     name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     chosen = torch.device(name if device == "auto" else device)
     return Predictor(checkpoint, generator.to(chosen).eval(), chosen)

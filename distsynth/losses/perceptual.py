@@ -177,8 +177,8 @@ def weights_path(weights: str | Path | None) -> Path:
     return default if weights is None else Path(weights).expanduser()
 
 
-def _read_weights(weights: str | Path | None, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The wanted tensors of a VGG16 file, float32; those of later layers are left."""
+def check_weights(weights: str | Path | None) -> Path:
+    """The file of VGG16 weights; raises ConfigError if there is none."""
     path, default = weights_path(weights), weights_path(None)
     if not path.is_file():
         raise ConfigError(
@@ -186,6 +186,12 @@ def _read_weights(weights: str | Path | None, wanted: dict[str, Tensor]) -> dict
             "is not there; download https://download.pytorch.org/models/"
             f"{WEIGHTS_FILE} (528 MB) and name it here, or put it at {default}"
         )
+    return path
+
+
+def _read_weights(weights: str | Path | None, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The wanted tensors of a VGG16 file, float32; those of later layers are left."""
+    path = check_weights(weights)
     state = _load(path)
     for name, tensor in wanted.items():
         shape = getattr(state.get(name), "shape", None)

@@ -7,18 +7,22 @@ import pickle
 import random
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from torch import Tensor
+from typing_extensions import TypedDict
 
 from distsynth.config import RunConfig, dotted_fields, from_dict, to_dict
 from distsynth.errors import ConfigError
 from sharding.io.atomic import atomic_path
 from sharding.io.errors import DataError
+from sharding.io.records import first_complaint
 from sharding.shards.manifest import Manifest
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
@@ -131,6 +135,24 @@ class Position:
     step: int = 0
 
 
+_POSITION = TypeAdapter(Position)
+_TENSORS = ConfigDict(arbitrary_types_allowed=True)
+
+
+@with_config(_TENSORS)
+class LearnerState(TypedDict):
+    """What Learner.state_dict gives."""
+
+    network: dict[str, Tensor]
+    optimizer: NotRequired[dict[str, Any]]
+    scaler: NotRequired[dict[str, Any]]
+
+
+_LEARNERS = TypeAdapter(dict[str, LearnerState])
+_RANDOM = TypeAdapter(list[dict[str, Any]])
+_RECORD = TypeAdapter(dict[str, Any])
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint.
@@ -197,11 +219,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(
             config=from_dict(state["config"]),
             data=_DATA_RECORD.validate_python(state["data"]),
-            position=Position(**state["position"]),
-            learners=state["learners"],
-            random=state["random"],
-            record=state["record"],
+            position=_POSITION.validate_python(state["position"]),
+            learners=_LEARNERS.validate_python(state["learners"]),
+            random=_RANDOM.validate_python(state["random"]),
+            record=_RECORD.validate_python(state["record"]),
         )
+    except ValidationError as error:
+        raise _unreadable(path, first_complaint(error)) from error
     except (
         AttributeError,
         EOFError,
@@ -215,14 +239,42 @@ def load_checkpoint(path: Path) -> Checkpoint:
         zlib.error,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            path, f"not a checkpoint that can be read ({reason})", "Take another checkpoint"
-        ) from error
+        raise _unreadable(path, reason) from error
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    return DataError(
+        path, f"not a checkpoint that can be read ({reason})", "Take another checkpoint"
+    )
+
+
+def check_finite_weights(where: str | Path, network: Mapping[str, Tensor], remedy: str) -> None:
+    """Refuse weights that would make every prediction NaN or infinite.
+
+    Args:
+        where: The file that holds them.
+        network: Name to tensor.
+        remedy: What the user can do about it.
+
+    Raises:
+        DataError: Names the tensors.
+    """
+    bad = [name for name, value in network.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DataError(where, f"the weights must be finite, {bad[0]}{more} are not", remedy)
 
 
 def _check_sums(path: Path) -> None:
-    """Raise unless the file is whole: torch reads flipped bits as other weights."""
+    """Raise unless the file is whole: torch reads flipped bits as other weights.
+
+    Checkpoints are not compressed: one that unpacks to more than its size was not written here,
+    and might fill the memory.
+    """
     with zipfile.ZipFile(path) as archive:
+        unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise zipfile.BadZipFile(f"it unpacks to {unpacked} bytes, more than its size")
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 

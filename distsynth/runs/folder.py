@@ -8,8 +8,9 @@ there on another.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +22,9 @@ SAMPLES_FOLDER, WANDB_FOLDER = "samples", "wandb"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, RUN_ID_FILE)
 RUN_FOLDERS = (LAST.parent, SAMPLES_FOLDER, WANDB_FOLDER)
 """Everything that a run writes into its folder."""
+_EPOCH_CHECKPOINT = re.compile(rf"{LAST.parent}/epoch-(\d{{5,}})\.pt")
+_PICTURE = re.compile(r"([^.].*)-(\d{7,})\.png")
+_WANDB = re.compile(r"(offline-)?run-\d+_\d+-.+|latest-run|debug.*\.log|settings")
 Stamp = tuple[int, int]
 """Modification time and size, by which a changed file is recognised."""
 
@@ -30,12 +34,50 @@ def epoch_checkpoint(epoch: int) -> Path:
     return LAST.with_name(f"epoch-{epoch:05d}.pt")
 
 
+def kept_epochs(names: Iterable[str]) -> list[str]:
+    """Those names that epoch_checkpoint gives, in the order of their epochs."""
+    found = {name: match for name in names if (match := _EPOCH_CHECKPOINT.fullmatch(name))}
+    return sorted(found, key=lambda name: int(found[name][1]))
+
+
+def sample_pictures(run_dir: Path) -> dict[int, dict[str, Path]]:
+    """The pictures that a run keeps: step to name to file, in order.
+
+    Other files in the folder are left out, among them what a killed process left unfinished.
+    """
+    found: dict[int, dict[str, Path]] = {}
+    for path in sorted((run_dir / SAMPLES_FOLDER).glob("*.png")):
+        if match := _PICTURE.fullmatch(path.name):
+            found.setdefault(int(match[2]), {})[match[1]] = path
+    return dict(sorted(found.items()))
+
+
+def picture_path(run_dir: Path, name: str, step: int) -> Path:
+    """Where a run keeps a picture."""
+    return run_dir / SAMPLES_FOLDER / f"{name}-{step:07d}.png"
+
+
 def clear_run(run_dir: Path) -> None:
-    """Remove what a run writes and leave anything else in its folder alone."""
+    """Remove what a run writes and leave anything else in its folders alone."""
     for name in RUN_FILES:
         (run_dir / name).unlink(missing_ok=True)
-    for name in RUN_FOLDERS:
-        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for path in _run_folder_contents(run_dir):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    for folder in RUN_FOLDERS:
+        with contextlib.suppress(OSError):
+            (run_dir / folder).rmdir()
+
+
+def _run_folder_contents(run_dir: Path) -> list[Path]:
+    """What a run, and W&B for it, wrote into the run's folders."""
+    checkpoints = run_dir / LAST.parent
+    kept = kept_epochs(f"{LAST.parent}/{path.name}" for path in checkpoints.glob("epoch-*.pt"))
+    pictures = [path for step in sample_pictures(run_dir).values() for path in step.values()]
+    wandb = (path for path in (run_dir / WANDB_FOLDER).glob("*") if _WANDB.fullmatch(path.name))
+    return [run_dir / LAST, run_dir / BEST, *(run_dir / name for name in kept), *pictures, *wandb]
 
 
 class RunFolder:
@@ -72,7 +114,7 @@ class RunFolder:
         files = {
             path.relative_to(self.path).as_posix(): path
             for path in self.path.rglob("*")
-            if path.is_file() and not path.is_symlink()
+            if path.is_file() and not path.is_symlink() and not path.name.startswith(".")
         }
         for name in set(self._published) - set(files):
             self._remote.remove(name)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distsynth.config import RunConfig, TrackingConfig, to_dict
-from distsynth.runs.folder import METRICS_FILE, RUN_ID_FILE
+from distsynth.runs.folder import METRICS_FILE, RUN_ID_FILE, picture_path, sample_pictures
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.storage import Folder
 
@@ -73,7 +73,7 @@ class LocalTracker:
 
     def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """Write samples/NAME-STEP.png."""
-        path = self._run_dir / "samples" / f"{name}-{step:07d}.png"
+        path = picture_path(self._run_dir, name, step)
         with atomic_path(path, ".png") as partial:
             Image.fromarray(image).save(partial)
 
@@ -280,19 +280,17 @@ def _tell_again(tracker: Tracker, run_dir: Path, step: int) -> None:
     Each part of an offline run is a file of its own, and a process that is killed takes its last
     half second with it: so told, the last file is whole by itself.
     """
-    pictures: dict[int, list[Path]] = {}
-    for path in sorted((run_dir / "samples").glob("*.png")):
-        pictures.setdefault(int(path.stem.rpartition("-")[2]), []).append(path)
+    pictures = sample_pictures(run_dir)
     rows = [row for row in read_rows(run_dir / METRICS_FILE) if row["step"] <= step]
     steps = sorted({row["step"] for row in rows} | {at for at in pictures if at <= step})
     for at in steps:
         for row in rows:
             if row["step"] == at:
                 tracker.log(at, {name: value for name, value in row.items() if name != "step"})
-        for path in pictures.get(at, ()):
+        for name, path in pictures.get(at, {}).items():
             with Image.open(path) as picture:
                 image = np.asarray(picture.convert("RGB"))
-            tracker.picture(at, path.stem.rpartition("-")[0], image)
+            tracker.picture(at, name, image)
 
 
 def run_id(run_dir: Path) -> str:

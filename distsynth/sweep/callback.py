@@ -99,11 +99,14 @@ class SweepCallback(Callback):
         name = str(trial)
         record = self.records[name].with_reports(report_of(r) for r in result["reports"])
         copies = tuple(CopyRecord(**copied) for copied in result.get("copied", ()))
+        reason = result.get("diverged")
+        diverged = (reason,) if reason and reason not in record.failures else ()
         self.change(
             name,
             point=_point(trial),
             reports=record.reports,
             copies=record.copies + copies,
+            failures=record.failures + diverged,
             cause=result.get("failed"),
         )
         if time.monotonic() - self._board > SECONDS_BETWEEN_BOARDS:

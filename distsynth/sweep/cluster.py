@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 
@@ -33,6 +34,9 @@ def cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # The records of the trials are ours: Tune's own would be written beside them.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # An epoch without validation, and a trial that fails, report no score: by default that ends the
+    # whole sweep.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     # Its table of the experiment's settings comes even at verbosity 0; ours is the live one.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # It would take SIGINT alone, and keep it after the search; see distsynth.sweep.tuner.
@@ -41,6 +45,8 @@ def cluster(address: str | None) -> Iterator[None]:
     if local:
         # All of Ray's ports on 127.0.0.1; read when ray is imported, and by what it starts.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Otherwise Ray writes one into the home folder, which may be read-only.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
     from ray._private import ray_constants
 

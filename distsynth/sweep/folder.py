@@ -15,6 +15,7 @@ lose the scheduler. So a sweep is resumed from these files alone, with any versi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
+_RECORD_FILE = re.compile(r"trials/[^/]+\.json")
 Values = Annotated[dict[str, Any], AfterValidator(_tuples)]
 """Field to plain value; JSON has lists for tuples."""
 
@@ -198,6 +200,8 @@ class SweepFolder:
         """
         found = {}
         for file in self.folder.names("trials"):
+            if not _RECORD_FILE.fullmatch(file):
+                continue
             try:
                 record = _RECORD.validate_json(self.folder.read(file))
             except ValidationError as error:
@@ -212,6 +216,12 @@ class SweepFolder:
     def write_record(self, record: TrialRecord) -> None:
         """Keep a trial."""
         self.folder.write(f"trials/{record.name}.json", record.to_json())
+
+    def remove_records(self) -> None:
+        """Remove the records of all trials."""
+        for file in self.folder.names("trials"):
+            if _RECORD_FILE.fullmatch(file):
+                self.folder.remove(file)
 
     def run_dir(self, trial: str) -> str:
         """Where a trial's run lies."""

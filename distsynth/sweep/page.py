@@ -15,6 +15,7 @@ from distsynth.reporting.run_page import (
     report_values,
     run_rows,
 )
+from distsynth.runs.folder import CONFIG_FILE
 from distsynth.runs.tracking import public_config
 from distsynth.sweep.figures import parallel_figure, parameter_figure
 from distsynth.sweep.finalists import BEST_FOLDER
@@ -91,7 +92,8 @@ def _points(plan: SweepPlan, ranked: Sequence[LeaderboardRow]) -> list[Picture]:
 
 def _best(folder: SweepFolder, rows: Sequence[LeaderboardRow]) -> dict[str, Folder]:
     """Name -> run of what was exported; of the best trial if nothing was yet."""
-    names = {name.split("/")[1] for name in folder.folder.names(BEST_FOLDER)}
+    found = folder.folder.names(BEST_FOLDER)
+    names = {name.split("/")[1] for name in found if name.endswith(f"/{CONFIG_FILE}")}
     if names:
         # Ranks before presets.
         ordered = sorted(names, key=lambda name: (not name[0].isdigit(), len(name), name))

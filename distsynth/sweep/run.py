@@ -15,7 +15,9 @@ from ray.tune.schedulers import FIFOScheduler
 from distsynth.config import RunConfig, with_overrides
 from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
+from distsynth.runs.lease import lease
 from distsynth.sweep.callback import SweepCallback
+from distsynth.sweep.checks import check_plan
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
 from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_leaderboard
@@ -31,7 +33,7 @@ from distsynth.sweep.plan import SweepConfig, SweepPlan, check_same_sweep
 from distsynth.sweep.searcher import importances
 from distsynth.sweep.space import check_grid, check_shards, check_space, presets_in
 from distsynth.sweep.trial import FINAL
-from distsynth.sweep.tuner import fit, listed, remove_all, scores_of, search
+from distsynth.sweep.tuner import fit, listed, scores_of, search
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
 from tune_spaces.plain import space_from_plain, space_to_plain
@@ -118,10 +120,12 @@ def start_sweep(folder: SweepFolder, plan: SweepPlan, address: str | None = None
         ConfigError: If the plan cannot be carried out.
     """
     # First the cluster: without one there is no sweep, which the same line may then start.
-    with folder.folder.lock(), cluster(address):
+    _refuse_existing(folder)
+    check_plan(plan)
+    with lease(folder.url), cluster(address):
         _refuse_existing(folder)
         # Left by a start that was killed before there was a plan.
-        remove_all(folder.folder, "trials")
+        folder.remove_records()
         folder.write_plan(plan)
         return _carry_out(folder, plan, {}, address)
 
@@ -150,7 +154,8 @@ def resume_sweep(
     if plan is not None:
         check_same_sweep(before, plan)
         plan = replace(plan, id=before.id, extends=before.extends)
-    with folder.folder.lock():
+    check_plan(plan or before)
+    with lease(folder.url):
         folder.write_plan(plan or before)
         records = folder.records()
         for record in records.values():
@@ -197,7 +202,7 @@ def extend_sweep(
     known = searched(records)
     sweep = replace(plan.sweep, trials=len(known) + trials, presets_first=False)
     extended = SweepPlan(new.name, secrets.token_hex(4), base, plan.space, sweep, plan.name)
-    with new.folder.lock():
+    with lease(new.url):
         _refuse_existing(new)
         taken = {}
         for name, record in known.items():
@@ -257,7 +262,7 @@ def run_final(
     callback = SweepCallback(folder, plan, records | wanted)
     open_runs = [record for record in wanted.values() if record.status not in ENDED]
     if open_runs:
-        with folder.folder.lock(), cluster(address):
+        with lease(folder.url), cluster(address):
             for record in open_runs:
                 callback.add(record)
             fit(folder, plan, callback, listed(open_runs), None, FIFOScheduler())
@@ -303,6 +308,11 @@ def _points(
             name = f"{len(known):05d}"
             found_trials[name] = TrialRecord(name, point, preset=preset)
             known.append(point)
+    if len(found_trials) < len(points):
+        LOGGER.warning(
+            f"{len(found_trials)} of {len(points)} trials are planned: the others would have had "
+            "the same parameters"
+        )
     return found_trials
 
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ray.tune.result import DONE
 from distsynth.config import RunConfig, to_dict, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import Checkpoint, fork, load_checkpoint, save_checkpoint
-from distsynth.runs.folder import LAST, RUN_ID_FILE, epoch_checkpoint, local_file
+from distsynth.runs.folder import LAST, RUN_ID_FILE, epoch_checkpoint, kept_epochs, local_file
 from distsynth.sweep.ddp_workers import DdpWorkers
 from distsynth.sweep.folder import SweepFolder
 from distsynth.sweep.parameters import configure
@@ -35,6 +36,10 @@ from sharding.io.storage import Folder
 POINTER = "pointer.json"
 KEPT_EPOCHS = 3
 """Checkpoints of a member of a population that others may still copy."""
+PERMANENT = (FloatingPointError, ConfigError, DataError)
+"""Errors that would come again: a trial that raises one fails at once and is not retried."""
+DONOR_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+"""Waits of a diverged member of a population for another one to take over."""
 FINAL = "final-"
 """Start of the name of a run that trains the best trial anew."""
 
@@ -86,19 +91,23 @@ class SweepTrial(Trainable):
         Returns:
             epoch, score and best_score (absent without validation), `reports` with the epochs that
             were not reported by this process yet, `copied` with the trials taken over since,
-            `failed` with the reason if going on is useless.
+            `diverged` with the reason if the member of a population waits to take over another,
+            `failed` with the reason if the trial cannot continue.
         """
+        if self._diverged:
+            return self._wait_for_donor(self._diverged)
         try:
             if self._run is None:
                 self._start()
             return self._next()
-        except (FloatingPointError, ConfigError) as error:
-            # Tried again it would end the same way.
-            self._close()
-            return {DONE: True, "failed": str(error), "reports": []}
+        except PERMANENT as error:
+            return self._failed(error)
         except Exception as error:
-            if self._workers and self._workers.error:
-                raise self._workers.error from error
+            cause = self._workers.error if self._workers else None
+            if isinstance(cause, PERMANENT):
+                return self._failed(cause)
+            if cause:
+                raise cause from error
             raise
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -117,14 +126,46 @@ class SweepTrial(Trainable):
         self._close()
 
     def _take(self, config: dict[str, Any]) -> None:
+        """Serve the trial of a configuration; whether it can be run shows at its first step."""
         self._folder = SweepFolder(config["sweep"])
         self._plan = self._folder.plan()
-        self._config = run_config(self._plan, self.trial_name, config["trial"]["point"])
+        self._point = config["trial"]["point"]
         self._run_dir = self._folder.run_dir(self.trial_name)
         self._epoch = 0
+        self._diverged = ""
+        self._waits: list[float] = []
         self._copied: list[dict[str, Any]] = []
 
+    def _failed(self, error: BaseException) -> dict[str, Any]:
+        """The result of a trial that cannot continue by itself.
+
+        A member of a population that diverges waits to take over a better one; any other trial has
+        failed.
+        """
+        self._close()
+        member = self._plan.sweep.scheduler == "pbt" and not self.trial_name.startswith(FINAL)
+        if member and isinstance(error, FloatingPointError):
+            return self._wait_for_donor(str(error))
+        return {DONE: True, "failed": str(error), "reports": []}
+
+    def _wait_for_donor(self, reason: str) -> dict[str, Any]:
+        """The result of a diverged member of a population.
+
+        It has the worst possible score, so that at the next perturbation the member takes over a
+        better one and another point. Early in a sweep no other member may have been saved yet.
+        """
+        if self._waits:
+            time.sleep(self._waits.pop(0))
+        elif self._diverged:
+            return {DONE: True, "failed": reason, "reports": []}
+        if not self._diverged:
+            self._diverged, self._waits = reason, list(DONOR_PAUSES_SECONDS)
+        self._epoch += self._plan.sweep.pbt_every
+        worst = {"score": -math.inf, "best_score": -math.inf}
+        return {"epoch": self._epoch, "reports": [], "diverged": reason, DONE: False} | worst
+
     def _start(self) -> None:
+        self._config = run_config(self._plan, self.trial_name, self._point)
         sweep = self._plan.sweep
         torch.set_num_threads(sweep.cpus)
         run = Folder(self._run_dir)
@@ -169,11 +210,12 @@ class SweepTrial(Trainable):
         before = None
         if own.exists(LAST.as_posix()):
             before = load_checkpoint(local_file(own / LAST.as_posix()))
-        state = fork(donated(donor, epoch), self._config, before)
+        config = run_config(self._plan, self.trial_name, self._point)
+        state = fork(donated(donor, epoch), config, before)
         with own.writer(LAST.as_posix()) as partial:
             save_checkpoint(partial, state)
-        point = self.config["trial"]["point"]
-        self._copied.append({"epoch": state.position.epoch, "trial": trial, "point": point})
+        copied = {"epoch": state.position.epoch, "trial": trial, "point": self._point}
+        self._copied.append(copied)
 
     def _close(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -198,7 +240,7 @@ def donated(donor: Folder, epoch: int) -> Checkpoint:
     """
     wanted = epoch_checkpoint(epoch).as_posix()
     for _ in range(KEPT_EPOCHS):
-        kept = sorted(name for name in donor.names("checkpoints") if "/epoch-" in name)
+        kept = kept_epochs(donor.names("checkpoints"))
         chosen = next((name for name in kept if name >= wanted), LAST.as_posix())
         try:
             return load_checkpoint(local_file(donor / chosen))

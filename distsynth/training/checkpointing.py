@@ -20,10 +20,19 @@ from distsynth.runs.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from distsynth.runs.folder import CONFIG_FILE, LAST, RunFolder, clear_run, epoch_checkpoint
+from distsynth.runs.folder import (
+    CONFIG_FILE,
+    LAST,
+    SAMPLES_FOLDER,
+    RunFolder,
+    clear_run,
+    epoch_checkpoint,
+    kept_epochs,
+)
 from distsynth.training.records import LossRecord
 from distsynth.training.report import EpochReport
 from distsynth.training.steps import Learner
+from sharding.io.atomic import remove_leftovers
 from sharding.io.errors import DataError
 from sharding.shards.manifest import Manifest
 
@@ -71,6 +80,9 @@ def claim_folder(
         if accelerator.is_main_process:
             clear_run(folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        for name in ("", LAST.parent, SAMPLES_FOLDER):
+            remove_leftovers(folder.path / name)
     return checkpoint
 
 
@@ -100,17 +112,31 @@ class RunCheckpoints:
         """Write the checkpoint of an epoch and remove those before the latest keep_epochs."""
         self.save(epoch_checkpoint(epoch), state)
         if self._accelerator.is_main_process:
-            kept = sorted((self._folder.path / LAST.parent).glob("epoch-*.pt"))
-            for path in kept[: -self._config.train.keep_epochs]:
-                path.unlink()
+            run_dir = self._folder.path
+            found = (run_dir / LAST.parent).glob("epoch-*.pt")
+            kept = kept_epochs(f"{LAST.parent}/{path.name}" for path in found)
+            for name in kept[: -self._config.train.keep_epochs]:
+                (run_dir / name).unlink()
 
     def restore(self, checkpoint: Checkpoint, state: RunState) -> None:
         """Take over the state of an interrupted run.
 
         Raises:
             ConfigError: If the run was started under another configuration or on other data.
+            DataError: If the checkpoint lacks something, or holds something else in its place.
         """
         check_same_run(self._config, checkpoint, self._manifest.sha256)
+        try:
+            self._restore(checkpoint, state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise DataError(
+                self._folder.path / LAST,
+                f"not the state of a run that can be resumed ({reason})",
+                "Take another checkpoint of this run, or start it again with --overwrite",
+            ) from error
+
+    def _restore(self, checkpoint: Checkpoint, state: RunState) -> None:
         for name, learner in state.learners.items():
             learner.load_state_dict(checkpoint.learners[name])
         record, device = checkpoint.record, self._accelerator.device

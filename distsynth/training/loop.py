@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
@@ -16,6 +19,7 @@ from distsynth.data.memory import keep_freed_memory
 from distsynth.metrics.objective import score
 from distsynth.runs.checkpoint import Position
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder, open_run
+from distsynth.runs.lease import lease
 from distsynth.runs.tracking import Trackers, start_trackers
 from distsynth.training.checkpointing import RunCheckpoints, RunState, claim_folder
 from distsynth.training.records import LossRecord, sample_picture
@@ -24,12 +28,13 @@ from distsynth.training.setup import (
     build_accelerator,
     build_learners,
     build_loss,
-    check_accumulation,
+    check_setup,
     open_shards,
 )
 from distsynth.training.steps import Terms, adversarial_step, average_buffers, supervised_step
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
+from sharding.io.interruption import DeferredSignals, deferred_signals
 from sharding.io.progress import progress
 
 LOGGER = logging.getLogger(__name__)
@@ -62,11 +67,15 @@ def train(
 
     Raises:
         ConfigError: If the configuration does not suit the shards, the ranks or the run resumed.
-        DataError: If the shards or the checkpoint are bad.
+        DataError: If the shards or the checkpoint are bad, or another process writes to the folder.
         FloatingPointError: If a loss is no longer finite.
     """
     run = epochs(config, run_dir, resume, overwrite)
-    with contextlib.closing(run):
+    with contextlib.ExitStack() as stack:
+        # One process writes to the folder: the first rank, which launchers number so.
+        if int(os.environ.get("RANK", "0")) == 0:
+            stack.enter_context(lease(run_dir))
+        stack.enter_context(contextlib.closing(run))
         while True:
             try:
                 report = next(run)
@@ -125,7 +134,8 @@ class TrainingRun:
         self.config, self.folder = config, folder
         self.accelerator = accelerator = build_accelerator(config)
         self.trackers = Trackers()
-        check_accumulation(config, accelerator.num_processes)
+        gpu = accelerator.device.type != "cpu"
+        check_setup(config, self.shards.manifest, accelerator.num_processes, gpu)
         set_seed(config.train.seed)
         if accelerator.device.type == "cpu":
             keep_freed_memory()
@@ -179,7 +189,16 @@ class TrainingRun:
                 self.folder.publish(wandb=True)
 
     def train_epoch(self, epoch: int) -> None:
-        """Take those steps of an epoch that have not been taken yet."""
+        """Take those steps of an epoch that have not been taken yet.
+
+        Raises:
+            Interrupted: After a signal, when the step is done and its checkpoint is written.
+        """
+        with deferred_signals() as signals:
+            self._take_steps(epoch, signals)
+        self.accelerator.wait_for_everyone()
+
+    def _take_steps(self, epoch: int, signals: DeferredSignals) -> None:
         config, state = self.config, self.state
         start = state.position.step_in_epoch
         batches = self.batches.epoch(epoch, start)
@@ -191,21 +210,45 @@ class TrainingRun:
             if state.position.step % config.train.log_every == 0:
                 self._log(epoch)
             every = config.train.checkpoint_every
-            if every and state.position.step % every == 0 and done < self.batches.steps:
+            due = every and state.position.step % every == 0 and done < self.batches.steps
+            stopped = self._is_stopped(signals)
+            if due or stopped:
                 self._merge_ranks()
                 self.checkpoints.save(LAST, state)
+            if stopped:
+                return
         if epoch + 1 == config.train.epochs and state.losses.steps:
             self._log(epoch)
-        self.accelerator.wait_for_everyone()
+
+    def _is_stopped(self, signals: DeferredSignals) -> bool:
+        """Whether all ranks are to stop after this step.
+
+        Several ranks get a signal in different steps; they agree where they exchange a row anyway.
+        """
+        if self.accelerator.num_processes == 1:
+            return signals.signal is not None
+        if self.state.position.step % self.config.train.log_every:
+            return False
+        flag = torch.tensor(float(signals.signal is not None), device=self.accelerator.device)
+        if not float(self.accelerator.reduce(flag, "sum")):  # type: ignore[arg-type]
+            return False
+        signals.signal = signals.signal or signal.SIGTERM
+        return True
 
     def close_epoch(self, epoch: int) -> EpochReport:
         """Validate where that is due, write the checkpoints and log samples."""
         config, state, done = self.config, self.state, epoch + 1
         self._merge_ranks()
         metrics: dict[str, float] = {}
-        if done % config.train.validate_every == 0 or done == config.train.epochs:
-            metrics = self._validate(done)
-        self._show_samples()
+        try:
+            if done % config.train.validate_every == 0 or done == config.train.epochs:
+                metrics = self._validate(done)
+            self._show_samples()
+        except KeyboardInterrupt:
+            # The epoch's steps are done: resumed, the run validates again.
+            if self.accelerator.num_processes == 1:
+                self.checkpoints.save(LAST, state)
+            raise
         state.position = Position(done, 0, state.position.step)
         found = score(metrics, config.train)
         better = found > state.best_score

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 
 from distsynth.config import RunConfig
+from distsynth.data.loader import check_batch
 from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
+from distsynth.inference.sliding_window import weight_lines
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.training.compile import compile_networks
 from distsynth.training.steps import Learner, make_accelerator
 from sharding.io.cache import Cache
+from sharding.shards.manifest import Manifest
+from sharding.shards.patches import patch_axes
 from sharding.shards.shard_set import ShardSet
 
 
@@ -30,6 +36,46 @@ def open_shards(config: RunConfig) -> tuple[RunConfig, ShardSet]:
     return config, shards
 
 
+def check_setup(config: RunConfig, manifest: Manifest, ranks: int, gpu: bool) -> None:
+    """Refuse a configuration that these shards and processes cannot train.
+
+    Everything that can be found out without reading a patch is found here, before anything starts.
+
+    Args:
+        config: The run.
+        manifest: Of its shards.
+        ranks: Processes that train together.
+        gpu: Whether each has a GPU.
+
+    Raises:
+        ConfigError: Names the field, the rule and the value.
+    """
+    _check_precision(config, gpu)
+    check_batch(manifest.patches("train"), config.train.batch_size, ranks, config.data.shards)
+    check_accumulation(config, ranks)
+    check_trim(config, manifest)
+
+
+def check_trim(config: RunConfig, manifest: Manifest) -> None:
+    """Refuse a trim that leaves gaps between the validation patches of the shards.
+
+    Raises:
+        ConfigError: If a voxel would be left uncovered.
+    """
+    cut = manifest.config
+    stitch = replace(config.stitch, stride=cut.stride, weights="uniform")
+    for row in manifest.specimens:
+        for axis in patch_axes(cut.patch_size, cut.dense_axes) if row.split == "val" else ():
+            sides = [side for dim, side in enumerate(row.shape) if dim != axis]
+            try:
+                weight_lines(sides, cut.patch_size, stitch)
+            except ValueError:
+                raise ConfigError(
+                    f"stitch.trim={config.stitch.trim} leaves voxels of {row.name} uncovered at "
+                    f"the shards' stride of {cut.stride}: trim less, or shard with a smaller stride"
+                ) from None
+
+
 def build_accelerator(config: RunConfig) -> Accelerator:
     """The Accelerator of this process.
 
@@ -37,9 +83,13 @@ def build_accelerator(config: RunConfig) -> Accelerator:
         ConfigError: If the precision needs a GPU and there is none.
     """
     cpu = config.train.device == "cpu"
-    if config.train.precision == "fp16" and (cpu or not torch.cuda.is_available()):
-        raise ConfigError("train.precision must be no or bf16 without a GPU, got fp16")
+    _check_precision(config, not cpu and torch.cuda.is_available())
     return make_accelerator(config.train.precision, cpu)
+
+
+def _check_precision(config: RunConfig, gpu: bool) -> None:
+    if config.train.precision == "fp16" and not gpu:
+        raise ConfigError("train.precision must be no or bf16 without a GPU, got fp16")
 
 
 def check_accumulation(config: RunConfig, ranks: int) -> None:

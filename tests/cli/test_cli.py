@@ -279,6 +279,9 @@ def test_usage_and_version():
         (["predict"], "checkpoint"),
         (["shard", "x", "-o", "y", "--stride", "0"], "stride must be >= 1"),
         (["phantom", "x", "--specimens", "few"], "few"),
+        (["phantom", "x", "--specimens", "0"], "specimens must be >= 1, got 0"),
+        (["phantom", "x", "--simulation.bias", "1e30"], "bias must be from 0 to 1, got 1e+30"),
+        (["shard", "x", "-o", "y", "--workers", "-1"], "workers must be >= 0"),
     ],
 )
 def test_usage_and_configuration_end_with_2(args, message, tmp_path, monkeypatch):

@@ -240,7 +240,9 @@ def test_a_mask_without_a_voxel_of_the_source_leaves_out_consistency(
 
 def test_nothing_to_judge_or_to_fit_on_is_refused(predictor, specimens):
     without_test = of_split(specimens, predictor, "train")
-    with pytest.raises(ConfigError, match="no specimen in the split test"):
+    with pytest.raises(
+        ConfigError, match=r"nothing to evaluate: no specimen .* split test \(3 in train\)"
+    ):
         evaluate({"first": predictor}, without_test)
     with pytest.raises(ConfigError, match="no training specimen"):
         evaluate({"first": predictor}, of_split(specimens, predictor, "test"))

@@ -12,10 +12,18 @@ from killing import CallMoment, killed_at
 from s3_server import S3Server
 from tiny_runs import tiny_config
 
-from distsynth.config import to_json
+from distsynth.config import to_json, with_overrides
 from distsynth.inference.predictor import load_predictor
 from distsynth.runs.checkpoint import load_checkpoint
-from distsynth.runs.folder import BEST, LAST, METRICS_FILE, local_file, open_run
+from distsynth.runs.folder import (
+    BEST,
+    LAST,
+    METRICS_FILE,
+    clear_run,
+    local_file,
+    open_run,
+    sample_pictures,
+)
 from distsynth.runs.tracking import read_rows
 from distsynth.training.loop import train
 from distsynth.training.report import EpochReport
@@ -146,3 +154,33 @@ def test_nothing_is_copied_for_a_folder_of_this_machine(tmp_path):
 
 def test_a_remote_set_counts_as_the_same_data(remote_shards, shard_folder):
     assert ShardSet(remote_shards).manifest.sha256 == ShardSet(shard_folder).manifest.sha256
+
+
+def test_files_of_others_in_a_runs_folders_are_left_alone(shard_folder, tmp_path):
+    """Foreign and half-written files neither stop a run from resuming nor are they removed."""
+    config = tiny_config(
+        shard_folder,
+        {"tracking.mode": "offline", "tracking.samples": 1, "train.keep_epochs": 1},
+    )
+    train(with_overrides(config, {"train.epochs": 1}), tmp_path)
+    foreign = [
+        "samples/.samples-0000015.png.partial-1a2b3c4d.png",
+        "samples/notes.png",
+        "samples/mine-12.png",
+        "checkpoints/epoch-best.pt",
+        "checkpoints/.epoch-00009.pt.partial-1a2b3c4d",
+        "wandb/notes.txt",
+        "trials.txt",
+    ]
+    for name in foreign:
+        (tmp_path / name).write_bytes(b"foreign")
+    result = train(config, tmp_path, resume=True)
+    assert result.last == tmp_path / LAST
+    assert sorted(sample_pictures(tmp_path)) == [5, 10]
+    kept = [path.name for path in (tmp_path / "checkpoints").glob("epoch-0*.pt")]
+    assert kept == ["epoch-00002.pt"]
+    own = [name for name in foreign if ".partial-" not in name]
+    assert all((tmp_path / name).read_bytes() == b"foreign" for name in own)
+    clear_run(tmp_path)
+    left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert set(own) <= set(left) <= set(foreign)

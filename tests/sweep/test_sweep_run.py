@@ -24,7 +24,7 @@ from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import BEST, LAST
 from distsynth.sweep.finalists import export_best, finalists, log_sweep
-from distsynth.sweep.folder import SweepFolder, searched
+from distsynth.sweep.folder import SweepFolder, TrialRecord, searched
 from distsynth.sweep.plan import SweepConfig
 from distsynth.sweep.run import extend_sweep, make_plan, resume_sweep, run_final, start_sweep
 from distsynth.sweep.trial import KEPT_EPOCHS, SweepTrial, run_config
@@ -313,6 +313,40 @@ def test_a_trial_that_diverges_is_listed_and_the_rest_goes_on(cluster, shard_fol
     assert bad.failures == ()
     rows = json.loads((tmp_path / "diverging" / "leaderboard.json").read_text())["trials"]
     assert [(row["trial"], row["rank"]) for row in rows] == [("00001", 1), ("00000", None)]
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "pbt"])
+def test_a_diverging_trial_ends_no_schedule(cluster, shard_folder, tmp_path, scheduler):
+    folder = SweepFolder(tmp_path / "diverging")
+    plan = tiny_plan(
+        shard_folder,
+        "diverging",
+        # The first epoch has no validation, so no score.
+        {"loss.recon": "l2", "train.epochs": 4, "train.validate_every": 2},
+        {"optim.lr_generator": SPACE["optim.lr_generator"]},
+        scheduler=scheduler,
+        trials=3,
+        pbt_quantile=0.5,
+        pbt_resample=0.0,
+        concurrent=3,
+    )
+    folder.write_plan(plan)
+    for number, rate in enumerate([1e30, 1e-3, 2e-3]):
+        folder.write_record(TrialRecord(f"{number:05d}", {"optim.lr_generator": rate}))
+    result = resume_sweep(folder, None, cluster)
+    assert result.complete
+    bad, *good = result.records.values()
+    assert all(record.status in ("finished", "stopped") for record in good)
+    assert all(record.failures == () for record in good)
+    if scheduler == "asha":
+        assert bad.status == "failed" and "the run diverged" in bad.cause
+        again = resume_sweep(folder, None, cluster, retry_failed=True)
+        assert again.complete and again.records["00000"].status == "failed"
+    else:
+        assert "the run diverged" in bad.failures[0]
+        assert (bad.status, bad.epochs) == ("finished", 4)
+        assert bad.copies[0].trial in {"00001", "00002"}
+        assert 1e-3 <= bad.point["optim.lr_generator"] <= 3e-2
 
 
 def test_a_trial_whose_process_is_killed_goes_on_until_it_is_listed(

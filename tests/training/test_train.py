@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -25,11 +27,14 @@ from tiny_runs import (
 
 from distsynth.config import from_json
 from distsynth.errors import ConfigError
-from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.checkpoint import Position, load_checkpoint
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST
-from distsynth.training.loop import train
+from distsynth.runs.lease import LEASE_FILE
+from distsynth.training.loop import TrainingRun, train
 from distsynth.training.steps import Learner
+from distsynth.training.validation import Validator
 from sharding.io.errors import DataError
+from sharding.io.interruption import Interrupted, signals_as_exceptions
 from sharding.shards.shard_set import ShardSet
 
 SCORE = "val/psnr"
@@ -487,3 +492,61 @@ def test_a_run_without_a_compiler_goes_on_and_says_why(shard_folder, tmp_path, m
     trained(tmp_path / "wished", shard_folder, {"train.compile": True})
     assert "train.compile is ignored: no compiler here" in caplog.text
     assert same(tensors(tmp_path / "plain"), tensors(tmp_path / "wished"))
+
+
+def run_signalled(config, run_dir, step, number):
+    """Train with the program's signal handling, and send this process a signal within a step."""
+    inner = TrainingRun._step
+
+    def signalled(self, batch, at):
+        if at == step:
+            os.kill(os.getpid(), number)
+        return inner(self, batch, at)
+
+    TrainingRun._step = signalled
+    with signals_as_exceptions():
+        train(config, run_dir)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_run_between_steps_with_a_checkpoint(number, shard_folder, tmp_path):
+    config = tiny_config(shard_folder, FULL, EVERY_STEP)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as caught:
+        patch.setattr(TrainingRun, "_step", TrainingRun._step)
+        run_signalled(config, tmp_path / "stopped", 6, number)
+    assert caught.value.signal == number
+    assert load_checkpoint(tmp_path / "stopped" / LAST).position.step == 7
+    train(config, tmp_path / "stopped", resume=True)
+    train(config, tmp_path / "whole")
+    assert same(tensors(tmp_path / "stopped"), tensors(tmp_path / "whole"))
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
+def test_a_signal_during_validation_keeps_the_epoch(shard_folder, tmp_path, monkeypatch):
+    config = tiny_config(shard_folder, FULL)
+    validate = Validator.__call__
+
+    def interrupted(*args):
+        validate(*args)
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(Validator, "__call__", interrupted)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "stopped" / LAST).position == Position(0, 5, 5)
+    train(config, tmp_path / "stopped", resume=True)
+    train(config, tmp_path / "whole")
+    assert same(tensors(tmp_path / "stopped"), tensors(tmp_path / "whole"))
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
+def test_a_second_process_on_a_run_is_refused(shard_folder, tmp_path, refused):
+    config = tiny_config(shard_folder)
+
+    def again(report):  # noqa: ARG001
+        with refused(str(tmp_path), "another process is writing here: process", "Wait for it"):
+            train(config, tmp_path, resume=True)
+
+    train(config, tmp_path, on_epoch=again)
+    assert not (tmp_path / LEASE_FILE).exists()

@@ -206,13 +206,6 @@ def test_the_network_is_validated_in_eval_mode_and_left_in_training_mode(whole):
     assert all(parameter.grad is None for parameter in generator.parameters())
 
 
-def test_a_trim_that_leaves_gaps_at_the_shards_stride_is_refused(specimens, tmp_path):
-    shards = sharded(specimens, tmp_path / "shards", stride=16)
-    validate, config = validator(shards, **{"stitch.trim": 4})
-    with pytest.raises(ValueError, match=r"stitch\.trim=4 leaves voxels .* stride of 16"):
-        validate(network(config))
-
-
 def test_two_ranks_add_up_to_one(whole):
     """Each rank's own sums, added as the ranks would, give what one process has."""
 

@@ -1,0 +1,189 @@
+"""A lease on a folder, on any storage: one process at a time writes to a run or a sweep.
+
+The holder renews a small hidden file in the folder as long as it lives. Whoever finds it fresh is
+refused. Whoever finds that its process is gone, or that it is no longer renewed, takes it over.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import json
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+from pydantic import TypeAdapter, ValidationError
+
+from sharding.io.errors import DataError, MissingError
+from sharding.io.records import STRICT
+from sharding.io.storage import Folder
+
+LOGGER = logging.getLogger(__name__)
+
+LEASE_FILE = ".lease.json"
+BEAT_SECONDS = 15.0
+"""Time between two renewals."""
+STALE_SECONDS = 4 * BEAT_SECONDS
+"""Age at which a lease that another machine wrote is no longer fresh."""
+SETTLE_SECONDS, LOCAL_SETTLE_SECONDS = 1.0, 0.05
+"""Time for two processes that take a lease at once to see which of them wrote last."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who writes to a folder.
+
+    Attributes:
+        token: Made anew by each holder.
+        host: Name of its machine.
+        boot: When that machine was started, in s since 1970.
+        process: Id of the process there.
+        started: When the process was started, in s since 1970.
+        since: When it took the lease, likewise.
+        renewed: When it last renewed the lease, likewise, by its own clock.
+    """
+
+    __pydantic_config__ = STRICT
+
+    token: str
+    host: str
+    boot: float
+    process: int
+    started: float
+    since: float
+    renewed: float
+
+    @classmethod
+    def own(cls) -> Lease:
+        """A new lease of this process."""
+        now, process = time.time(), psutil.Process()
+        return cls(
+            token=secrets.token_hex(8),
+            host=socket.gethostname(),
+            boot=psutil.boot_time(),
+            process=process.pid,
+            started=process.create_time(),
+            since=now,
+            renewed=now,
+        )
+
+    def is_here(self) -> bool:
+        """Whether its process ran on this machine."""
+        return self.host == socket.gethostname() and abs(self.boot - psutil.boot_time()) < 2
+
+    def is_alive(self) -> bool:
+        """Whether its process still runs, if that was on this machine."""
+        try:
+            return abs(psutil.Process(self.process).create_time() - self.started) < 2
+        except psutil.Error:
+            return False
+
+    def to_json(self) -> str:
+        """A line of JSON."""
+        return json.dumps(asdict(self)) + "\n"
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since).astimezone()
+        return f"process {self.process} on {self.host} since {since:%Y-%m-%d %H:%M:%S %Z}"
+
+
+_LEASE = TypeAdapter(Lease)
+
+
+@contextlib.contextmanager
+def lease(url: str | Path) -> Iterator[None]:
+    """Hold the lease on a folder for the time of the block.
+
+    A process that loses its lease, because it was stopped for so long that another one took it
+    over, is interrupted.
+
+    Args:
+        url: The folder: a path or a URL. It need not exist.
+
+    Raises:
+        DataError: If another process holds it; says which one and since when.
+    """
+    folder = Folder(url)
+    own = Lease.own()
+    _take(folder, own)
+    ended = threading.Event()
+    renewer = threading.Thread(target=_renew, args=(folder, own, ended), daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewer.join()
+        with contextlib.suppress(DataError):  # a storage that fails now; the lease grows stale
+            if (found := read_lease(folder)) and found.token == own.token:
+                folder.remove(LEASE_FILE)
+        if folder.local is not None:
+            # A folder in which nothing was written is not left behind.
+            with contextlib.suppress(OSError):
+                folder.local.rmdir()
+
+
+def read_lease(folder: Folder) -> Lease | None:
+    """The lease on a folder; None if nobody holds one, or the file is not a lease."""
+    try:
+        return _LEASE.validate_json(folder.read(LEASE_FILE))
+    except (MissingError, ValidationError):
+        return None
+
+
+def _take(folder: Folder, own: Lease) -> None:
+    """Write the lease unless another process holds it."""
+    found = read_lease(folder)
+    if found is not None:
+        if _is_held(folder, found):
+            raise _refusal(folder, found)
+        LOGGER.info(f"taking over {folder.url} from {found}, which no longer runs")
+    folder.write(LEASE_FILE, own.to_json())
+    # No storage that fsspec knows has a lock: of two that write at once the last one wins.
+    time.sleep(SETTLE_SECONDS if folder.local is None else LOCAL_SETTLE_SECONDS)
+    found = read_lease(folder)
+    if found is None or found.token != own.token:
+        raise _refusal(folder, found or own)
+
+
+def _is_held(folder: Folder, found: Lease) -> bool:
+    """Whether the process of a lease still renews it."""
+    if found.is_here():
+        return found.is_alive()
+    if time.time() - found.renewed < STALE_SECONDS:
+        return True
+    # The clocks of two machines may differ by minutes: see whether it is renewed.
+    time.sleep(2 * BEAT_SECONDS)
+    again = read_lease(folder)
+    return again is not None and again != found
+
+
+def _renew(folder: Folder, own: Lease, ended: threading.Event) -> None:
+    """Renew the lease until the block ends, or until another process has taken it over."""
+    while not ended.wait(BEAT_SECONDS):
+        try:
+            found = read_lease(folder)
+            if found is not None and found.token != own.token:
+                LOGGER.error(f"{folder.url} was taken over by {found}: this process ends")
+                _thread.interrupt_main()
+                return
+            renewed = Lease(**{**asdict(own), "renewed": time.time()})
+            folder.write(LEASE_FILE, renewed.to_json())
+        except DataError as error:
+            LOGGER.warning(f"the lease cannot be renewed: {error}")
+
+
+def _refusal(folder: Folder, holder: Lease) -> DataError:
+    return DataError(
+        folder.url,
+        f"another process is writing here: {holder}",
+        "Wait for it, end it, or give another folder",
+    )

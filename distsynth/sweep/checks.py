@@ -1,0 +1,72 @@
+"""Checks of a sweep before anything starts: what would make every trial fail is found once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distsynth.config import RunConfig
+from distsynth.data.resolve import resolved
+from distsynth.errors import ConfigError
+from distsynth.losses.perceptual import check_weights
+from distsynth.sweep.parameters import configure, draw_points, manifest_of
+from distsynth.sweep.plan import SweepPlan
+from distsynth.training.setup import check_setup
+from sharding.io.errors import DataError
+from sharding.io.storage import Folder
+from sharding.volumes.cohort import read_cohort
+from tune_spaces.plain import space_from_plain
+
+POINTS = 16
+"""Points of the space that are checked; the plan is refused if none of them can be trained."""
+
+
+def check_plan(plan: SweepPlan) -> None:
+    """Refuse a plan of which no trial could be trained, or whose cohort cannot be read.
+
+    Raises:
+        ConfigError: If no point of the space suits the shards and the resources; says why.
+        DataError: If a shard or the cohort is missing.
+    """
+    sweep = plan.sweep
+    if sweep.cohort is not None:
+        read_cohort(Path(sweep.cohort))
+    space = space_from_plain(plan.space)
+    shards = space["data.shards"].categories if "data.shards" in space else [plan.base.data.shards]
+    for folder in shards:
+        check_shards_exist(str(folder))
+    if not space:
+        return
+    population = sweep.scheduler == "pbt"
+    points, _ = draw_points(space, plan.base, POINTS, sweep.seed, population)
+    reasons = []
+    for point in points:
+        config = configure(plan.base, point, population)
+        if (reason := why_not(config, sweep.workers, bool(sweep.gpus))) is None:
+            return
+        reasons.append(reason)
+    raise ConfigError(f"no point of the space can be trained: {reasons[0]}")
+
+
+def why_not(config: RunConfig, workers: int, gpu: bool) -> str | None:
+    """Why a configuration cannot be trained; None if it can, as far as this can be told."""
+    try:
+        manifest = manifest_of(config.data.shards)
+        check_setup(resolved(config, manifest), manifest, workers, gpu)
+        if config.loss.weight("perceptual") > 0:
+            check_weights(config.loss.vgg_weights)
+    except (ConfigError, DataError) as error:
+        return str(error)
+    return None
+
+
+def check_shards_exist(shards: str) -> None:
+    """Raise DataError unless every shard of the manifest is there."""
+    folder = Folder(shards)
+    present = set(folder.names())
+    missing = [row.name for row in manifest_of(shards).shards if row.name not in present]
+    if missing:
+        raise DataError(
+            folder.url,
+            f"{len(missing)} of its shards are missing, the first is {missing[0]}",
+            "Copy the folder again or shard the cohort again",
+        )

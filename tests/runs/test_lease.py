@@ -1,0 +1,131 @@
+"""One process at a time writes to a folder, on any storage."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from distsynth.runs import lease as lease_module
+from distsynth.runs.lease import LEASE_FILE, Lease, lease, read_lease
+from sharding.io.storage import Folder
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path):
+    url = tmp_path / "run" if request.param == "local" else f"memory://{tmp_path.name}/run"
+    return Folder(url)
+
+
+def elsewhere(age: float) -> Lease:
+    """A lease of another machine, last renewed so many seconds ago."""
+    own = Lease.own()
+    return replace(own, token="theirs", host="elsewhere", renewed=own.renewed - age)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(lease_module, "SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(lease_module, "BEAT_SECONDS", 0.05)
+
+
+def test_a_second_holder_is_refused_with_the_first_ones_name(folder, refused):
+    with lease(folder.url):
+        holder = read_lease(folder)
+        assert holder is not None and holder.process == os.getpid()
+        with (
+            refused(folder.url, f"process {os.getpid()} on .* since 20", "Wait for it"),
+            lease(folder.url),
+        ):
+            pass
+        assert read_lease(folder).token == holder.token
+    assert read_lease(folder) is None
+    with lease(folder.url):
+        pass
+    if folder.local:
+        assert not folder.local.exists()
+
+
+def test_a_fresh_lease_of_another_machine_is_respected(folder, refused):
+    theirs = elsewhere(age=30)
+    folder.write(LEASE_FILE, theirs.to_json())
+    with refused(folder.url, "on elsewhere since", "give another folder"), lease(folder.url):
+        pass
+    assert read_lease(folder) == theirs
+
+
+def test_a_stale_lease_of_another_machine_is_taken_over(folder):
+    folder.write(LEASE_FILE, elsewhere(age=1000).to_json())
+    with lease(folder.url):
+        assert read_lease(folder).process == os.getpid()
+
+
+def test_a_lease_that_only_looks_stale_is_respected(folder, refused):
+    """The clock of the other machine is behind, and it still renews."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        number = 0
+        while not ended.wait(0.01):
+            number += 1
+            folder.write(LEASE_FILE, replace(elsewhere(1000), since=float(number)).to_json())
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    time.sleep(0.1)
+    try:
+        with refused(folder.url, "on elsewhere", "Wait"), lease(folder.url):
+            pass
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_holder_renews(folder):
+    with lease(folder.url):
+        first = read_lease(folder)
+        deadline = time.monotonic() + 30
+        while read_lease(folder).renewed == first.renewed and time.monotonic() < deadline:
+            time.sleep(0.01)
+        again = read_lease(folder)
+        assert again.renewed > first.renewed
+        assert replace(again, renewed=first.renewed) == first
+
+
+def _hold(url: str, ready: str) -> None:
+    with lease(url):
+        Folder(ready).write("ready", "")
+        time.sleep(600)
+
+
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path):
+    url, ready = str(tmp_path / "run"), Folder(tmp_path / "ready")
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(url, ready.url))
+    process.start()
+    while not ready.exists("ready"):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert read_lease(Folder(url)).process == process.pid
+    with lease(url):
+        assert read_lease(Folder(url)).process == os.getpid()
+
+
+def test_who_lost_the_lease_is_interrupted_and_leaves_it_to_the_other(folder):
+    with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with lease(folder.url):
+            folder.write(LEASE_FILE, elsewhere(0).to_json())
+            time.sleep(30)
+    assert read_lease(folder).host == "elsewhere"
+
+
+def test_a_file_that_is_no_lease_is_replaced(folder):
+    folder.write(LEASE_FILE, json.dumps(asdict(Lease.own()) | {"more": 1}))
+    with lease(folder.url):
+        assert read_lease(folder).process == os.getpid()
