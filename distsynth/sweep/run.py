@@ -310,10 +310,10 @@ def _points(
             name = f"{len(known):05d}"
             found_trials[name] = TrialRecord(name, point, preset=preset)
             known.append(point)
-    if repeated := len(points) - len(found_trials):
-        LOGGER.info(
-            f"{repeated} of {len(points)} points are in the sweep already or equal another one: "
-            f"{len(found_trials)} trials are planned"
+    if len(found_trials) < len(points):
+        LOGGER.warning(
+            f"{len(found_trials)} of {len(points)} trials are planned: the others would have had "
+            "the same parameters"
         )
     return found_trials
 

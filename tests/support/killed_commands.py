@@ -22,10 +22,12 @@ import psutil
 from killing import Stop
 from moments import FileMoment
 from small_study import study_commands
-from tiny_runs import SECONDS, same, start, tensors
+from tiny_runs import same, start, tensors
 
 from distsynth.cli.main import main
 
+SECONDS = 280
+"""A command that takes longer hangs."""
 SETUP = {
     "shard": ("phantom",),
     "prepare": ("phantom",),

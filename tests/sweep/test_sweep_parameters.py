@@ -29,6 +29,8 @@ from distsynth.sweep.parameters import (
     plain,
     point_of,
 )
+from distsynth.sweep.plan import SweepConfig, SweepPlan
+from distsynth.sweep.run import _points
 from distsynth.sweep.space import COMPARED, check_grid, check_shards, check_space, presets_in
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
@@ -36,6 +38,7 @@ from tune_spaces.architectures import networks, sharpening
 from tune_spaces.domains import zero_or_log
 from tune_spaces.learning_rates import learning_rates
 from tune_spaces.loss_weights import loss_weights
+from tune_spaces.plain import space_to_plain
 from tune_spaces.registry import SPACES
 from tune_spaces.whole import whole
 
@@ -528,3 +531,12 @@ def test_shards_of_other_specimens_or_splits_are_refused(change, shard_folder, t
     message = f"data.shards: {other} must hold the specimens and splits of {shard_folder}: shard"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         check_shards([str(shard_folder), same, other])
+
+
+def test_trials_that_would_be_the_same_are_left_out_and_said(caplog):
+    space = {"train.seed": tune.choice([1, 2, 3])}
+    plan = SweepPlan("seeds", "id", UNET, space_to_plain(space), SweepConfig(trials=20))
+    with caplog.at_level("WARNING"):
+        planned = _points(plan, space, {})
+    assert sorted(record.point["train.seed"] for record in planned.values()) == [1, 2, 3]
+    assert "3 of 20 trials are planned" in caplog.text

@@ -301,6 +301,13 @@ def damaged(lab, which):
     elif which == "mixed orientation":
         write_volume(last.target, Volume(noise, turned))
         said = ("d", "share one orientation: a is RAS, this one is LAS", "Reorient")
+    elif which == "mixed spacing":
+        write_volume(last.target, Volume(noise, np.diag([0.8, 0.8, 0.8, 1.0])))
+        said = (
+            lab / "out",
+            r"one voxel size, found 2:[^d]*\n.* 0\.8x0\.8x0\.8 mm: d",
+            "target-spacing",
+        )
     elif which == "split half filled":
         cohort[3] = replace(last, split=None)
         said = ("d", "have a split and this one has none", "all or leave it empty")
@@ -319,6 +326,7 @@ def damaged(lab, which):
         ("same scan", True),
         ("target as source", True),
         ("mixed orientation", True),
+        ("mixed spacing", True),
         ("split half filled", False),
         ("two specimens", False),
         ("doubled specimen", False),
