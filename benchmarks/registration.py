@@ -137,7 +137,7 @@ def known_bias(data: Path) -> None:
                 for ratio in (field, found / own / field)
             )
             print(
-                f"| {name} | shrink {config.shrink}, spline {config.spline_mm:g} mm | "
+                f"| {name} | shrink {config.shrink}, spline {config.spline_mm or 'by size'} | "
                 f"{before.std():.4f} | {after.std():.4f} | {np.abs(after).max():.3f} | "
                 f"{seconds:.0f} |",
                 flush=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import shlex
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distsynth.errors import ConfigError
-from sharding.io.errors import DataError
+from sharding.io.errors import DISK_FULL, DataError
 from sharding.io.interruption import Interrupted
 
 LOGGER = logging.getLogger(__name__)
@@ -22,7 +21,6 @@ LOGGERS = ("distsynth", "sharding", "tune_spaces")
 """What this program's own messages go through; those of libraries are left alone."""
 
 FAILURE, USAGE = 1, 2
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 MEMORY_REMEDY = (
     "Use smaller volumes, batches or patches, fewer workers, or a machine with more memory"
 )
@@ -111,7 +109,7 @@ def _expected(error: BaseException) -> str | None:
 
 def _system_error(error: OSError) -> str:
     where = error.filename2 or error.filename
-    if error.errno in FULL_DISK:
+    if error.errno in DISK_FULL:
         place = f"{where}: " if where else ""
         return f"{place}no space is left on the disk. Free some, or write to another disk."
     if error.errno is not None and where and error.strerror:

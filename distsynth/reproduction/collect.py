@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from distsynth.config import RunConfig
 from distsynth.models import build_generator, parameter_count
 from distsynth.presets import PAPER_PATCH
@@ -161,13 +159,14 @@ def _fitting(name: str, found: RowEvaluation) -> str:
 
 
 def _seconds(folder: SweepFolder, run: str, config: RunConfig) -> float | None:
-    """Time that the steps of a run took, from their mean throughput."""
-    rows = run_rows(Folder(folder.run_dir(run)))
-    speeds = [row[key] for row in rows if (key := "throughput/patches_per_s") in row]
-    if not speeds:
+    """Time that the steps of a run took, summed over its rows: each has its own throughput."""
+    key, rows = "throughput/patches_per_s", run_rows(Folder(folder.run_dir(run)))
+    timed = [(row["step"], row[key]) for row in rows if key in row]
+    if not timed:
         return None
-    steps = max(row["step"] for row in rows)
-    return float(steps * config.train.batch_size / np.mean(speeds))
+    before = [0, *(step for step, _ in timed[:-1])]
+    work = [(step - last) / speed for last, (step, speed) in zip(before, timed, strict=True)]
+    return float(config.train.batch_size * sum(work))
 
 
 def _write(folder: Folder, name: str, comparison: Comparison) -> None:

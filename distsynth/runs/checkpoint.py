@@ -194,7 +194,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             torch.save(state, partial)
     except RuntimeError as error:
         # PyTorch's writer does not pass the error of the operating system on.
-        if "PytorchStreamWriter" not in str(error):
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise
         rule = "the checkpoint could not be written, most likely because the disk is full"
         raise DataError(path, rule, "Free some space and continue with --resume") from error

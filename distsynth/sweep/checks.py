@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ray
+
 from distsynth.config import RunConfig
 from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
@@ -45,6 +47,24 @@ def check_plan(plan: SweepPlan) -> None:
             return
         reasons.append(reason)
     raise ConfigError(f"no point of the space can be trained: {reasons[0]}")
+
+
+def check_resources(plan: SweepPlan) -> None:
+    """Refuse trials that the cluster of this machine can never run; it does not grow.
+
+    Raises:
+        ConfigError: Names what it lacks.
+    """
+    sweep = plan.sweep
+    there = ray.cluster_resources()
+    for name, each in (("CPU", float(sweep.cpus)), ("GPU", sweep.gpus)):
+        needed, found = each * sweep.workers, there.get(name, 0.0)
+        if needed > found:
+            raise ConfigError(
+                f"sweep.{name.lower()}s must fit this machine: a trial of {sweep.workers} "
+                f"workers needs {needed:g} {name}, it has {found:g}; ask for less, or give "
+                "--address of a larger cluster"
+            )
 
 
 def why_not(config: RunConfig, workers: int, gpu: bool) -> str | None:

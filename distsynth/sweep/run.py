@@ -17,8 +17,8 @@ from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.runs.lease import lease
 from distsynth.sweep.callback import SweepCallback
-from distsynth.sweep.checks import check_plan
-from distsynth.sweep.cluster import cluster
+from distsynth.sweep.checks import check_plan, check_resources
+from distsynth.sweep.cluster import LOCAL, cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
 from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_leaderboard
 from distsynth.sweep.parameters import (
@@ -238,6 +238,8 @@ def _carry_out(
     callback = SweepCallback(folder, plan, records)
     if _unended(plan, records):
         with cluster(address):
+            if address in (None, LOCAL):
+                check_resources(plan)
             search(folder, plan, space, callback)
     _close_leaderboard(folder, plan, records)
     return SweepResult(folder, records, not _unended(plan, records))

@@ -118,6 +118,22 @@ def kept_handlers() -> Iterator[None]:
                     signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Deliver signals only after the block; processes that start in it never receive them.
+
+    A worker that is still loading its modules would otherwise end with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _raises(handler: object) -> bool:
     ours = getattr(handler, "raises_interrupted", False)
     return ours or handler is signal.default_int_handler

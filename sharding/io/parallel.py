@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from sharding.io.errors import DataError, one_line
-from sharding.io.interruption import ENDING_SIGNALS, kept_handlers
+from sharding.io.interruption import ENDING_SIGNALS, blocked_signals, kept_handlers
 from sharding.io.progress import progress
 
 Item = TypeVar("Item")
@@ -90,7 +90,9 @@ def _in_pool(
             while waiting or running:
                 while waiting and len(running) < AHEAD * workers:
                     item = waiting.pop()
-                    running[pool.submit(function, item)] = item
+                    # The first one starts the workers.
+                    with blocked_signals():
+                        running[pool.submit(function, item)] = item
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield running.pop(future), _outcome(future.exception(), future)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -280,8 +281,13 @@ def test_usage_and_version():
         (["shard", "x", "-o", "y", "--stride", "0"], "stride must be >= 1"),
         (["phantom", "x", "--specimens", "few"], "few"),
         (["phantom", "x", "--specimens", "0"], "specimens must be >= 1, got 0"),
+        (["phantom", "x", "--specimens", "-5"], "specimens must be >= 1, got -5"),
+        (["phantom", "x", "--shape", "0", "8", "8"], "shape must be >= 8 along each axis"),
         (["phantom", "x", "--simulation.bias", "1e30"], "bias must be from 0 to 1, got 1e+30"),
+        (["phantom", "x", "--simulation.noise", "nan"], "noise must be from 0 to 10, got nan"),
+        (["phantom", "x", "--simulation.blur-voxels", "inf"], "blur_voxels must be from 0 to 100"),
         (["shard", "x", "-o", "y", "--workers", "-1"], "workers must be >= 0"),
+        (["prepare", "x", "-o", "y", "--workers", "-1"], "workers must be >= 0"),
     ],
 )
 def test_usage_and_configuration_end_with_2(args, message, tmp_path, monkeypatch):
@@ -357,3 +363,62 @@ def test_a_diverged_training_ends_with_1(folder, shards):
     assert ended.status == 1
     assert "the run diverged. Lower optim.lr_generator" in ended.err
     assert ended.out == ""
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*", "../*.nii"])
+@pytest.mark.parametrize("option", ["--source-pattern", "--target-pattern"])
+def test_a_pattern_that_leads_out_of_a_subject_is_refused(option, pattern, tmp_path):
+    (tmp_path / "bids" / "sub-01").mkdir(parents=True)
+    patterns = {"--source-pattern": "*_T1w.nii", "--target-pattern": "*_T2w.nii"} | {
+        option: pattern
+    }
+    words = [word for pair in patterns.items() for word in pair]
+    ended = cli("shard", tmp_path / "bids", "-o", tmp_path / "out", *words)
+    assert ended.status == 1
+    assert f"{option}: must be a pattern below each subject's folder" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+SMALL_DISK = """
+import errno, resource, signal, sys
+import distsynth.cli.messages, sharding.io.errors
+from distsynth.cli.main import main
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), hard))
+# The limit stands for a full disk, which the system reports by another number.
+sharding.io.errors.DISK_FULL.add(errno.EFBIG)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def on_a_small_disk(limit, *args):
+    """A command that may not write files of more bytes."""
+    words = [str(word) for word in (limit, *args)]
+    ended = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, *words], capture_output=True, text=True
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_that_names_the_file(folder, phantoms, run_dir, held_out, tmp_path):
+    config = folder / "config.json"
+    judged = ["--cohort", phantoms, "-o", tmp_path / "evaluation"]
+    for limit, named, args in (
+        (20_000, "phantom-00_target.nii.gz", ["phantom", tmp_path / "c", "--shape", 40, 36, 32]),
+        (20_000, "s.nii", ["predict", run_dir, held_out.source, "-o", tmp_path / "s.nii"]),
+        (2_000, "", ["export", run_dir, "-o", tmp_path / "export", "--no-onnx"]),
+        (20_000, "", ["evaluate", run_dir, *judged]),
+        (4_000, "checkpoints/best.pt", ["train", config, "-o", tmp_path / "run"]),
+    ):
+        ended = on_a_small_disk(limit, *args)
+        assert ended.status == 1, ended.err
+        last = ended.err.splitlines()[-1]
+        assert last.startswith("distsynth: "), ended.err
+        assert re.search(r"no space|the disk is full", last), ended.err
+        assert named in last
+        assert "Traceback" not in ended.err
+        assert "bug of distsynth" not in ended.err
+    assert not list(tmp_path.rglob("*partial-*"))

@@ -154,7 +154,7 @@ def test_a_prediction_leaves_nothing_behind(shard_folder, tmp_path):
     config.write_text(to_json(tiny_config(shard_folder, values)))
     assert main(["train", str(config), "-o", str(tmp_path / "run")]) == 0
     cohort, out = tmp_path / "cohort", tmp_path / "out"
-    shape = ["--shape", "128", "128", "128"]
+    shape = ["--shape", "64", "64", "64"]
     assert main(["phantom", str(cohort), "--specimens", "1", *shape]) == 0
     out.mkdir()
     source = cohort / "phantom-00_source.nii.gz"

@@ -64,7 +64,7 @@ def mutated(draw: st.DrawFn, right: Any, most: int = 3) -> Any:
         elif what == "rename":
             inside.append(copy.deepcopy(inside[last]))
         else:
-            for _ in range(draw(st.sampled_from([1, 5, 500]))):
+            for _ in range(draw(st.sampled_from([1, 5, 40]))):
                 inside[last] = [inside[last]]
     return node
 

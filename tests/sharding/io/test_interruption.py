@@ -13,6 +13,7 @@ from sharding.io.interruption import (
     ENDING_SIGNALS,
     Interrupted,
     deferred_signals,
+    kept_handlers,
     signals_as_exceptions,
 )
 
@@ -58,6 +59,40 @@ def test_a_deferred_signal_waits_for_the_end_of_the_block(number):
         events.append("not reached")
     assert events == [number]
     assert caught.value.signal == number
+
+
+def test_a_block_may_be_asked_to_stop():
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return True
+
+    with pytest.raises(Interrupted) as caught, signals_as_exceptions(), deferred_signals(stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (asked, caught.value.signal) == ([True], signal.SIGTERM)
+
+
+def test_a_block_that_cannot_be_asked_to_stop_is_left_at_once():
+    with (
+        pytest.raises(Interrupted) as caught,
+        signals_as_exceptions(),
+        deferred_signals(lambda: False),
+    ):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(10)
+        pytest.fail("the signal was deferred")
+    assert caught.value.signal == signal.SIGHUP
+
+
+def test_handlers_are_kept_against_a_library():
+    with signals_as_exceptions():
+        with kept_handlers():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
 
 
 def test_an_impatient_user_is_not_kept():

@@ -7,12 +7,14 @@ import gzip
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from scipy.spatial.transform import Rotation
 
 from benchmarks.motion import Motion, landmarks, random_motion
+from sharding.registration.simpleitk import image
 from sharding.simulation.phantom import phantom_volume
 from sharding.volumes import transform as transform_module
 from sharding.volumes.resample import resample
-from sharding.volumes.transform import AFFINE_FILE, WARP_FILE, Transform
+from sharding.volumes.transform import AFFINE_FILE, WARP_FILE, Transform, is_orthogonal
 from sharding.volumes.volume import Volume, write_volume
 
 MOTION = Motion(0.8, 0.12, 10, 0.6, 0.05, seed=7)
@@ -172,3 +174,16 @@ def test_a_flipped_bit_of_the_warp_is_refused(motion, tmp_path, refused):
 def test_what_is_no_transform_is_refused(arguments, rule):
     with pytest.raises(ValueError, match=rule):
         Transform(*arguments)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_oblique_header_rounded_to_four_decimals_is_orthogonal(seed):
+    rotation = Rotation.random(random_state=seed).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = (rotation * 0.1).round(4)
+    assert is_orthogonal(affine)
+    volume = Volume(np.zeros((4, 4, 4), np.float32), affine)
+    direction = np.array(image(volume).GetDirection()).reshape(3, 3)
+    np.testing.assert_allclose(direction @ direction.T, np.eye(3), atol=1e-12)
+    affine[0, 1] += 0.01
+    assert not is_orthogonal(affine)
