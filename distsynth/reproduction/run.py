@@ -40,6 +40,7 @@ from distsynth.reproduction.row_evaluation import (
 )
 from distsynth.reproduction.rows import NETWORKS, SEAM_ROWS, STITCHINGS
 from distsynth.reproduction.task import TASK_FILE, Task, check_same_task, read_task, task_from_json
+from distsynth.runs.lease import lease
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord
@@ -78,10 +79,11 @@ def reproduce(
         here are not among them.
 
     Raises:
-        DataError: If it was begun and `resume` is false, or a scan is bad.
+        DataError: If it was begun and `resume` is false, another process is at it, or a scan is
+            bad.
         ConfigError: If it was begun as another task.
     """
-    with folder.folder.lock():
+    with lease(folder.url):
         _open(folder, task, resume)
         _cut(folder, task)
         plan = _plan(folder, task, tracking, resources)

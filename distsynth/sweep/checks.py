@@ -11,8 +11,8 @@ from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.losses.perceptual import check_weights
 from distsynth.sweep.parameters import configure, draw_points, manifest_of
-from distsynth.sweep.plan import SweepPlan
-from distsynth.training.setup import check_setup
+from distsynth.sweep.plan import SweepConfig, SweepPlan
+from distsynth.training.setup import check_setup, check_windows
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import read_cohort
@@ -43,7 +43,7 @@ def check_plan(plan: SweepPlan) -> None:
     reasons = []
     for point in points:
         config = configure(plan.base, point, population)
-        if (reason := why_not(config, sweep.workers, bool(sweep.gpus))) is None:
+        if (reason := why_not(config, sweep)) is None:
             return
         reasons.append(reason)
     raise ConfigError(f"no point of the space can be trained: {reasons[0]}")
@@ -67,11 +67,12 @@ def check_resources(plan: SweepPlan) -> None:
             )
 
 
-def why_not(config: RunConfig, workers: int, gpu: bool) -> str | None:
+def why_not(config: RunConfig, sweep: SweepConfig) -> str | None:
     """Why a configuration cannot be trained; None if it can, as far as this can be told."""
     try:
         manifest = manifest_of(config.data.shards)
-        check_setup(resolved(config, manifest), manifest, workers, gpu)
+        check_setup(resolved(config, manifest), manifest, sweep.workers, bool(sweep.gpus))
+        check_windows(sweep.objective, manifest)
         if config.loss.weight("perceptual") > 0:
             check_weights(config.loss.vgg_weights)
     except (ConfigError, DataError) as error:

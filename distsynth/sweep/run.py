@@ -15,6 +15,7 @@ from ray.tune.schedulers import FIFOScheduler
 from distsynth.config import RunConfig, with_overrides
 from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
+from distsynth.runs.folder import CONFIG_FILE, LAST, METRICS_FILE, SAMPLES_FOLDER
 from distsynth.runs.lease import lease
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.checks import check_plan, check_resources
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOGGER = logging.getLogger(__name__)
+
+COPIED = (f"{LAST.parent}/", f"{SAMPLES_FOLDER}/", CONFIG_FILE, METRICS_FILE)
+"""Files and folders of a run that an extended sweep takes over."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ def start_sweep(folder: SweepFolder, plan: SweepPlan, address: str | None = None
     check_plan(plan)
     with lease(folder.url), cluster(address):
         _refuse_existing(folder)
+        _check_room(plan, address)
         # Left by a start that was killed before there was a plan.
         folder.remove_records()
         folder.write_plan(plan)
@@ -202,11 +207,12 @@ def extend_sweep(
     known = searched(records)
     sweep = replace(plan.sweep, trials=len(known) + trials, presets_first=False)
     extended = SweepPlan(new.name, secrets.token_hex(4), base, plan.space, sweep, plan.name)
+    check_plan(extended)
     with lease(new.url):
         _refuse_existing(new)
         taken = {}
         for name, record in known.items():
-            _copy_run(old, new, name)
+            copy_run(old, new, name)
             goes_on = longer and record.status == "finished"
             status = "waiting" if goes_on else record.status
             taken[name] = replace(record, status=status, taken_from=f"{plan.name}/{name}")
@@ -225,6 +231,12 @@ def _refuse_existing(folder: SweepFolder) -> None:
         )
 
 
+def _check_room(plan: SweepPlan, address: str | None) -> None:
+    """Refuse trials that a cluster of this machine can never run; others may still grow."""
+    if address in (None, LOCAL):
+        check_resources(plan)
+
+
 def _carry_out(
     folder: SweepFolder, plan: SweepPlan, records: dict[str, TrialRecord], address: str | None
 ) -> SweepResult:
@@ -238,8 +250,7 @@ def _carry_out(
     callback = SweepCallback(folder, plan, records)
     if _unended(plan, records):
         with cluster(address):
-            if address in (None, LOCAL):
-                check_resources(plan)
+            _check_room(plan, address)
             search(folder, plan, space, callback)
     _close_leaderboard(folder, plan, records)
     return SweepResult(folder, records, not _unended(plan, records))
@@ -344,10 +355,10 @@ def _lasting(path: str) -> str:
     return path if is_remote(path) else str(Path(path.removeprefix("file://")).resolve())
 
 
-def _copy_run(old: SweepFolder, new: SweepFolder, name: str) -> None:
-    """A run's checkpoints and record, without W&B's files, which belong to the old run."""
+def copy_run(old: SweepFolder, new: SweepFolder, name: str) -> None:
+    """Copy a run but W&B's files, which belong to the old sweep."""
     source, target = Folder(old.run_dir(name)), Folder(new.run_dir(name))
     for file in source.names():
-        if file.startswith(("checkpoints/", "config.json", "metrics.jsonl")):
+        if file.startswith(COPIED):
             with target.writer(file) as partial:
                 partial.write_bytes(source.read(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -13,9 +14,11 @@ from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.inference.sliding_window import weight_lines
 from distsynth.losses.generator_loss import GeneratorLoss
+from distsynth.metrics.image import SSIM_WINDOW
 from distsynth.models import build_discriminator, build_generator
 from distsynth.training.compile import compile_networks
 from distsynth.training.steps import Learner, make_accelerator
+from distsynth.training.validation import validation_axis
 from sharding.io.cache import Cache
 from sharding.shards.manifest import Manifest
 from sharding.shards.patches import patch_axes
@@ -54,6 +57,7 @@ def check_setup(config: RunConfig, manifest: Manifest, ranks: int, gpu: bool) ->
     check_batch(manifest.patches("train"), config.train.batch_size, ranks, config.data.shards)
     check_accumulation(config, ranks)
     check_trim(config, manifest)
+    check_windows([config.train.objective], manifest)
 
 
 def check_trim(config: RunConfig, manifest: Manifest) -> None:
@@ -74,6 +78,31 @@ def check_trim(config: RunConfig, manifest: Manifest) -> None:
                     f"stitch.trim={config.stitch.trim} leaves voxels of {row.name} uncovered at "
                     f"the shards' stride of {cut.stride}: trim less, or shard with a smaller stride"
                 ) from None
+
+
+def check_windows(objectives: Iterable[str], manifest: Manifest) -> None:
+    """Refuse windowed SSIM as an objective where a validation slice is smaller than its window.
+
+    It would be NaN in every epoch, so that no epoch would be the best.
+
+    Args:
+        objectives: Stitched validation metrics.
+        manifest: Of the shards.
+
+    Raises:
+        ConfigError: Names the specimen and the size of its slices.
+    """
+    if "ssim_2d" not in objectives:
+        return
+    axis = validation_axis(manifest.config)
+    for row in manifest.specimens:
+        sides = [side for dim, side in enumerate(row.shape) if dim != axis]
+        if row.split == "val" and min(sides) < SSIM_WINDOW:
+            raise ConfigError(
+                f"train.objective=ssim_2d needs validation slices of at least {SSIM_WINDOW} voxels "
+                f"a side, those of {row.name} have {sides[0]} x {sides[1]}: choose psnr, "
+                "ssim_global or mse, or shard along another axis"
+            )
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:

@@ -23,6 +23,7 @@ from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.registry import TERMS
 from distsynth.metrics.image import SSIM_WINDOW, global_ssim, mse, psnr, windowed_ssim
 from distsynth.metrics.seams import seam_index
+from sharding.shards.config import ShardConfig
 from sharding.shards.manifest import SpecimenRecord
 from sharding.shards.patches import dense_locations
 from sharding.shards.shard_set import ShardSet
@@ -31,6 +32,11 @@ BATCH = 64
 """Patches a forward; it changes no number."""
 SUPERVISED = tuple(term.name for term in TERMS if term.supervised)
 """Terms of the generator's loss that need no discriminator."""
+
+
+def validation_axis(config: ShardConfig) -> int:
+    """The axis across which validation compares slices: of several the first."""
+    return config.dense_axes[0] if len(config.patch_size) == 2 else 2
 
 
 class Validator:
@@ -125,9 +131,8 @@ class Validator:
         self, specimen: SpecimenRecord, synthetic: Stitcher, target: Stitcher
     ) -> dict[str, float]:
         """Metrics on the slices that the shards cover."""
-        shard_config = self._shards.manifest.config
         data_range = specimen.target.data_range
-        axis = shard_config.dense_axes[0] if len(shard_config.patch_size) == 2 else 2
+        axis = validation_axis(self._shards.manifest.config)
         if specimen.name not in self._masks:
             self._masks[specimen.name] = self._shards.mask(specimen)
         covered = target.covered.cpu().numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 
@@ -23,6 +24,7 @@ from distsynth.reproduction.paper_values import PUBLISHED
 from distsynth.reproduction.row_evaluation import read_evaluation, read_slices
 from distsynth.reproduction.rows import CNNS, FORESTS, GANS, NETWORKS, QUESTIONS, ROWS, chosen_rows
 from distsynth.reproduction.task import Task, check_same_task, read_task, task_from_json
+from distsynth.runs.lease import lease
 from distsynth.sweep.folder import SweepFolder
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.volume import read_volume, write_volume
@@ -298,6 +300,17 @@ def test_a_run_that_fails_is_told_and_tried_again(out, cohort, tmp_path):
     with home_folder() as home:
         status, said = finished(words, environment(home), home)
     assert status == 0, said
+
+
+def test_a_second_process_on_a_reproduction_is_refused(cohort, tmp_path, capsys):
+    out = tmp_path / "reproduction"
+    words = ["reproduce", str(cohort), "--out", str(out), *TINY, "--rows", "rfsr"]
+    with lease(out):
+        for more in ([], ["--resume"]):
+            assert main([*words, *more]) == 1
+            said = capsys.readouterr().err
+            assert f"another process is writing here: process {os.getpid()} on" in said
+    assert not out.exists()
 
 
 def test_a_second_start_or_another_budget_is_refused(out, cohort):

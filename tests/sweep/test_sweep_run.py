@@ -22,7 +22,7 @@ from tiny_sweeps import EPOCHS, SPACE, TRACKED, offline_runs, outcomes, tiny_pla
 from distsynth.config import with_overrides
 from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import load_checkpoint
-from distsynth.runs.folder import BEST, LAST
+from distsynth.runs.folder import BEST, LAST, sample_pictures
 from distsynth.sweep.finalists import export_best, finalists, log_sweep
 from distsynth.sweep.folder import SweepFolder, TrialRecord, searched
 from distsynth.sweep.plan import SweepConfig
@@ -180,6 +180,8 @@ def test_an_extended_sweep_takes_over_trials_and_checkpoints(finished, cluster, 
     config = with_overrides(config, {"tracking.mode": "disabled"})
     train(config, tmp_path / "alone")
     assert same(tensors(tmp_path / "alone"), tensors(Path(new.run_dir("00000"))))
+    # Pictures of every epoch, those before the extension too.
+    assert list(sample_pictures(Path(new.run_dir("00000")))) == [5, 10, 15, 20]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,0 +1,105 @@
+"""A sweep that cannot run is refused before Ray starts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+from tiny_sweeps import tiny_plan
+
+from distsynth.errors import ConfigError
+from distsynth.runs.folder import BEST, LAST
+from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
+from distsynth.sweep.plan import SweepConfig, SweepPlan
+from distsynth.sweep.run import copy_run, extend_sweep, resume_sweep, start_sweep
+from sharding.io.errors import DataError
+from sharding.io.storage import Folder
+
+NOWHERE = "127.0.0.1:1"
+"""An address without a cluster: a sweep that gets there is refused for another reason."""
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", fail)
+
+
+def gap(plan: SweepPlan, _: Path) -> SweepPlan:
+    """A trim that leaves gaps at the stride of the shards."""
+    stitch = replace(plan.base.stitch, trim=5, stride=4)
+    return replace(plan, base=replace(plan.base, stitch=stitch))
+
+
+def misspelt(plan: SweepPlan, shards: Path) -> SweepPlan:
+    """A cohort that is not there."""
+    return replace(plan, sweep=replace(plan.sweep, cohort=str(shards / "cohrt.csv")))
+
+
+def lost(plan: SweepPlan, shards: Path) -> SweepPlan:
+    """A shard is gone."""
+    min(shards.rglob("*.tar")).unlink()
+    return plan
+
+
+IMPOSSIBLE = [
+    pytest.param(gap, ConfigError, r"stitch\.trim=5 leaves voxels of .* stride of 8", id="trim"),
+    pytest.param(misspelt, DataError, r"cohrt\.csv", id="cohort"),
+    pytest.param(lost, DataError, "1 of its shards are missing, the first is .*tar", id="shards"),
+]
+
+
+@pytest.fixture
+def shards(shard_folder, tmp_path):
+    return Path(shutil.copytree(shard_folder, tmp_path / "shards"))
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(("broken", "error", "message"), IMPOSSIBLE)
+def test_a_sweep_that_cannot_run_is_refused(shards, tmp_path, broken, error, message):
+    folder = SweepFolder(tmp_path / "sweep")
+    plan = broken(tiny_plan(shards, trials=1), shards)
+    with pytest.raises(error, match=message):
+        start_sweep(folder, plan, NOWHERE)
+    assert not Path(folder.url).exists()
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(("broken", "error", "message"), IMPOSSIBLE)
+def test_so_is_what_goes_on_with_it(shards, tmp_path, broken, error, message):
+    old, new = SweepFolder(tmp_path / "old"), SweepFolder(tmp_path / "new")
+    plan = broken(tiny_plan(shards, trials=1), shards)
+    old.write_plan(plan)
+    point = {"optim.lr_generator": 0.01, "loss.lambda_bce": 0.1, "loss.lambda_gradient": 0.1}
+    old.write_record(TrialRecord("00000", point, "finished", (EpochRecord(1, 5, {}, 1.0, 1.0),)))
+    with pytest.raises(error, match=message):
+        resume_sweep(old, None, NOWHERE)
+    with pytest.raises(error, match=message):
+        extend_sweep(old, new, 1, None, NOWHERE)
+    assert not Path(new.url).exists()
+    assert old.plan() == plan
+
+
+def test_windowed_ssim_is_checked_as_any_of_the_objectives(shards, monkeypatch, tmp_path):
+    monkeypatch.setattr("distsynth.training.setup.SSIM_WINDOW", 1000)
+    sweep = SweepConfig(trials=1, search="optuna", objective=("psnr", "ssim_2d"))
+    plan = replace(tiny_plan(shards, trials=1), sweep=sweep)
+    with pytest.raises(ConfigError, match=r"ssim_2d needs validation slices"):
+        start_sweep(SweepFolder(tmp_path / "sweep"), plan, NOWHERE)
+
+
+def test_a_run_is_copied_with_its_pictures_and_without_files_of_wandb(tmp_path):
+    old, new = SweepFolder(tmp_path / "old"), SweepFolder(tmp_path / "new")
+    kept = ["config.json", "metrics.jsonl", "samples/samples-0000005.png"]
+    kept += [LAST.as_posix(), BEST.as_posix()]
+    other = ["run_id", "wandb/offline-run-1/run-1.wandb", "samples/.samples-0000010.png.partial"]
+    for name in (*kept, *other):
+        Folder(old.run_dir("00000")).write(name, name)
+    copy_run(old, new, "00000")
+    copied = Folder(new.run_dir("00000"))
+    assert {name: copied.read(name).decode() for name in copied.names()} == {n: n for n in kept}
