@@ -12,6 +12,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distsynth.config import RunConfig, TrackingConfig, to_dict
-from distsynth.runs.folder import METRICS_FILE, RUN_ID_FILE, picture_path, sample_pictures
+from distsynth.runs.folder import (
+    METRICS_FILE,
+    RUN_ID_FILE,
+    WANDB_FOLDER,
+    picture_path,
+    sample_pictures,
+)
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.storage import Folder
 
@@ -102,6 +109,9 @@ class WandbTracker:
             settings=_private_settings(),
         )
         _remove_logs(run_dir)
+        # This part of an offline run will repeat what those before it hold; see _tell_again.
+        repeats = resumed and tracking.mode == "offline"
+        self._repeated = self._earlier_parts() if repeats else []
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
         """Log under an explicit step: a resumed run does not begin at 0 again."""
@@ -112,9 +122,19 @@ class WandbTracker:
         self._run.log({name: self._wandb.Image(Image.fromarray(image))}, step=step)
 
     def finish(self, failed: bool = False) -> None:
-        """Flush and close."""
+        """Flush and close; a resumed offline run then keeps one part, which holds every row."""
         self._run.finish(exit_code=int(failed))
+        # Not before: until this part is whole, the earlier ones are what there is. If the run
+        # failed, a full disk may have cut this one short.
+        for part in [] if failed else self._repeated:
+            shutil.rmtree(part, ignore_errors=True)
         _remove_logs(self._run_dir)
+
+    def _earlier_parts(self) -> list[Path]:
+        """Folders of this run that W&B wrote offline before it was resumed."""
+        own = Path(self._run.dir).resolve().parent
+        parts = (self._run_dir / WANDB_FOLDER).glob(f"offline-run-*-{self._run.id}")
+        return [part for part in parts if part.resolve() != own]
 
 
 def _silent_wandb(tracking: TrackingConfig) -> Any:
@@ -278,7 +298,7 @@ def _tell_again(tracker: Tracker, run_dir: Path, step: int) -> None:
     """Give a resumed offline run what was logged before.
 
     Each part of an offline run is a file of its own, and a process that is killed takes its last
-    half second with it: so told, the last file is whole by itself.
+    half second with it: so told, the last file is whole by itself and replaces those before it.
     """
     pictures = sample_pictures(run_dir)
     rows = [row for row in read_rows(run_dir / METRICS_FILE) if row["step"] <= step]

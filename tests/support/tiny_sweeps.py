@@ -84,7 +84,7 @@ def outcomes(records: dict[str, TrialRecord]) -> dict[str, Any]:
 
 
 def offline_runs(folder: SweepFolder, trial: str) -> list[OfflineRun]:
-    """W&B's offline files of a trial, one for each time that its process was started."""
+    """W&B's offline files of a trial: one, unless it failed or was killed and has not gone on."""
     run_dir = Path(folder.run_dir(trial))
     return [read_offline_run(path) for path in sorted(run_dir.rglob("*.wandb"))]
 

@@ -80,23 +80,20 @@ def test_a_sweep_whose_driver_is_killed_ends_as_if_it_never_was(
         run_dir, whole = Path(folder.run_dir(name)), Path(finished.folder.run_dir(name))
         assert same(tensors(run_dir), tensors(whole))
         assert losses(run_dir) == losses(whole)
-    starts = [assert_wandb_has_every_row(folder, name) for name in result.records]
-    assert max(starts) > 1
+    for name in result.records:
+        assert_wandb_has_every_row(folder, name)
 
 
 def assert_wandb_has_every_row(folder, name):
-    """Over all of W&B's files of a trial, one for each time that it was started: their number."""
-    # One that is killed as it starts W&B leaves a file without anything.
-    runs = [run for run in offline_runs(folder, name) if run.rows]
-    assert {run.id for run in runs} == {folder.plan().trial_id(name)}
+    """In W&B's one file of a trial, however often it was started."""
+    (run,) = offline_runs(folder, name)
+    assert run.id == folder.plan().trial_id(name)
     rows: dict[int, dict[str, float]] = {}
-    for run in runs:
-        for row in run.rows:
-            rows.setdefault(row["_step"], {}).update(row)
+    for row in run.rows:
+        rows.setdefault(row["_step"], {}).update(row)
     for row in losses(Path(folder.run_dir(name))):
         kept = {key: rows[row["step"]][key] for key in row if key != "step"}
         assert kept == {key: value for key, value in row.items() if key != "step"}
-    return len(runs)
 
 
 @pytest.mark.parametrize(
