@@ -61,8 +61,8 @@ def check_resources(plan: SweepPlan) -> None:
         needed, found = each * sweep.workers, there.get(name, 0.0)
         if needed > found:
             raise ConfigError(
-                f"sweep.{name.lower()}s must fit this machine: a trial of {sweep.workers} "
-                f"workers needs {needed:g} {name}, it has {found:g}; ask for less, or give "
+                f"sweep.{name.lower()}s must fit this machine: a trial with "
+                f"sweep.workers={sweep.workers} needs {needed:g} {name}, it has {found:g}; ask for less, or give "
                 "--address of a larger cluster"
             )
 

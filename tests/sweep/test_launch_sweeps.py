@@ -123,6 +123,27 @@ def local(lab: Lab, phantom_cohort: Path) -> Launched:
     return seen
 
 
+def test_a_local_sweep_needs_no_home_folder_that_can_be_written(lab, home):
+    words = ["python", JOB, *lab.words("homeless"), "--local", "--final", "none"]
+    # Not even root can write there.
+    status, said = finished(words, environment(home, HOME="/sys"), home)
+    assert status == 0, said
+    assert len(list((lab.sweeps / "homeless").glob("runs/*/checkpoints/last.pt"))) == TRIALS
+
+
+def test_more_gpus_than_this_machine_has_are_refused_locally(lab, home):
+    words = ["python", JOB, *lab.words("many"), "--local", "--gpus", "64"]
+    status, said = finished(words, environment(home), home)
+    assert status == 2, said
+    assert (
+        "sweep.gpus must fit this machine: a trial with sweep.workers=1 needs 64 GPU, it has"
+        in said
+    )
+    assert "Traceback" not in said
+    # The corrected command may have the same name.
+    assert not (lab.sweeps / "many").exists()
+
+
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     with home_folder() as home:
