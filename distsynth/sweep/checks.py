@@ -62,8 +62,8 @@ def check_resources(plan: SweepPlan) -> None:
         if needed > found:
             raise ConfigError(
                 f"sweep.{name.lower()}s must fit this machine: a trial with "
-                f"sweep.workers={sweep.workers} needs {needed:g} {name}, it has {found:g}; ask for less, or give "
-                "--address of a larger cluster"
+                f"sweep.workers={sweep.workers} needs {needed:g} {name}, it has {found:g}; ask for "
+                "less, or give --address of a larger cluster"
             )
 
 
