@@ -129,6 +129,19 @@ class RunFolder:
                     shutil.copyfile(files[name], partial)
                 self._published[name] = stamp
 
+    def remove_earlier_parts(self) -> None:
+        """Remove W&B's offline files that earlier starts of this run published.
+
+        Only for a run whose own part is published, whole, and repeats what they hold.
+        """
+        if self._remote is None:
+            return
+        own = (self.path / RUN_ID_FILE).read_text(encoding="utf-8").strip()
+        part = re.compile(rf"{WANDB_FOLDER}/offline-run-[^/]*-{re.escape(own)}/.*")
+        for name in self._remote.names(WANDB_FOLDER):
+            if part.fullmatch(name) and name not in self._published:
+                self._remote.remove(name)
+
     def locate(self, name: Path) -> str | Path:
         """The lasting place of one of the run's files."""
         return self._remote / name.as_posix() if self._remote else self.path / name

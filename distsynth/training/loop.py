@@ -187,6 +187,8 @@ class TrainingRun:
             self.trackers.finish(failed)
             if accelerator.is_main_process:
                 self.folder.publish(wandb=True)
+                if resume and not failed and config.tracking.mode == "offline":
+                    self.folder.remove_earlier_parts()
 
     def train_epoch(self, epoch: int) -> None:
         """Take those steps of an epoch that have not been taken yet.

@@ -11,6 +11,7 @@ import torch
 from killing import CallMoment, killed_at
 from s3_server import S3Server
 from tiny_runs import tiny_config
+from wandb_offline import read_offline_run
 
 from distsynth.config import to_json, with_overrides
 from distsynth.inference.predictor import load_predictor
@@ -125,6 +126,21 @@ def test_offline_tracking_is_published_in_the_end(remote, shard_folder):
     config = tiny_config(shard_folder, {"train.epochs": 1, "tracking.mode": "offline"})
     train(config, remote)
     assert [name for name in Folder(remote).names() if name.endswith(".wandb")]
+
+
+def test_a_resumed_run_on_a_bucket_has_one_part_with_every_row(remote, shard_folder):
+    parts = []
+    for epochs in (1, 2):
+        changed = {"train.epochs": epochs, "tracking.mode": "offline", "tracking.samples": 1}
+        train(tiny_config(shard_folder, changed), remote, resume=epochs > 1)
+        (part,) = (name for name in Folder(remote).names() if name.endswith(".wandb"))
+        parts.append(part)
+    assert parts[0] != parts[1]
+    told = read_offline_run(local_file(f"{remote}/{parts[1]}")).rows
+    assert {row["_step"] for row in told if "val/psnr" in row} == {5, 10}
+    assert {row["_step"] for row in told if "samples" in row} == {5, 10}
+    pictures = [name for name in Folder(remote).names("wandb") if name.endswith(".png")]
+    assert len(pictures) == 2
 
 
 def test_a_model_on_a_bucket_predicts(remote, shard_folder):
