@@ -53,7 +53,9 @@ def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, symlinks=True)
     command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install"]
     offline = ["--no-deps", "--no-index", "--quiet", wheel]
-    subprocess.run([*command, *offline], check=True, capture_output=True, text=True)
+    # A checkout on the path would pass for an installed package.
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*command, *offline], check=True, capture_output=True, env=alone)
     (packages,) = (folder / "lib").glob("python*/site-packages")
     borrowed = [path for path in site.getsitepackages() if Path(path).is_dir()]
     (packages / "dependencies.pth").write_text("\n".join(borrowed) + "\n")

@@ -20,7 +20,6 @@ LOGGER = logging.getLogger(__name__)
 
 def phantom(args: Sequence[str]) -> None:
     """make a cohort of phantom specimens with simulated low-field sources"""
-    from distsynth.api import make_phantoms
     from sharding.simulation.simulate import SimulationConfig
 
     @dataclass(frozen=True)
@@ -36,6 +35,9 @@ def phantom(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("phantom", Phantom, args)
+    # Here, so that the help need not wait for torch.
+    from distsynth.api import make_phantoms
+
     make_phantoms(
         given.out,
         given.specimens,

@@ -146,7 +146,8 @@ class RunCheckpoints:
         state.losses.steps = record["summed"]
         last = self._folder.path / LAST
         state.reports = [
-            EpochReport(**report, checkpoint=last, past=True) for report in record["reports"]
+            EpochReport(**report, checkpoint=last, past=True)
+            for report in record.get("reports", ())
         ]
         rank = self._accelerator.process_index
         if rank < len(checkpoint.random):

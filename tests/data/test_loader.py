@@ -240,7 +240,7 @@ def test_a_small_window_and_few_open_shards_lose_nothing(shards, monkeypatch):
     ("batch_size", "ranks", "message"),
     [
         (16, 3, "divisible by the 3 ranks, got 16"),
-        (128, 1, "<= the 120 training patches .*, got 128: use fewer ranks"),
+        (128, 1, "<= the 120 training patches .*, got 128: use a smaller batch or more data"),
         (121, 121, "<= the 120 training patches .*, got 121"),
     ],
 )

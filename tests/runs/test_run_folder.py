@@ -117,9 +117,12 @@ def test_a_run_on_a_bucket_is_replaced_only_if_told_to(remote, shard_folder):
     with pytest.raises(DataError, match="holds a run already") as caught:
         train(config, remote)
     assert caught.value.where == remote
-    Folder(remote).write("samples/old.png", b"old")
+    Folder(remote).write("samples/samples-0000099.png", b"of the run before")
+    Folder(remote).write("samples/notes.png", b"somebody else's")
     train(config, remote, overwrite=True)
-    assert "samples/old.png" not in Folder(remote).names()
+    names = Folder(remote).names()
+    assert "samples/samples-0000099.png" not in names
+    assert "samples/notes.png" in names
 
 
 def test_offline_tracking_is_published_in_the_end(remote, shard_folder):

@@ -33,7 +33,7 @@ SETUP = {
     "prepare": ("phantom",),
     "train": ("phantom", "shard"),
     "sweep": ("phantom", "shard"),
-    "reproduce": ("phantom",),
+    "reproduce": ("phantom", "shard"),
     "evaluate": ("phantom", "shard", "train"),
     "export": ("phantom", "shard", "train"),
 }

@@ -34,7 +34,7 @@ def study_commands(folder: Path) -> dict[str, list[str]]:
         ),
         "reproduce": (
             f"reproduce {cohort}/cohort.csv -o {folder}/reproduction --rows dcgan-1 rfsr --local"
-            " --budget.epochs 0.04 --budget.patches 8 --budget.stride 24 --budget.val-slices 2"
+            f" --shards {shards} --budget.epochs 0.04 --budget.stride 8"
             " --budget.trees 3 --budget.tree-rows 500"
         ),
         "predict": (

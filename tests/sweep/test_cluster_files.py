@@ -99,8 +99,8 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(item)
 
 
-class Parsed(Exception):  # noqa: N818
-    """The command line was read to its end."""
+class Parsed(BaseException):
+    """The command line was read to its end. No exception that the program could take for a bug."""
 
 
 def parsed_plan(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> tuple[Any, ...]:

@@ -400,7 +400,7 @@ def test_fp16_without_a_gpu_is_refused(shard_folder, tmp_path):
 def test_patches_of_another_size_are_refused(shard_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"data\.patch_size must be \(16, 16\).*\(32, 32\)"):
         trained(tmp_path, shard_folder, {"data.patch_size": (32, 32)})
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*"))
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

@@ -134,11 +134,13 @@ def test_the_seed_and_the_name_fix_every_draw():
 @pytest.mark.parametrize("field", ["bias", "blur_voxels", "noise", "rotation_degrees", "shift_mm"])
 @pytest.mark.parametrize("value", [-0.1, float("nan")])
 def test_negative_strengths_are_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be >= 0, got {value}"):
+    with pytest.raises(ValueError, match=f"{field} must be from 0 to \\d+, got {value}"):
         SimulationConfig(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "rule"), [("gamma", "> 0"), ("factor", ">= 1")])
+@pytest.mark.parametrize(
+    ("field", "rule"), [("gamma", "from 0.01 to 100"), ("factor", "from 1 to 100")]
+)
 def test_a_gamma_or_factor_of_zero_is_refused(field, rule):
     with pytest.raises(ValueError, match=f"{field} must be {rule}, got 0"):
         SimulationConfig(**{field: 0})
@@ -205,7 +207,7 @@ def test_nothing_is_overwritten_unless_told_to(tmp_path, cohort, refused, existi
     out = tmp_path / "out"
     out.mkdir()
     (out / existing).write_text("mine")
-    with refused(out / existing, "exists already", "Give --overwrite or a new folder"):
+    with refused(out / existing, "exists already", "Give --overwrite or another name"):
         simulate_cohort(cohort, out, SimulationConfig())
     assert content(out) == {existing: b"mine"}
     simulate_cohort(cohort, out, SimulationConfig(), overwrite=True)
