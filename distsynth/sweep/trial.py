@@ -25,7 +25,7 @@ from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import Checkpoint, fork, load_checkpoint, save_checkpoint
 from distsynth.runs.folder import LAST, RUN_ID_FILE, epoch_checkpoint, kept_epochs, local_file
 from distsynth.sweep.ddp_workers import DdpWorkers
-from distsynth.sweep.folder import SweepFolder
+from distsynth.sweep.folder import ENDED, SweepFolder
 from distsynth.sweep.parameters import configure
 from distsynth.sweep.plan import SweepPlan
 from distsynth.training.loop import epochs
@@ -38,7 +38,7 @@ KEPT_EPOCHS = 3
 """Checkpoints of a member of a population that others may still copy."""
 PERMANENT = (FloatingPointError, ConfigError, DataError)
 """Errors that would come again: a trial that raises one fails at once and is not retried."""
-DONOR_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+DONOR_PAUSES_SECONDS = (0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 """Waits of a diverged member of a population for another one to take over."""
 FINAL = "final-"
 """Start of the name of a run that trains the best trial anew."""
@@ -154,7 +154,7 @@ class SweepTrial(Trainable):
         It has the worst possible score, so that at the next perturbation the member takes over a
         better one and another point. Early in a sweep no other member may have been saved yet.
         """
-        if self._waits:
+        if self._waits and self._others_live():
             time.sleep(self._waits.pop(0))
         elif self._diverged:
             return {DONE: True, "failed": reason, "reports": []}
@@ -163,6 +163,11 @@ class SweepTrial(Trainable):
         self._epoch += self._plan.sweep.pbt_every
         worst = {"score": -math.inf, "best_score": -math.inf}
         return {"epoch": self._epoch, "reports": [], "diverged": reason, DONE: False} | worst
+
+    def _others_live(self) -> bool:
+        """Whether there is another member that has not ended: only such a one can be taken over."""
+        records = self._folder.records().values()
+        return any(each.name != self.trial_name and each.status not in ENDED for each in records)
 
     def _start(self) -> None:
         self._config = run_config(self._plan, self.trial_name, self._point)
