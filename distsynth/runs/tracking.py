@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ from sharding.io.storage import Folder
 Array = NDArray[np.floating[Any]]
 TELEMETRY = "WANDB_ERROR_REPORTING"
 """Environment variable: whether W&B reports to its makers what it does and how it fails."""
+SERVICE = "WANDB_SERVICE"
+"""Environment variable: where W&B's service listens, which this process or a parent started."""
 PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
 """Fields of the configuration that hold a path; W&B does not get them."""
 
@@ -103,7 +106,8 @@ class WandbTracker:
             name=tracking.name or run_dir.resolve().name,
             id=run_id(run_dir),
             resume="allow" if resumed else None,
-            dir=run_dir,
+            # Its service may have been started in another folder, by this process or one above it.
+            dir=run_dir.resolve(),
             mode="online" if tracking.mode == "online" else "offline",
             config={**public_config(config), "data_sha256": data_sha256},
             settings=_private_settings(),
@@ -141,8 +145,11 @@ def _silent_wandb(tracking: TrackingConfig) -> Any:
     """The library of W&B, which sends no telemetry about itself.
 
     By default it does, whatever the mode of its runs is. It reads the variable when it is imported
-    and when it starts its service, so each process that tracks a run comes here first.
+    and when it starts its service, so each process that tracks a run comes here first. The service
+    of another process, which W&B would take over from the environment, may not be silent.
     """
+    if "wandb" not in sys.modules:
+        os.environ.pop(SERVICE, None)
     if tracking.mode == "online":
         os.environ.setdefault(TELEMETRY, "false")
     else:

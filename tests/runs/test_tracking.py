@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -108,6 +109,40 @@ def test_run_id_is_kept(tmp_path):
     assert first.isalnum()
     (tmp_path / "other").mkdir()
     assert run_id(tmp_path / "other") != first
+
+
+TRACKS = """
+import sys
+from pathlib import Path
+from distsynth.config import RunConfig
+from distsynth.runs.tracking import start_trackers
+folder = Path(sys.argv[1])
+folder.mkdir()
+trackers = start_trackers(folder, RunConfig(), "sha", 0, resumed=False)
+trackers.log(1, {"value": 1.0})
+trackers.finish()
+"""
+TRACKS_BESIDE = f"""
+import os, subprocess, sys, wandb
+wandb.setup()  # Its service keeps the folder that it was started in.
+assert "WANDB_SERVICE" in os.environ
+os.chdir(sys.argv[2])
+subprocess.run([sys.executable, "-c", {TRACKS!r}, "child"], check=True)
+{TRACKS}
+"""
+
+
+def test_a_service_of_wandb_in_another_folder_does_not_lose_the_run(tmp_path):
+    """As where a notebook tracks something of its own, or starts a program."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    words = [sys.executable, "-c", TRACKS_BESIDE, "parent", str(second)]
+    subprocess.run(words, cwd=first, check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    assert not list(first.rglob("*.wandb"))
+    for name in ("child", "parent"):
+        (found,) = (second / name).rglob("*.wandb")
+        assert [row["value"] for row in read_offline_run(found).rows] == [1.0]
 
 
 def test_disabled_tracking_never_loads_wandb(tmp_path, monkeypatch):

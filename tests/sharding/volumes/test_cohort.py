@@ -188,9 +188,13 @@ def test_bids_patterns_must_match_one_file(tmp_path, refused):
     root = bids(tmp_path)
     with refused(root, "does not say which images", "--source-pattern and --target-pattern"):
         read_cohort(root)
-    with refused(root, r"no subject .*\n  sub-01, sub-02 .*matches 2 files", "Narrow or correct"):
+    with refused(
+        root, r"(?s)no subject .*\n  sub-01: .*\n  sub-02: .*matches 2 files", "Narrow or correct"
+    ):
         read_cohort(root, None, "ses-9T/anat/*.nii.gz")
-    with refused(root, r"no subject .*\n  sub-01, sub-02 .*source .* 0 files", "Narrow or correct"):
+    with refused(
+        root, r"(?s)no subject .*\n  sub-01: .*\n  sub-02: .*source .* 0 files", "Narrow or correct"
+    ):
         read_cohort(root, "ses-3T/*.nii.gz", "ses-9T/anat/*_T1w.nii.gz")
 
 
