@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.statistics import bootstrap_interval
 from distsynth.reproduction.comparison import (
     BASELINE,
@@ -283,7 +283,7 @@ def test_json_reads_back(comparison):
 
     text = comparison_json(comparison)
     content = json.loads(text, parse_constant=refuse)
-    assert content["metrics"]["psnr_mask"]["title"] == METRICS["psnr_mask"][0]
+    assert content["metrics"]["psnr_mask"]["title"] == METRICS["psnr_mask"].title
     assert content["published_warning"] == WARNING
     assert content["rows"][1]["published"]["psnr255"] == 67.55
     assert [row["name"] for row in content["rows"]] == [row.name for row in comparison.rows]
@@ -451,7 +451,7 @@ def checked(html: str) -> Checker:
 def test_html_is_well_formed_and_defines_its_metrics(comparison):
     checker = checked(comparison_html(comparison))
     for metric in ("psnr255_whole", "mse_whole", "psnr_mask", "ssim_mask", "seam_index"):
-        assert any(title.startswith(METRICS[metric][0]) for title in checker.titles)
+        assert any(title.startswith(METRICS[metric].title) for title in checker.titles)
     assert any(title.endswith(WARNING) for title in checker.titles)
     assert WARNING in checker.text
     assert BUDGET in checker.text
