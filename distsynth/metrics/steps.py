@@ -1,4 +1,4 @@
-"""How long a network was trained, beside every number of it: one that has hardly begun is marked."""
+"""How long a network was trained, beside its numbers: one that has hardly begun is marked."""
 
 from __future__ import annotations
 

@@ -115,10 +115,11 @@ def warn_of_untrained(task: Task, patches: int) -> None:
     """
     steps = {row: task.steps(row, patches) for row in task.networks() if not task.missing(row)}
     if few := {row: count for row, count in steps.items() if is_untrained(count)}:
+        named = ", ".join(f"{row} {count:,}" for row, count in few.items())
         LOGGER.warning(
-            f"the budget leaves {len(few)} of {len(steps)} networks below {LEAST_STEPS:,} optimiser "
-            f"steps ({', '.join(f'{row} {count:,}' for row, count in few.items())}): they are "
-            f"marked {MARK} in the tables, and say how a network starts, not what it is worth. "
+            f"the budget leaves {len(few)} of {len(steps)} networks below {LEAST_STEPS:,} "
+            f"optimiser steps ({named}): they are marked {MARK} in the tables, and say how a "
+            "network starts, not what it is worth. "
             "Raise --budget.epochs or --budget.patches"
         )
 

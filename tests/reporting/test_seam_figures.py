@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distsynth.metrics.consistency import consistency_error
-from distsynth.metrics.seams import seam_index
+from distsynth.metrics.seams import seam_index, seams
 from distsynth.reporting.seam_figures import (
     consistency_figure,
     consistency_map,
@@ -33,9 +33,10 @@ def test_a_seam_is_a_peak_at_the_border(volumes):
     error = 0.1 * noise
     error[8:16] += 3
     distances, means = jump_profile(error, BORDERS[0], mask, 0)
-    assert list(distances) == list(range(-4, 5))
-    assert means[4] == pytest.approx(3, abs=0.1)
-    assert means[np.arange(9) != 4].max() < 0.3
+    # The mask ends 5 planes beyond the outermost borders.
+    assert list(distances) == list(range(-5, 6))
+    assert means[5] == pytest.approx(3, abs=0.1)
+    assert means[np.arange(11) != 5].max() < 0.3
     assert seam_index(target + error, target, BORDERS, mask) > 3
     distances, means = jump_profile(error, BORDERS[2], mask, 2)
     assert len(distances) == len(means) == 0
@@ -66,8 +67,9 @@ def test_a_row_for_each_method(volumes):
     assert len(figure.axes) == 4
     left = figure.axes[0]
     assert len(left.lines) == len(BORDERS[0]) + len(BORDERS[1])
-    index = seam_index(made["one"], target, BORDERS, mask)
-    assert figure.axes[1].get_title() == f"seam index {index:.3f}"
+    inside, outside = seams(made["one"], target, BORDERS, (mask, ~mask))
+    title = f"seam index {inside.index:.3f} in the mask, {outside.index:.3f} outside"
+    assert figure.axes[1].get_title() == title
     figure = consistency_figure(made, target, mask)
     assert len(figure.axes) == 6
     assert f"{consistency_error(made['$other'], target, mask):.3f}" in figure.axes[5].get_title()
