@@ -130,9 +130,7 @@ def _check_one_handedness(path: Path, header: nib.Nifti1Header) -> None:
         )
 
 
-def _say_what_disagrees(
-    path: Path, shape: tuple[int, ...], header: nib.Nifti1Header
-) -> None:
+def _say_what_disagrees(path: Path, shape: tuple[int, ...], header: nib.Nifti1Header) -> None:
     """Warn of a header that says two things of where its voxels lie; the sform counts here."""
     try:
         sform, qform = np.asarray(header.get_sform()), np.asarray(header.get_qform())
