@@ -186,7 +186,7 @@ class TrainingRun:
         finally:
             self.trackers.finish(failed)
             if accelerator.is_main_process:
-                self.folder.publish(wandb=True)
+                self.folder.upload(wandb=True)
                 if resume and not failed and config.tracking.mode == "offline":
                     self.folder.remove_earlier_parts()
 
