@@ -154,8 +154,8 @@ class TrainConfig:
         yield Rule(
             "batch_size", self.batch_size <= LARGEST_BATCH, f"<= {LARGEST_BATCH}", self.batch_size
         )
-        whole = self.batch_size % self.accumulation == 0
-        yield Rule("accumulation", whole, "a divisor of train.batch_size", self.accumulation)
+        divides = self.batch_size % self.accumulation == 0
+        yield Rule("accumulation", divides, "a divisor of train.batch_size", self.accumulation)
         scaled = self.precision == "fp16" and self.device == "cpu"
         yield Rule("precision", not scaled, "no or bf16 without a GPU", self.precision)
 

@@ -37,7 +37,7 @@ from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, deferred_signals
 from sharding.io.progress import progress
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def ignore(report: EpochReport) -> None:
@@ -186,7 +186,7 @@ class TrainingRun:
         finally:
             self.trackers.finish(failed)
             if accelerator.is_main_process:
-                self.folder.publish(wandb=True)
+                self.folder.upload(wandb=True)
                 if resume and not failed and config.tracking.mode == "offline":
                     self.folder.remove_earlier_parts()
 
@@ -313,13 +313,13 @@ class TrainingRun:
             self.batches.steps,
             quiet=not self.accelerator.is_main_process,
             initial=start,
-            logger=LOGGER,
+            logger=logger,
             last_line=False,
         )
 
     def _log_once(self, message: str) -> None:
         if self.accelerator.is_main_process:
-            LOGGER.info(message)
+            logger.info(message)
 
 
 def _summary(metrics: dict[str, float]) -> str:

@@ -144,12 +144,12 @@ def random_locations(
     for row in range(count):
         axis = choices[row % len(choices)]
         sides = np.array(extent(patch_size, axis))
-        room = np.array(mask.shape) - sides
+        highest = np.array(mask.shape) - sides
         if rng.random() < foreground:
             centre = np.array(np.unravel_index(rng.choice(inside), mask.shape))
-            corner = np.clip(centre - sides // 2, 0, room)
+            corner = np.clip(centre - sides // 2, 0, highest)
         else:
-            corner = rng.integers(0, room + 1)
+            corner = rng.integers(0, highest + 1)
         locations[row] = axis, *corner
     return locations
 

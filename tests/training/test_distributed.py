@@ -148,7 +148,7 @@ def test_an_error_before_training_ends_both_with_its_message(fault, shard_folder
 
 
 def test_a_rank_without_any_validation_patch_does_not_hang(phantom_cohort, tmp_path):
-    """A block as large as the volume is the only one: the second rank has none to judge."""
+    """A block as large as the volume is the only one: the second rank has none to evaluate."""
     shape = (40, 36, 32)
     shards = ShardConfig(patch_size=shape, stride=32, patches_per_specimen=2, block=2)
     write_shards(read_cohort(phantom_cohort), tmp_path / "shards", shards, workers=1)
