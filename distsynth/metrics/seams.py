@@ -4,9 +4,10 @@ A seam is a step of the error between the two voxels on both sides of a patch bo
 describe it: the index, a ratio that tells whether borders stand out, and the excess, in units of
 intensity, that tells how large the steps are and stays what it is when noise is added.
 
-Either is compared with control planes a multiple of PERIOD voxels away, so that a pattern of
-period 2 or 4, as transposed convolutions leave it, is the same at a border and at its controls
-and reads as no seam; distsynth.metrics.checkerboard measures such patterns.
+Either is compared with nearby planes. A pattern of period 2 or 4, as transposed convolutions leave
+it, would make planes at a multiple of the period stand out, and patches begin there; what it adds
+is told from the planes of the whole volume and taken off, so that it reads as no seam.
+distsynth.metrics.checkerboard measures such patterns.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 from distsynth.metrics.image import Array, Mask, check_not_empty, check_same_shapes
 
 PERIOD = 4
-"""Controls lie this many voxels, or a multiple, from their border, wherever there are such."""
-CONTROL_REACH = 8
+"""Voxels of the pattern that is told from a seam: what two transposed convolutions leave."""
+CONTROL_REACH = 4
 """Voxels from a border within which planes are compared with it."""
 Borders = Sequence[NDArray[np.integer[Any]]]
 """Plane indices for each of the three axes: see distsynth.inference.stitching.border_planes."""
@@ -60,15 +61,16 @@ def seams(
 
         sum over borders of the jumps across them
         -----------------------------------------------------------------------
-        sum over borders of (their pairs x the mean jump across their controls)
+        sum over borders of (their pairs x the jump that their controls lead one to expect)
 
-    where the controls of a border are the planes at 4 and 8 voxels from it that are no borders;
-    if all of those are, the ones at 2 and 6, and if those are too, all within 8. So each border
-    is compared with its own surroundings, and neither anatomy that changes through the volume, nor
-    an axis that is rougher than another, nor a pattern of period 2 or 4 looks like a seam. Sums run
-    over all axes. 1.2 says that jumps at borders are 20 % larger than those inside patches. The
-    excess is formed in the same way from squared jumps, to which independent noise adds the same
-    everywhere, so that it drops out.
+    where the controls of a border are the planes within 4 voxels of it that are no borders. Of each
+    control, the mean jump of all planes of the volume with the same remainder by 4 is taken off,
+    and that of the border's own remainder is added to their mean; borders count for neither. So
+    each border is compared with its own surroundings, and neither anatomy that changes through the
+    volume, nor an axis that is rougher than another, nor a pattern of period 2 or 4 looks like a
+    seam. Sums run over all axes. 1.2 says that jumps at borders are 20 % larger than those inside
+    patches. The excess is formed in the same way from squared jumps, to which independent noise
+    adds the same everywhere, so that it drops out.
 
     Overlaps hide seams: with stride s and side n, averaging n / s patches divides the offset of
     each by that number. Borders without pairs or controls are left out, so that patches whose
@@ -100,18 +102,18 @@ def seams(
     for axis, given in enumerate(borders):
         size = error.shape[axis]
         own = np.unique(np.asarray(given, np.intp))
-        if len(own) and (own[0] < 1 or own[-1] >= size):
+        if not len(own):
+            continue
+        if own[0] < 1 or own[-1] >= size:
             raise ValueError(f"borders along axis {axis} must be in 1..{size - 1}, got {own}")
-        controls = {int(plane): control_planes(int(plane), own, size) for plane in own}
-        wanted = sorted({*controls, *(p for found in controls.values() for p in found)})
-        sums, counts = _jumps(error, regions, axis, wanted)
-        for plane, found in controls.items():
-            compared = counts[:, found].sum(axis=1)
-            usable = (counts[:, plane] > 0) & (compared > 0)
-            pairs += np.where(usable, counts[:, plane], 0)
-            share = np.where(usable, counts[:, plane] / np.maximum(compared, 1), 0)
-            totals[..., 0] += np.where(usable[:, None], sums[:, :, plane], 0)
-            totals[..., 1] += share[:, None] * sums[:, :, found].sum(axis=2)
+        for number, (sums, counts) in enumerate(zip(*_jumps(error, regions, axis), strict=True)):
+            phases = _phases(own, sums, counts)
+            for plane in own[counts[own] > 0].tolist():
+                expected = _expected(plane, own, sums, counts, phases)
+                if not np.isnan(expected).any():
+                    totals[number, :, 0] += sums[:, plane]
+                    totals[number, :, 1] += counts[plane] * expected
+                    pairs[number] += counts[plane]
     return [
         _seams(jumps, squares, count)
         for (jumps, squares), count in zip(totals, pairs.tolist(), strict=True)
@@ -126,30 +128,66 @@ def seam_index(
     return seams(synthetic, target, borders, (mask,))[0].index
 
 
-def control_planes(plane: int, borders: NDArray[np.intp], size: int) -> list[int]:
-    """The planes that a border is compared with: see seams."""
-    taken = set(borders.tolist())
-    for period in (PERIOD, 2, 1):
-        steps = range(period, CONTROL_REACH + 1, period)
-        near = (plane + sign * step for step in steps for sign in (-1, 1))
-        if found := sorted(p for p in near if 0 < p < size and p not in taken):
-            return found
-    return []
+def _expected(
+    plane: int,
+    borders: NDArray[np.intp],
+    sums: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    phases: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """What the controls of a border lead one to expect of it: the mean a pair; NaN without any.
+
+    Args:
+        plane: The border.
+        borders: All of this axis.
+        sums: Of jumps and of squares at each plane, shape (2, size).
+        counts: Pairs at each plane, shape (size,).
+        phases: What the pattern of the strides adds at each plane, shape (2, size).
+    """
+    near = np.arange(max(1, plane - CONTROL_REACH), min(len(counts), plane + CONTROL_REACH + 1))
+    near = near[~np.isin(near, borders)]
+    pairs = counts[near].sum()
+    if not pairs:
+        return np.full(2, math.nan)
+    level = (sums[:, near] - phases[:, near] * counts[near]).sum(axis=1) / pairs
+    return np.maximum(level + phases[:, plane], 0)
+
+
+def _phases(
+    borders: NDArray[np.intp], sums: NDArray[np.float64], counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Mean jump and square of all planes of the same remainder by PERIOD that are no borders.
+
+    Returns:
+        At each plane, shape (2, size). Where borders leave no plane of some remainder, PERIOD is
+        halved until they do.
+    """
+    planes = np.arange(len(counts))
+    free = (planes > 0) & ~np.isin(planes, borders)
+    period = PERIOD
+    while True:
+        phase = planes % period
+        pairs = np.bincount(phase, counts * free, period)
+        if pairs.all() or period == 1:
+            break
+        period //= 2
+    means = [np.bincount(phase, row * free, period) / np.maximum(pairs, 1) for row in sums]
+    return np.array(means)[:, phase]
 
 
 def _jumps(
-    error: Array, regions: Sequence[Mask | None], axis: int, planes: Sequence[int]
+    error: Array, regions: Sequence[Mask | None], axis: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Of each region sums of jumps and of their squares across planes, and numbers of pairs.
 
     Returns:
-        Shapes (regions, 2, size) and (regions, size); 0 at planes that were not asked for.
+        Shapes (regions, 2, size) and (regions, size); 0 at plane 0.
     """
     layers = np.moveaxis(error, axis, 0)
     inside = [None if region is None else np.moveaxis(region, axis, 0) for region in regions]
     sums = np.zeros((len(regions), 2, len(layers)))
     counts = np.zeros((len(regions), len(layers)), np.int64)
-    for plane in planes:
+    for plane in range(1, len(layers)):
         every = np.abs(layers[plane] - layers[plane - 1])
         for number, region in enumerate(inside):
             jump = every if region is None else every[region[plane] & region[plane - 1]]

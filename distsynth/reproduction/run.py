@@ -54,7 +54,7 @@ from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def reproduce(
@@ -116,7 +116,7 @@ def warn_of_untrained(task: Task, patches: int) -> None:
     steps = {row: task.steps(row, patches) for row in task.networks() if not task.missing(row)}
     if few := {row: count for row, count in steps.items() if is_untrained(count)}:
         named = ", ".join(f"{row} {count:,}" for row, count in few.items())
-        LOGGER.warning(
+        logger.warning(
             f"the budget leaves {len(few)} of {len(steps)} networks below {LEAST_STEPS:,} "
             f"optimiser steps ({named}): they are marked {MARK} in the tables, and say how a "
             "network starts, not what it is worth. "
@@ -183,11 +183,13 @@ def _wanted(
     found = {}
     for row in task.networks():
         if reason := task.missing(row):
-            LOGGER.info(f"{row} is not run: {reason}")
+            logger.info(f"{row} is not run: {reason}")
             continue
         for seed, name in enumerate(task.run_names(row)):
-            point = _differences(plan.base, task.config(row, seed))
-            known = records.get(name) or TrialRecord(name, point, preset=NETWORKS[row].preset)
+            hyperparameters = _differences(plan.base, task.config(row, seed))
+            known = records.get(name) or TrialRecord(
+                name, hyperparameters, preset=NETWORKS[row].preset
+            )
             failed = known.status == "failed"
             found[name] = replace(known, status="waiting", cause=None) if failed else known
     return found

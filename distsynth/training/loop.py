@@ -31,13 +31,13 @@ from distsynth.training.setup import (
     check_setup,
     open_shards,
 )
-from distsynth.training.steps import Terms, adversarial_step, average_buffers, supervised_step
+from distsynth.training.steps import Terms, adversarial_step, supervised_step
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, deferred_signals
 from sharding.io.progress import progress
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def ignore(report: EpochReport) -> None:
@@ -186,7 +186,7 @@ class TrainingRun:
         finally:
             self.trackers.finish(failed)
             if accelerator.is_main_process:
-                self.folder.publish(wandb=True)
+                self.folder.upload(wandb=True)
                 if resume and not failed and config.tracking.mode == "offline":
                     self.folder.remove_earlier_parts()
 
@@ -292,13 +292,10 @@ class TrainingRun:
         self.trackers.log(state.position.step, row)
 
     def _merge_ranks(self) -> None:
-        """Give all ranks the mean of what each keeps for itself, before it is saved.
+        """Give all ranks the mean of the sums since the last row, before they are saved.
 
-        These are the sums since the last row and BatchNorm's statistics. A resumed run then
-        continues from the same numbers as one that was not interrupted.
+        A resumed run then continues from the same numbers as one that was not interrupted.
         """
-        for learner in self.state.learners.values():
-            average_buffers(learner.raw, self.accelerator)
         self.state.losses.merge_ranks(self.state.position.step)
 
     def _show_samples(self) -> None:
@@ -316,13 +313,13 @@ class TrainingRun:
             self.batches.steps,
             quiet=not self.accelerator.is_main_process,
             initial=start,
-            logger=LOGGER,
+            logger=logger,
             last_line=False,
         )
 
     def _log_once(self, message: str) -> None:
         if self.accelerator.is_main_process:
-            LOGGER.info(message)
+            logger.info(message)
 
 
 def _summary(metrics: dict[str, float]) -> str:

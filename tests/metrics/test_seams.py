@@ -69,18 +69,12 @@ def test_seams_by_hand():
     assert found == seams.Seams(0, -1)
 
 
-@pytest.mark.parametrize(
-    ("plane", "borders", "planes"),
-    [
-        (20, [20, 40], [12, 16, 24, 28]),
-        (20, [12, 16, 20, 24, 28], [14, 18, 22, 26]),
-        (6, [*range(2, 16, 2)], [1, 3, 5, 7, 9, 11, 13]),
-        (3, [3], [7, 11]),
-        (3, [*range(1, 14)], []),
-    ],
-)
-def test_controls_are_at_the_same_phase_of_strides_where_they_can_be(plane, borders, planes):
-    assert seams.control_planes(plane, np.array(borders), 14 if plane < 10 else 60) == planes
+@pytest.mark.parametrize("period", [2, 4])
+def test_a_pattern_of_the_strides_without_any_noise_is_no_seam(period):
+    borders = [np.array([8, 12, 24]), np.array([], int), np.array([], int)]
+    error = np.where(np.arange(40) % period == 0, 1.0, 0)[:, None, None]
+    (found,) = seams.seams(error, None, borders)
+    assert (found.index, found.excess) == pytest.approx((1, 0))
 
 
 # The measures against planted artefacts: docs/seams.md has the curves.

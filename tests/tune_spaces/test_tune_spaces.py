@@ -1,4 +1,4 @@
-"""Every point of a search space must be a configuration that can run."""
+"""Everything that a search space can give must be a configuration that can run."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from distsynth.models import build_generator
 from distsynth.presets import preset
 from tune_spaces.architectures import GENERATORS, conv_stacks, networks, shard_sets, unets
 from tune_spaces.domains import ZeroOrLog, zero_or_log
+from tune_spaces.everything import everything
 from tune_spaces.loss_weights import TABLE_1, loss_weights
 from tune_spaces.named import named_space, read_space
 from tune_spaces.plain import RANGES, space_from_plain, space_to_plain
 from tune_spaces.registry import SPACES
-from tune_spaces.whole import whole
 
 NO_SUPERVISION = "loss must be more than the adversarial term"
 
 
 def draw(space: dict[str, Any], seed: int) -> dict[str, Any]:
-    """A random point of a space."""
+    """Hyperparameters drawn at random."""
     state = np.random.default_rng(seed)
     return {field: domain.sample(random_state=state) for field, domain in space.items()}
 
@@ -46,43 +46,49 @@ def draw(space: dict[str, Any], seed: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("start", ["unet-7", "dcgan-1", "small"])
 @pytest.mark.parametrize("name", SPACES)
-def test_sampled_points_are_valid(name: str, start: str) -> None:
+def test_sampled_hyperparameters_are_valid(name: str, start: str) -> None:
     space = SPACES[name]()
     for seed in range(50):
         # Whole networks are resolved elsewhere; only their names are ours.
-        point = {field: value for field, value in draw(space, seed).items() if "." in field}
+        hyperparameters = {
+            field: value for field, value in draw(space, seed).items() if "." in field
+        }
         try:
-            config = with_overrides(preset(start), point)
+            config = with_overrides(preset(start), hyperparameters)
         except ConfigError as error:
             assert NO_SUPERVISION in str(error)
-            assert point["loss.lambda_recon"] == point["loss.lambda_gradient"] == 0
+            assert (
+                hyperparameters["loss.lambda_recon"] == hyperparameters["loss.lambda_gradient"] == 0
+            )
             continue
         found = dict(dotted_fields(config))
-        assert {field: found[field] for field in point} == point
+        assert {field: found[field] for field in hyperparameters} == hyperparameters
 
 
-def test_points_differ() -> None:
-    space = whole(perceptual=True)
-    points = [draw(space, seed) for seed in range(50)]
-    assert len({tuple(point.values()) for point in points}) == 50
+def test_sampled_hyperparameters_differ() -> None:
+    space = everything(perceptual=True)
+    candidates = [draw(space, seed) for seed in range(50)]
+    assert len({tuple(hyperparameters.values()) for hyperparameters in candidates}) == 50
     for field in space:
-        assert len({point[field] for point in points}) > 1, field
+        assert len({hyperparameters[field] for hyperparameters in candidates}) > 1, field
 
 
-def test_points_without_supervision_are_as_rare_as_documented() -> None:
+def test_candidates_without_supervision_are_as_rare_as_documented() -> None:
     space = loss_weights()
     unsupervised = 0
     for seed in range(3000):
-        point = draw(space, seed)
-        unsupervised += point["loss.lambda_recon"] + point["loss.lambda_gradient"] == 0
+        hyperparameters = draw(space, seed)
+        unsupervised += (
+            hyperparameters["loss.lambda_recon"] + hyperparameters["loss.lambda_gradient"] == 0
+        )
     assert 0.01 < unsupervised / 3000 < 0.03
 
 
 def test_perceptual_weight_only_when_asked() -> None:
     assert set(TABLE_1) - set(loss_weights()) == {"loss.lambda_perceptual"}
     assert set(loss_weights(perceptual=True)) == set(TABLE_1)
-    assert "loss.lambda_perceptual" not in whole()
-    assert "loss.lambda_perceptual" in whole(perceptual=True)
+    assert "loss.lambda_perceptual" not in everything()
+    assert "loss.lambda_perceptual" in everything(perceptual=True)
 
 
 @pytest.mark.parametrize("name", ["dcgan-1", "unet-5", "pix2pix-11", "small"])
@@ -105,14 +111,14 @@ def test_every_combination_of_parts_builds(space: dict[str, Any]) -> None:
         kernels = space.get("generator.kernels")
         for kernel in kernels.categories if kernels else [None]:
             for norm in SPACES["normalisation"]()["generator.norm"].categories:
-                point = {
+                hyperparameters = {
                     "generator.family": space["generator.family"].categories[0],
                     "generator.channels": channels,
                     "generator.norm": norm,
                 }
                 if kernel:
-                    point["generator.kernels"] = kernel
-                config = with_overrides(preset("dcgan-1"), point)
+                    hyperparameters["generator.kernels"] = kernel
+                config = with_overrides(preset("dcgan-1"), hyperparameters)
                 for side in (32, 64):
                     with torch.device("meta"):
                         build_generator(config.generator, (side, side))
@@ -226,12 +232,12 @@ def test_what_is_cast_is_made_raw_and_cast_to_the_same() -> None:
 
 
 def test_ray_resolves_spaces_with_a_grid() -> None:
-    space = {**whole(), "train.seed": tune.grid_search([0, 1, 2])}
+    space = {**everything(), "train.seed": tune.grid_search([0, 1, 2])}
     state = np.random.RandomState(0)
     configs = [spec["config"] for _, spec in generate_variants({"config": space}, False, state)]
     assert [config["train.seed"] for config in configs] == [0, 1, 2]
     for config in configs:
-        assert all(space[field].is_valid(config[field]) for field in whole())
+        assert all(space[field].is_valid(config[field]) for field in everything())
 
 
 def optuna_space(space: dict[str, Any]) -> dict[str, Any]:
@@ -451,7 +457,7 @@ def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
         ("a: [", "must be valid YAML: "),
         ("a: {grid: [1]}\nb: {grid: [2]}\na: {grid: [3]}", "a stands in lines 1 and 3; keep one"),
         ("a: {uniform: [0, 1], uniform: [0, 2]}", "uniform stands in lines 1 and 1; keep one"),
-        ("spaces: [whole]\nspaces: [unets]", "spaces stands in lines 1 and 2; keep one"),
+        ("spaces: [everything]\nspaces: [unets]", "spaces stands in lines 1 and 2; keep one"),
         ("a: &x {grid: [1]}\nb: *x", "write the values of an alias out"),
         ("? [1, 2]\n: {grid: [1]}", "must be valid YAML: "),
         ("a: {choice: " + "[" * 400 + "]" * 400 + "}", "must not be nested this deeply"),
@@ -490,7 +496,7 @@ def test_names_merge_in_order() -> None:
 
 def test_unknown_names_are_explained() -> None:
     with pytest.raises(ValueError, match="loss_weight is not a search space; did you mean loss-w"):
-        named_space(["whole", "loss_weight"])
+        named_space(["everything", "loss_weight"])
     with pytest.raises(ValueError, match="xyz is not a search space \\(spaces: loss-weights, "):
         named_space(["xyz"])
     with pytest.raises(ValueError, match="at least one space"):
