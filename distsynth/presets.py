@@ -1,4 +1,4 @@
-"""Presets: name -> RunConfig. The rows of Table 1, the CNNs of Table 2, and a small network."""
+"""Presets: name -> RunConfig. The paper's Tables 1 and 2, what it leaves for later, a small one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from distsynth.models import (
     ConvStackConfig,
     DenseConfig,
     EncoderDecoderConfig,
+    FeedbackConfig,
     NoDiscriminatorConfig,
     PatchGANConfig,
+    RecursiveConfig,
+    ResidualConfig,
+    ResidualDenseConfig,
     UNetConfig,
     build_discriminator,
     build_generator,
@@ -47,6 +51,14 @@ FCN_1 = ConvStackConfig((32, 64, 128), (9, 7, 5, 1))
 FCN_2 = EncoderDecoderConfig((32, 64, 64), (5, 3, 3))
 DCSRN = DenseConfig((24, 24, 24, 24, 24), (3,))
 
+# The networks that the paper leaves for later (section 8), and the field's zero point; those that
+# add the source to their output do so as published. Their sizes are ours, for slices on a CPU.
+SRCNN = ConvStackConfig((64, 32), (9, 1, 5), norm="none")
+EDSR = ResidualConfig(features=32, blocks=8)
+RDN = ResidualDenseConfig(features=24, blocks=4, layers=4, growth=16)
+DRCN = RecursiveConfig(features=32, recursions=8, residual=True)
+SRFBN = FeedbackConfig(features=16, groups=3, steps=4, residual=True)
+
 # Ours: a residual stack without norm and a light discriminator, quick to train on a laptop.
 SMALL = ConvStackConfig((32,) * 6, (3,), norm="none", residual=True)
 SMALL_DISCRIMINATOR = ConvDiscriminatorConfig((8, 16, 32), (3,), norm="none")
@@ -59,6 +71,11 @@ GENERATORS: dict[str, AnyGenerator] = {
     "fcn-1": FCN_1,
     "fcn-2": FCN_2,
     "dcsrn": DCSRN,
+    "srcnn": SRCNN,
+    "edsr": EDSR,
+    "rdn": RDN,
+    "drcn": DRCN,
+    "srfbn": SRFBN,
     "small": SMALL,
 }
 """Whole generators by the name that a search space gives them."""
@@ -124,6 +141,13 @@ PRESETS: dict[str, RunConfig] = {
     "dcsrn-l1":         _cnn(DCSRN, LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
     "dcsrn-l2":         _cnn(DCSRN, LossConfig(0.0, 1.0, "l2", 0.0, 0.0)),
     "dcsrn-perceptual": _cnn(DCSRN, LossConfig(0.0, 0.0, "l1", 0.0, 1.0)),
+
+    # Trained as the CNNs of Table 2 are.
+    "srcnn":            _cnn(SRCNN, LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+    "edsr":             _cnn(EDSR,  LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+    "rdn":              _cnn(RDN,   LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+    "drcn":             _cnn(DRCN,  LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+    "srfbn":            _cnn(SRFBN, LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
 
     # Predicted along all three axes: each sees what the other two cannot. Trimmed by as far as the
     # network looks, so that whole slices take the place of windows; patches of 32 meet at 16.

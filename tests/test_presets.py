@@ -3,7 +3,7 @@ import pytest
 from distsynth.config import from_json, to_json, validate, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.models import build_discriminator, build_generator
-from distsynth.presets import PRESETS, describe, preset
+from distsynth.presets import GENERATORS, PRESETS, describe, preset
 
 # Table 1: name, generator's and discriminator's parameters (ours for the latter), BCE, L1, L2,
 # gradient, perceptual, learning rates of generator and discriminator.
@@ -66,8 +66,16 @@ def test_table_2(row):
     assert (config.train.epochs, config.train.batch_size, config.stitch.trim) == (10, 32, 4)
 
 
-def test_the_names_are_the_papers_and_one_of_ours():
-    assert list(PRESETS) == [row[0] for row in TABLE_1] + [row[0] for row in TABLE_2] + ["small"]
+def test_the_names_are_the_papers_and_those_of_what_it_leaves_for_later():
+    papers = [row[0] for row in TABLE_1] + [row[0] for row in TABLE_2]
+    assert list(PRESETS) == [*papers, "srcnn", "edsr", "rdn", "drcn", "srfbn", "small"]
+
+
+@pytest.mark.parametrize("name", ["srcnn", "edsr", "rdn", "drcn", "srfbn"])
+def test_later_networks_are_trained_as_the_cnns(name):
+    config, cnn = preset(name), preset("dcsrn-l1")
+    assert (config.loss, config.optim, config.train) == (cnn.loss, cnn.optim, cnn.train)
+    assert GENERATORS[name] == config.generator
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -53,9 +53,11 @@ class Task:
             raise ConfigError(f"seeds must be >= 1, got {self.seeds}")
 
     def shard_config(self) -> ShardConfig:
-        """What is cut from the cohort."""
+        """What is cut from the cohort: training patches anywhere, as in the paper."""
         return ShardConfig(
-            patches_per_specimen=self.budget.patches, val_slices=self.budget.val_slices
+            patches_per_specimen=self.budget.patches,
+            val_slices=self.budget.val_slices,
+            foreground=0.0,
         )
 
     def networks(self) -> tuple[str, ...]:
