@@ -178,7 +178,7 @@ def trained(folder: Path, sweep: Swept) -> tuple[float, dict[str, float]]:
     torch.set_num_threads(sweep.plan.sweep.cpus)
     configs = []
     for record in sweep.records.values():
-        config = run_config(sweep.plan, record.name, record.point)
+        config = run_config(sweep.plan, record.name, record.hyperparameters)
         configs.append(with_overrides(config, {"train.epochs": max(record.epochs, 1)}))
     # Loads what the first step loads.
     train(with_overrides(configs[0], {"train.epochs": 1}), folder / "first")

@@ -1,8 +1,8 @@
 """RunConfig: everything that defines a training run, validated once, to and from JSON.
 
-Every route ends here: the command line, a preset with overrides, sampled parameters of a search
-space, a checkpoint. The dataclasses hold plain values only, so a configuration is a small JSON
-file that a person can read. Networks and losses define their own fields, beside their classes; each
+Every route ends here: the command line, a preset with overrides, sampled hyperparameters, a
+checkpoint. The dataclasses hold plain values only, so a configuration is a small JSON file that a
+person can read. Networks and losses define their own fields, beside their classes; each
 section states its rules.
 """
 

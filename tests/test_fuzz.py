@@ -29,7 +29,7 @@ from distsynth.errors import ConfigError
 from distsynth.inference.predictor import load_predictor
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST
-from distsynth.sweep.parameters import configure
+from distsynth.sweep.hyperparameters import configure
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
 from sharding.shards.manifest import MANIFEST

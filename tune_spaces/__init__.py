@@ -1,6 +1,6 @@
 """What to search: one module a space, each a function that returns a dict.
 
-A space maps dotted fields of RunConfig to Ray Tune domains; a point of it maps the same fields to
+A space maps dotted fields of RunConfig to Ray Tune domains; hyperparameters map the same fields to
 plain values. A bare `generator` or `discriminator` names a whole network of the paper; dotted
 fields below it are applied on top. Spaces compose by merging their dicts; where two speak of one
 field, the later wins.

@@ -23,7 +23,7 @@ def networks(without: bool = False) -> Space:
     """Any generator against any discriminator, each by its name.
 
     Args:
-        without: Offer training without a discriminator too. Such a point is valid with
+        without: Offer training without a discriminator too. Such hyperparameters are valid with
             loss.lambda_bce 0 only, so leave it out beside `loss_weights`, where a weight of 0
             trains the same generator.
     """
@@ -85,7 +85,7 @@ def shard_sets(*folders: str) -> Space:
     """The patch size, by the shards to train on.
 
     Patches are cut when shards are written, so a folder stands for its patch size: whoever turns
-    a point into a configuration reads data.patch_size from the folder's manifest.
+    hyperparameters into a configuration reads data.patch_size from the folder's manifest.
 
     Args:
         folders: Folders that `distsynth shard` wrote from the same split, one a patch size.

@@ -21,8 +21,8 @@ def loss_weights(perceptual: bool = False) -> Space:
     The bounds reach pix2pix's 100 to 1 of reconstruction to adversarial term. All ranges are ours.
 
     Reconstruction is 0 in a tenth of draws, the others in a fifth: it is the one term of all the
-    paper's rows. A point without any supervised term cannot be run, and the configuration refuses
-    it: 2 in 100 random draws, 4 in 1000 with the perceptual term.
+    paper's rows. The configuration refuses hyperparameters without any supervised term:
+    2 in 100 random draws, 4 in 1000 with the perceptual term.
 
     Args:
         perceptual: Search lambda 4 too; it needs VGG16 weights.

@@ -21,7 +21,7 @@ from sharding.io.errors import DataError
 if TYPE_CHECKING:
     from distsynth.config import RunConfig
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 Given = TypeVar("Given")
 Cohort = Annotated[Path, arg(help="cohort.csv, a folder that holds one, or a BIDS folder")]
 Out = Annotated[Path, arg(aliases=["-o"])]
@@ -67,7 +67,7 @@ def resume_hint(command: str, args: Sequence[str], option: str | None = None) ->
         again = shlex.join(["distsynth", command, *words, *([option] if option else [])])
         # One line, however many ranks a launcher started.
         if os.environ.get("RANK", "0") == "0":
-            LOGGER.info("to continue: %s", again)
+            logger.info("to continue: %s", again)
         raise
 
 

@@ -13,7 +13,7 @@ from distsynth.cli.arguments import Out, parse
 from distsynth.cli.messages import UsageError
 from sharding.io.errors import DataError
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 WORKSPACE_FILE, REPORT_FILE = "workspace.json", "report.json"
 
@@ -78,4 +78,4 @@ def dashboard(args: Sequence[str]) -> None:
         atomic_write(given.out / name, spec_json(build(shown)))
         print(given.out / name)
     again = [*args, *(() if shown.entity else ("--entity", "ENTITY")), "--online"]
-    LOGGER.info(f"nothing was sent; to apply it: distsynth dashboard {shlex.join(again)}")
+    logger.info(f"nothing was sent; to apply it: distsynth dashboard {shlex.join(again)}")

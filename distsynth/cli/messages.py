@@ -16,7 +16,7 @@ from distsynth.errors import ConfigError
 from sharding.io.errors import DISK_FULL, DataError
 from sharding.io.interruption import Interrupted
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 LOGGERS = ("distsynth", "sharding", "tune_spaces")
 """What this program's own messages go through; those of libraries are left alone."""
 
@@ -51,19 +51,19 @@ def messages_on_stderr() -> Iterator[None]:
     handler = _StandardError()
     before = []
     for name in LOGGERS:
-        logger = logging.getLogger(name)
-        before.append((logger, logger.level, logger.propagate))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        package_logger = logging.getLogger(name)
+        before.append((package_logger, package_logger.level, package_logger.propagate))
+        package_logger.addHandler(handler)
+        package_logger.setLevel(logging.INFO)
         # A library that gives the root logger a handler must not make every line appear twice.
-        logger.propagate = False
+        package_logger.propagate = False
     try:
         yield
     finally:
-        for logger, level, propagate in before:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
+        for package_logger, level, propagate in before:
+            package_logger.removeHandler(handler)
+            package_logger.setLevel(level)
+            package_logger.propagate = propagate
 
 
 def report_error(error: BaseException, args: Sequence[str], debug: bool) -> int:
@@ -142,4 +142,4 @@ def _write_log(error: BaseException, args: Sequence[str]) -> Path | None:
 
 
 def _say(message: str) -> None:
-    LOGGER.error("distsynth: %s", message)
+    logger.error("distsynth: %s", message)

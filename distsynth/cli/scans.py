@@ -15,7 +15,7 @@ from distsynth.cli.arguments import Cohort, Out, parse, refuse_existing, resume_
 from distsynth.errors import check_workers
 from sharding.io.errors import CohortError, DataError
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def phantom(args: Sequence[str]) -> None:
@@ -107,7 +107,7 @@ def prepare(args: Sequence[str]) -> None:
     with resume_hint("prepare", args):
         done = prepare_cohort(specimens, given.out, given.config, given.workers, given.address)
     for name, reasons in done.flags.items():
-        LOGGER.warning("check %s: %s", name, "; ".join(reasons))
+        logger.warning("check %s: %s", name, "; ".join(reasons))
     if done.specimens:
         print(given.out / "cohort.csv")
     print(given.out / "quality.html")
@@ -235,7 +235,7 @@ def shard(args: Sequence[str]) -> None:
     manifest = done.manifest
     for split in SPLITS:
         names, patches = manifest.names(split), manifest.patches(split)
-        LOGGER.info("%s: %d specimens, %d patches", split, len(names), patches)
+        logger.info("%s: %d specimens, %d patches", split, len(names), patches)
     print(given.out)
     if done.failures:
         remedy = "The set is finished without them; fix them and add them with --update"
@@ -258,7 +258,7 @@ def verify(args: Sequence[str]) -> None:
     shards = ShardSet(given.shards, check_sizes=False)
     if faults := find_faults(shards):
         for fault in faults:
-            LOGGER.error(str(fault))
+            logger.error(str(fault))
         rule = f"{len(faults)} faults in this shard set"
         raise DataError(given.shards, rule, "Fix those listed above or cut the set again")
     count = len(shards.manifest.shards)

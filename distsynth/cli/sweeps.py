@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from distsynth.sweep.folder import SweepFolder
     from distsynth.sweep.run import SweepResult
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 USAGE = """usage: distsynth sweep PRESET|CONFIG.json --name NAME --space SPACE... [options]
        distsynth sweep --resume NAME | --status NAME | --extend N --from NAME
 """
@@ -167,7 +167,7 @@ def _finish(result: "SweepResult", address: str | None) -> None:
     print(table_text(leaderboard_table(plan, rows)))
     failed = [record for record in records.values() if record.status == "failed"]
     for record in failed:
-        LOGGER.warning("trial %s failed: %s", record.name, record.cause)
+        logger.warning("trial %s failed: %s", record.name, record.cause)
     if rows[0].rank is None:
         raise DataError(folder.url, "no trial has a score", "See the causes above")
     if plan.sweep.final == "none":
@@ -182,7 +182,7 @@ def _finish(result: "SweepResult", address: str | None) -> None:
     if text:
         print(text)
     else:
-        LOGGER.info("not evaluated on the test split: give --cohort, or run distsynth evaluate")
+        logger.info("not evaluated on the test split: give --cohort, or run distsynth evaluate")
     for best in exported:
         print(best.folder)
 
@@ -197,7 +197,7 @@ def _resume_hint(folder: "SweepFolder", address: str | None) -> Iterator[None]:
         again = ["distsynth", "sweep", "--resume", folder.name, "--storage", storage]
         if address:
             again += ["--address", address]
-        LOGGER.info("to continue: %s", shlex.join(again))
+        logger.info("to continue: %s", shlex.join(again))
         raise
 
 

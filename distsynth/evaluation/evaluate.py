@@ -29,7 +29,7 @@ from sharding.volumes.volume import write_volume
 if TYPE_CHECKING:
     import pandas as pd
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -205,12 +205,12 @@ def _evaluate_specimen(
 def _say_what_is_missing(pair: Pair) -> None:
     """Log which metrics a specimen does not have, and why."""
     if min(pair.target.shape) < SSIM_WINDOW:
-        LOGGER.warning(
+        logger.warning(
             f"{pair.name}: no windowed SSIM, which needs {SSIM_WINDOW} voxels along each axis of "
             f"the volume, got {pair.target.shape}"
         )
     if not pair.native_mask.any():
-        LOGGER.warning(
+        logger.warning(
             f"{pair.name}: no consistency error, for the mask is empty at the resolution of the "
             "source"
         )

@@ -52,7 +52,7 @@ from sharding.io.storage import Folder
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def reproduce(
@@ -162,11 +162,13 @@ def _wanted(
     found = {}
     for row in task.networks():
         if reason := task.missing(row):
-            LOGGER.info(f"{row} is not run: {reason}")
+            logger.info(f"{row} is not run: {reason}")
             continue
         for seed, name in enumerate(task.run_names(row)):
-            point = _differences(plan.base, task.config(row, seed))
-            known = records.get(name) or TrialRecord(name, point, preset=NETWORKS[row].preset)
+            hyperparameters = _differences(plan.base, task.config(row, seed))
+            known = records.get(name) or TrialRecord(
+                name, hyperparameters, preset=NETWORKS[row].preset
+            )
             failed = known.status == "failed"
             found[name] = replace(known, status="waiting", cause=None) if failed else known
     return found

@@ -26,7 +26,7 @@ from sharding.io.errors import DataError, MissingError
 from sharding.io.records import STRICT
 from sharding.io.storage import Folder
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LEASE_FILE = ".lease.json"
 BEAT_SECONDS = 15.0
@@ -145,7 +145,7 @@ def _take(folder: Folder, own: Lease) -> None:
     if found is not None:
         if _is_held(folder, found):
             raise _refusal(folder, found)
-        LOGGER.info(f"taking over {folder.url} from {found}, which no longer runs")
+        logger.info(f"taking over {folder.url} from {found}, which no longer runs")
     folder.write(LEASE_FILE, own.to_json())
     # No storage that fsspec knows has a lock: of two that write at once the last one wins.
     time.sleep(SETTLE_SECONDS if folder.local is None else LOCAL_SETTLE_SECONDS)
@@ -172,13 +172,13 @@ def _renew(folder: Folder, own: Lease, ended: threading.Event) -> None:
         try:
             found = read_lease(folder)
             if found is not None and found.token != own.token:
-                LOGGER.error(f"{folder.url} was taken over by {found}: this process ends")
+                logger.error(f"{folder.url} was taken over by {found}: this process ends")
                 _thread.interrupt_main()
                 return
             renewed = Lease(**{**asdict(own), "renewed": time.time()})
             folder.write(LEASE_FILE, renewed.to_json())
         except DataError as error:
-            LOGGER.warning(f"the lease cannot be renewed: {error}")
+            logger.warning(f"the lease cannot be renewed: {error}")
 
 
 def _refusal(folder: Folder, holder: Lease) -> DataError:

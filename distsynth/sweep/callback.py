@@ -20,11 +20,11 @@ from rich.live import Live
 from rich.table import Table
 
 from distsynth.sweep.folder import CopyRecord, SweepFolder, TrialRecord, report_of, searched
+from distsynth.sweep.hyperparameters import plain
 from distsynth.sweep.leaderboard import counts, leaderboard_table, rank_trials, write_leaderboard
-from distsynth.sweep.parameters import plain
 from distsynth.sweep.plan import SweepPlan
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BOARDS = 5.0
 SECONDS_BETWEEN_TABLES = 1.0
@@ -78,13 +78,13 @@ class SweepCallback(Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """A trial runs, for the first time or again; its point may have been mutated."""
+        """A trial runs, for the first time or again; its hyperparameters may have changed."""
         del iteration, trials, info
-        name, point = str(trial), _point(trial)
+        name, hyperparameters = str(trial), _hyperparameters(trial)
         record = self.records[name]
         self._waiting_since = None
-        if record.status != "running" or record.point != point:
-            self.change(name, status="running", point=point)
+        if record.status != "running" or record.hyperparameters != hyperparameters:
+            self.change(name, status="running", hyperparameters=hyperparameters)
 
     def on_trial_result(
         self,
@@ -103,7 +103,7 @@ class SweepCallback(Callback):
         diverged = (reason,) if reason and reason not in record.failures else ()
         self.change(
             name,
-            point=_point(trial),
+            hyperparameters=_hyperparameters(trial),
             reports=record.reports,
             copies=record.copies + copies,
             failures=record.failures + diverged,
@@ -163,7 +163,7 @@ class SweepCallback(Callback):
     def epochs_of(self, name: str) -> int:
         """Epochs that a trial is to train."""
         again = not name.isdigit() and self.plan.sweep.final_epochs
-        own = self.records[name].point.get("train.epochs")
+        own = self.records[name].hyperparameters.get("train.epochs")
         return again or own or self.plan.base.train.epochs
 
     def update_leaderboard(self) -> None:
@@ -182,7 +182,7 @@ class SweepCallback(Callback):
     def _say(self, message: str) -> None:
         # The live table shows the counts itself, and what is written meanwhile stands above it.
         suffix = "" if self._live else f"  [{counts(self.plan, self.records)}]"
-        LOGGER.info("%s%s", message, suffix)
+        logger.info("%s%s", message, suffix)
 
     def _table(self) -> Table:
         rows = rank_trials(self.plan, self.records)
@@ -198,8 +198,8 @@ class SweepCallback(Callback):
         return found
 
 
-def _point(trial: Trial) -> dict[str, Any]:
-    return {name: plain(value) for name, value in trial.config["trial"]["point"].items()}
+def _hyperparameters(trial: Trial) -> dict[str, Any]:
+    return {name: plain(value) for name, value in trial.config["trial"]["hyperparameters"].items()}
 
 
 def _cause(trial: Trial) -> str:

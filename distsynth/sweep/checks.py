@@ -10,7 +10,7 @@ from distsynth.config import RunConfig
 from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.losses.perceptual import check_weights
-from distsynth.sweep.parameters import configure, draw_points, manifest_of
+from distsynth.sweep.hyperparameters import configure, draw_candidates, manifest_of
 from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.training.setup import check_setup, check_windows
 from sharding.io.errors import DataError
@@ -18,15 +18,15 @@ from sharding.io.storage import Folder
 from sharding.volumes.cohort import read_cohort
 from tune_spaces.plain import space_from_plain
 
-POINTS = 16
-"""Points of the space that are checked; the plan is refused if none of them can be trained."""
+CANDIDATES = 16
+"""Sets of hyperparameters that are checked; if none can be trained, the plan is refused."""
 
 
 def check_plan(plan: SweepPlan) -> None:
     """Refuse a plan of which no trial could be trained, or whose cohort cannot be read.
 
     Raises:
-        ConfigError: If no point of the space suits the shards and the resources; says why.
+        ConfigError: If nothing in the space suits the shards and the resources; says why.
         DataError: If a shard or the cohort is missing.
     """
     sweep = plan.sweep
@@ -39,14 +39,14 @@ def check_plan(plan: SweepPlan) -> None:
     if not space:
         return
     population = sweep.scheduler == "pbt"
-    points, _ = draw_points(space, plan.base, POINTS, sweep.seed, population)
+    candidates, _ = draw_candidates(space, plan.base, CANDIDATES, sweep.seed, population)
     reasons = []
-    for point in points:
-        config = configure(plan.base, point, population)
+    for hyperparameters in candidates:
+        config = configure(plan.base, hyperparameters, population)
         if (reason := why_not(config, sweep)) is None:
             return
         reasons.append(reason)
-    raise ConfigError(f"no point of the space can be trained: {reasons[0]}")
+    raise ConfigError(f"no hyperparameters of the space can be trained: {reasons[0]}")
 
 
 def check_resources(plan: SweepPlan) -> None:

@@ -21,7 +21,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20
 """How long rank 0 may take to notice that a rank has failed before its process is ended."""
@@ -101,7 +101,7 @@ class DdpWorkers:
     def _fail(self, error: Exception) -> None:
         """Keep the cause and break off the collective that this process may wait in."""
         self.error = getattr(error, "cause", None) or error
-        LOGGER.error("a rank failed: %s", error)
+        logger.error("a rank failed: %s", error)
         for worker in self._workers:
             ray.kill(worker)
         time.sleep(GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: its points as lines over all parameters, and each parameter by itself."""
+"""Pictures of a sweep: trials as lines over all hyperparameters, and each hyperparameter alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distsynth.sweep.leaderboard import LeaderboardRow
 from distsynth.sweep.plan import SweepPlan
 
 LOG_FACTOR = 20
-"""A parameter whose positive values span more than this is shown on a logarithmic axis."""
+"""A hyperparameter whose positive values span more than this is shown on a logarithmic axis."""
 ZERO_GAP = 0.12
 """Of a logarithmic axis, kept free between 0 and the least positive value."""
 COLOURS = "viridis"
@@ -25,7 +25,7 @@ COLOURS = "viridis"
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis from 0 to 1 for one parameter.
+    """An axis from 0 to 1 for one hyperparameter.
 
     Attributes:
         places: Of each value.
@@ -66,16 +66,16 @@ def scale_of(values: Sequence[Any]) -> Scale:
 
 
 def parallel_figure(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> Figure:
-    """Each trial with a score as a line over the parameters and its score, coloured by score.
+    """Each trial with a score as a line over its hyperparameters and score, coloured by score.
 
     Scores below the colours' range share the last colour. The best trial is drawn thick.
 
     Args:
-        plan: Names the parameters.
+        plan: Names the hyperparameters.
         rows: From rank_trials; those without a rank are left out. At least one has one.
     """
     names, ranked, scores = _ranked(plan, rows)
-    scales = [scale_of([row.trial.point.get(name) for row in ranked]) for name in names]
+    scales = [scale_of([row.trial.hyperparameters.get(name) for row in ranked]) for name in names]
     floor = _floor(scores)
     scales.append(_score_scale(scores, floor))
     figure = Figure(figsize=(max(6.0, 1.75 * len(scales)), 3.8), layout="constrained")
@@ -109,13 +109,15 @@ def parallel_figure(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> Figure:
     return figure
 
 
-def parameter_figure(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> Figure:
-    """Each parameter against the score, a panel each; a trial's colour is how long it trained.
+def hyperparameter_figure(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> Figure:
+    """Each hyperparameter against the score, in a panel of its own.
+
+    The colour of a trial is how long it trained.
 
     Scores far below the others lie on the lower edge as triangles.
 
     Args:
-        plan: Names the parameters.
+        plan: Names the hyperparameters.
         rows: As for parallel_figure.
     """
     names, ranked, scores = _ranked(plan, rows)
@@ -129,7 +131,7 @@ def parameter_figure(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> Figure:
     epochs = np.array([row.trial.epochs for row in ranked])
     norm = Normalize(0, max(plan.base.train.epochs, epochs.max()))
     for panel, name in zip(panels, names, strict=False):
-        scale = scale_of([row.trial.point.get(name) for row in ranked])
+        scale = scale_of([row.trial.hyperparameters.get(name) for row in ranked])
         places = np.array(scale.places)
         for part, marker in ((under, "v"), (~under, "o")):
             panel.scatter(
@@ -168,11 +170,13 @@ def parameter_figure(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> Figure:
 def _ranked(
     plan: SweepPlan, rows: Sequence[LeaderboardRow]
 ) -> tuple[list[str], list[LeaderboardRow], Any]:
-    """Parameters that some trial has, trials with a score, and those scores, the best first."""
+    """Hyperparameters that some trial has; trials with a score and the scores, the best first."""
     ranked = [row for row in rows if row.rank is not None]
     if not ranked:
         raise ValueError(f"no trial of {plan.name} has a score to show")
-    names = [name for name in plan.space if any(name in row.trial.point for row in ranked)]
+    names = [
+        name for name in plan.space if any(name in row.trial.hyperparameters for row in ranked)
+    ]
     best = [row.best.score for row in ranked if row.best]
     return names, ranked, np.array(best, float)
 

@@ -21,7 +21,7 @@ from distsynth.sweep.trial import FINAL
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import read_cohort
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BEST_FOLDER, EVALUATION_FOLDER = "best", "evaluation"
 EXPORTED = (CONFIG_FILE, METRICS_FILE, BEST.as_posix())
@@ -86,7 +86,7 @@ def evaluate_finalists(
     """
     results = f"{EVALUATION_FOLDER}/table.txt"
     if folder.folder.exists(results):
-        LOGGER.info("the test split was used before; its table stands")
+        logger.info("the test split was used before; its table stands")
         return folder.folder.read(results).decode()
     if plan.sweep.cohort is None:
         return None

@@ -2,7 +2,7 @@
 
     SWEEP/
       sweep.json         the SweepPlan
-      trials/00007.json  a TrialRecord: point, status, every epoch's report
+      trials/00007.json  a TrialRecord: hyperparameters, status, every epoch's report
       runs/00007/        the trial's run: config.json, metrics.jsonl, checkpoints/, W&B's files
       leaderboard.csv, leaderboard.json
       best/1-00007/      the best trials, as `distsynth predict` takes them
@@ -60,19 +60,19 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class CopyRecord:
-    """Population based training: a trial took over another's networks and changed its point.
+    """Population based training: a trial took over another's networks and changed its values.
 
     Attributes:
         epoch: Epochs that the trial had done.
         trial: Whose networks it took.
-        point: What it goes on with.
+        hyperparameters: What it continues with.
     """
 
     __pydantic_config__ = STRICT
 
     epoch: int
     trial: str
-    point: Values
+    hyperparameters: Values
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,20 @@ class TrialRecord:
 
     Attributes:
         name: Its number, five digits.
-        point: Dotted field to value; of population based training the latest one.
+        hyperparameters: Dotted field to value; the latest ones in population based training.
         status: waiting, running, finished (all epochs), stopped (by the scheduler) or failed.
         reports: One an epoch, in order.
         failures: What each crash said; the trial went on from its checkpoint.
         cause: Why it failed for good.
         copies: What population based training did to it.
-        preset: The preset that the point is, where it is one of Table 1.
+        preset: The preset of Table 1 that has these hyperparameters, if there is one.
         taken_from: Sweep and trial that it was taken over from.
     """
 
     __pydantic_config__ = STRICT
 
     name: str
-    point: Values
+    hyperparameters: Values
     status: Status = "waiting"
     reports: tuple[EpochRecord, ...] = ()
     failures: tuple[str, ...] = ()

@@ -96,7 +96,7 @@ def write_leaderboard(
 
 
 def leaderboard_rows(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
-    """One flat row a trial: rank, trial, status, score, metrics, the point, the cause."""
+    """One flat row a trial: rank, trial, status, score, metrics, hyperparameters, cause."""
     several = len(plan.sweep.objective) > 1
     found = []
     for row in rows:
@@ -112,7 +112,7 @@ def leaderboard_rows(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[di
                 "best_epoch": best.epoch if best else None,
                 **({"pareto": row.pareto} if several else {}),
                 **{name: metrics.get(f"val/{name}") for name in VALIDATION_METRICS},
-                **{name: _cell(record.point.get(name)) for name in plan.space},
+                **{name: _cell(record.hyperparameters.get(name)) for name in plan.space},
                 "preset": record.preset,
                 "cause": record.cause,
             }
@@ -128,7 +128,7 @@ def leaderboard_csv(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> str:
 def leaderboard_json(
     plan: SweepPlan, rows: Sequence[LeaderboardRow], importance: Mapping[str, float] | None
 ) -> str:
-    """The rows, what was searched for, and what each parameter matters."""
+    """The rows, what was searched for, and how much each hyperparameter matters."""
     content = {
         "sweep": plan.name,
         "objective": list(plan.sweep.objective),

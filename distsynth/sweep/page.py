@@ -1,4 +1,4 @@
-"""The page of a sweep: leaderboard, points, and the best trials as the page of a run has them."""
+"""The page of a sweep: its leaderboard, its hyperparameters, and a run's sections of the best."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distsynth.reporting.run_page import (
 )
 from distsynth.runs.folder import CONFIG_FILE
 from distsynth.runs.tracking import public_config
-from distsynth.sweep.figures import parallel_figure, parameter_figure
+from distsynth.sweep.figures import hyperparameter_figure, parallel_figure
 from distsynth.sweep.finalists import BEST_FOLDER
 from distsynth.sweep.folder import SweepFolder, searched
 from distsynth.sweep.leaderboard import LeaderboardRow, counts, leaderboard_table, rank_trials
@@ -50,7 +50,7 @@ def sweep_page(folder: SweepFolder, extras: Extras) -> str:
         title=f"Sweep {plan.name}",
         sweep=facts,
         leaderboard=leaderboard_table(plan, ranked),
-        points=_points(plan, ranked),
+        hyperparameters=_pictures(plan, ranked),
         curves=curves_pictures({name: run_rows(run) for name, run in best.items()}),
         config=_config(plan),
         **report_values(best, table, extras),
@@ -72,20 +72,20 @@ def sweep_dashboard(
     )
 
 
-def _points(plan: SweepPlan, ranked: Sequence[LeaderboardRow]) -> list[Picture]:
-    """Pictures of the points; none while no trial has a score."""
+def _pictures(plan: SweepPlan, ranked: Sequence[LeaderboardRow]) -> list[Picture]:
+    """Pictures of the hyperparameters; none while no trial has a score."""
     if not any(row.rank is not None for row in ranked):
         return []
     return [
         figure_picture(
             parallel_figure(plan, ranked),
-            "Each line is a trial: its point from axis to axis, coloured by its score; the best is "
-            "thick. Scores far below the others share the darkest colour.",
+            "Each line is a trial: its values from axis to axis, coloured by its score; the best "
+            "is thick. Scores far below the others share the darkest colour.",
         ),
         figure_picture(
-            parameter_figure(plan, ranked),
-            "Each parameter against the score. Ringed: the best trial. Triangles: scores below the "
-            "panel. Trials that were stopped early have a lower score for that alone.",
+            hyperparameter_figure(plan, ranked),
+            "Each hyperparameter against the score. Ringed: the best trial. Triangles: scores "
+            "below the panel. Trials that were stopped early have a lower score for that alone.",
         ),
     ]
 

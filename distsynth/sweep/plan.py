@@ -29,9 +29,9 @@ class SweepConfig:
     __pydantic_config__ = STRICT
 
     trials: int = 20
-    """Points to try; grid search tries all that there are."""
+    """Sets of hyperparameters to try; a grid search tries every combination."""
     search: Literal["random", "grid", "optuna"] = "random"
-    """optuna suggests the next point from what was seen (TPE)."""
+    """optuna suggests the next hyperparameters from the scores so far (TPE)."""
     scheduler: Literal["fifo", "asha", "pbt"] = "fifo"
     """fifo trains all to the end, asha stops the worse early, pbt lets the worse copy the better
     and mutates loss weights and learning rates on the way."""

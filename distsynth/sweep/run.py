@@ -21,15 +21,15 @@ from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.checks import check_plan, check_resources
 from distsynth.sweep.cluster import LOCAL, cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
-from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_leaderboard
-from distsynth.sweep.parameters import (
-    Point,
+from distsynth.sweep.hyperparameters import (
+    Hyperparameters,
     Space,
-    draw_points,
-    grid_points,
+    draw_candidates,
+    grid_candidates,
     manifest_of,
     mutations,
 )
+from distsynth.sweep.leaderboard import leaderboard_rows, rank_trials, write_leaderboard
 from distsynth.sweep.plan import SweepConfig, SweepPlan, check_same_sweep
 from distsynth.sweep.searcher import importances
 from distsynth.sweep.space import check_grid, check_shards, check_space, presets_in
@@ -42,7 +42,7 @@ from tune_spaces.plain import space_from_plain, space_to_plain
 if TYPE_CHECKING:
     import pandas as pd
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 COPIED = (f"{LAST.parent}/", f"{SAMPLES_FOLDER}/", CONFIG_FILE, METRICS_FILE)
 """Files and folders of a run that an extended sweep takes over."""
@@ -63,7 +63,7 @@ class SweepResult:
     complete: bool
 
     def frame(self) -> pd.DataFrame:
-        """The leaderboard: a row for each trial, the best first, with its point and metrics."""
+        """The leaderboard: hyperparameters and metrics of every trial, the best first."""
         import pandas as pd
 
         plan = self.folder.plan()
@@ -80,7 +80,7 @@ def make_plan(
     """A plan with the objective in its base and paths that hold on every node.
 
     Raises:
-        ConfigError: If the space has points that cannot be run, or its shards do not match.
+        ConfigError: If the space holds what cannot be run, or its shards do not match.
     """
     check_grid(space, sweep.search)
     domains = searchable(space)
@@ -102,7 +102,7 @@ def make_plan(
         base = resolved(base, manifest_of(base.data.shards))
     check_space(domains, base, sweep.seed)
     if sweep.search == "grid":
-        grid_points(domains, base)
+        grid_candidates(domains, base)
     if sweep.scheduler == "pbt":
         mutations(domains)
     return SweepPlan(name, secrets.token_hex(4), base, space_to_plain(domains), sweep, extends)
@@ -180,7 +180,7 @@ def extend_sweep(
     Args:
         old: A finished sweep.
         new: The folder of the new one.
-        trials: How many more points to try.
+        trials: How many more trials to run.
         epochs: Of every trial, old and new; None keeps the old number. Learning rates must then be
             constant over a run.
 
@@ -242,7 +242,7 @@ def _carry_out(
 ) -> SweepResult:
     """Search, from wherever the records are, until every trial has ended."""
     space = space_from_plain(plan.space)
-    for name, record in _points(plan, space, records).items():
+    for name, record in _planned_trials(plan, space, records).items():
         if name not in records:
             records[name] = record
             folder.write_record(record)
@@ -269,9 +269,9 @@ def run_final(
     wanted = {}
     for name in names:
         again = f"{FINAL}{name}"
-        start = TrialRecord(again, records[name].point)
+        start = TrialRecord(again, records[name].hyperparameters)
         found = records.get(again, start)
-        wanted[again] = found if found.point == start.point else start
+        wanted[again] = found if found.hyperparameters == start.hyperparameters else start
     callback = SweepCallback(folder, plan, records | wanted)
     open_runs = [record for record in wanted.values() if record.status not in ENDED]
     if open_runs:
@@ -283,7 +283,7 @@ def run_final(
     return {name: callback.records[name] for name in wanted}
 
 
-def _points(
+def _planned_trials(
     plan: SweepPlan, space: Space, records: Mapping[str, TrialRecord]
 ) -> dict[str, TrialRecord]:
     """Every trial that is known before it runs; the same whenever it is asked.
@@ -295,36 +295,38 @@ def _points(
     """
     sweep = plan.sweep
     taken = [record for record in searched(records).values() if record.taken_from]
-    points: list[tuple[str | None, Point]] = []
+    candidates: list[tuple[str | None, Hyperparameters]] = []
     if sweep.presets_first:
         found = presets_in(space, plan.base)
-        points += list(found.items())
+        candidates += list(found.items())
         told = ", ".join(found) or "none"
-        LOGGER.info(f"presets of Table 1 that lie in the space, tried first: {told}")
+        logger.info(f"presets of Table 1 that lie in the space, tried first: {told}")
     if sweep.search == "grid":
-        points += [(None, point) for point in grid_points(space, plan.base)]
+        candidates += [
+            (None, hyperparameters) for hyperparameters in grid_candidates(space, plan.base)
+        ]
     elif sweep.search == "random":
-        count = max(0, sweep.trials - len(points) - len(taken))
-        # An extended sweep must not draw the points of the old one again.
+        count = max(0, sweep.trials - len(candidates) - len(taken))
+        # An extended sweep must not draw what the old one drew again.
         seed = sweep.seed + len(taken)
-        drawn, refused = draw_points(space, plan.base, count, seed, sweep.scheduler == "pbt")
-        points += [(None, point) for point in drawn]
+        drawn, refused = draw_candidates(space, plan.base, count, seed, sweep.scheduler == "pbt")
+        candidates += [(None, hyperparameters) for hyperparameters in drawn]
         if refused:
-            LOGGER.info(
-                f"{len(refused)} of {len(drawn) + len(refused)} points make no valid configuration "
-                f"and were drawn again: {refused[0]}"
+            logger.info(
+                f"{len(refused)} of {len(drawn) + len(refused)} candidates make no valid "
+                f"configuration and were drawn again: {refused[0]}"
             )
-    known = [record.point for record in taken]
+    known = [record.hyperparameters for record in taken]
     found_trials: dict[str, TrialRecord] = {}
-    for preset, point in points:
-        if point not in known:
+    for preset, hyperparameters in candidates:
+        if hyperparameters not in known:
             name = f"{len(known):05d}"
-            found_trials[name] = TrialRecord(name, point, preset=preset)
-            known.append(point)
-    if len(found_trials) < len(points):
-        LOGGER.warning(
-            f"{len(found_trials)} of {len(points)} trials are planned: the others would have had "
-            "the same parameters"
+            found_trials[name] = TrialRecord(name, hyperparameters, preset=preset)
+            known.append(hyperparameters)
+    if len(found_trials) < len(candidates):
+        logger.warning(
+            f"{len(found_trials)} of {len(candidates)} trials are planned: the others would have "
+            "had the same hyperparameters"
         )
     return found_trials
 
@@ -335,7 +337,7 @@ def _close_leaderboard(
     """Write the leaderboard with what each field matters for the first objective."""
     space, trials = space_from_plain(plan.space), searched(records)
     scored = [
-        (record.point, scores[0])
+        (record.hyperparameters, scores[0])
         for record in trials.values()
         if record.status in ENDED and (scores := scores_of(plan, record))
     ]

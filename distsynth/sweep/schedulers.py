@@ -21,7 +21,7 @@ from ray.tune.schedulers import (
 )
 
 from distsynth.sweep.folder import TrialRecord
-from distsynth.sweep.parameters import Space, bounded, draw, invalid, mutations
+from distsynth.sweep.hyperparameters import Space, bounded, draw, invalid, mutations
 from distsynth.sweep.plan import SweepPlan
 
 
@@ -37,18 +37,18 @@ def make_scheduler(plan: SweepPlan, space: Space, records: Iterable[TrialRecord]
 
         def explored(config: dict[str, Any]) -> dict[str, Any]:
             trial = config["trial"]
-            point = bounded(space, trial["point"])
-            while invalid(plan.base, point, keep_discriminator=True):
+            hyperparameters = bounded(space, trial["hyperparameters"])
+            while invalid(plan.base, hyperparameters, keep_discriminator=True):
                 # Drawn anew: with some weights the other fields, which are the donor's, can be run.
-                point |= draw(mutations(space), rng)
-            return {**config, "trial": {**trial, "point": point}}
+                hyperparameters |= draw(mutations(space), rng)
+            return {**config, "trial": {**trial, "hyperparameters": hyperparameters}}
 
         return PopulationBasedTraining(
             time_attr="epoch",
             metric="score",
             mode="max",
             perturbation_interval=sweep.pbt_every,
-            hyperparam_mutations={"trial": {"point": _steps(space)}},
+            hyperparam_mutations={"trial": {"hyperparameters": _steps(space)}},
             quantile_fraction=sweep.pbt_quantile,
             resample_probability=sweep.pbt_resample,
             custom_explore_fn=explored,

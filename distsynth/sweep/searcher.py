@@ -1,4 +1,4 @@
-"""Points that Optuna suggests: TPE over what the finished trials showed."""
+"""Hyperparameters that Optuna suggests: TPE over the scores of finished trials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ray.tune.search.sample import LogUniform
 
 from distsynth.errors import ConfigError
 from distsynth.sweep.folder import TrialRecord
-from distsynth.sweep.parameters import Point, Space, plain
+from distsynth.sweep.hyperparameters import Hyperparameters, Space, plain
 
 TRIES = 100
 """Suggestions in a row that may make no valid configuration."""
@@ -29,13 +29,13 @@ class Suggestions:
     """An Optuna study over a space.
 
     It holds no state that is not in the records of the trials: built anew from them it has the
-    same observations. Its random numbers go on from the number of points that were drawn.
+    same observations. Its random numbers go on from the number of suggestions that were drawn.
 
     Args:
         space: Dotted field to domain.
         seed: Of the sampler.
         objectives: How many scores a trial has; all are maximised.
-        drawn: Points of this search that were drawn before, whatever became of them.
+        drawn: Suggestions of this search that were drawn before, whatever became of them.
     """
 
     def __init__(self, space: Space, seed: int, objectives: int, drawn: int = 0) -> None:
@@ -51,12 +51,12 @@ class Suggestions:
         self._study = optuna.create_study(sampler=sampler, directions=[MAXIMIZE] * objectives)
         self._asked: dict[str, optuna.trial.Trial] = {}
 
-    def observe(self, point: Point, scores: tuple[float, ...] | None) -> None:
+    def observe(self, hyperparameters: Hyperparameters, scores: tuple[float, ...] | None) -> None:
         """Add a finished trial; without scores it failed."""
-        self._study.add_trial(frozen(self._space, self._distributions, point, scores))
+        self._study.add_trial(frozen(self._space, self._distributions, hyperparameters, scores))
 
-    def ask(self, name: str, valid: Callable[[Point], str | None]) -> Point:
-        """The next point.
+    def ask(self, name: str, valid: Callable[[Hyperparameters], str | None]) -> Hyperparameters:
+        """The next hyperparameters.
 
         Raises:
             ConfigError: If no suggestion makes a valid configuration.
@@ -64,19 +64,23 @@ class Suggestions:
         reason = None
         for _ in range(TRIES):
             trial = self._study.ask(self._distributions)
-            point = decode(self._space, trial.params)
-            reason = valid(point)
+            hyperparameters = decode(self._space, trial.params)
+            reason = valid(hyperparameters)
             if reason is None:
                 self._asked[name] = trial
-                return point
+                return hyperparameters
             self._study.tell(trial, state=TrialState.FAIL)
-        raise ConfigError(f"optuna found no point that makes a valid configuration: {reason}")
+        raise ConfigError(
+            f"optuna found no hyperparameters that make a valid configuration: {reason}"
+        )
 
-    def tell(self, name: str, point: Point, scores: tuple[float, ...] | None) -> None:
+    def tell(
+        self, name: str, hyperparameters: Hyperparameters, scores: tuple[float, ...] | None
+    ) -> None:
         """The outcome of a trial; without scores it failed."""
         trial = self._asked.pop(name, None)
         if trial is None:
-            self.observe(point, scores)
+            self.observe(hyperparameters, scores)
         elif scores is None:
             self._study.tell(trial, state=TrialState.FAIL)
         else:
@@ -89,18 +93,18 @@ class SuggestingSearcher(Searcher):
     Args:
         suggestions: The study.
         first: Trials to run before any is suggested: interrupted ones, presets.
-        create: Makes the record of the next suggested point; None when there are enough.
+        create: Makes the record of the next suggestion; None when there are enough trials.
         outcome: A trial's scores, None if it failed.
-        valid: Why a point makes no valid configuration; None if it does.
+        valid: Why hyperparameters make no valid configuration; None if they do.
     """
 
     def __init__(
         self,
         suggestions: Suggestions,
         first: Iterable[TrialRecord],
-        create: Callable[[Callable[[str], Point]], TrialRecord | None],
-        outcome: Callable[[str], tuple[Point, tuple[float, ...] | None]],
-        valid: Callable[[Point], str | None],
+        create: Callable[[Callable[[str], Hyperparameters]], TrialRecord | None],
+        outcome: Callable[[str], tuple[Hyperparameters, tuple[float, ...] | None]],
+        valid: Callable[[Hyperparameters], str | None],
     ) -> None:
         super().__init__()
         self._suggestions, self._valid = suggestions, valid
@@ -117,7 +121,7 @@ class SuggestingSearcher(Searcher):
                 return Searcher.FINISHED
             record = found
         self._names[trial_id] = record.name
-        return {"trial": {"name": record.name, "point": record.point}}
+        return {"trial": {"name": record.name, "hyperparameters": record.hyperparameters}}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -135,10 +139,10 @@ class SuggestingSearcher(Searcher):
         """Nothing: the records of the trials are the state."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        """Nothing: the records of the trials are the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        """Nothing: the study is built again from the records of the trials."""
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -158,25 +162,25 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return found
 
 
-def decode(space: Space, params: Mapping[str, Any]) -> Point:
-    """Optuna's parameters as a point."""
-    point: Point = {}
+def decode(space: Space, params: Mapping[str, Any]) -> Hyperparameters:
+    """Hyperparameters from Optuna's form of them."""
+    hyperparameters: Hyperparameters = {}
     for name, value in params.items():
         domain = space[name]
         if hasattr(domain, "categories"):
-            point[name] = next(plain(o) for o in domain.categories if _key(o) == value)
+            hyperparameters[name] = next(plain(o) for o in domain.categories if _key(o) == value)
         elif step := _step(domain):
-            point[name] = plain(domain.cast(value * step))
+            hyperparameters[name] = plain(domain.cast(value * step))
         else:
-            point[name] = plain(domain.cast(value))
-    return point
+            hyperparameters[name] = plain(domain.cast(value))
+    return hyperparameters
 
 
-def encode(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point as Optuna's parameters."""
+def encode(space: Space, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters in Optuna's form."""
     params = {}
     for name, domain in space.items():
-        value = point[name]
+        value = hyperparameters[name]
         if hasattr(domain, "categories"):
             params[name] = _key(value)
         elif step := _step(domain):
@@ -190,12 +194,12 @@ def encode(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
 def frozen(
     space: Space,
     known: dict[str, BaseDistribution],
-    point: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
     scores: tuple[float, ...] | None,
 ) -> FrozenTrial:
     """A finished trial as Optuna keeps it."""
     return create_trial(
-        params=encode(space, point),
+        params=encode(space, hyperparameters),
         distributions=known,
         values=list(scores) if scores is not None else None,
         state=TrialState.FAIL if scores is None else TrialState.COMPLETE,
@@ -203,7 +207,7 @@ def frozen(
 
 
 def importances(
-    space: Space, scored: Iterable[tuple[Point, float]], seed: int = 0
+    space: Space, scored: Iterable[tuple[Hyperparameters, float]], seed: int = 0
 ) -> dict[str, float]:
     """How much of the variance of the score each field explains (fANOVA), the largest first.
 
@@ -212,13 +216,13 @@ def importances(
     """
     known = distributions(space)
     rows = list(scored)
-    points = {repr(encode(space, point)) for point, _ in rows}
-    if len(rows) < 4 or len(points) < 2 or len({score for _, score in rows}) < 2:
+    candidates = {repr(encode(space, hyperparameters)) for hyperparameters, _ in rows}
+    if len(rows) < 4 or len(candidates) < 2 or len({score for _, score in rows}) < 2:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=MAXIMIZE)
-    for point, score in rows:
-        study.add_trial(frozen(space, known, point, (score,)))
+    for hyperparameters, score in rows:
+        study.add_trial(frozen(space, known, hyperparameters, (score,)))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: float(share) for name, share in found.items()}

@@ -12,9 +12,9 @@ from ray.tune.search.sample import Integer
 from distsynth.config import RunConfig, dotted_fields, field_names, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import GENERATORS, PRESETS
-from distsynth.sweep.parameters import (
+from distsynth.sweep.hyperparameters import (
     NETWORKS,
-    Point,
+    Hyperparameters,
     Space,
     configure,
     draw,
@@ -37,7 +37,7 @@ FIXED = {
 COMPARED = ("generator.", "discriminator.", "loss.", "optim.")
 """Starts of the fields that make a preset what it is."""
 TRIES = 200
-"""Points drawn to check a space."""
+"""Sets of hyperparameters drawn to check a space."""
 
 
 def check_grid(space: Space, search: str) -> None:
@@ -59,8 +59,8 @@ def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
     """Refuse a space that would give errors in the middle of a sweep.
 
     Every field must exist and be free to search, every option of a choice and both ends of a range
-    must make a valid configuration together with some values of the other fields, and most points
-    at random must.
+    must make a valid configuration together with some values of the other fields, and most sets
+    drawn at random must.
 
     Raises:
         ConfigError: Names the field, the value and the rule.
@@ -79,19 +79,19 @@ def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
     reasons: Counter[str] = Counter()
     seen: dict[str, set[str]] = {name: set() for name in space}
     for _ in range(TRIES):
-        point = draw(space, rng)
-        reason = invalid(base, point)
+        hyperparameters = draw(space, rng)
+        reason = invalid(base, hyperparameters)
         if reason:
             reasons[reason] += 1
             continue
-        for name, value in point.items():
+        for name, value in hyperparameters.items():
             seen[name].add(repr(value))
     impossible: list[tuple[str, Any, str]] = []
     for name, domain in space.items():
         for option in _extremes(domain):
             if repr(plain(option)) not in seen[name] and not _possible(space, base, name, option):
-                point = draw(space, rng) | {name: plain(option)}
-                reason = invalid(base, point) or "it never goes with the other fields"
+                hyperparameters = draw(space, rng) | {name: plain(option)}
+                reason = invalid(base, hyperparameters) or "it never goes with the other fields"
                 impossible.append((name, option, reason))
     if impossible:
         # A field that breaks a rule of its own, rather than one that suffers by it.
@@ -101,7 +101,8 @@ def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
     if sum(reasons.values()) > TRIES / 2:
         reason, count = reasons.most_common(1)[0]
         raise ConfigError(
-            f"{sum(reasons.values())} of {TRIES} points of the space make no valid configuration; "
+            f"{sum(reasons.values())} of {TRIES} candidates drawn from the space make no valid "
+            "configuration; "
             f"most often ({count}): {reason}"
         )
 
@@ -122,21 +123,21 @@ def _extremes(domain: Any) -> list[Any]:
 
 def _possible(space: Space, base: RunConfig, name: str, option: Any) -> bool:
     rng = np.random.default_rng(1)
-    points = ({**draw(space, rng), name: plain(option)} for _ in range(TRIES))
-    return any(invalid(base, point) is None for point in points)
+    candidates = ({**draw(space, rng), name: plain(option)} for _ in range(TRIES))
+    return any(invalid(base, hyperparameters) is None for hyperparameters in candidates)
 
 
-def presets_in(space: Space, base: RunConfig) -> dict[str, Point]:
-    """The presets of Table 1 that lie in the space, as points.
+def presets_in(space: Space, base: RunConfig) -> dict[str, Hyperparameters]:
+    """The presets of Table 1 that lie in the space, as hyperparameters.
 
-    A preset lies in it if a point gives just its networks, loss and optimizer.
+    A preset lies in it if the space can give exactly its networks, loss and optimizer.
     """
     found = {}
     for name, config in PRESETS.items():
         if not config.adversarial or name == "small":
             continue
         wanted = dict(dotted_fields(config))
-        point: Point = {}
+        hyperparameters: Hyperparameters = {}
         for field, domain in space.items():
             if field in NETWORKS:
                 section = getattr(config, field)
@@ -150,12 +151,12 @@ def presets_in(space: Space, base: RunConfig) -> dict[str, Point]:
                 value = dict(dotted_fields(base)).get(field)
             if value is None or not domain.is_valid(value):
                 break
-            point[field] = value
+            hyperparameters[field] = value
         else:
-            if invalid(base, point) is None:
-                made = dict(dotted_fields(configure(base, point)))
+            if invalid(base, hyperparameters) is None:
+                made = dict(dotted_fields(configure(base, hyperparameters)))
                 if all(made[key] == wanted.get(key) for key in made if key.startswith(COMPARED)):
-                    found[name] = point
+                    found[name] = hyperparameters
     return found
 
 

@@ -26,7 +26,7 @@ from distsynth.runs.checkpoint import Checkpoint, fork, load_checkpoint, save_ch
 from distsynth.runs.folder import LAST, RUN_ID_FILE, epoch_checkpoint, kept_epochs, local_file
 from distsynth.sweep.ddp_workers import DdpWorkers
 from distsynth.sweep.folder import ENDED, SweepFolder
-from distsynth.sweep.parameters import configure
+from distsynth.sweep.hyperparameters import configure
 from distsynth.sweep.plan import SweepPlan
 from distsynth.training.loop import epochs
 from distsynth.training.report import EpochReport, TrainResult
@@ -44,14 +44,14 @@ FINAL = "final-"
 """Start of the name of a run that trains the best trial anew."""
 
 
-def run_config(plan: SweepPlan, name: str, point: dict[str, Any]) -> RunConfig:
+def run_config(plan: SweepPlan, name: str, hyperparameters: dict[str, Any]) -> RunConfig:
     """The run of a trial.
 
     Raises:
-        ConfigError: If the point makes no valid configuration.
+        ConfigError: If the hyperparameters make no valid configuration.
     """
     sweep, population = plan.sweep, plan.sweep.scheduler == "pbt"
-    config = configure(plan.base, point, keep_discriminator=population)
+    config = configure(plan.base, hyperparameters, keep_discriminator=population)
     more: dict[str, Any] = {
         "tracking.group": plan.name,
         "tracking.name": f"{plan.name}-{name}",
@@ -66,7 +66,7 @@ def run_config(plan: SweepPlan, name: str, point: dict[str, Any]) -> RunConfig:
 
 
 class SweepTrial(Trainable):
-    """A trial; its configuration holds the sweep's folder and the point, its name the rest."""
+    """A trial; its configuration holds the sweep's folder and the hyperparameters."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Find out what to do; training starts with the first step."""
@@ -129,7 +129,7 @@ class SweepTrial(Trainable):
         """Serve the trial of a configuration; whether it can be run shows at its first step."""
         self._folder = SweepFolder(config["sweep"])
         self._plan = self._folder.plan()
-        self._point = config["trial"]["point"]
+        self._hyperparameters = config["trial"]["hyperparameters"]
         self._run_dir = self._folder.run_dir(self.trial_name)
         self._epoch = 0
         self._diverged = ""
@@ -152,7 +152,8 @@ class SweepTrial(Trainable):
         """The result of a diverged member of a population.
 
         It has the worst possible score, so that at the next perturbation the member takes over a
-        better one and another point. Early in a sweep no other member may have been saved yet.
+        better one and other hyperparameters. Early in a sweep no other member may have been saved
+        yet.
         """
         if self._waits and self._others_live():
             time.sleep(self._waits.pop(0))
@@ -170,7 +171,7 @@ class SweepTrial(Trainable):
         return any(each.name != self.trial_name and each.status not in ENDED for each in records)
 
     def _start(self) -> None:
-        self._config = run_config(self._plan, self.trial_name, self._point)
+        self._config = run_config(self._plan, self.trial_name, self._hyperparameters)
         sweep = self._plan.sweep
         torch.set_num_threads(sweep.cpus)
         run = Folder(self._run_dir)
@@ -209,17 +210,21 @@ class SweepTrial(Trainable):
         return result
 
     def _copy(self, trial: str, epoch: int) -> None:
-        """Go on from another trial's networks under this trial's point."""
+        """Go on from another trial's networks with this trial's hyperparameters."""
         donor = Folder(self._folder.run_dir(trial))
         own = Folder(self._run_dir)
         before = None
         if own.exists(LAST.as_posix()):
             before = load_checkpoint(local_file(own / LAST.as_posix()))
-        config = run_config(self._plan, self.trial_name, self._point)
+        config = run_config(self._plan, self.trial_name, self._hyperparameters)
         state = fork(donated(donor, epoch), config, before)
         with own.writer(LAST.as_posix()) as partial:
             save_checkpoint(partial, state)
-        copied = {"epoch": state.position.epoch, "trial": trial, "point": self._point}
+        copied = {
+            "epoch": state.position.epoch,
+            "trial": trial,
+            "hyperparameters": self._hyperparameters,
+        }
         self._copied.append(copied)
 
     def _close(self) -> None:

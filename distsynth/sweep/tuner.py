@@ -19,8 +19,8 @@ from distsynth.runs.folder import LAST, local_file
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.ddp_workers import trial_resources
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
+from distsynth.sweep.hyperparameters import Hyperparameters, Space, hyperparameters_of, invalid
 from distsynth.sweep.leaderboard import objectives
-from distsynth.sweep.parameters import Point, Space, invalid, point_of
 from distsynth.sweep.plan import SweepPlan
 from distsynth.sweep.schedulers import make_scheduler
 from distsynth.sweep.searcher import SuggestingSearcher, Suggestions
@@ -28,7 +28,7 @@ from distsynth.sweep.trial import SweepTrial
 from sharding.io.interruption import deferred_signals
 from sharding.io.storage import Folder
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RAY_FOLDER = "ray"
 
@@ -45,18 +45,18 @@ def search(folder: SweepFolder, plan: SweepPlan, space: Space, callback: SweepCa
         np.random.seed(sweep.seed)  # noqa: NPY002
         todo = [_as_trained(folder, callback, record) for record in todo]
         if any(record.reports for record in todo):
-            LOGGER.info("the population is ranked again after the next epoch of each member")
+            logger.info("the population is ranked again after the next epoch of each member")
     scheduler = make_scheduler(plan, space, trials)
     if sweep.scheduler == "asha" and any(record.reports for record in todo):
-        LOGGER.info("ASHA's rungs are rebuilt from the scores of the trials")
+        logger.info("ASHA's rungs are rebuilt from the scores of the trials")
     if sweep.search != "optuna":
         fit(folder, plan, callback, listed(todo), None, scheduler)
         return
     suggestions = Suggestions(space, sweep.seed, len(sweep.objective), len(trials))
     for record in ended:
-        suggestions.observe(record.point, scores_of(plan, record))
+        suggestions.observe(record.hyperparameters, scores_of(plan, record))
 
-    def create(ask: Callable[[str], Point]) -> TrialRecord | None:
+    def create(ask: Callable[[str], Hyperparameters]) -> TrialRecord | None:
         count = len(searched(callback.records))
         if count >= sweep.trials:
             return None
@@ -65,12 +65,12 @@ def search(folder: SweepFolder, plan: SweepPlan, space: Space, callback: SweepCa
         callback.add(record)
         return record
 
-    def outcome(name: str) -> tuple[Point, tuple[float, ...] | None]:
+    def outcome(name: str) -> tuple[Hyperparameters, tuple[float, ...] | None]:
         record = callback.records[name]
-        return record.point, scores_of(plan, record)
+        return record.hyperparameters, scores_of(plan, record)
 
-    def valid(point: Point) -> str | None:
-        return invalid(plan.base, point)
+    def valid(hyperparameters: Hyperparameters) -> str | None:
+        return invalid(plan.base, hyperparameters)
 
     searcher = SuggestingSearcher(suggestions, todo, create, outcome, valid)
     # Those that are known are run even where fewer are asked for now.
@@ -149,11 +149,15 @@ def _trial_name(trial: Any) -> str:
 
 def listed(records: Iterable[TrialRecord]) -> dict[str, Any]:
     """Trials that are known beforehand, in order."""
-    return {"trial": tune.grid_search([{"name": row.name, "point": row.point} for row in records])}
+    return {
+        "trial": tune.grid_search(
+            [{"name": row.name, "hyperparameters": row.hyperparameters} for row in records]
+        )
+    }
 
 
 def _as_trained(folder: SweepFolder, callback: SweepCallback, record: TrialRecord) -> TrialRecord:
-    """A member of a population with the point that its last checkpoint was trained with.
+    """A member of a population with the values that its last checkpoint was trained with.
 
     Its record is ahead of that if the driver died between a copy and the copy's first epoch.
     """
@@ -161,7 +165,9 @@ def _as_trained(folder: SweepFolder, callback: SweepCallback, record: TrialRecor
     if not run.exists(LAST.as_posix()):
         return record
     config = load_checkpoint(local_file(run / LAST.as_posix())).config
-    return callback.change(record.name, point=point_of(config, record.point))
+    return callback.change(
+        record.name, hyperparameters=hyperparameters_of(config, record.hyperparameters)
+    )
 
 
 def _ray_storage(folder: SweepFolder) -> tuple[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
@@ -19,7 +19,7 @@ def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> Non
     """
     reason = why_not(device)
     if reason:
-        LOGGER.warning("train.compile is ignored: %s", reason)
+        logger.warning("train.compile is ignored: %s", reason)
         return
     for network in networks:
         network.compile()

@@ -37,7 +37,7 @@ from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, deferred_signals
 from sharding.io.progress import progress
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def ignore(report: EpochReport) -> None:
@@ -316,13 +316,13 @@ class TrainingRun:
             self.batches.steps,
             quiet=not self.accelerator.is_main_process,
             initial=start,
-            logger=LOGGER,
+            logger=logger,
             last_line=False,
         )
 
     def _log_once(self, message: str) -> None:
         if self.accelerator.is_main_process:
-            LOGGER.info(message)
+            logger.info(message)
 
 
 def _summary(metrics: dict[str, float]) -> str:

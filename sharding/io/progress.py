@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def progress(
@@ -23,7 +23,7 @@ def progress(
     quiet: bool = False,
     *,
     initial: int = 0,
-    logger: logging.Logger = LOGGER,
+    logger: logging.Logger = logger,
     last_line: bool = True,
 ) -> Iterator[Item]:
     """Yield the items while showing how far the work is.

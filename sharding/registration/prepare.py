@@ -36,7 +36,7 @@ from sharding.registration.register import tool_version
 from sharding.registration.specimen import LOCK, PICTURE, PreparedSpecimen, prepare_specimen
 from sharding.volumes.cohort import Specimen, write_cohort
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 COHORT = "cohort.csv"
 QUALITY = "quality.json"
@@ -171,7 +171,7 @@ def _cause(error: Exception, specimen: Specimen, out: Path) -> str:
     text = str(error)
     if not isinstance(error, DataError):
         text = f"{type(error).__name__}: {text}"
-        LOGGER.error("%s failed unexpectedly", specimen.name, exc_info=error)
+        logger.error("%s failed unexpectedly", specimen.name, exc_info=error)
     files = [specimen.source, specimen.target, specimen.mask]
     for folder in sorted({out, *(path.parent for path in files if path)}, reverse=True):
         text = text.replace(f"{folder}/", "")

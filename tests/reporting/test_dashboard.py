@@ -78,8 +78,10 @@ def sweep(shard_folder, tmp_path_factory):
     for number, error in enumerate((0.5, 0.25)):
         metrics = {f"val/{name.rpartition('/')[2]}": error for name in BEST if "score" not in name}
         values = {"epoch": 1, "step": 5, "metrics": metrics, "score": -error, "best_score": -error}
-        point = dict.fromkeys(plan.space, 0.1)
-        folder.write_record(TrialRecord(f"{number:05}", point, "finished", (report_of(values),)))
+        hyperparameters = dict.fromkeys(plan.space, 0.1)
+        folder.write_record(
+            TrialRecord(f"{number:05}", hyperparameters, "finished", (report_of(values),))
+        )
     log_sweep(folder, plan)
     return folder
 

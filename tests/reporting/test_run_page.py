@@ -19,7 +19,7 @@ from distsynth.presets import preset
 from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.reporting.specimen_pictures import MOST_CHECKS, show_specimens
 from distsynth.runs.folder import BEST
-from distsynth.sweep.figures import parallel_figure, parameter_figure, scale_of
+from distsynth.sweep.figures import hyperparameter_figure, parallel_figure, scale_of
 from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
 from distsynth.sweep.leaderboard import leaderboard_table, rank_trials
 from distsynth.sweep.plan import SweepConfig, SweepPlan
@@ -58,8 +58,10 @@ def records():
     for number, weight in enumerate((0.0, 0.02, 0.3, 1.0, 4.0)):
         score = 20.0 + number if number else -50.0
         report = EpochRecord(1, 5, {"val/psnr": score, "val/mse": None}, score, score)
-        point = {"loss.lambda_bce": weight, "generator.channels": (8, 8)}
-        found[f"{number:05d}"] = TrialRecord(f"{number:05d}", point, "finished", (report,))
+        hyperparameters = {"loss.lambda_bce": weight, "generator.channels": (8, 8)}
+        found[f"{number:05d}"] = TrialRecord(
+            f"{number:05d}", hyperparameters, "finished", (report,)
+        )
     cause = "OSError: /home/somebody/secret"
     found["00005"] = TrialRecord("00005", {"loss.lambda_bce": 1.0}, "failed", cause=cause)
     found["00006"] = TrialRecord("00006", {"loss.lambda_bce": 2.0}, preset=NASTY)
@@ -230,7 +232,7 @@ def test_a_sweep(run_dir, tmp_path, capsys):
     assert headings(page) == [
         "The sweep",
         "Leaderboard",
-        "Points",
+        "Hyperparameters",
         "Results",
         "Slices",
         "Training",
@@ -252,7 +254,7 @@ def test_a_sweep_without_any_score(tmp_path, capsys):
     folder.write_plan(make_plan())
     out = tmp_path / "page.html"
     assert report(capsys, folder.url, "--out", out)[0] == 0
-    assert "Points" not in headings(out.read_text(encoding="utf-8"))
+    assert "Hyperparameters" not in headings(out.read_text(encoding="utf-8"))
 
 
 def test_the_leaderboard_has_every_trial_in_order():
@@ -278,7 +280,7 @@ def test_scales():
     assert scale_of([True, False]).places == [1, 0]
 
 
-def test_points_are_drawn_once_each():
+def test_steps_are_drawn_once_each():
     plan = make_plan()
     rows = rank_trials(plan, records())
     lines = [
@@ -287,7 +289,7 @@ def test_points_are_drawn_once_each():
     assert len(lines) == 5
     # The best is drawn last, over all others.
     assert lines[-1].get_linewidth() == max(line.get_linewidth() for line in lines)
-    panel, other = parameter_figure(plan, rows).axes[:2]
+    panel, other = hyperparameter_figure(plan, rows).axes[:2]
     assert (panel.get_title(), other.get_title()) == ("lambda_bce", "channels")
     under, shown, ring = (part.get_offsets() for part in panel.collections)
     assert len(under) == 1

@@ -80,7 +80,10 @@ def undisturbed_sweep(parent: Path, shards: Path, address: str) -> FinishedSweep
 
 def outcomes(records: dict[str, TrialRecord]) -> dict[str, Any]:
     """What a trial showed, without how it came to it."""
-    return {name: (record.point, record.status, record.reports) for name, record in records.items()}
+    return {
+        name: (record.hyperparameters, record.status, record.reports)
+        for name, record in records.items()
+    }
 
 
 def offline_runs(folder: SweepFolder, trial: str) -> list[OfflineRun]:

@@ -9,7 +9,7 @@ from tiny_sweeps import FinishedSweep, undisturbed_sweep
 
 @pytest.fixture(scope="session")
 def finished(nodes: Nodes, shard_folder, tmp_path_factory) -> FinishedSweep:
-    """A finished sweep of three trials, one of them the point of no adversarial loss.
+    """A finished sweep of three trials, one of them without an adversarial loss.
 
     They ran one after the other, in one and the same process. Whoever changes the folder changes it
     back.

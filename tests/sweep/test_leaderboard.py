@@ -41,7 +41,7 @@ def trial(number: int, *scores: float | None, **more: Any) -> TrialRecord:
     """A trial of this number with one epoch a score."""
     known = [score for score in scores if score is not None]
     whole = {
-        "point": {"loss.lambda_bce": 0.5, "generator.channels": (8, 8)},
+        "hyperparameters": {"loss.lambda_bce": 0.5, "generator.channels": (8, 8)},
         "status": "finished",
         "metrics": {},
     }
@@ -168,14 +168,14 @@ FEW = st.sampled_from([0.0, 1.0, 2.0])
 def test_the_front_is_that_of_brute_force(values):
     asked = plan("psnr", "ssim_2d", "mse")
     records = [scored(number, each) for number, each in enumerate(values)]
-    points = {
+    candidates = {
         record.name: (first, -9.0 if ssim is None else ssim, -mse)
         for record, (first, ssim, mse) in zip(records, values, strict=True)
     }
     expected = set()
-    for name, own in points.items():
+    for name, own in candidates.items():
         beaten = False
-        for other in points.values():
+        for other in candidates.values():
             no_worse = [other[axis] >= own[axis] for axis in range(3)]
             better = [other[axis] > own[axis] for axis in range(3)]
             beaten = beaten or (all(no_worse) and any(better))
@@ -210,7 +210,7 @@ METRICS = {
 BOARD = by_name(
     trial(0, 24.0, 25.0, None, metrics=METRICS, preset="unet-7"),
     trial(1, status="failed", cause='the run diverged: "val/mse", at step 5'),
-    trial(2, 26.5, metrics=METRICS, status="stopped", point={"loss.lambda_bce": 0.0}),
+    trial(2, 26.5, metrics=METRICS, status="stopped", hyperparameters={"loss.lambda_bce": 0.0}),
 )
 
 

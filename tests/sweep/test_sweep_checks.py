@@ -75,8 +75,14 @@ def test_so_is_what_goes_on_with_it(shards, tmp_path, broken, error, message):
     old, new = SweepFolder(tmp_path / "old"), SweepFolder(tmp_path / "new")
     plan = broken(tiny_plan(shards, trials=1), shards)
     old.write_plan(plan)
-    point = {"optim.lr_generator": 0.01, "loss.lambda_bce": 0.1, "loss.lambda_gradient": 0.1}
-    old.write_record(TrialRecord("00000", point, "finished", (EpochRecord(1, 5, {}, 1.0, 1.0),)))
+    hyperparameters = {
+        "optim.lr_generator": 0.01,
+        "loss.lambda_bce": 0.1,
+        "loss.lambda_gradient": 0.1,
+    }
+    old.write_record(
+        TrialRecord("00000", hyperparameters, "finished", (EpochRecord(1, 5, {}, 1.0, 1.0),))
+    )
     with pytest.raises(error, match=message):
         resume_sweep(old, None, NOWHERE)
     with pytest.raises(error, match=message):

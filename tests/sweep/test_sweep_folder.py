@@ -28,7 +28,7 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 MAYBE = st.none() | NUMBERS
 SCALARS = MAYBE | st.integers(-(2**53), 2**53) | st.booleans() | st.text()
 VALUES = SCALARS | st.lists(st.integers(0, 512) | st.text(), max_size=4).map(tuple)
-POINTS = st.dictionaries(st.text(), VALUES, max_size=4)
+CANDIDATES = st.dictionaries(st.text(), VALUES, max_size=4)
 REPORTS = st.builds(
     EpochRecord,
     epoch=st.integers(1, 30),
@@ -37,11 +37,13 @@ REPORTS = st.builds(
     score=MAYBE,
     best_score=MAYBE,
 )
-COPIES = st.builds(CopyRecord, epoch=st.integers(1, 99), trial=st.text(), point=POINTS)
+COPIES = st.builds(
+    CopyRecord, epoch=st.integers(1, 99), trial=st.text(), hyperparameters=CANDIDATES
+)
 RECORDS = st.builds(
     TrialRecord,
     name=st.integers(0, 99999).map("{:05d}".format),
-    point=POINTS,
+    hyperparameters=CANDIDATES,
     status=st.sampled_from(["waiting", "running", "finished", "stopped", "failed"]),
     reports=st.lists(REPORTS, max_size=3).map(tuple),
     failures=st.lists(st.text(), max_size=2).map(tuple),
@@ -87,14 +89,14 @@ def test_records_survive_their_file(scratch, record):
     json.loads(text, parse_constant=pytest.fail)
 
 
-def test_tuples_of_a_point_are_tuples_again(tmp_path):
-    """Domains, and points drawn anew, are compared to them."""
-    point = {"generator.channels": (8, 8), "optim.lr_generator": 1e-3}
-    copies = (CopyRecord(1, "00001", point),)
+def test_tuples_of_hyperparameters_are_tuples_again(tmp_path):
+    """Domains, and values drawn anew, are compared to them."""
+    hyperparameters = {"generator.channels": (8, 8), "optim.lr_generator": 1e-3}
+    copies = (CopyRecord(1, "00001", hyperparameters),)
     folder = SweepFolder(tmp_path)
-    folder.write_record(TrialRecord("00000", point, copies=copies))
+    folder.write_record(TrialRecord("00000", hyperparameters, copies=copies))
     found = folder.records()["00000"]
-    assert found.point == point
+    assert found.hyperparameters == hyperparameters
     assert found.copies == copies
 
 
@@ -234,10 +236,10 @@ def test_records_come_in_the_order_of_their_names(tmp_path):
     ("content", "rule"),
     [
         ("", "Invalid JSON"),
-        ('{"name": "00001", "point"', "Invalid JSON"),
+        ('{"name": "00001", "hyperparameters"', "Invalid JSON"),
         ('{"name": "00001"}', "Field required"),
-        ('{"name": "00001", "point": {}, "status": "lost"}', "Input should be 'waiting'"),
-        ('{"name": "00001", "point": {}, "colour": 1}', "Unexpected keyword"),
+        ('{"name": "00001", "hyperparameters": {}, "status": "lost"}', "Input should be 'waiting'"),
+        ('{"name": "00001", "hyperparameters": {}, "colour": 1}', "Unexpected keyword"),
         ("[]", "Input should be an object"),
     ],
 )

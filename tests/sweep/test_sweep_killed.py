@@ -123,7 +123,7 @@ def test_other_searches_go_on_after_their_driver_is_killed(
         if record.status in ENDED:
             assert after == record
         if kind != "pbt":
-            assert after.point == record.point
+            assert after.hyperparameters == record.hyperparameters
             assert after.reports[: record.epochs] == record.reports
         else:
             assert after.epochs == RUN["train.epochs"]
@@ -156,7 +156,7 @@ def test_a_trial_goes_on_when_a_node_of_it_is_lost(nodes, cluster, shard_folder,
     assert (record.status, record.epochs) == ("finished", RUN["train.epochs"])
     assert len(record.failures) == 1
     if workers == 1:
-        train(run_config(plan, "00000", record.point), tmp_path / "alone")
+        train(run_config(plan, "00000", record.hyperparameters), tmp_path / "alone")
         assert same(tensors(tmp_path / "alone"), tensors(Path(folder.run_dir("00000"))))
 
 

@@ -35,14 +35,16 @@ from sharding.io.interruption import Interrupted
 pytestmark = pytest.mark.slow
 
 
-def test_a_process_trains_one_point_after_the_other_as_fresh_ones_do(finished, tmp_path):
+def test_a_process_trains_one_trial_after_the_other_as_fresh_ones_do(finished, tmp_path):
     folder, plan, result = finished.folder, finished.plan, finished.result
     assert result.complete
     assert result.records == folder.records()
     assert [record.status for record in result.records.values()] == ["finished"] * 3
-    assert 0.0 in {record.point["loss.lambda_bce"] for record in result.records.values()}
+    assert 0.0 in {record.hyperparameters["loss.lambda_bce"] for record in result.records.values()}
     for name, record in result.records.items():
-        config = with_overrides(run_config(plan, name, record.point), {"tracking.mode": "disabled"})
+        config = with_overrides(
+            run_config(plan, name, record.hyperparameters), {"tracking.mode": "disabled"}
+        )
         alone = tmp_path / name
         assert launch(run_alone, config, alone, log=tmp_path / f"{name}.log") == [0]
         assert load_checkpoint(alone / LAST).record["best_score"] == record.best.score
@@ -66,7 +68,7 @@ def test_the_leaderboard_ranks_and_tells_what_matters(finished):
     assert [row["rank"] for row in content["trials"]] == [1, 2, 3]
     best = result.records[rows[0]["trial"]]
     assert float(rows[0]["psnr"]) == best.best.metrics["val/psnr"] == best.best.score
-    assert {field: float(rows[0][field]) for field in SPACE} == best.point
+    assert {field: float(rows[0][field]) for field in SPACE} == best.hyperparameters
 
 
 def test_every_trial_is_a_whole_run_of_wandb(finished):
@@ -97,7 +99,9 @@ def assert_whole(run, folder, name, epochs):
 def test_a_trial_leaves_the_drivers_wandb_service_alone(finished, monkeypatch):
     folder, result = finished.folder, finished.result
     monkeypatch.setenv("WANDB_SERVICE", "of the driver")
-    SweepTrial({"sweep": folder.url, "trial": {"point": result.records["00000"].point}})
+    SweepTrial(
+        {"sweep": folder.url, "trial": {"hyperparameters": result.records["00000"].hyperparameters}}
+    )
     assert "WANDB_SERVICE" not in os.environ
 
 
@@ -171,12 +175,12 @@ def test_an_extended_sweep_takes_over_trials_and_checkpoints(finished, cluster, 
         assert taken.taken_from == f"tiny/{name}"
         assert taken.reports[:EPOCHS] == record.reports
         assert taken.epochs == EPOCHS + 1
-    points = [record.point for record in more.records.values()]
-    assert all(points.count(point) == 1 for point in points)
+    candidates = [record.hyperparameters for record in more.records.values()]
+    assert all(candidates.count(hyperparameters) == 1 for hyperparameters in candidates)
     assert searched(old.records()) == result.records
     # The epoch that was added is the one that a run of four epochs would have had.
     best = more.records["00000"]
-    config = run_config(more.folder.plan(), "00000", best.point)
+    config = run_config(more.folder.plan(), "00000", best.hyperparameters)
     config = with_overrides(config, {"tracking.mode": "disabled"})
     train(config, tmp_path / "alone")
     assert same(tensors(tmp_path / "alone"), tensors(Path(new.run_dir("00000"))))
@@ -249,13 +253,13 @@ def test_a_population_copies_the_better_and_mutates(
     assert copies
     for name, copy in copies:
         assert copy.trial != name
-        assert 1e-3 <= copy.point["optim.lr_generator"] <= 3e-2
+        assert 1e-3 <= copy.hyperparameters["optim.lr_generator"] <= 3e-2
     for name, record in result.records.items():
         assert record.failures == ()
         assert record.epochs == epochs
         run_dir = Path(folder.run_dir(name))
         checkpoint = load_checkpoint(run_dir / LAST)
-        assert checkpoint.config.optim.lr_generator == record.point["optim.lr_generator"]
+        assert checkpoint.config.optim.lr_generator == record.hyperparameters["optim.lr_generator"]
         # What is kept does not grow with the epochs.
         assert len(list((run_dir / "checkpoints").glob("epoch-*.pt"))) == KEPT_EPOCHS
         if record.copies:
@@ -266,7 +270,7 @@ def test_a_population_copies_the_better_and_mutates(
 
 
 @pytest.mark.parametrize(("workers", "trials"), [(1, 4), (2, 2)])
-def test_optuna_suggests_points_from_what_was_seen(
+def test_optuna_suggests_hyperparameters_from_what_was_seen(
     cluster, shard_folder, tmp_path, workers, trials
 ):
     folder = SweepFolder(tmp_path / "optuna")
@@ -277,8 +281,8 @@ def test_optuna_suggests_points_from_what_was_seen(
     result = start_sweep(folder, plan, cluster)
     assert result.complete
     assert [record.status for record in result.records.values()] == ["finished"] * trials
-    points = [tuple(record.point.items()) for record in result.records.values()]
-    assert len(set(points)) == trials
+    candidates = [tuple(record.hyperparameters.items()) for record in result.records.values()]
+    assert len(set(candidates)) == trials
 
 
 def test_several_objectives_leave_a_front(cluster, shard_folder, tmp_path):
@@ -349,7 +353,7 @@ def test_a_diverging_trial_ends_no_schedule(cluster, shard_folder, tmp_path, sch
     if bad.copies:
         assert (bad.status, bad.epochs) == ("finished", 4)
         assert bad.copies[0].trial in {"00001", "00002"}
-        assert 1e-3 <= bad.point["optim.lr_generator"] <= 3e-2
+        assert 1e-3 <= bad.hyperparameters["optim.lr_generator"] <= 3e-2
     else:
         # The others ended before it could take one over: it does not wait for nobody.
         assert bad.status == "failed" and "the run diverged" in bad.cause
@@ -385,7 +389,7 @@ def test_a_trial_whose_process_is_killed_goes_on_until_it_is_listed(
     assert [record.status for record in again.records.values()] == ["finished"] * 2
     hit = again.records["00000"]
     assert (hit.epochs, hit.cause) == (4, None)
-    train(run_config(plan, "00000", hit.point), tmp_path / "alone")
+    train(run_config(plan, "00000", hit.hyperparameters), tmp_path / "alone")
     assert same(tensors(tmp_path / "alone"), tensors(Path(folder.run_dir("00000"))))
     assert losses(tmp_path / "alone") == losses(Path(folder.run_dir("00000")))
 

@@ -21,7 +21,7 @@ from distsynth.config import with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import preset
 from distsynth.sweep.folder import EpochRecord, TrialRecord
-from distsynth.sweep.parameters import Point, Space, draw_points, invalid
+from distsynth.sweep.hyperparameters import Hyperparameters, Space, draw_candidates, invalid
 from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.schedulers import Halving, make_scheduler
 from tune_spaces.architectures import conv_stacks, networks
@@ -263,9 +263,12 @@ class Member:
 
     experiment_tag = ""
 
-    def __init__(self, number: int, point: Point) -> None:
+    def __init__(self, number: int, hyperparameters: Hyperparameters) -> None:
         self.trial_id = f"{number:05d}"
-        self.config = {"sweep": "s", "trial": {"name": self.trial_id, "point": point}}
+        self.config = {
+            "sweep": "s",
+            "trial": {"name": self.trial_id, "hyperparameters": hyperparameters},
+        }
         self.status = "RUNNING"
         settings = SimpleNamespace(num_to_keep=None)
         manager = SimpleNamespace(checkpoint_config=settings, _latest_checkpoint_result=None)
@@ -273,8 +276,8 @@ class Member:
         self.evaluated_params: dict[str, Any] = {}
 
     @property
-    def point(self) -> Point:
-        return self.config["trial"]["point"]
+    def hyperparameters(self) -> Hyperparameters:
+        return self.config["trial"]["hyperparameters"]
 
     def is_finished(self) -> bool:
         return False
@@ -293,15 +296,15 @@ def quiet(caplog):
 
 
 def evolved(
-    space: Space, points: list[Point], epochs: int, moving: bool = False, **sweep: Any
-) -> tuple[list[Member], list[Point]]:
-    """A population after some epochs, and every point that was explored.
+    space: Space, candidates: list[Hyperparameters], epochs: int, moving: bool = False, **sweep: Any
+) -> tuple[list[Member], list[Hyperparameters]]:
+    """A population after some epochs, and all hyperparameters that were explored.
 
     In the first epoch nobody has a checkpoint yet that could be copied.
 
     Args:
         space: What is searched.
-        points: One a member.
+        candidates: One a member.
         epochs: How long all train.
         moving: Whether others are the best in each epoch; else those with the highest number.
         sweep: Of the plan.
@@ -311,20 +314,22 @@ def evolved(
     ranks = np.random.default_rng(0)
     scheduler = make_scheduler(plan("pbt", **sweep), space, ())
     assert isinstance(scheduler, PopulationBasedTraining)
-    members: list[Any] = [Member(number, point) for number, point in enumerate(points)]
+    members: list[Any] = [
+        Member(number, hyperparameters) for number, hyperparameters in enumerate(candidates)
+    ]
     controller: Any = Controller(members)
     for member in members:
         scheduler.on_trial_add(controller, member)
     explored = []
     for epoch in range(1, epochs + 1):
-        scores = ranks.permutation(len(points)) if moving else range(len(points))
+        scores = ranks.permutation(len(candidates)) if moving else range(len(candidates))
         for member, score in zip(members, scores, strict=True):
-            before = member.point
+            before = member.hyperparameters
             result = {"epoch": epoch, "score": float(score), "best_score": float(score)}
             scheduler.on_trial_result(controller, member, result)
             member.status = "RUNNING"
-            if member.point is not before:
-                explored.append(member.point)
+            if member.hyperparameters is not before:
+                explored.append(member.hyperparameters)
     return members, explored
 
 
@@ -332,11 +337,11 @@ TUNED = {**loss_weights(), **learning_rates()}
 
 
 def test_the_worse_copy_the_better_and_explore():
-    points = draw_points(TUNED, UNET, 8, 0, keep_discriminator=True)[0]
-    members, explored = evolved(TUNED, points, 2)
-    assert [member.point for member in members] == [*explored, *points[2:]]
+    candidates = draw_candidates(TUNED, UNET, 8, 0, keep_discriminator=True)[0]
+    members, explored = evolved(TUNED, candidates, 2)
+    assert [member.hyperparameters for member in members] == [*explored, *candidates[2:]]
     assert len(explored) == 2
-    assert not [point for point in explored if point in points]
+    assert not [hyperparameters for hyperparameters in explored if hyperparameters in candidates]
     for member in members:
         assert member.config["sweep"] == "s"
         assert member.config["trial"]["name"] in ("00006", "00007", member.trial_id)
@@ -345,20 +350,24 @@ def test_the_worse_copy_the_better_and_explore():
 @pytest.mark.parametrize("resample", [0.0, 0.25, 1.0])
 def test_explored_values_stay_in_their_domains(resample):
     space = {**TUNED, **networks()}
-    points = draw_points(space, UNET, 8, 1, keep_discriminator=True)[0]
-    _, explored = evolved(space, points, 100, moving=True, pbt_resample=resample)
-    assert len({repr(point) for point in explored}) > 100
-    pairs = [[point[name] for name in networks()] for point in points]
-    for point in explored:
-        assert all(domain.is_valid(point[name]) for name, domain in space.items()), point
-        assert [point[name] for name in networks()] in pairs
+    candidates = draw_candidates(space, UNET, 8, 1, keep_discriminator=True)[0]
+    _, explored = evolved(space, candidates, 100, moving=True, pbt_resample=resample)
+    assert len({repr(hyperparameters) for hyperparameters in explored}) > 100
+    pairs = [[hyperparameters[name] for name in networks()] for hyperparameters in candidates]
+    for hyperparameters in explored:
+        assert all(domain.is_valid(hyperparameters[name]) for name, domain in space.items()), (
+            hyperparameters
+        )
+        assert [hyperparameters[name] for name in networks()] in pairs
 
 
 @pytest.mark.parametrize("resample", [0.25, 1.0])
-def test_explored_points_can_be_run(resample):
-    points = draw_points(TUNED, UNET, 8, 1, keep_discriminator=True)[0]
-    _, explored = evolved(TUNED, points, 200, moving=True, pbt_resample=resample)
-    reasons = {invalid(UNET, point, keep_discriminator=True) for point in explored}
+def test_explored_hyperparameters_can_be_run(resample):
+    candidates = draw_candidates(TUNED, UNET, 8, 1, keep_discriminator=True)[0]
+    _, explored = evolved(TUNED, candidates, 200, moving=True, pbt_resample=resample)
+    reasons = {
+        invalid(UNET, hyperparameters, keep_discriminator=True) for hyperparameters in explored
+    }
     assert reasons == {None}
 
 
@@ -368,8 +377,8 @@ def test_without_resampling_a_value_is_scaled_and_zero_stays_zero():
         "loss.lambda_recon": tune.uniform(0.5, 1.0),
         "optim.lr_generator": tune.loguniform(1e-5, 1e-1),
     }
-    point = {"loss.lambda_bce": 0.0, "loss.lambda_recon": 0.9, "optim.lr_generator": 1e-3}
-    _, explored = evolved(space, [dict(point) for _ in range(8)], 9, pbt_resample=0.0)
+    hyperparameters = {"loss.lambda_bce": 0.0, "loss.lambda_recon": 0.9, "optim.lr_generator": 1e-3}
+    _, explored = evolved(space, [dict(hyperparameters) for _ in range(8)], 9, pbt_resample=0.0)
     assert len(explored) == 16
     assert {row["loss.lambda_bce"] for row in explored} == {0.0}
     assert {row["loss.lambda_recon"] for row in explored} == {0.9 * 0.8, 1.0}
@@ -379,7 +388,7 @@ def test_without_resampling_a_value_is_scaled_and_zero_stays_zero():
 def test_choices_are_stepped_through():
     weights = [0.25, 0.5, 1.0, 2.0, 4.0]
     space = {"loss.lambda_recon": tune.choice(weights), **conv_stacks()}
-    start = {**draw_points(space, UNET, 1, 0)[0][0], "loss.lambda_recon": 1.0}
+    start = {**draw_candidates(space, UNET, 1, 0)[0][0], "loss.lambda_recon": 1.0}
     _, explored = evolved(space, [dict(start) for _ in range(8)], 9, pbt_resample=0.0)
     assert {row["loss.lambda_recon"] for row in explored} == {0.5, 2.0}
     assert all({**row, "loss.lambda_recon": 1.0} == start for row in explored)
@@ -389,22 +398,24 @@ def test_choices_are_stepped_through():
 
 
 def test_an_epoch_without_a_score_moves_nobody():
-    points = draw_points(TUNED, UNET, 4, 0, keep_discriminator=True)[0]
+    candidates = draw_candidates(TUNED, UNET, 4, 0, keep_discriminator=True)[0]
     scheduler = make_scheduler(plan("pbt"), TUNED, ())
-    members: list[Any] = [Member(number, point) for number, point in enumerate(points)]
+    members: list[Any] = [
+        Member(number, hyperparameters) for number, hyperparameters in enumerate(candidates)
+    ]
     controller: Any = Controller(members)
     for member in members:
         scheduler.on_trial_add(controller, member)
     for member in members:
         assert scheduler.on_trial_result(controller, member, {"epoch": 1}) == CONTINUE
-    assert [member.point for member in members] == points
+    assert [member.hyperparameters for member in members] == candidates
 
 
 def test_members_are_moved_only_every_so_many_epochs():
-    points = draw_points(TUNED, UNET, 8, 0, keep_discriminator=True)[0]
-    counts = [len(evolved(TUNED, points, epochs, pbt_every=3)[1]) for epochs in (5, 6)]
+    candidates = draw_candidates(TUNED, UNET, 8, 0, keep_discriminator=True)[0]
+    counts = [len(evolved(TUNED, candidates, epochs, pbt_every=3)[1]) for epochs in (5, 6)]
     assert counts == [0, 2]
-    assert len(evolved(TUNED, points, 2, pbt_quantile=0.5)[1]) == 4
+    assert len(evolved(TUNED, candidates, 2, pbt_quantile=0.5)[1]) == 4
 
 
 def test_a_population_needs_something_to_mutate():

@@ -16,7 +16,7 @@ from distsynth.errors import ConfigError
 from distsynth.presets import preset
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.folder import SweepFolder, TrialRecord
-from distsynth.sweep.parameters import Point, Space, draw, invalid
+from distsynth.sweep.hyperparameters import Hyperparameters, Space, draw, invalid
 from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.searcher import (
     TRIES,
@@ -45,30 +45,32 @@ MIXED = {
 }
 
 
-def anything(point: Point) -> None:
-    """Every point makes a valid configuration."""
+def anything(hyperparameters: Hyperparameters) -> None:
+    """All hyperparameters make a valid configuration."""
 
 
-def inside(space: Space, point: Point) -> bool:
-    return list(point) == list(space) and all(
-        domain.is_valid(point[name]) for name, domain in space.items()
+def inside(space: Space, hyperparameters: Hyperparameters) -> bool:
+    return list(hyperparameters) == list(space) and all(
+        domain.is_valid(hyperparameters[name]) for name, domain in space.items()
     )
 
 
-def hill(point: Point) -> float:
+def hill(hyperparameters: Hyperparameters) -> float:
     """Highest, at 0, for a learning rate of 1e-3, three wide layers and no adversarial term."""
-    distance = abs(math.log10(point["optim.lr_generator"]) + 3)
-    narrow = 0 if point["generator.channels"] == (16, 16, 16) else 1
-    return -distance - narrow - point["loss.lambda_bce"]
+    distance = abs(math.log10(hyperparameters["optim.lr_generator"]) + 3)
+    narrow = 0 if hyperparameters["generator.channels"] == (16, 16, 16) else 1
+    return -distance - narrow - hyperparameters["loss.lambda_bce"]
 
 
-def explored(space: Space, seed: int, count: int, score: Callable[[Point], float]) -> list[float]:
+def explored(
+    space: Space, seed: int, count: int, score: Callable[[Hyperparameters], float]
+) -> list[float]:
     suggestions = Suggestions(space, seed, 1)
     scores = []
     for number in range(count):
-        point = suggestions.ask(str(number), anything)
-        scores.append(score(point))
-        suggestions.tell(str(number), point, (scores[-1],))
+        hyperparameters = suggestions.ask(str(number), anything)
+        scores.append(score(hyperparameters))
+        suggestions.tell(str(number), hyperparameters, (scores[-1],))
     return scores
 
 
@@ -80,21 +82,23 @@ def test_suggested_points_can_be_run_and_lie_in_the_space(name):
     space = SPACES[name]()
     suggestions = Suggestions(space, 0, 1)
     for number in range(25):
-        point = suggestions.ask(str(number), lambda point: invalid(UNET, point))
-        assert inside(space, point)
-        assert invalid(UNET, point) is None
-        suggestions.tell(str(number), point, (float(number % 7),))
+        hyperparameters = suggestions.ask(
+            str(number), lambda hyperparameters: invalid(UNET, hyperparameters)
+        )
+        assert inside(space, hyperparameters)
+        assert invalid(UNET, hyperparameters) is None
+        suggestions.tell(str(number), hyperparameters, (float(number % 7),))
 
 
 def test_values_are_plain_and_of_the_type_of_their_domain():
-    point = Suggestions(MIXED, 3, 1).ask("a", anything)
-    assert type(point["generator.channels"]) is tuple
-    assert type(point["train.batch_size"]) is int
-    assert type(point["optim.lr_generator"]) is float
-    assert type(point["loss.lambda_bce"]) is float
+    hyperparameters = Suggestions(MIXED, 3, 1).ask("a", anything)
+    assert type(hyperparameters["generator.channels"]) is tuple
+    assert type(hyperparameters["train.batch_size"]) is int
+    assert type(hyperparameters["optim.lr_generator"]) is float
+    assert type(hyperparameters["loss.lambda_bce"]) is float
 
 
-def test_weights_are_zero_in_some_points():
+def test_weights_are_zero_in_some_suggestions():
     suggestions = Suggestions(WEIGHT, 0, 1)
     drawn = [suggestions.ask(str(n), anything)["loss.lambda_bce"] for n in range(60)]
     assert 3 < drawn.count(0.0) < 30
@@ -102,7 +106,7 @@ def test_weights_are_zero_in_some_points():
 
 
 def test_tpe_goes_to_a_weight_of_zero_where_that_is_best():
-    scores = explored(WEIGHT, 0, 40, lambda point: -point["loss.lambda_bce"])
+    scores = explored(WEIGHT, 0, 40, lambda hyperparameters: -hyperparameters["loss.lambda_bce"])
     assert np.mean(np.array(scores[20:]) == 0) > 0.5
 
 
@@ -115,38 +119,38 @@ def test_tpe_finds_better_points_than_its_first_random_ones(seed):
 
 
 def test_tpe_learns_only_from_what_it_is_told():
-    """Of fifty points a few are good by chance; without scores, no more than that."""
+    """Of fifty suggestions a few are good by chance; without scores, no more than that."""
     told = explored(MIXED, 0, 50, hill)
     suggestions = Suggestions(MIXED, 0, 1)
-    points = [suggestions.ask(str(number), anything) for number in range(50)]
-    untold = [hill(point) for point in points]
+    candidates = [suggestions.ask(str(number), anything) for number in range(50)]
+    untold = [hill(hyperparameters) for hyperparameters in candidates]
     assert untold[:10] == told[:10]
     assert np.mean(told[30:]) > np.mean(untold[30:]) + 0.5
 
 
-def test_points_that_cannot_be_run_are_not_suggested():
+def test_hyperparameters_that_cannot_be_run_are_not_suggested():
     refused = []
 
-    def valid(point: Point) -> str | None:
-        if point["generator.norm"] == "none":
-            refused.append(point)
+    def valid(hyperparameters: Hyperparameters) -> str | None:
+        if hyperparameters["generator.norm"] == "none":
+            refused.append(hyperparameters)
             return "no"
         return None
 
     suggestions = Suggestions(MIXED, 0, 1)
-    points = [suggestions.ask(str(number), valid) for number in range(20)]
-    assert {point["generator.norm"] for point in points} == {"batch"}
+    candidates = [suggestions.ask(str(number), valid) for number in range(20)]
+    assert {hyperparameters["generator.norm"] for hyperparameters in candidates} == {"batch"}
     assert refused
 
 
 def test_a_space_of_points_that_cannot_be_run_is_given_up():
     asked = []
 
-    def valid(point: Point) -> str:
-        asked.append(point)
+    def valid(hyperparameters: Hyperparameters) -> str:
+        asked.append(hyperparameters)
         return "loss must be more"
 
-    rule = "optuna found no point that makes a valid configuration: loss must be more"
+    rule = "optuna found no hyperparameters that make a valid configuration: loss must be more"
     with pytest.raises(ConfigError, match=rule):
         Suggestions(MIXED, 0, 1).ask("a", valid)
     assert len(asked) == TRIES
@@ -155,9 +159,11 @@ def test_a_space_of_points_that_cannot_be_run_is_given_up():
 def test_a_failed_trial_teaches_nothing_and_stops_nothing():
     suggestions = Suggestions(MIXED, 0, 1)
     for number in range(15):
-        point = suggestions.ask(str(number), anything)
-        suggestions.tell(str(number), point, None if number % 2 else (hill(point),))
-        suggestions.observe(point, None)
+        hyperparameters = suggestions.ask(str(number), anything)
+        suggestions.tell(
+            str(number), hyperparameters, None if number % 2 else (hill(hyperparameters),)
+        )
+        suggestions.observe(hyperparameters, None)
     assert inside(MIXED, suggestions.ask("next", anything))
 
 
@@ -169,7 +175,7 @@ def observations(count: int, seed: int = 0) -> list[TrialRecord]:
 def rebuilt(records: list[TrialRecord], seed: int = 5) -> Suggestions:
     suggestions = Suggestions(MIXED, seed, 1, len(records))
     for record in records:
-        suggestions.observe(record.point, (hill(record.point),))
+        suggestions.observe(record.hyperparameters, (hill(record.hyperparameters),))
     return suggestions
 
 
@@ -180,22 +186,28 @@ def test_the_same_observations_give_the_same_suggestions(count):
     suggested = [one.ask(str(number), anything) for number in range(4)]
     assert [two.ask(str(number), anything) for number in range(4)] == suggested
     assert rebuilt(records, seed=6).ask("0", anything) != suggested[0]
-    assert len({repr(point) for point in suggested}) == 4
+    assert len({repr(hyperparameters) for hyperparameters in suggested}) == 4
 
 
 def test_random_numbers_go_on_from_the_points_that_were_drawn():
-    """Else a sweep that is resumed early would try its first points again."""
+    """Else a sweep that is resumed early would try its first suggestions again."""
     first = Suggestions(MIXED, 5, 1)
     drawn = [first.ask(str(number), anything) for number in range(3)]
-    second = rebuilt([TrialRecord(str(number), point) for number, point in enumerate(drawn)])
-    assert not [point for n in range(3) if (point := second.ask(str(n), anything)) in drawn]
+    second = rebuilt(
+        [TrialRecord(str(number), hyperparameters) for number, hyperparameters in enumerate(drawn)]
+    )
+    assert not [
+        hyperparameters
+        for n in range(3)
+        if (hyperparameters := second.ask(str(n), anything)) in drawn
+    ]
 
 
 def test_telling_of_a_trial_that_was_not_asked_for_is_an_observation():
     records = observations(25)
     told = Suggestions(MIXED, 5, 1, len(records))
     for record in records:
-        told.tell(record.name, record.point, (hill(record.point),))
+        told.tell(record.name, record.hyperparameters, (hill(record.hyperparameters),))
     assert told.ask("a", anything) == rebuilt(records).ask("a", anything)
 
 
@@ -206,16 +218,16 @@ def test_several_objectives_are_searched_together():
         "loss.lambda_gradient": zero_or_log(0.01, 4),
     }
     suggestions = Suggestions(space, 0, 2)
-    points = []
+    candidates = []
     for number in range(60):
-        point = suggestions.ask(str(number), anything)
-        x, cost = point["loss.lambda_recon"], point["loss.lambda_gradient"]
-        suggestions.tell(str(number), point, (x - cost, 1 - x - cost))
-        points.append(point)
-    late = points[30:]
-    costs = [point["loss.lambda_gradient"] for point in points]
+        hyperparameters = suggestions.ask(str(number), anything)
+        x, cost = hyperparameters["loss.lambda_recon"], hyperparameters["loss.lambda_gradient"]
+        suggestions.tell(str(number), hyperparameters, (x - cost, 1 - x - cost))
+        candidates.append(hyperparameters)
+    late = candidates[30:]
+    costs = [hyperparameters["loss.lambda_gradient"] for hyperparameters in candidates]
     assert np.mean(costs[30:]) < np.mean(costs[:10])
-    recon = [point["loss.lambda_recon"] for point in late]
+    recon = [hyperparameters["loss.lambda_recon"] for hyperparameters in late]
     assert min(recon) < 0.25
     assert max(recon) > 0.75
 
@@ -223,9 +235,9 @@ def test_several_objectives_are_searched_together():
 def test_an_objective_that_is_missing_stops_no_search():
     suggestions = Suggestions(MIXED, 0, 2)
     for number in range(20):
-        point = suggestions.ask(str(number), anything)
-        second = -math.inf if number % 3 == 0 else hill(point)
-        suggestions.tell(str(number), point, (hill(point), second))
+        hyperparameters = suggestions.ask(str(number), anything)
+        second = -math.inf if number % 3 == 0 else hill(hyperparameters)
+        suggestions.tell(str(number), hyperparameters, (hill(hyperparameters), second))
     assert inside(MIXED, suggestions.ask("next", anything))
 
 
@@ -264,14 +276,17 @@ def spaces(draw_value: st.DrawFn) -> dict[str, Any]:
 
 @settings(deadline=None)
 @given(spaces(), st.integers(0, 2**32 - 1))
-def test_points_survive_optunas_form(space, seed):
-    point = draw(space, np.random.default_rng(seed))
-    params = encode(space, point)
-    assert decode(space, params) == point
+def test_hyperparameters_survive_optunas_form(space, seed):
+    hyperparameters = draw(space, np.random.default_rng(seed))
+    params = encode(space, hyperparameters)
+    assert decode(space, params) == hyperparameters
     for name, distribution in distributions(space).items():
         inner = distribution.to_internal_repr(params[name])
         assert distribution._contains(inner), name
-        assert decode(space, {name: distribution.to_external_repr(inner)})[name] == point[name]
+        assert (
+            decode(space, {name: distribution.to_external_repr(inner)})[name]
+            == hyperparameters[name]
+        )
 
 
 @settings(deadline=None)
@@ -279,25 +294,25 @@ def test_points_survive_optunas_form(space, seed):
 def test_any_space_can_be_asked_and_observed(space, seed):
     suggestions = Suggestions(space, seed, 1)
     for number in range(2):
-        point = suggestions.ask(str(number), anything)
-        assert inside(space, {name: point[name] for name in space})
-        suggestions.tell(str(number), point, (float(number),))
+        hyperparameters = suggestions.ask(str(number), anything)
+        assert inside(space, {name: hyperparameters[name] for name in space})
+        suggestions.tell(str(number), hyperparameters, (float(number),))
         suggestions.observe(draw(space, np.random.default_rng(seed)), (0.5,))
 
 
 def test_zeros_and_tuples_have_a_form_of_their_own():
     space = {**WEIGHT, "generator.channels": tune.choice([(8, 8), [16]])}
-    for point in (
+    for hyperparameters in (
         {"loss.lambda_bce": 0.0, "generator.channels": (16,)},
         {"loss.lambda_bce": 0.01, "generator.channels": (8, 8)},
     ):
-        params = encode(space, point)
+        params = encode(space, hyperparameters)
         assert params["loss.lambda_bce"] > 0
         assert isinstance(params["generator.channels"], str)
-        assert decode(space, params) == point
+        assert decode(space, params) == hyperparameters
 
 
-def test_points_from_a_file_have_lists_for_tuples():
+def test_hyperparameters_from_a_file_have_lists_for_tuples():
     space = {"generator.channels": tune.choice([(8, 8), (16,)])}
     params = encode(space, {"generator.channels": [16]})
     assert decode(space, params) == {"generator.channels": (16,)}
@@ -319,9 +334,9 @@ def test_suggestions_keep_to_the_steps_of_a_domain(kind):
     possible = {round(draw(space, rng)["loss.lambda_recon"], 9) for _ in range(500)}
     suggestions = Suggestions(space, 0, 1)
     for number in range(15):
-        point = suggestions.ask(str(number), anything)
-        suggestions.tell(str(number), point, (float(number),))
-        assert round(point["loss.lambda_recon"], 9) in possible
+        hyperparameters = suggestions.ask(str(number), anything)
+        suggestions.tell(str(number), hyperparameters, (float(number),))
+        assert round(hyperparameters["loss.lambda_recon"], 9) in possible
     suggestions.observe(draw(space, rng), (1.0,))
 
 
@@ -333,7 +348,7 @@ def test_known_trials_come_first_and_then_suggested_ones():
     first = [TrialRecord("00003", {"loss.lambda_bce": 0.5})]
     made = []
 
-    def create(ask: Callable[[str], Point]) -> TrialRecord | None:
+    def create(ask: Callable[[str], Hyperparameters]) -> TrialRecord | None:
         if len(made) == 2:
             return None
         made.append(TrialRecord(f"0000{4 + len(made)}", ask(f"0000{4 + len(made)}")))
@@ -341,8 +356,10 @@ def test_known_trials_come_first_and_then_suggested_ones():
 
     searcher = SuggestingSearcher(suggestions, first, create, lambda _: ({}, None), anything)
     found = [searcher.suggest(name) for name in ("t1", "t2", "t3", "t4")]
-    assert found[0] == {"trial": {"name": "00003", "point": {"loss.lambda_bce": 0.5}}}
-    assert found[1:3] == [{"trial": {"name": row.name, "point": row.point}} for row in made]
+    assert found[0] == {"trial": {"name": "00003", "hyperparameters": {"loss.lambda_bce": 0.5}}}
+    assert found[1:3] == [
+        {"trial": {"name": row.name, "hyperparameters": row.hyperparameters}} for row in made
+    ]
     assert found[3] == Searcher.FINISHED
     assert len(first) == 1
 
@@ -351,11 +368,11 @@ def test_outcomes_are_told_once_whatever_tune_reports():
     told = []
 
     class Recording(Suggestions):
-        def tell(self, name, point, scores):
-            told.append((name, point, scores))
+        def tell(self, name, hyperparameters, scores):
+            told.append((name, hyperparameters, scores))
 
     outcomes = {"00000": ({"loss.lambda_bce": 0.5}, (1.0,)), "00001": ({}, None)}
-    first = [TrialRecord(name, point) for name, (point, _) in outcomes.items()]
+    first = [TrialRecord(name, hyperparameters) for name, (hyperparameters, _) in outcomes.items()]
     suggestions = Recording(WEIGHT, 0, 1)
     searcher = SuggestingSearcher(
         suggestions, first, lambda _: None, lambda name: outcomes[name], anything
@@ -380,7 +397,9 @@ def test_nothing_of_a_searcher_needs_to_be_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_interrupted_before_any_trial_ended_suggests_other_points(tmp_path, monkeypatch):
+def test_a_sweep_interrupted_before_any_trial_ended_suggests_other_hyperparameters(
+    tmp_path, monkeypatch
+):
     plan = SweepPlan(
         "lambdas",
         "id",
@@ -400,9 +419,9 @@ def test_a_sweep_interrupted_before_any_trial_ended_suggests_other_points(tmp_pa
     for calls in (4, 9):  # noqa: B007
         callback = SweepCallback(folder, plan, folder.records())
         distsynth.sweep.tuner.search(folder, plan, MIXED, callback)
-    points = [record.point for record in folder.records().values()]
-    assert len(points) == 8
-    assert len({repr(sorted(point.items())) for point in points}) == 8
+    candidates = [record.hyperparameters for record in folder.records().values()]
+    assert len(candidates) == 8
+    assert len({repr(sorted(hyperparameters.items())) for hyperparameters in candidates}) == 8
 
 
 # --- what matters
@@ -410,15 +429,17 @@ def test_a_sweep_interrupted_before_any_trial_ended_suggests_other_points(tmp_pa
 
 def test_the_field_that_matters_comes_first():
     rng = np.random.default_rng(0)
-    points = [draw(MIXED, rng) for _ in range(60)]
+    candidates = [draw(MIXED, rng) for _ in range(60)]
     for field in ("optim.lr_generator", "generator.channels"):
 
-        def score(point: Point, field: str = field) -> float:
+        def score(hyperparameters: Hyperparameters, field: str = field) -> float:
             if field == "generator.channels":
-                return 5.0 * len(point[field]) + 0.01 * point["loss.lambda_bce"]
-            return math.log(point[field]) + 0.01 * point["loss.lambda_bce"]
+                return 5.0 * len(hyperparameters[field]) + 0.01 * hyperparameters["loss.lambda_bce"]
+            return math.log(hyperparameters[field]) + 0.01 * hyperparameters["loss.lambda_bce"]
 
-        found = importances(MIXED, [(point, score(point)) for point in points])
+        found = importances(
+            MIXED, [(hyperparameters, score(hyperparameters)) for hyperparameters in candidates]
+        )
         assert next(iter(found)) == field
         assert found[field] > 0.8
         assert set(found) == set(MIXED)
@@ -428,31 +449,43 @@ def test_the_field_that_matters_comes_first():
 
 def test_importances_are_the_same_each_time():
     rng = np.random.default_rng(1)
-    points = [draw(whole(), rng) for _ in range(12)]
-    scored = [(point, point["optim.lr_generator"]) for point in points]
+    candidates = [draw(whole(), rng) for _ in range(12)]
+    scored = [
+        (hyperparameters, hyperparameters["optim.lr_generator"]) for hyperparameters in candidates
+    ]
     assert importances(whole(), scored) == importances(whole(), scored)
 
 
 def test_too_few_or_equal_scores_tell_nothing():
     rng = np.random.default_rng(0)
-    points = [draw(MIXED, rng) for _ in range(5)]
+    candidates = [draw(MIXED, rng) for _ in range(5)]
     assert importances(MIXED, []) == {}
-    assert importances(MIXED, [(point, float(n)) for n, point in enumerate(points[:3])]) == {}
-    assert importances(MIXED, [(point, 1.5) for point in points]) == {}
-    assert importances(MIXED, [(point, float(n)) for n, point in enumerate(points[:4])])
+    assert (
+        importances(
+            MIXED, [(hyperparameters, float(n)) for n, hyperparameters in enumerate(candidates[:3])]
+        )
+        == {}
+    )
+    assert importances(MIXED, [(hyperparameters, 1.5) for hyperparameters in candidates]) == {}
+    assert importances(
+        MIXED, [(hyperparameters, float(n)) for n, hyperparameters in enumerate(candidates[:4])]
+    )
 
 
 def test_equal_points_with_other_scores_tell_nothing():
-    """Of one point some trials may be stopped earlier than others."""
+    """Of trials with the same hyperparameters some may be stopped earlier than others."""
     space = {"loss.recon": tune.choice(["l1", "l2"])}
-    point = {"loss.recon": "l1"}
-    assert importances(space, [(point, float(number)) for number in range(5)]) == {}
+    hyperparameters = {"loss.recon": "l1"}
+    assert importances(space, [(hyperparameters, float(number)) for number in range(5)]) == {}
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_importances_of_values_in_steps(kind):
     space = {"loss.lambda_recon": RANGES[kind](*QUANTIZED[kind]), **WEIGHT}
     rng = np.random.default_rng(0)
-    points = [draw(space, rng) for _ in range(20)]
-    found = importances(space, [(point, point["loss.lambda_recon"]) for point in points])
+    candidates = [draw(space, rng) for _ in range(20)]
+    found = importances(
+        space,
+        [(hyperparameters, hyperparameters["loss.lambda_recon"]) for hyperparameters in candidates],
+    )
     assert found["loss.lambda_recon"] > 0.5

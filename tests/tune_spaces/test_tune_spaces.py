@@ -1,4 +1,4 @@
-"""Every point of a search space must be a configuration that can run."""
+"""Everything that a search space can give must be a configuration that can run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_SUPERVISION = "loss must be more than the adversarial term"
 
 
 def draw(space: dict[str, Any], seed: int) -> dict[str, Any]:
-    """A random point of a space."""
+    """Hyperparameters drawn at random."""
     state = np.random.default_rng(seed)
     return {field: domain.sample(random_state=state) for field, domain in space.items()}
 
@@ -46,35 +46,41 @@ def draw(space: dict[str, Any], seed: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("start", ["unet-7", "dcgan-1", "small"])
 @pytest.mark.parametrize("name", SPACES)
-def test_sampled_points_are_valid(name: str, start: str) -> None:
+def test_sampled_hyperparameters_are_valid(name: str, start: str) -> None:
     space = SPACES[name]()
     for seed in range(50):
         # Whole networks are resolved elsewhere; only their names are ours.
-        point = {field: value for field, value in draw(space, seed).items() if "." in field}
+        hyperparameters = {
+            field: value for field, value in draw(space, seed).items() if "." in field
+        }
         try:
-            config = with_overrides(preset(start), point)
+            config = with_overrides(preset(start), hyperparameters)
         except ConfigError as error:
             assert NO_SUPERVISION in str(error)
-            assert point["loss.lambda_recon"] == point["loss.lambda_gradient"] == 0
+            assert (
+                hyperparameters["loss.lambda_recon"] == hyperparameters["loss.lambda_gradient"] == 0
+            )
             continue
         found = dict(dotted_fields(config))
-        assert {field: found[field] for field in point} == point
+        assert {field: found[field] for field in hyperparameters} == hyperparameters
 
 
-def test_points_differ() -> None:
+def test_sampled_hyperparameters_differ() -> None:
     space = whole(perceptual=True)
-    points = [draw(space, seed) for seed in range(50)]
-    assert len({tuple(point.values()) for point in points}) == 50
+    candidates = [draw(space, seed) for seed in range(50)]
+    assert len({tuple(hyperparameters.values()) for hyperparameters in candidates}) == 50
     for field in space:
-        assert len({point[field] for point in points}) > 1, field
+        assert len({hyperparameters[field] for hyperparameters in candidates}) > 1, field
 
 
-def test_points_without_supervision_are_as_rare_as_documented() -> None:
+def test_candidates_without_supervision_are_as_rare_as_documented() -> None:
     space = loss_weights()
     unsupervised = 0
     for seed in range(3000):
-        point = draw(space, seed)
-        unsupervised += point["loss.lambda_recon"] + point["loss.lambda_gradient"] == 0
+        hyperparameters = draw(space, seed)
+        unsupervised += (
+            hyperparameters["loss.lambda_recon"] + hyperparameters["loss.lambda_gradient"] == 0
+        )
     assert 0.01 < unsupervised / 3000 < 0.03
 
 
@@ -105,14 +111,14 @@ def test_every_combination_of_parts_builds(space: dict[str, Any]) -> None:
         kernels = space.get("generator.kernels")
         for kernel in kernels.categories if kernels else [None]:
             for norm in SPACES["normalisation"]()["generator.norm"].categories:
-                point = {
+                hyperparameters = {
                     "generator.family": space["generator.family"].categories[0],
                     "generator.channels": channels,
                     "generator.norm": norm,
                 }
                 if kernel:
-                    point["generator.kernels"] = kernel
-                config = with_overrides(preset("dcgan-1"), point)
+                    hyperparameters["generator.kernels"] = kernel
+                config = with_overrides(preset("dcgan-1"), hyperparameters)
                 for side in (32, 64):
                     with torch.device("meta"):
                         build_generator(config.generator, (side, side))

@@ -9,7 +9,7 @@ import pytest
 from sharding.io import progress as module
 from sharding.io.progress import progress
 
-LOGGER = logging.getLogger("sharding.io.progress")
+logger = logging.getLogger("sharding.io.progress")
 
 
 class Terminal(io.StringIO):

@@ -1,6 +1,6 @@
-"""Sampled parameters -> RunConfig; sampling them from a space, at random or as a grid.
+"""Sampled hyperparameters -> RunConfig; sampling them from a space, at random or as a grid.
 
-The parameters of a trial are a point of the search space: a dict of dotted fields to plain values.
+The hyperparameters of a trial are a dict of dotted fields to plain values, drawn from the space.
 Two kinds of field stand for several: `generator` and `discriminator` name a whole network
 (distsynth.presets.GENERATORS, DISCRIMINATORS), on which dotted fields are then set; `data.shards`
 brings the patch of the shards that it names.
@@ -23,8 +23,8 @@ from distsynth.presets import DISCRIMINATORS, GENERATORS
 from sharding.io.storage import Folder
 from sharding.shards.manifest import Manifest, read_manifest
 
-Point = dict[str, Any]
-"""Parameters of a trial: dotted field or name of a section in NETWORKS -> plain value."""
+Hyperparameters = dict[str, Any]
+"""Of one trial: dotted field or name of a section in NETWORKS -> plain value."""
 Space = Mapping[str, Any]
 """The same keys -> Ray Tune domain."""
 NETWORKS = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
@@ -33,31 +33,31 @@ MUTABLE = ("loss.lambda_", "optim.lr_")
 
 
 def configure(
-    base: RunConfig, point: Mapping[str, Any], keep_discriminator: bool = False
+    base: RunConfig, hyperparameters: Mapping[str, Any], keep_discriminator: bool = False
 ) -> RunConfig:
-    """The run that sampled parameters stand for.
+    """The run that sampled hyperparameters stand for.
 
     Without a discriminator lambda 1 is zero, and with a lambda 1 of zero there is no
     discriminator: it would be trained in vain, for the generator would not feel it.
 
     Args:
-        base: What the parameters change.
-        point: The parameters of a trial.
+        base: What the hyperparameters change.
+        hyperparameters: Of one trial.
         keep_discriminator: Keep a discriminator whose weight is zero: it may get one on the way.
 
     Raises:
         ConfigError: If a field or network does not exist, or the configuration is not valid.
     """
-    overrides: Point = {}
+    overrides: Hyperparameters = {}
     for section, networks in NETWORKS.items():
-        if section in point:
-            name = point[section]
+        if section in hyperparameters:
+            name = hyperparameters[section]
             if name not in networks:
                 raise ConfigError(f"{section} must be one of {', '.join(networks)}, got {name}")
             overrides |= dict(dotted_fields(networks[name], f"{section}."))
-    overrides |= {name: value for name, value in point.items() if name not in NETWORKS}
-    if "data.shards" in point:
-        cut = manifest_of(str(point["data.shards"])).config
+    overrides |= {name: value for name, value in hyperparameters.items() if name not in NETWORKS}
+    if "data.shards" in hyperparameters:
+        cut = manifest_of(str(hyperparameters["data.shards"])).config
         overrides |= {"data.patch_size": cut.patch_size, "data.neighbours": cut.neighbours}
     family = overrides.get("discriminator.family", base.discriminator.family)
     weight = overrides.get("loss.lambda_bce", base.loss.lambda_bce)
@@ -78,39 +78,39 @@ def manifest_of(shards: str) -> Manifest:
     return read_manifest(Folder(shards))
 
 
-def draw(space: Space, rng: np.random.Generator) -> Point:
-    """One point at random."""
+def draw(space: Space, rng: np.random.Generator) -> Hyperparameters:
+    """Hyperparameters at random."""
     return {name: plain(domain.sample(random_state=rng)) for name, domain in space.items()}
 
 
-def draw_points(
+def draw_candidates(
     space: Space, base: RunConfig, count: int, seed: int, keep_discriminator: bool = False
-) -> tuple[list[Point], list[str]]:
-    """Points at random, each of which makes a valid configuration.
+) -> tuple[list[Hyperparameters], list[str]]:
+    """Several sets of hyperparameters at random, each of which makes a valid configuration.
 
-    A point whose parts do not go together (all pair losses at weight zero, say) is drawn anew.
+    A set whose values do not go together (all pair losses at weight zero, say) is drawn again.
 
     Returns:
-        The points, and why others were refused.
+        The sets, and why others were refused.
     """
     rng = np.random.default_rng(seed)
-    points: list[Point] = []
+    candidates: list[Hyperparameters] = []
     refused: list[str] = []
-    while len(points) < count:
-        point = draw(space, rng)
-        reason = invalid(base, point, keep_discriminator)
+    while len(candidates) < count:
+        hyperparameters = draw(space, rng)
+        reason = invalid(base, hyperparameters, keep_discriminator)
         if reason is None:
-            points.append(point)
+            candidates.append(hyperparameters)
         else:
             refused.append(reason)
-    return points, refused
+    return candidates, refused
 
 
-def grid_points(space: Space, base: RunConfig) -> list[Point]:
-    """Every point of a space of choices, the last field changing fastest.
+def grid_candidates(space: Space, base: RunConfig) -> list[Hyperparameters]:
+    """Every combination in a space of choices, the last field changing fastest.
 
     Raises:
-        ConfigError: If a field has infinitely many values, or a point is invalid.
+        ConfigError: If a field has infinitely many values, or a combination is invalid.
     """
     options = {}
     for name, domain in space.items():
@@ -120,34 +120,34 @@ def grid_points(space: Space, base: RunConfig) -> list[Point]:
                 "values, or search at random or with optuna"
             )
         options[name] = list(domain.categories)
-    points = [
+    candidates = [
         {name: plain(value) for name, value in zip(options, values, strict=True)}
         for values in itertools.product(*options.values())
     ]
-    for point in points:
-        if reason := invalid(base, point):
-            raise ConfigError(f"the grid's point {point} cannot be run: {reason}")
-    return points
+    for hyperparameters in candidates:
+        if reason := invalid(base, hyperparameters):
+            raise ConfigError(f"the grid contains {hyperparameters}, which cannot be run: {reason}")
+    return candidates
 
 
 def invalid(
-    base: RunConfig, point: Mapping[str, Any], keep_discriminator: bool = False
+    base: RunConfig, hyperparameters: Mapping[str, Any], keep_discriminator: bool = False
 ) -> str | None:
-    """Why a point makes no valid configuration; None if it does."""
+    """Why hyperparameters make no valid configuration; None if they do."""
     try:
-        configure(base, point, keep_discriminator)
+        configure(base, hyperparameters, keep_discriminator)
     except ConfigError as error:
         return str(error)
     return None
 
 
-def point_of(config: RunConfig, point: Mapping[str, Any]) -> Point:
-    """The values that a configuration has at the fields of a point; networks keep their names."""
+def hyperparameters_of(config: RunConfig, hyperparameters: Mapping[str, Any]) -> Hyperparameters:
+    """The values of a configuration at these fields; networks keep their names."""
     values = dict(dotted_fields(config))
-    return {name: values.get(name, value) for name, value in point.items()}
+    return {name: values.get(name, value) for name, value in hyperparameters.items()}
 
 
-def mutations(space: Space) -> Point:
+def mutations(space: Space) -> Hyperparameters:
     """The part of a space that population based training may change in the middle of a run.
 
     Raises:
@@ -162,16 +162,16 @@ def mutations(space: Space) -> Point:
     return found
 
 
-def bounded(space: Space, point: Mapping[str, Any]) -> Point:
-    """The point with scaled values brought back into their domains."""
-    inside = dict(point)
+def bounded(space: Space, hyperparameters: Mapping[str, Any]) -> Hyperparameters:
+    """The hyperparameters with scaled values brought back into their domains."""
+    inside = dict(hyperparameters)
     for name, domain in mutations(space).items():
         if hasattr(domain, "upper"):
             sampler = domain.get_sampler()
             step = getattr(sampler, "q", None)
             # Integers stop before the end unless they have a step.
             upper = domain.upper - (isinstance(domain, Integer) and step is None)
-            value = min(max(point[name], domain.lower), upper)
+            value = min(max(hyperparameters[name], domain.lower), upper)
             if step is not None:
                 low, high = math.ceil(domain.lower / step), math.floor(domain.upper / step)
                 value = min(max(round(value / step), low), high) * step

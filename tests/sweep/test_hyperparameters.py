@@ -17,20 +17,20 @@ from distsynth.config import dotted_fields, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.models import NoDiscriminatorConfig
 from distsynth.presets import DISCRIMINATORS, GENERATORS, PRESETS, SMALL_DISCRIMINATOR, preset
-from distsynth.sweep.parameters import (
+from distsynth.sweep.hyperparameters import (
     bounded,
     configure,
     draw,
-    draw_points,
-    grid_points,
+    draw_candidates,
+    grid_candidates,
+    hyperparameters_of,
     invalid,
     manifest_of,
     mutations,
     plain,
-    point_of,
 )
 from distsynth.sweep.plan import SweepConfig, SweepPlan
-from distsynth.sweep.run import _points
+from distsynth.sweep.run import _planned_trials
 from distsynth.sweep.space import COMPARED, check_grid, check_shards, check_space, presets_in
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
@@ -48,7 +48,7 @@ CNN = preset("fcn-1")
 NO_PAIRS = "loss must be more than the adversarial term"
 
 
-# --- a point as a configuration
+# --- hyperparameters as a configuration
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
@@ -63,23 +63,27 @@ def test_whole_networks_come_by_name(generator, discriminator):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_dotted_fields_go_on_top_of_a_whole_network(order):
-    point = {"generator": "unet", "generator.norm": "instance", "discriminator.norm": "none"}
-    config = configure(SMALL, dict(list(point.items())[::order]))
+    hyperparameters = {
+        "generator": "unet",
+        "generator.norm": "instance",
+        "discriminator.norm": "none",
+    }
+    config = configure(SMALL, dict(list(hyperparameters.items())[::order]))
     assert config.generator == replace(GENERATORS["unet"], norm="instance")
     assert config.discriminator == replace(SMALL_DISCRIMINATOR, norm="none")
 
 
-def test_a_point_changes_nothing_else():
-    point = {"loss.lambda_gradient": 0.5, "train.batch_size": 8}
-    config = configure(UNET, point)
+def test_hyperparameters_change_nothing_else():
+    hyperparameters = {"loss.lambda_gradient": 0.5, "train.batch_size": 8}
+    config = configure(UNET, hyperparameters)
     before, now = dict(dotted_fields(UNET)), dict(dotted_fields(config))
-    assert {name: value for name, value in now.items() if before[name] != value} == point
+    assert {name: value for name, value in now.items() if before[name] != value} == hyperparameters
     assert configure(UNET, {}) == UNET
 
 
 def test_without_a_discriminator_its_weight_is_zero():
-    for point in ({"discriminator": "none"}, {"discriminator.family": "none"}):
-        config = configure(UNET, point | {"loss.lambda_bce": 0.7})
+    for hyperparameters in ({"discriminator": "none"}, {"discriminator.family": "none"}):
+        config = configure(UNET, hyperparameters | {"loss.lambda_bce": 0.7})
         assert not config.adversarial
         assert config.loss.lambda_bce == 0
     assert configure(CNN, {"loss.lambda_bce": 0.7}).loss.lambda_bce == 0
@@ -87,9 +91,13 @@ def test_without_a_discriminator_its_weight_is_zero():
 
 @pytest.mark.parametrize("base", [UNET, SMALL, CNN], ids=["unet-7", "small", "fcn-1"])
 def test_without_its_weight_there_is_no_discriminator(base):
-    point = {"discriminator": "pix2pix", "discriminator.norm": "none", "loss.lambda_bce": 0.0}
-    assert configure(base, point).discriminator == NoDiscriminatorConfig()
-    kept = configure(base, point, keep_discriminator=True)
+    hyperparameters = {
+        "discriminator": "pix2pix",
+        "discriminator.norm": "none",
+        "loss.lambda_bce": 0.0,
+    }
+    assert configure(base, hyperparameters).discriminator == NoDiscriminatorConfig()
+    kept = configure(base, hyperparameters, keep_discriminator=True)
     assert kept.discriminator == replace(DISCRIMINATORS["pix2pix"], norm="none")
     assert kept.loss.lambda_bce == 0
 
@@ -112,7 +120,7 @@ def test_shards_bring_their_patch_size(shard_folder):
 
 
 @pytest.mark.parametrize(
-    ("point", "message"),
+    ("hyperparameters", "message"),
     [
         ({"generator": "resnet"}, "generator must be one of dcgan-1, dcgan-2, .*, got resnet"),
         ({"discriminator": "unet"}, "discriminator must be one of dcgan-1, .* none, got unet"),
@@ -122,13 +130,13 @@ def test_shards_bring_their_patch_size(shard_folder):
         ({"generator": "unet", "generator.kernels": (3,)}, "kernels is not a field of a unet"),
     ],
 )
-def test_points_that_cannot_be_run_are_refused(point, message):
+def test_hyperparameters_that_cannot_be_run_are_refused(hyperparameters, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        configure(UNET, point)
-    assert invalid(UNET, point) == str(caught.value)
+        configure(UNET, hyperparameters)
+    assert invalid(UNET, hyperparameters) == str(caught.value)
 
 
-def test_a_valid_point_has_no_reason_against_it():
+def test_valid_hyperparameters_have_no_reason_against_them():
     assert invalid(UNET, {"loss.lambda_recon": 0.5}) is None
 
 
@@ -146,39 +154,39 @@ BASES = {"unet-7": UNET, "small": SMALL, "dcgan-1": preset("dcgan-1")}
 
 @pytest.mark.parametrize("keep_discriminator", [False, True])
 @pytest.mark.parametrize("base", BASES)
-def test_drawn_points_can_be_run_and_lie_in_the_space(base, keep_discriminator):
+def test_drawn_candidates_can_be_run_and_lie_in_the_space(base, keep_discriminator):
     space = whole()
-    points, refused = draw_points(space, BASES[base], 60, 0, keep_discriminator)
-    assert len(points) == 60
-    for point in points:
-        configure(BASES[base], point, keep_discriminator)
-        assert list(point) == list(space)
-        assert all(domain.is_valid(point[name]) for name, domain in space.items())
-        assert json.loads(json.dumps(point)) == point
+    candidates, refused = draw_candidates(space, BASES[base], 60, 0, keep_discriminator)
+    assert len(candidates) == 60
+    for hyperparameters in candidates:
+        configure(BASES[base], hyperparameters, keep_discriminator)
+        assert list(hyperparameters) == list(space)
+        assert all(domain.is_valid(hyperparameters[name]) for name, domain in space.items())
+        assert json.loads(json.dumps(hyperparameters)) == hyperparameters
     assert all(reason.startswith(NO_PAIRS) for reason in refused)
 
 
-def test_a_seed_fixes_the_points():
+def test_a_seed_fixes_the_candidates():
     space = whole()
-    points = draw_points(space, UNET, 20, 4)[0]
-    assert draw_points(space, UNET, 20, 4)[0] == points
-    assert draw_points(space, UNET, 12, 4)[0] == points[:12]
-    other = draw_points(space, UNET, 20, 5)[0]
-    assert not [point for point in other if point in points]
+    candidates = draw_candidates(space, UNET, 20, 4)[0]
+    assert draw_candidates(space, UNET, 20, 4)[0] == candidates
+    assert draw_candidates(space, UNET, 12, 4)[0] == candidates[:12]
+    other = draw_candidates(space, UNET, 20, 5)[0]
+    assert not [hyperparameters for hyperparameters in other if hyperparameters in candidates]
 
 
-def test_points_that_cannot_be_run_are_drawn_anew():
+def test_hyperparameters_that_cannot_be_run_are_drawn_anew():
     space = {"loss.lambda_recon": tune.choice([0.0, 1.0]), "train.seed": tune.randint(0, 10**6)}
-    points, refused = draw_points(space, UNET, 30, 1)
-    assert {point["loss.lambda_recon"] for point in points} == {1.0}
+    candidates, refused = draw_candidates(space, UNET, 30, 1)
+    assert {hyperparameters["loss.lambda_recon"] for hyperparameters in candidates} == {1.0}
     assert 10 < len(refused) < 60
     assert set(refused) == {invalid(UNET, {"loss.lambda_recon": 0.0})}
 
 
 def test_tuples_stay_tuples():
-    point = draw(SPACES["conv-stacks"](), np.random.default_rng(0))
-    assert type(point["generator.channels"]) is tuple
-    assert type(point["generator.channels"][0]) is int
+    hyperparameters = draw(SPACES["conv-stacks"](), np.random.default_rng(0))
+    assert type(hyperparameters["generator.channels"]) is tuple
+    assert type(hyperparameters["generator.channels"][0]) is int
 
 
 def test_a_grid_goes_through_the_last_field_first():
@@ -188,7 +196,7 @@ def test_a_grid_goes_through_the_last_field_first():
         "generator.channels": tune.choice([[8, 16, 32, 64]]),
     }
     widths = (8, 16, 32, 64)
-    assert grid_points(space, UNET) == [
+    assert grid_candidates(space, UNET) == [
         {"loss.recon": recon, "train.batch_size": size, "generator.channels": widths}
         for recon in ("l1", "l2")
         for size in (8, 16, 32)
@@ -199,20 +207,22 @@ def test_a_grid_of_ranges_is_refused():
     space = {"train.seed": tune.choice([0, 1]), **learning_rates()}
     rule = r"^optim\.lr_generator must be a choice for a grid search, got \(5e-06, 0\.02\): list"
     with pytest.raises(ConfigError, match=rule):
-        grid_points(space, UNET)
+        grid_candidates(space, UNET)
     with pytest.raises(ConfigError, match=r"^loss\.lambda_bce must be a choice .* got 0 or \("):
-        grid_points(loss_weights(), UNET)
+        grid_candidates(loss_weights(), UNET)
 
 
-def test_a_grid_names_the_point_that_cannot_be_run():
+def test_a_grid_names_the_hyperparameters_that_cannot_be_run():
     space = {
         "loss.lambda_recon": tune.choice([0.0, 1.0]),
         "loss.lambda_gradient": tune.choice([1.0, 0.0]),
     }
     with pytest.raises(ConfigError) as caught:
-        grid_points(space, UNET)
-    point = {"loss.lambda_recon": 0.0, "loss.lambda_gradient": 0.0}
-    assert str(caught.value).startswith(f"the grid's point {point} cannot be run: {NO_PAIRS}")
+        grid_candidates(space, UNET)
+    hyperparameters = {"loss.lambda_recon": 0.0, "loss.lambda_gradient": 0.0}
+    assert str(caught.value).startswith(
+        f"the grid contains {hyperparameters}, which cannot be run: {NO_PAIRS}"
+    )
 
 
 # --- checking a space
@@ -314,7 +324,7 @@ def test_a_grid_is_not_searched_at_random():
 
 
 def test_a_rare_option_that_goes_with_few_others_is_kept():
-    """Five kernels go with four widths alone: one point in twelve hundred."""
+    """Five kernels go with four widths alone: one set in twelve hundred."""
     widths = [(8,) * depth for depth in range(1, 21)]
     kernels = [*((size,) for size in range(1, 121, 2)), (3, 3, 3, 3, 3)]
     space = {
@@ -330,7 +340,8 @@ def test_a_space_that_is_mostly_in_vain_is_refused():
     with pytest.raises(ConfigError) as caught:
         check_space(space, UNET)
     found = re.match(
-        r"(\d+) of 200 points of the space make no valid configuration; most often \((\d+)\): "
+        r"(\d+) of 200 candidates drawn from the space make no valid configuration; "
+        r"most often \((\d+)\): "
         f"{NO_PAIRS}",
         str(caught.value),
     )
@@ -388,12 +399,12 @@ def test_presets_that_differ_in_weights_and_rates_lie_in_that_space():
         ({**tuned(), "train.seed": tune.choice([1, 2])}, ""),
     ],
 )
-def test_presets_lie_where_a_point_gives_just_them(space, names):
+def test_presets_lie_where_the_space_can_give_just_them(space, names):
     found = presets_in(space, UNET)
     assert list(found) == names.split()
-    for name, point in found.items():
-        assert all(space[field].is_valid(value) for field, value in point.items())
-        made = dict(dotted_fields(configure(UNET, point)))
+    for name, hyperparameters in found.items():
+        assert all(space[field].is_valid(value) for field, value in hyperparameters.items())
+        made = dict(dotted_fields(configure(UNET, hyperparameters)))
         wanted = dict(dotted_fields(PRESETS[name]))
         assert not [f for f in made if f.startswith(COMPARED) and made[f] != wanted[f]]
 
@@ -447,10 +458,13 @@ def test_a_weight_of_zero_stays_valid_and_zero():
     assert bounded(never, {"loss.lambda_bce": 0.08}) == {"loss.lambda_bce": 0.1}
 
 
-def test_bounding_leaves_the_given_point_as_it_was():
-    point = {"loss.lambda_recon": 9.0, "train.seed": 1}
-    assert bounded({"loss.lambda_recon": tune.uniform(0, 2)}, point)["loss.lambda_recon"] == 2
-    assert point == {"loss.lambda_recon": 9.0, "train.seed": 1}
+def test_bounding_leaves_the_given_hyperparameters_as_they_were():
+    hyperparameters = {"loss.lambda_recon": 9.0, "train.seed": 1}
+    assert (
+        bounded({"loss.lambda_recon": tune.uniform(0, 2)}, hyperparameters)["loss.lambda_recon"]
+        == 2
+    )
+    assert hyperparameters == {"loss.lambda_recon": 9.0, "train.seed": 1}
 
 
 @pytest.mark.parametrize(
@@ -470,12 +484,15 @@ def test_bounded_values_are_such_as_the_domain_draws(domain, value):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_point_of_a_configuration_is_the_one_it_was_made_of(seed):
+def test_the_hyperparameters_of_a_configuration_are_those_it_was_made_of(seed):
     space = {**tuned(), **sharpening(), **networks(), "train.seed": tune.randint(0, 100)}
-    point = draw_points(space, UNET, 1, seed, keep_discriminator=True)[0][0]
-    config = configure(UNET, point, keep_discriminator=True)
-    names = {"generator": point["generator"], "discriminator": point["discriminator"]}
-    assert point_of(config, dict.fromkeys(point) | names) == point
+    hyperparameters = draw_candidates(space, UNET, 1, seed, keep_discriminator=True)[0][0]
+    config = configure(UNET, hyperparameters, keep_discriminator=True)
+    names = {
+        "generator": hyperparameters["generator"],
+        "discriminator": hyperparameters["discriminator"],
+    }
+    assert hyperparameters_of(config, dict.fromkeys(hyperparameters) | names) == hyperparameters
 
 
 # --- shards of a space
@@ -495,7 +512,10 @@ def test_each_shard_set_of_a_space_brings_its_own_patches(shard_folder, larger_p
     space = {"data.shards": tune.choice(both)}
     base = with_overrides(UNET, {"stitch.stride": 8})
     check_space(space, base)
-    sizes = [configure(base, point).data.patch_size for point in grid_points(space, base)]
+    sizes = [
+        configure(base, hyperparameters).data.patch_size
+        for hyperparameters in grid_candidates(space, base)
+    ]
     assert sizes == [(16, 16), (24, 16)]
 
 
@@ -537,6 +557,6 @@ def test_trials_that_would_be_the_same_are_left_out_and_said(caplog):
     space = {"train.seed": tune.choice([1, 2, 3])}
     plan = SweepPlan("seeds", "id", UNET, space_to_plain(space), SweepConfig(trials=20))
     with caplog.at_level("WARNING"):
-        planned = _points(plan, space, {})
-    assert sorted(record.point["train.seed"] for record in planned.values()) == [1, 2, 3]
+        planned = _planned_trials(plan, space, {})
+    assert sorted(record.hyperparameters["train.seed"] for record in planned.values()) == [1, 2, 3]
     assert "3 of 20 trials are planned" in caplog.text
