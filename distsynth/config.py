@@ -28,6 +28,7 @@ from distsynth.models import (
     ConvStackConfig,
     NoDiscriminatorConfig,
 )
+from distsynth.models.discriminator import DiscriminatorConfig
 from distsynth.rules import Rule, check_rules
 from distsynth.sections import DataConfig, OptimConfig, StitchConfig, TrackingConfig, TrainConfig
 from sharding.io.records import STRICT
@@ -66,12 +67,31 @@ class RunConfig:
         weight = self.loss.lambda_bce
         felt = self.adversarial or weight == 0
         yield Rule("loss.lambda_bce", felt, "0 when discriminator.family is none", weight)
+        if isinstance(self.discriminator, DiscriminatorConfig):
+            yield from self._discriminator_rules(self.discriminator)
         if self.data.patch_size is not None:
             side, stitch = min(self.data.patch_size), self.stitch
             rule = f"at most the patch's shortest side, {side}"
             yield Rule("stitch.stride", stitch.stride <= side, rule, stitch.stride)
             meet = side - 2 * stitch.trim >= stitch.stride
             yield Rule("stitch.trim", meet, "small enough that patches meet", stitch.trim)
+
+    def _discriminator_rules(self, discriminator: DiscriminatorConfig) -> Iterable[Rule]:
+        """What its loss asks of a discriminator: a bounded slope, and logits of a patch alone."""
+        loss = self.loss
+        critic = loss.adversarial == "wasserstein"
+        bounded = not critic or loss.penalty != "none" or discriminator.spectral_norm
+        rule = (
+            "gradient or r1 where loss.adversarial is wasserstein, unless "
+            "discriminator.spectral_norm is true"
+        )
+        yield Rule("loss.penalty", bounded, rule, loss.penalty)
+        alone = not (discriminator.mixes_batch and (critic or loss.penalty != "none"))
+        rule = (
+            "instance or none with a penalty or the wasserstein loss, which look at each patch by "
+            "itself"
+        )
+        yield Rule("discriminator.norm", alone, rule, "batch")
 
 
 _ADAPTER = TypeAdapter(RunConfig)

@@ -19,6 +19,7 @@ class GeneratorLoss(nn.Module):
         config: The weights; a term of weight 0 is neither built nor computed.
         terms: Name -> Term, those of positive weight.
         adversarial: The loss that the discriminator is trained by, whatever the generator's weight.
+        penalty: What is added to it; None without one.
 
     Raises:
         ConfigError: If a term needs a file that is not there.
@@ -28,6 +29,7 @@ class GeneratorLoss(nn.Module):
         super().__init__()
         self.config = config
         self.adversarial = ADVERSARIAL_LOSSES[config.adversarial]
+        self.penalty = config.build_penalty()
         self.terms = nn.ModuleDict(
             {term.name: term(config) for term in TERMS if config.weight(term.name) > 0}
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distsynth.errors import ConfigError
 from distsynth.models.initialisation import Initialisation, initialise
+from distsynth.models.spectral import add_spectral_norm
 from distsynth.rules import Rule
 from sharding.io.records import STRICT
 
@@ -29,6 +30,13 @@ class DiscriminatorConfig(ABC):
     """Show the network the pair (source, image) as pix2pix does, not the image alone."""
     init: Initialisation = "default"
     """How weights start: default is PyTorch's, normal is pix2pix's N(0, 0.02)."""
+    spectral_norm: bool = False
+    """Divide each layer's weights by their largest singular value."""
+
+    @property
+    def mixes_batch(self) -> bool:
+        """Whether BatchNorm makes the logits of a patch depend on the others of its batch."""
+        return getattr(self, "norm", "none") == "batch"
 
     @property
     @abstractmethod
@@ -97,6 +105,8 @@ class Discriminator(nn.Module):
         channels = 1 + in_channels if config.conditional else 1
         self.network = config.network(patch_size, channels)
         initialise(self.network, config.init)
+        if config.spectral_norm:
+            add_spectral_norm(self.network)
 
     def forward(self, image: Tensor, source: Tensor) -> Tensor:
         """Tell target from synthetic.

@@ -143,7 +143,7 @@ class RunCheckpoints:
         state.position = checkpoint.position
         state.best_score = record["best_score"]
         state.losses.sums = {name: value.to(device) for name, value in record["sums"].items()}
-        state.losses.steps = record["summed"]
+        state.losses.counts = dict(record["summed"])
         last = self._folder.path / LAST
         state.reports = [
             EpochReport(**report, checkpoint=last, past=True)
@@ -163,7 +163,7 @@ class RunCheckpoints:
             record={
                 "best_score": state.best_score,
                 "sums": {term: value.cpu() for term, value in state.losses.sums.items()},
-                "summed": state.losses.steps,
+                "summed": dict(state.losses.counts),
                 "reports": [report.to_record() for report in state.reports],
             },
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from distsynth.config import RunConfig, to_json, validate
 from distsynth.data.loader import Batch, Standardiser, TrainingBatches
@@ -31,7 +32,13 @@ from distsynth.training.setup import (
     check_setup,
     open_shards,
 )
-from distsynth.training.steps import Terms, adversarial_step, average_buffers, supervised_step
+from distsynth.training.steps import (
+    Terms,
+    adversarial_step,
+    average_buffers,
+    interpolation_shares,
+    supervised_step,
+)
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, deferred_signals
@@ -219,7 +226,7 @@ class TrainingRun:
                 self.checkpoints.save(LAST, state)
             if stopped:
                 return
-        if epoch + 1 == config.train.epochs and state.losses.steps:
+        if epoch + 1 == config.train.epochs and state.losses.sums:
             self._log(epoch)
 
     def _is_stopped(self, signals: DeferredSignals) -> bool:
@@ -282,8 +289,25 @@ class TrainingRun:
         generator = self.state.learners["generator"]
         if self.config.adversarial:
             discriminator = self.state.learners["discriminator"]
-            return adversarial_step(generator, discriminator, self.loss, micro_batches, step)
+            return adversarial_step(
+                generator,
+                discriminator,
+                self.loss,
+                micro_batches,
+                step,
+                self._interpolation_shares(step),
+                with_generator=(step + 1) % self.config.optim.discriminator_steps == 0,
+            )
         return supervised_step(generator, self.loss, micro_batches, step)
+
+    def _interpolation_shares(self, step: int) -> Tensor | None:
+        """Of this rank's patches, for a gradient penalty; None without one."""
+        if self.config.loss.penalty != "gradient":
+            return None
+        train, accelerator = self.config.train, self.accelerator
+        shares = interpolation_shares(train.seed, step, train.batch_size)
+        own = shares.chunk(accelerator.num_processes)[accelerator.process_index]
+        return own.to(accelerator.device)
 
     def _log(self, epoch: int) -> None:
         """Write a row of means over the steps since the last one; `epoch` counts from 0."""
