@@ -48,7 +48,7 @@ class DiscriminatorConfig(ABC):
         """The rules that the fields obey."""
 
     @abstractmethod
-    def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
+    def network(self, patch_size: Sequence[int], in_channels: int) -> DiscriminatorNetwork:
         """Build the family's network.
 
         Args:
@@ -108,19 +108,49 @@ class Discriminator(nn.Module):
         if config.spectral_norm:
             add_spectral_norm(self.network)
 
-    def forward(self, image: Tensor, source: Tensor) -> Tensor:
+    def forward(
+        self, image: Tensor, source: Tensor, with_features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Tell target from synthetic.
 
         Args:
             image: Target or synthetic, shape (batch, 1, *spatial).
             source: Shape (batch, in_channels, *spatial); ignored unless conditional.
+            with_features: Return the outputs of the activations as well, a tensor a layer.
 
         Returns:
             Logits, high for target: (batch, 1), or (batch, 1, *map) for a PatchGAN.
         """
         if self.conditional:
             image = torch.cat((source, image), dim=1)
-        return self.network(image)
+        return self.network.with_features(image) if with_features else self.network(image)
+
+
+class DiscriminatorNetwork(nn.Module):
+    """Layers one after another, and what makes logits of the last one's output.
+
+    Attributes:
+        layers: Convolutions, norms and activations; a family may end them with the logits.
+    """
+
+    layers: nn.Sequential
+
+    def logits(self, features: Tensor) -> Tensor:
+        """What the layers give -> logits; here the same."""
+        return features
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, in_channels, *spatial) -> logits."""
+        return self.logits(self.layers(image))
+
+    def with_features(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(batch, in_channels, *spatial) -> logits, and the output of each activation."""
+        found = []
+        for layer in self.layers:
+            image = layer(image)
+            if isinstance(layer, nn.LeakyReLU):
+                found.append(image)
+        return self.logits(image), found
 
 
 def check_sides(patch_size: Sequence[int], least: int, network: str) -> None:

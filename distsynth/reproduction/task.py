@@ -96,7 +96,7 @@ class Task:
 
     def missing(self, row: str) -> str | None:
         """Why a row cannot be run here; None if it can."""
-        if row in NETWORKS and NETWORKS[row].config.loss.lambda_perceptual:
+        if row in NETWORKS and NETWORKS[row].config.loss.needs_vgg16:
             found = weights_path(self.vgg_weights).is_file()
             return None if found else "VGG16's ImageNet weights are not there; see --vgg-weights"
         return None

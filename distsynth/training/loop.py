@@ -23,10 +23,12 @@ from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder, open_run
 from distsynth.runs.lease import lease
 from distsynth.runs.tracking import Trackers, start_trackers
 from distsynth.training.checkpointing import RunCheckpoints, RunState, claim_folder
+from distsynth.training.encoder import train_encoder
 from distsynth.training.records import LossRecord, sample_picture
 from distsynth.training.report import EpochReport, TrainResult
 from distsynth.training.setup import (
     build_accelerator,
+    build_encoder,
     build_learners,
     build_loss,
     check_setup,
@@ -159,7 +161,9 @@ class TrainingRun:
         self.loss = build_loss(config, accelerator)
         total_steps = self.batches.steps * config.train.epochs
         self.state = RunState(
-            build_learners(config, accelerator, total_steps), LossRecord(config, accelerator)
+            build_learners(config, accelerator, total_steps),
+            LossRecord(config, accelerator),
+            build_encoder(config, accelerator),
         )
         self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
@@ -172,6 +176,7 @@ class TrainingRun:
         if checkpoint:
             self.checkpoints.restore(checkpoint, self.state)
             self._log_once(f"resuming from step {self.state.position.step}")
+        self._take_encoder()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             atomic_write(self.folder.path / CONFIG_FILE, to_json(config))
@@ -196,6 +201,17 @@ class TrainingRun:
                 self.folder.publish(wandb=True)
                 if resume and not failed and config.tracking.mode == "offline":
                     self.folder.remove_earlier_parts()
+
+    def _take_encoder(self) -> None:
+        """Train the encoder of the perceptual loss where no checkpoint has brought it."""
+        encoder, state = self.state.encoder, self.state
+        if encoder is None:
+            return
+        if not state.encoder_trained:
+            steps = self.config.loss.encoder_steps
+            train_encoder(encoder, self.shards, self.standardise, steps, self.accelerator)
+            state.encoder_trained = True
+        self.loss.use_encoder(encoder)
 
     def train_epoch(self, epoch: int) -> None:
         """Take those steps of an epoch that have not been taken yet.

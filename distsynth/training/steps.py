@@ -165,7 +165,8 @@ def supervised_step(
     totals: Terms = {}
     for number, (source, target) in enumerate(micro_batches, start=1):
         with generator.synchronised(last=number == len(micro_batches)):
-            total, terms = loss(generator.network(source), target)
+            synthetic = generator.network(source)
+            total, terms = loss(synthetic, target, source=source, generator=generator.raw)
             generator.backward(total * share)
         _add(totals, {**terms, "generator": total}, share)
     totals["grad_norm/generator"] = generator.update(step)
@@ -225,7 +226,9 @@ def adversarial_step(
             with generator.synchronised(last=number == len(micro_batches)):
                 if not single or synthetic is None:
                     synthetic = generator.network(source)
-                total, terms = loss(synthetic, target, discriminator.raw(synthetic, source))
+                total, terms = _adversarial_loss(
+                    loss, generator, discriminator, source, target, synthetic
+                )
                 generator.backward(total * share)
             _add(totals, {**terms, "generator": total}, share)
     totals["grad_norm/generator"] = generator.update(step)
@@ -268,6 +271,28 @@ def _discriminate(
     images, sources = torch.cat((target, synthetic)), torch.cat((source, source))
     real_logits, fake_logits = discriminator.network(images, sources).chunk(2)
     return real_logits, fake_logits
+
+
+def _adversarial_loss(
+    loss: GeneratorLoss,
+    generator: Learner,
+    discriminator: Learner,
+    source: Tensor,
+    target: Tensor,
+    synthetic: Tensor,
+) -> tuple[Tensor, Terms]:
+    """The generator's loss, with the discriminator's logits and, where a term asks, features."""
+    features = None
+    if loss.compares_features:
+        with torch.no_grad():
+            _, real = discriminator.raw(target, source, True)
+        logits, fake = discriminator.raw(synthetic, source, True)
+        features = fake, real
+    else:
+        logits = discriminator.raw(synthetic, source)
+    return loss(
+        synthetic, target, logits, features=features, source=source, generator=generator.raw
+    )
 
 
 def _score(discriminator: Learner, source: Tensor, images: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class Validator:
         for batch in batches:
             source, truth = self._standardise(batch)
             predicted = generator(source).float()
-            _, terms = self._loss(predicted, truth)
+            _, terms = self._loss(predicted, truth, source=source, generator=generator)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(source)
             where = batch.where[:, 1:].numpy()

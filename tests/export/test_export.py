@@ -77,7 +77,7 @@ FAMILIES = {
         "data.neighbours": 1,
         "generator.features": 3,
         "generator.recursions": 3,
-        "generator.norm": "batch",
+        "generator.residual": True,
     },
     "feedback": {"generator.features": 3, "generator.groups": 2, "generator.steps": 2},
 }

@@ -192,12 +192,15 @@ def test_two_ranks_do_what_one_does(kind, parts, shard_folder, tmp_path):
         assert launch(target, config, tmp_path / str(ranks), ranks=ranks, log=tmp_path / "log") == (
             [0] * ranks
         )
+    # Of Wasserstein and hinge only differences of logits count: the gradient of the last bias is
+    # rounding, and Adam makes whole steps of it.
     rows = zip(losses(tmp_path / "1"), losses(tmp_path / "2"), strict=True)
     for one, other in rows:
+        assert one.pop("train/bce", 0) == pytest.approx(other.pop("train/bce", 0), abs=0.02)
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5, nan_ok=True)
     one, other = tensors(tmp_path / "1"), tensors(tmp_path / "2")
     for name, value in one.items():
-        if torch.is_tensor(value):
+        if torch.is_tensor(value) and not name.endswith("logit.bias"):
             torch.testing.assert_close(value, other[name], rtol=1e-2, atol=1e-4)
     first, second = (torch.load(tmp_path / "2" / f"rank-{rank}.pt") for rank in (0, 1))
     for name in ("generator", "discriminator"):

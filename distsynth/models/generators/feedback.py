@@ -42,6 +42,10 @@ class FeedbackConfig(GeneratorConfig):
         self.check_patch(patch_size)
         return FeedbackNetwork(self, len(patch_size), in_channels)
 
+    def multiple(self, patch_size: Sequence[int]) -> int:  # noqa: ARG002
+        """The stem halves the sides once."""
+        return 2
+
     def check_patch(self, patch_size: Sequence[int]) -> None:
         """Refuse odd sides, and a map that instance norm could not standardise."""
         least = 4 if self.norm == "instance" else 2
@@ -65,7 +69,6 @@ class FeedbackNetwork(nn.Module):
     def __init__(self, config: FeedbackConfig, dims: int, in_channels: int) -> None:
         super().__init__()
         features = config.features
-        self.multiple = 2
         self.stem = nn.Sequential(
             conv(dims, in_channels, 4 * features, 4, stride=2),
             activation(),
