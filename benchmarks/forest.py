@@ -2,7 +2,7 @@
 
     python -m benchmarks.forest SHARDS COHORT [--people N] [--jobs N] [--methods M ...]
 
-SHARDS are the cohort's. Every row is fitted on their training people and judged on whole volumes
+SHARDS are the cohort's. Every row is fitted on their training people and evaluated on whole volumes
 of the first N validation people, in the mask, beside baselines fitted on the same people. Rows
 come as they are done.
 """
@@ -50,7 +50,7 @@ HEAD = (
 )
 
 
-def judged(baseline: Baseline, pairs: Sequence[Pair]) -> str:
+def evaluated(baseline: Baseline, pairs: Sequence[Pair]) -> str:
     """Cells: seconds a volume; means over people and, in brackets, each of them."""
     seconds, values = 0.0, []
     for pair in pairs:
@@ -72,7 +72,7 @@ def forest_row(forest: Forest, pairs: Sequence[Pair]) -> str:
     drawn = min(config.max_samples, fit.rows)
     return (
         f"| {forest.name} | {fit.patches} | {fit.rows} | {drawn} | {config.min_samples_leaf} | "
-        f"{config.trees} | {fit.seconds:.0f} | {judged(forest, pairs)} |"
+        f"{config.trees} | {fit.seconds:.0f} | {evaluated(forest, pairs)} |"
     )
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     people = {specimen.name: specimen for specimen in read_cohort(given.cohort)}
     names = shards.manifest.names("val")[: given.people]
     pairs = [prepare_pair(people[name], config) for name in names]
-    print(f"Judged on {', '.join(names)}.\n\n| {HEAD} |")
+    print(f"Evaluated on {', '.join(names)}.\n\n| {HEAD} |")
     print("|" + "---|" * len(HEAD.split(" | ")), flush=True)
     for name, settings in SETTINGS.items():
         for setting in settings if name in given.methods else ():
@@ -105,7 +105,9 @@ def main() -> None:
     seconds = time.perf_counter() - start
     for baseline in baselines:
         fitted = "-" if isinstance(baseline, Identity) else f"{seconds:.0f} (both)"
-        print(f"| {baseline.name} |{' - |' * 5} {fitted} | {judged(baseline, pairs)} |", flush=True)
+        print(
+            f"| {baseline.name} |{' - |' * 5} {fitted} | {evaluated(baseline, pairs)} |", flush=True
+        )
 
 
 if __name__ == "__main__":

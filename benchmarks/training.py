@@ -100,8 +100,8 @@ class PlainLoop:
 
         self.generator, self.generator_adam = learner(build_generator(config.generator, size))
         if config.adversarial:
-            judge = build_discriminator(config.discriminator, size)
-            self.judge, self.judge_adam = learner(judge)
+            discriminator = build_discriminator(config.discriminator, size)
+            self.discriminator, self.discriminator_adam = learner(discriminator)
         self.loss = GeneratorLoss(config.loss)
         self.adversarial = config.adversarial
         self.half = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
@@ -112,23 +112,23 @@ class PlainLoop:
         """Take the step."""
         with self.half:
             synthetic = self.generator(self.source)
-            logits = self._update_judge(synthetic) if self.adversarial else None
+            logits = self._update_discriminator(synthetic) if self.adversarial else None
             total, terms = self.loss(synthetic, self.target, logits)
         self.generator_adam.zero_grad()
         total.backward()
         self.generator_adam.step()
         self.log |= {name: value.item() for name, value in terms.items()}
 
-    def _update_judge(self, synthetic: Tensor) -> Tensor:
-        real = self.judge(self.target, self.source).float()
-        fake = self.judge(synthetic.detach(), self.source).float()
-        judged = F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
-        judged = judged + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
-        self.judge_adam.zero_grad()
-        (judged / 2).backward()
-        self.judge_adam.step()
-        self.log["discriminator"] = judged.item() / 2
-        return self.judge(synthetic, self.source)
+    def _update_discriminator(self, synthetic: Tensor) -> Tensor:
+        real = self.discriminator(self.target, self.source).float()
+        fake = self.discriminator(synthetic.detach(), self.source).float()
+        loss = F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
+        loss = loss + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
+        self.discriminator_adam.zero_grad()
+        (loss / 2).backward()
+        self.discriminator_adam.step()
+        self.log["discriminator"] = loss.item() / 2
+        return self.discriminator(synthetic, self.source)
 
 
 @functools.cache

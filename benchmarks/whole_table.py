@@ -61,8 +61,8 @@ class Step:
         generator = build_generator(config.generator, size, channels)
         self.learners = {"generator": learner(generator, config.optim.lr_generator)}
         if config.adversarial:
-            judge = build_discriminator(config.discriminator, size, channels)
-            self.learners["discriminator"] = learner(judge, config.optim.lr_discriminator)
+            discriminator = build_discriminator(config.discriminator, size, channels)
+            self.learners["discriminator"] = learner(discriminator, config.optim.lr_discriminator)
         vgg_weights = str(_vgg()) if config.loss.lambda_perceptual else None
         loss = replace(config.loss, vgg_weights=vgg_weights)
         self._loss = GeneratorLoss(loss).to(accelerator.device)
@@ -72,10 +72,10 @@ class Step:
 
     def __call__(self) -> Terms:
         """Take the step."""
-        generator, judge = self.learners["generator"], self.learners.get("discriminator")
-        if judge is None:
+        generator, discriminator = self.learners["generator"], self.learners.get("discriminator")
+        if discriminator is None:
             return supervised_step(generator, self._loss, self._pairs, 0)
-        return adversarial_step(generator, judge, self._loss, self._pairs, 0)
+        return adversarial_step(generator, discriminator, self._loss, self._pairs, 0)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ echo "4/5  One volume through the best checkpoint" >&2
 distsynth predict "$out/small/checkpoints/best.pt" "$out/cohort/phantom-00_source.nii.gz" \
     -o "$out/phantom-00_synthetic.nii.gz" >/dev/null
 
-echo "5/5  Judged on whole stitched test volumes, beside the baselines" >&2
+echo "5/5  Evaluated on whole stitched test volumes, beside the baselines" >&2
 distsynth evaluate "$out/small" --cohort "$out/cohort/cohort.csv" -o "$out/evaluation" >/dev/null
 sed '/^Patch seams/,$d' "$out/evaluation/table.txt"
 

@@ -27,8 +27,11 @@ def networks(without: bool = False) -> Space:
             loss.lambda_bce 0 only, so leave it out beside `loss_weights`, where a weight of 0
             trains the same generator.
     """
-    judges = [name for name in DISCRIMINATORS if without or name != "none"]
-    return {"generator": tune.choice(list(GENERATORS)), "discriminator": tune.choice(judges)}
+    discriminators = [name for name in DISCRIMINATORS if without or name != "none"]
+    return {
+        "generator": tune.choice(list(GENERATORS)),
+        "discriminator": tune.choice(discriminators),
+    }
 
 
 def conv_stacks(

@@ -11,10 +11,10 @@ from functools import partial
 
 from tune_spaces import architectures
 from tune_spaces.domains import Space
+from tune_spaces.everything import everything
 from tune_spaces.learning_rates import learning_rates
 from tune_spaces.loss_forms import initialisation, loss_forms
 from tune_spaces.loss_weights import loss_weights
-from tune_spaces.whole import whole
 
 SPACES: dict[str, Callable[[], Space]] = {
     "loss-weights": loss_weights,
@@ -28,7 +28,7 @@ SPACES: dict[str, Callable[[], Space]] = {
     "sharpening": architectures.sharpening,
     "normalisation": architectures.normalisation,
     "architectures": architectures.architectures,
-    "whole": whole,
+    "everything": everything,
 }
 
 

@@ -17,7 +17,7 @@ from distsynth.metrics.statistics import (
     paired_differences,
     seed_mean,
 )
-from distsynth.reproduction.paper_values import PUBLISHED
+from distsynth.reproduction.paper_values import PAPER_VALUES
 
 CNN, GAN, FOREST = "CNN (Table 2)", "GAN (Table 3)", "random forest"
 BASELINE, CONTROL = "baseline", "control"
@@ -39,7 +39,7 @@ class ComparedRow:
     """A method of the comparison, evaluated or not.
 
     Attributes:
-        name: Unique; a name of PUBLISHED has the paper's own values beside it.
+        name: Unique; a name of PAPER_VALUES has the paper's own values beside it.
         group: One of ROW_GROUPS, or any other: those follow.
         parameters: Trainable, of the generator alone; None for what has none.
         trained: The budget in words: "12 of 30 epochs, 100 patches a specimen".
@@ -173,6 +173,6 @@ def answers(
     return answers
 
 
-def published_value(row: ComparedRow, metric: str) -> float | None:
+def paper_value(row: ComparedRow, metric: str) -> float | None:
     """The paper's own value of a row."""
-    return PUBLISHED[row.name].value(metric) if row.name in PUBLISHED else None
+    return PAPER_VALUES[row.name].value(metric) if row.name in PAPER_VALUES else None

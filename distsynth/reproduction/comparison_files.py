@@ -8,14 +8,14 @@ from typing import Any
 from distsynth.metrics.image import METRICS
 from distsynth.metrics.results import LEVEL
 from distsynth.metrics.statistics import Difference
-from distsynth.reproduction.comparison import ComparedRow, Comparison, answers, published_value
-from distsynth.reproduction.paper_values import PUBLISHED, WARNING
+from distsynth.reproduction.comparison import ComparedRow, Comparison, answers, paper_value
+from distsynth.reproduction.paper_values import PAPER_VALUES, WARNING
 from sharding.io.tables import flat, rows_csv, to_json
 
 CSV_FIELDS = (
     *("group", "method", "parameters", "seconds", "seeds", "metric", "mean", "low", "high"),
     *("seed_std", "reference", "difference", "difference_low", "difference_high", "p"),
-    *("p_corrected", "published", "budget", "status", "reason"),
+    *("p_corrected", "paper", "budget", "status", "reason"),
 )
 DIFFERENCE_FIELDS = ("difference", "difference_low", "difference_high", "p", "p_corrected")
 
@@ -25,7 +25,7 @@ def comparison_csv(comparison: Comparison) -> str:
 
     `difference` and what follows is against the best row of the metric, in TESTED_METRICS. A row
     that was not run has one line with name, group, status "not run" and reason. NaN and what does
-    not exist are empty fields. `published` is the paper's: see paper_values.WARNING.
+    not exist are empty fields. `paper` holds its values: see paper_values.WARNING.
     """
     lines = [line for row in comparison.rows for line in _csv_lines(comparison, row)]
     return rows_csv(lines, CSV_FIELDS)
@@ -55,7 +55,7 @@ def comparison_json(comparison: Comparison) -> str:
                 key: {"title": title, "higher_is_better": higher}
                 for key, (title, higher) in METRICS.items()
             },
-            "published_warning": WARNING,
+            "paper_warning": WARNING,
             "rows": [asdict(row) | _summary(comparison, row) for row in comparison.rows],
             "differences": {
                 metric: [asdict(row) for row in by.values()]
@@ -88,7 +88,7 @@ def _csv_lines(comparison: Comparison, row: ComparedRow) -> list[dict[str, Any]]
             | {
                 "metric": metric,
                 "seed_std": row.spread.get(metric),
-                "published": published_value(row, metric),
+                "paper": paper_value(row, metric),
                 "reference": flat(difference.reference) if difference else None,
             }
             | _numbers(difference)
@@ -110,8 +110,8 @@ def _summary(comparison: Comparison, row: ComparedRow) -> dict[str, Any]:
     """A row's means, and the paper's own; nothing for a row that was not run."""
     if comparison.table is None or row.results is None:
         return {}
-    published = PUBLISHED.get(row.name)
+    paper = PAPER_VALUES.get(row.name)
     return {
         "summary": {k: asdict(v) for k, v in comparison.table.summary[row.name].items()},
-        "published": asdict(published) if published else None,
+        "paper": asdict(paper) if paper else None,
     }

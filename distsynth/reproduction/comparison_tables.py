@@ -27,7 +27,7 @@ from distsynth.reproduction.comparison import (
     ComparedRow,
     Comparison,
     answers,
-    published_value,
+    paper_value,
 )
 from distsynth.reproduction.paper_values import WARNING
 from sharding.io.tables import Cell, Column, Table, table_latex, table_text
@@ -106,11 +106,11 @@ def _paper(comparison: Comparison) -> Table:
     )
 
     def cells(row: ComparedRow) -> list[Cell]:
-        published = [published_value(row, metric) for metric in PAPER_METRICS]
+        paper = [paper_value(row, metric) for metric in PAPER_METRICS]
         return [
             Cell("-" if row.parameters is None else f"{row.parameters:,}"),
             *(table.mean_cell(row.name, metric) for metric in PAPER_METRICS),
-            *(Cell("-" if value is None else f"{value:g}") for value in published),
+            *(Cell("-" if value is None else f"{value:g}") for value in paper),
         ]
 
     return _measured("The paper's metrics", notes, columns, comparison.run, cells)

@@ -11,7 +11,7 @@ WARNING = (
 
 
 @dataclass(frozen=True)
-class Published:
+class PaperValues:
     """A row of the paper.
 
     Attributes:
@@ -41,24 +41,24 @@ class Published:
 
 
 # fmt: off
-PUBLISHED: dict[str, Published] = {
-    "fcn-1":            Published("Table 2", 57.01, 0.147,  0.116,   308_545),
-    "fcn-2":            Published("Table 2", 56.47, 0.151,  0.0679,  155_681),
-    "dcsrn-l1":         Published("Table 2", 65.51, 0.0236, 0.358,    53_977),
-    "dcsrn-l2":         Published("Table 2", 62.83, 0.0406, 0.254,    53_977),
-    "dcsrn-perceptual": Published("Table 2", 64.1,  0.0316, 0.211,    53_977),
+PAPER_VALUES: dict[str, PaperValues] = {
+    "fcn-1":            PaperValues("Table 2", 57.01, 0.147,  0.116,   308_545),
+    "fcn-2":            PaperValues("Table 2", 56.47, 0.151,  0.0679,  155_681),
+    "dcsrn-l1":         PaperValues("Table 2", 65.51, 0.0236, 0.358,    53_977),
+    "dcsrn-l2":         PaperValues("Table 2", 62.83, 0.0406, 0.254,    53_977),
+    "dcsrn-perceptual": PaperValues("Table 2", 64.1,  0.0316, 0.211,    53_977),
 
-    "dcgan-1":          Published("Table 3", 65.31, 0.022,  0.255,     6_885),
-    "dcgan-2":          Published("Table 3", 67.44, 0.0178, 0.578,   458_385),
-    "dcgan-3":          Published("Table 3", 67.06, 0.0194, 0.588,   868_369),
-    "dcgan-4":          Published("Table 3", 65.67, 0.0225, 0.358,   868_369),
-    "unet-5":           Published("Table 3", 65.90, 0.0229, 0.500, 1_829_025),
-    "unet-6":           Published("Table 3", 66.17, 0.0213, 0.498, 1_829_025),
-    "unet-7":           Published("Table 3", 67.55, 0.0174, 0.593, 1_829_025),
-    "unet-8":           Published("Table 3", 66.27, 0.0223, 0.508, 1_829_025),
-    "pix2pix-9":        Published("Table 3", 65.87, 0.0249, 0.544, 1_829_025),
-    "pix2pix-10":       Published("Table 3", 63.18, 0.0333, 0.237, 1_829_025),
-    "pix2pix-11":       Published("Table 3", 61.07, 0.0517, 0.443, 1_829_025),
+    "dcgan-1":          PaperValues("Table 3", 65.31, 0.022,  0.255,     6_885),
+    "dcgan-2":          PaperValues("Table 3", 67.44, 0.0178, 0.578,   458_385),
+    "dcgan-3":          PaperValues("Table 3", 67.06, 0.0194, 0.588,   868_369),
+    "dcgan-4":          PaperValues("Table 3", 65.67, 0.0225, 0.358,   868_369),
+    "unet-5":           PaperValues("Table 3", 65.90, 0.0229, 0.500, 1_829_025),
+    "unet-6":           PaperValues("Table 3", 66.17, 0.0213, 0.498, 1_829_025),
+    "unet-7":           PaperValues("Table 3", 67.55, 0.0174, 0.593, 1_829_025),
+    "unet-8":           PaperValues("Table 3", 66.27, 0.0223, 0.508, 1_829_025),
+    "pix2pix-9":        PaperValues("Table 3", 65.87, 0.0249, 0.544, 1_829_025),
+    "pix2pix-10":       PaperValues("Table 3", 63.18, 0.0333, 0.237, 1_829_025),
+    "pix2pix-11":       PaperValues("Table 3", 61.07, 0.0517, 0.443, 1_829_025),
 }
 # fmt: on
 """By the name of the preset that has the row's networks and losses."""

@@ -1,7 +1,7 @@
 """A run's folder, on this machine or on any storage that fsspec knows.
 
 A run writes to a local folder: rows are appended, W&B needs a disk. For a remote folder that is a
-temporary copy, published after each checkpoint, so that a run which loses its machine goes on from
+temporary copy, uploaded after each checkpoint, so that a run which loses its machine goes on from
 there on another.
 """
 
@@ -81,7 +81,7 @@ def _run_folder_contents(run_dir: Path) -> list[Path]:
 
 
 class RunFolder:
-    """Where a run works, and where that is published to.
+    """Where a run works, and where its files are uploaded to.
 
     Attributes:
         url: As the user gave it.
@@ -91,19 +91,19 @@ class RunFolder:
     def __init__(self, url: str | Path, path: Path, remote: Folder | None) -> None:
         self.url, self.path = str(url), path
         self._remote = remote
-        self._published: dict[str, Stamp] = {}
+        self._uploaded: dict[str, Stamp] = {}
 
     def pull(self) -> None:
-        """Bring what an earlier run published."""
+        """Download what an earlier start of the run uploaded."""
         for name in self._remote.names() if self._remote else ():
             # W&B's offline files of an earlier part of the run are complete as they are.
             if self._remote and not name.startswith("wandb/"):
                 file = self.path / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self._remote.fetch(name, None, None), file)
-                self._published[name] = _stamp(file)
+                self._uploaded[name] = _stamp(file)
 
-    def publish(self, wandb: bool = False) -> None:
+    def upload(self, wandb: bool = False) -> None:
         """Upload what has changed, checkpoints last: one is never ahead of the rows it goes with.
 
         Args:
@@ -116,30 +116,30 @@ class RunFolder:
             for path in self.path.rglob("*")
             if path.is_file() and not path.is_symlink() and not path.name.startswith(".")
         }
-        for name in set(self._published) - set(files):
+        for name in set(self._uploaded) - set(files):
             self._remote.remove(name)
-            del self._published[name]
+            del self._uploaded[name]
         last = [name.as_posix() for name in (BEST, LAST)]
         for name in sorted(files, key=lambda name: (name in last and 1 + last.index(name), name)):
             if name.startswith("wandb/") and not wandb:
                 continue
             stamp = _stamp(files[name])
-            if self._published.get(name) != stamp:
+            if self._uploaded.get(name) != stamp:
                 with self._remote.writer(name) as partial:
                     shutil.copyfile(files[name], partial)
-                self._published[name] = stamp
+                self._uploaded[name] = stamp
 
     def remove_earlier_parts(self) -> None:
-        """Remove W&B's offline files that earlier starts of this run published.
+        """Remove W&B's offline files that earlier starts of this run uploaded.
 
-        Only for a run whose own part is published, whole, and repeats what they hold.
+        Only for a run whose own part is uploaded and complete, and repeats what they hold.
         """
         if self._remote is None:
             return
         own = (self.path / RUN_ID_FILE).read_text(encoding="utf-8").strip()
         part = re.compile(rf"{WANDB_FOLDER}/offline-run-[^/]*-{re.escape(own)}/.*")
         for name in self._remote.names(WANDB_FOLDER):
-            if part.fullmatch(name) and name not in self._published:
+            if part.fullmatch(name) and name not in self._uploaded:
                 self._remote.remove(name)
 
     def locate(self, name: Path) -> str | Path:

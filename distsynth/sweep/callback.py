@@ -175,9 +175,9 @@ class SweepCallback(Callback):
     def _ended(self, record: TrialRecord) -> None:
         self.update_leaderboard()
         best = record.best
-        told = f", best score {best.score:.4f} in epoch {best.epoch}" if best else ""
+        score = f", best score {best.score:.4f} in epoch {best.epoch}" if best else ""
         cause = f": {record.cause}" if record.cause else ""
-        self._say(f"trial {record.name} {record.status} after {record.epochs} epochs{told}{cause}")
+        self._say(f"trial {record.name} {record.status} after {record.epochs} epochs{score}{cause}")
 
     def _say(self, message: str) -> None:
         # The live table shows the counts itself, and what is written meanwhile stands above it.

@@ -57,7 +57,7 @@ def finalists(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> dict[str, 
 
 
 def export_best(folder: SweepFolder, plan: SweepPlan) -> list[ExportedTrial]:
-    """CopyRecord the finalists to best/, retrained if the plan says so.
+    """Copy the finalists to best/, retrained if the plan says so.
 
     Returns:
         What lies there now, the best first.

@@ -178,10 +178,10 @@ def counts(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> str:
     for record in records.values():
         found[record.status] = found.get(record.status, 0) + 1
     order = ("finished", "stopped", "running", "waiting", "failed")
-    told = ", ".join(f"{found[name]} {name}" for name in order if name in found) or "no trials yet"
+    text = ", ".join(f"{found[name]} {name}" for name in order if name in found) or "no trials yet"
     # Optuna's trials become known one by one.
     missing = plan.sweep.trials - len(records) if plan.sweep.search == "optuna" else 0
-    return f"{told}, {missing} to be suggested" if missing > 0 else told
+    return f"{text}, {missing} to be suggested" if missing > 0 else text
 
 
 def _score(record: TrialRecord) -> float:

@@ -88,8 +88,8 @@ class SweepConfig:
         for name in ("seed", "concurrent", "retries"):
             yield name, getattr(self, name) >= 0, ">= 0"
         yield "seam_penalty", 0 <= self.seam_penalty < math.inf, ">= 0"
-        whole = self.gpus % 1 == 0
-        yield "gpus", self.gpus >= 0 and (self.gpus < 1 or whole), "a fraction of 1 or whole"
+        integral = self.gpus % 1 == 0
+        yield "gpus", self.gpus >= 0 and (self.gpus < 1 or integral), "a fraction of 1 or whole"
         shares = self.workers > 1 and 0 < self.gpus < 1
         yield "gpus", not shares, "0 or whole for several workers: two ranks cannot share a GPU"
         yield "asha_reduction", 1 < self.asha_reduction < math.inf, "> 1"

@@ -128,7 +128,7 @@ def start_sweep(folder: SweepFolder, plan: SweepPlan, address: str | None = None
     check_plan(plan)
     with lease(folder.url), cluster(address):
         _refuse_existing(folder)
-        _check_room(plan, address)
+        _check_fits_machine(plan, address)
         # Left by a start that was killed before there was a plan.
         folder.remove_records()
         folder.write_plan(plan)
@@ -231,7 +231,7 @@ def _refuse_existing(folder: SweepFolder) -> None:
         )
 
 
-def _check_room(plan: SweepPlan, address: str | None) -> None:
+def _check_fits_machine(plan: SweepPlan, address: str | None) -> None:
     """Refuse trials that a cluster of this machine can never run; others may still grow."""
     if address in (None, LOCAL):
         check_resources(plan)
@@ -250,7 +250,7 @@ def _carry_out(
     callback = SweepCallback(folder, plan, records)
     if _unended(plan, records):
         with cluster(address):
-            _check_room(plan, address)
+            _check_fits_machine(plan, address)
             search(folder, plan, space, callback)
     _close_leaderboard(folder, plan, records)
     return SweepResult(folder, records, not _unended(plan, records))
@@ -299,8 +299,8 @@ def _planned_trials(
     if sweep.presets_first:
         found = presets_in(space, plan.base)
         candidates += list(found.items())
-        told = ", ".join(found) or "none"
-        logger.info(f"presets of Table 1 that lie in the space, tried first: {told}")
+        names = ", ".join(found) or "none"
+        logger.info(f"presets of Table 1 that lie in the space, tried first: {names}")
     if sweep.search == "grid":
         candidates += [
             (None, hyperparameters) for hyperparameters in grid_candidates(space, plan.base)

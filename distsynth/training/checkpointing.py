@@ -113,7 +113,7 @@ class RunCheckpoints:
             states = gathered
         if accelerator.is_main_process:
             save_checkpoint(self._folder.path / name, self._checkpoint(state, states))
-            self._folder.publish()
+            self._folder.upload()
         accelerator.wait_for_everyone()
 
     def save_epoch(self, epoch: int, state: RunState) -> None:

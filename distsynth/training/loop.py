@@ -37,7 +37,6 @@ from distsynth.training.setup import (
 from distsynth.training.steps import (
     Terms,
     adversarial_step,
-    average_buffers,
     interpolation_shares,
     supervised_step,
 )
@@ -198,7 +197,7 @@ class TrainingRun:
         finally:
             self.trackers.finish(failed)
             if accelerator.is_main_process:
-                self.folder.publish(wandb=True)
+                self.folder.upload(wandb=True)
                 if resume and not failed and config.tracking.mode == "offline":
                     self.folder.remove_earlier_parts()
 
@@ -332,13 +331,10 @@ class TrainingRun:
         self.trackers.log(state.position.step, row)
 
     def _merge_ranks(self) -> None:
-        """Give all ranks the mean of what each keeps for itself, before it is saved.
+        """Give all ranks the mean of the sums since the last row, before they are saved.
 
-        These are the sums since the last row and BatchNorm's statistics. A resumed run then
-        continues from the same numbers as one that was not interrupted.
+        A resumed run then continues from the same numbers as one that was not interrupted.
         """
-        for learner in self.state.learners.values():
-            average_buffers(learner.raw, self.accelerator)
         self.state.losses.merge_ranks(self.state.position.step)
 
     def _show_samples(self) -> None:

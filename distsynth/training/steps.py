@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distsynth.config import OptimConfig
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models.spectral import refresh
+from distsynth.training.batch_norm import over_all_ranks
 
 MicroBatch = tuple[Tensor, Tensor]
 """Standardised source and target, each (n, 1, *patch_size)."""
@@ -64,8 +65,8 @@ class Learner:
         total_steps: int,
         accelerator: Accelerator,
     ) -> None:
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if accelerator.num_processes > 1:
+            network = over_all_ranks(network, accelerator.device)
         self.network: nn.Module = accelerator.prepare_model(network)
         self.raw: nn.Module = accelerator.unwrap_model(self.network)
         self.mixes_batch = any(isinstance(part, _BatchNorm) for part in self.raw.modules())
@@ -251,15 +252,6 @@ def interpolation_shares(seed: int, step: int, batch_size: int) -> Tensor:
     """
     drawn = np.random.default_rng([seed, step, batch_size]).random(batch_size, np.float32)
     return torch.from_numpy(drawn)
-
-
-def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
-    """Give all ranks the mean of BatchNorm's running statistics, which each keeps for itself."""
-    if accelerator.num_processes == 1:
-        return
-    for buffer in network.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(accelerator.reduce(buffer, "mean"))  # type: ignore[arg-type]
 
 
 def _discriminate(

@@ -90,11 +90,11 @@ class Cache:
         lock = self.folder / f".{digest}.lock"
         with FileLock(lock):
             if self.find(digest, size) is None:
-                self._make_room(size, digest)
+                self._evict(size, digest)
                 with atomic_path(entry) as partial:
                     download(partial)
                 # Others may have added entries meanwhile.
-                self._make_room(0, digest)
+                self._evict(0, digest)
             # At worst, a process that waits here and one that comes later both look for the
             # entry, which is there by now.
             lock.unlink(missing_ok=True)
@@ -109,8 +109,8 @@ class Cache:
             raise ValueError(f"not a sha256: {digest!r}")
         return self.folder / digest
 
-    def _make_room(self, size: int, keep: str) -> None:
-        """Let go of the longest unused entries until `size` bytes more fit; never of `keep`."""
+    def _evict(self, size: int, keep: str) -> None:
+        """Evict the entries unused for longest until `size` more bytes fit; never evict `keep`."""
         files = sorted(self._files())
         total = sum(length for _, length, _ in files) + size
         now = time.time_ns()

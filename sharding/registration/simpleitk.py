@@ -44,15 +44,15 @@ def affine(
     levels: list[Level], start: NDArray[np.float64], config: RegisterConfig
 ) -> NDArray[np.float64]:
     """An affine map from a start, on the finer levels."""
-    whole = sitk.AffineTransform(3)
+    transform = sitk.AffineTransform(3)
     centre = np.array(_centre(levels[0][0]))
     matrix = RAS_TO_LPS @ start @ RAS_TO_LPS
-    whole.SetCenter(centre.tolist())
-    whole.SetMatrix(matrix[:3, :3].ravel().tolist())
-    whole.SetTranslation((matrix[:3, :3] @ centre + matrix[:3, 3] - centre).tolist())
+    transform.SetCenter(centre.tolist())
+    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
+    transform.SetTranslation((matrix[:3, :3] @ centre + matrix[:3, 3] - centre).tolist())
     for level in levels[1:] or levels:
-        _optimise(level, whole, AFFINE_STEP, config)
-    return _world_matrix(whole)
+        _optimise(level, transform, AFFINE_STEP, config)
+    return _world_matrix(transform)
 
 
 def deformable(levels: list[Level], config: RegisterConfig) -> NDArray[np.float32]:

@@ -148,18 +148,18 @@ def inputs_sha256(specimen: Specimen) -> str:
     Raises:
         DataError: If one is missing.
     """
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     transform = sorted(specimen.transform.iterdir()) if specimen.transform else []
     files = (specimen.source, specimen.target, specimen.mask, specimen.native_source, *transform)
     for path in files:
         if path is None:
-            whole.update(b"-")
+            digest.update(b"-")
             continue
         if not path.is_file():
             raise DataError(path, "the file does not exist", "Check the path")
         with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _finished(folder: Folder, name: str, key: str) -> CutSpecimen | None:
@@ -171,9 +171,9 @@ def _finished(folder: Folder, name: str, key: str) -> CutSpecimen | None:
     except ValidationError:
         return None
     mask = part.specimen.mask_sha256
-    whole = folder.size(part_file(name)) == part.bytes
-    whole &= mask is None or folder.exists(mask_name(name, mask))
-    return part if whole and part.key == key else None
+    complete = folder.size(part_file(name)) == part.bytes
+    complete &= mask is None or folder.exists(mask_name(name, mask))
+    return part if complete and part.key == key else None
 
 
 def _record_file(name: str) -> str:

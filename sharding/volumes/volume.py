@@ -141,9 +141,9 @@ def read_volume(
             f"must be a 3D volume with at least 2 voxels a side, found shape {image.shape}",
             "Give one 3D volume a file",
         )
-    stored = np.dtype(image.get_data_dtype())
-    if stored.kind not in "iuf":
-        raise DataError(path, f"voxels must be real numbers, found {stored}", "Export magnitudes")
+    dtype = np.dtype(image.get_data_dtype())
+    if dtype.kind not in "iuf":
+        raise DataError(path, f"voxels must be real numbers, found {dtype}", "Export magnitudes")
     _check_claimed_size(path, image)
     affine, header = geometry(path, image, orientation)
     try:
@@ -244,15 +244,15 @@ def _read_voxels(
 
     nibabel stops at the last voxel, before the checksum of a compressed file.
     """
-    stored = image.dataobj
-    assert isinstance(stored, ArrayProxy)
-    plane = shape[0] * shape[1] * stored.dtype.itemsize
+    proxy = image.dataobj
+    assert isinstance(proxy, ArrayProxy)
+    plane = shape[0] * shape[1] * proxy.dtype.itemsize
     data = empty(shape, np.float32, "F")
     with ImageOpener(str(path), "rb") as file:
         for slab in slabs(shape):
             low, high = slab[2].start, slab[2].stop
-            part = ((*shape[:2], high - low), stored.dtype, stored.offset + low * plane)
-            scaled = ArrayProxy(file, (*part, stored.slope, stored.inter), mmap=False)
+            part = ((*shape[:2], high - low), proxy.dtype, proxy.offset + low * plane)
+            scaled = ArrayProxy(file, (*part, proxy.slope, proxy.inter), mmap=False)
             data[slab] = np.asarray(scaled, dtype=np.float32)
         trailing = 0
         while rest := file.read(MOST_TRAILING_BYTES):

@@ -146,7 +146,7 @@ def test_predict(folder, run_dir, held_out):
 
 @pytest.mark.parametrize("form", ["checkpoint", "inside"])
 def test_evaluate(form, folder, phantoms, run_dir, held_out, monkeypatch):
-    out = folder / f"judged by {form}"
+    out = folder / f"evaluated by {form}"
     given = {"checkpoint": run_dir / BEST, "inside": Path()}[form]
     if form == "inside":
         monkeypatch.chdir(run_dir)
@@ -405,12 +405,12 @@ def on_a_small_disk(limit, *args):
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_that_names_the_file(folder, phantoms, run_dir, held_out, tmp_path):
     config = folder / "config.json"
-    judged = ["--cohort", phantoms, "-o", tmp_path / "evaluation"]
+    evaluated = ["--cohort", phantoms, "-o", tmp_path / "evaluation"]
     for limit, named, args in (
         (20_000, "phantom-00_target.nii.gz", ["phantom", tmp_path / "c", "--shape", 40, 36, 32]),
         (20_000, "s.nii", ["predict", run_dir, held_out.source, "-o", tmp_path / "s.nii"]),
         (2_000, "", ["export", run_dir, "-o", tmp_path / "export", "--no-onnx"]),
-        (20_000, "", ["evaluate", run_dir, *judged]),
+        (20_000, "", ["evaluate", run_dir, *evaluated]),
         (4_000, "checkpoints/best.pt", ["train", config, "-o", tmp_path / "run"]),
     ):
         ended = on_a_small_disk(limit, *args)

@@ -45,8 +45,8 @@ def specimens(phantom_cohort):
 
 
 @pytest.fixture(scope="module")
-def judged(predictor, specimens, tmp_path_factory):
-    volumes = tmp_path_factory.mktemp("judged")
+def evaluated(predictor, specimens, tmp_path_factory):
+    volumes = tmp_path_factory.mktemp("evaluated")
     return evaluate({"first": predictor}, specimens, "test", volumes), volumes
 
 
@@ -72,8 +72,8 @@ def perfect(predictor, specimens):
     return made
 
 
-def test_every_method_is_judged_on_every_test_specimen(judged, predictor, specimens):
-    evaluation, _ = judged
+def test_every_method_is_evaluated_on_every_test_specimen(evaluated, predictor, specimens):
+    evaluation, _ = evaluated
     names = [row.name for row in of_split(specimens, predictor, "test")]
     assert evaluation.specimens == names != []
     assert evaluation.training == 3
@@ -88,8 +88,8 @@ def test_every_method_is_judged_on_every_test_specimen(judged, predictor, specim
                 assert math.isnan(value) == missing, (method, metric)
 
 
-def test_numbers_are_those_of_the_prediction(judged, predictor, specimens):
-    evaluation, _ = judged
+def test_numbers_are_those_of_the_prediction(evaluated, predictor, specimens):
+    evaluation, _ = evaluated
     (row,) = of_split(specimens, predictor, "test")
     pair = prepare_pair(row, predictor.checkpoint.data.preprocess)
     peak = pair.target_transform.data_range
@@ -103,8 +103,10 @@ def test_numbers_are_those_of_the_prediction(judged, predictor, specimens):
         assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-def test_saved_volumes_are_those_of_predict_like_the_target(judged, predictor, specimens, tmp_path):
-    _, volumes = judged
+def test_saved_volumes_are_those_of_predict_on_the_target_grid(
+    evaluated, predictor, specimens, tmp_path
+):
+    _, volumes = evaluated
     (row,) = of_split(specimens, predictor, "test")
     assert [path.name for path in volumes.iterdir()] == [f"{row.name}_first.nii.gz"]
     assert row.source is not None
@@ -128,9 +130,9 @@ def test_a_perfect_model_has_perfect_numbers(predictor, specimens, tmp_path):
     json.loads((tmp_path / RESULTS_FILE).read_text())
 
 
-def test_what_is_written(judged, predictor, run_dir, tmp_path):
-    evaluation, _ = judged
-    out = tmp_path / "judged"
+def test_what_is_written(evaluated, predictor, run_dir, tmp_path):
+    evaluation, _ = evaluated
+    out = tmp_path / "evaluated"
     text = write_evaluation(out, evaluation, {"first": predictor}, {"first": run_dir})
     assert (out / "table.txt").read_text().strip() == text.strip()
     with (out / "results.csv").open() as file:

@@ -286,14 +286,14 @@ def test_evaluate_takes_an_export_and_the_card_takes_the_evaluation(
     specimens = read_cohort(phantom_cohort)
     # Without what is fitted, and without pictures: those take most of the time of the command.
     found = evaluate(predictors, specimens, baselines=[Identity(), Cubic()])
-    judged = tmp_path / "judged"
-    judged.mkdir()
-    (judged / RESULTS_FILE).write_text(results_json(results_table(found.results)))
-    methods = json.loads((judged / RESULTS_FILE).read_text())["methods"]
+    evaluated = tmp_path / "evaluated"
+    evaluated.mkdir()
+    (evaluated / RESULTS_FILE).write_text(results_json(results_table(found.results)))
+    methods = json.loads((evaluated / RESULTS_FILE).read_text())["methods"]
     assert methods["conv"]["specimens"] == methods["secret-name"]["specimens"]
 
     out = tmp_path / "export"
-    command = ["export", run_dir, "-o", out, "--no-onnx", "--evaluation", judged]
+    command = ["export", run_dir, "-o", out, "--no-onnx", "--evaluation", evaluated]
     assert run(*command) == 0
     card = (out / CARD).read_text()
     assert "| metric | better | this model | identity | cubic |\n" in card

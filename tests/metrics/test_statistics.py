@@ -26,7 +26,7 @@ VALUES = st.floats(-50, 50).map(lambda value: round(value, 6))
 P_VALUES = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=12)
 
 
-def judged(**methods):
+def results_of(**methods):
     """Method -> specimen -> psnr_mask, from a list of values each."""
     return {
         name: {f"s{number}": {"psnr_mask": value} for number, value in enumerate(values)}
@@ -125,7 +125,7 @@ def test_holm_refuses_what_is_no_p():
 
 
 def test_differences_to_the_best_in_either_direction():
-    results = judged(a=[1.0, 2.0, 3.0], b=[2.0, 4.0, 6.0], c=[1.0, 1.0, 1.0])
+    results = results_of(a=[1.0, 2.0, 3.0], b=[2.0, 4.0, 6.0], c=[1.0, 1.0, 1.0])
     found = paired_differences(results, "psnr_mask")
     assert [(row.method, row.reference) for row in found] == [("a", "b"), ("c", "b")]
     assert found[0].specimens == {"s0": -1.0, "s1": -2.0, "s2": -3.0}
@@ -141,7 +141,7 @@ def test_differences_to_the_best_in_either_direction():
 
 
 def test_a_named_reference_seed_and_level():
-    results = judged(a=[1.0, 2.0, 4.0], b=[2.0, 4.0, 7.0])
+    results = results_of(a=[1.0, 2.0, 4.0], b=[2.0, 4.0, 7.0])
     (found,) = paired_differences(results, "psnr_mask", "a", seed=5, level=0.5)
     assert (found.method, found.mean) == ("b", 2)
     assert (found.low, found.high) == bootstrap_interval([1, 2, 3], seed=5, level=0.5)
@@ -151,7 +151,7 @@ def test_a_named_reference_seed_and_level():
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=8))
 def test_differences_are_antisymmetric_and_intervals_hold_the_mean(pairs):
     first, second = zip(*pairs, strict=True)
-    results = judged(a=first, b=second)
+    results = results_of(a=first, b=second)
     one, other = differences_between(results, [("a", "b", "psnr_mask"), ("b", "a", "psnr_mask")])
     assert one.specimens == {name: -value for name, value in other.specimens.items()}
     assert one.mean == -other.mean
@@ -164,14 +164,14 @@ def test_differences_are_antisymmetric_and_intervals_hold_the_mean(pairs):
 
 
 def test_one_specimen_has_a_difference_and_no_interval():
-    (found,) = paired_differences(judged(a=[1.0], b=[3.0]), "psnr_mask")
+    (found,) = paired_differences(results_of(a=[1.0], b=[3.0]), "psnr_mask")
     assert (found.mean, found.p) == (-2, 1)
     assert math.isnan(found.low)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_has_no_test_and_does_not_count(bad):
-    results = judged(a=[1.0, 2.0], b=[3.0, bad], c=[0.0, 1.0])
+    results = results_of(a=[1.0, 2.0], b=[3.0, bad], c=[0.0, 1.0])
     by_name = {row.method: row for row in paired_differences(results, "psnr_mask", "a")}
     assert by_name["b"].note == "no test: not a finite number on s1"
     assert all(
@@ -183,11 +183,11 @@ def test_what_is_not_finite_has_no_test_and_does_not_count(bad):
 
 
 def test_a_method_without_mean_is_never_best():
-    results = judged(a=[9.0, math.nan], b=[1.0, 2.0])
+    results = results_of(a=[9.0, math.nan], b=[1.0, 2.0])
     assert best_method(results, "psnr_mask") == "b"
-    assert best_method(judged(a=[math.nan]), "psnr_mask") is None
-    assert best_method(judged(a=[math.inf, -math.inf]), "psnr_mask") is None
-    assert best_method(judged(a=[1.0], b=[1.0]), "psnr_mask") == "a"
+    assert best_method(results_of(a=[math.nan]), "psnr_mask") is None
+    assert best_method(results_of(a=[math.inf, -math.inf]), "psnr_mask") is None
+    assert best_method(results_of(a=[1.0], b=[1.0]), "psnr_mask") == "a"
     with pytest.raises(ValueError, match="no method has a mean of seam_index"):
         paired_differences(results, "seam_index")
 
@@ -201,18 +201,18 @@ def test_a_method_without_mean_is_never_best():
     ],
 )
 def test_refuses(pair, message):
-    results = judged(a=[1.0, 2.0], b=[1.0, 2.0], c=[1.0])
+    results = results_of(a=[1.0, 2.0], b=[1.0, 2.0], c=[1.0])
     with pytest.raises(ValueError, match=message):
         differences_between(results, [pair])
 
 
 def test_refuses_an_unknown_reference():
     with pytest.raises(ValueError, match="reference must be one of"):
-        paired_differences(judged(a=[1.0]), "psnr_mask", "b")
+        paired_differences(results_of(a=[1.0]), "psnr_mask", "b")
 
 
 def test_seeds_are_averaged_by_specimen():
-    runs = judged(one=[1.0, 2.0], two=[3.0, 6.0], three=[5.0, 10.0])
+    runs = results_of(one=[1.0, 2.0], two=[3.0, 6.0], three=[5.0, 10.0])
     averaged = seed_mean(list(runs.values()))
     assert averaged.results == {"s0": {"psnr_mask": 3.0}, "s1": {"psnr_mask": 6.0}}
     # Means over specimens 1.5, 4.5 and 7.5.
@@ -221,7 +221,7 @@ def test_seeds_are_averaged_by_specimen():
 
 
 def test_one_seed_has_no_spread_and_a_missing_value_no_mean():
-    (run,) = judged(one=[1.0, 2.0]).values()
+    (run,) = results_of(one=[1.0, 2.0]).values()
     alone = seed_mean([run])
     assert alone.results == run
     assert math.isnan(alone.spread["psnr_mask"])

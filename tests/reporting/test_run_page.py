@@ -44,9 +44,9 @@ def run_dir(shard_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluation(run_dir, phantom_cohort, tmp_path_factory):
-    """The run judged, in a folder of its own."""
+    """The run evaluated, in a folder of its own."""
     predictors = {"first": load_predictor(run_dir, "cpu")}
-    out = tmp_path_factory.mktemp("judged") / "evaluation"
+    out = tmp_path_factory.mktemp("evaluated") / "evaluation"
     found = evaluate(predictors, read_cohort(phantom_cohort), "test")
     write_evaluation(out, found, predictors, {"first": run_dir})
     return out

@@ -240,7 +240,7 @@ def test_rows_not_run_have_no_numbers_anywhere(comparison):
     ]
     assert row["results"] is None
     assert "summary" not in row
-    assert "published" not in row
+    assert "paper" not in row
 
 
 def test_nothing_was_run():
@@ -269,9 +269,9 @@ def test_csv_reads_back(comparison):
     assert (float(psnr["low"]), float(psnr["high"])) == bootstrap_interval([18, 19])
     assert psnr["reference"] == "unet-7"
     assert [float(psnr[key]) for key in ("difference", "p", "p_corrected")] == [-2.5, 0.5, 1]
-    assert psnr["parameters"] == psnr["seconds"] == psnr["published"] == ""
+    assert psnr["parameters"] == psnr["seconds"] == psnr["paper"] == ""
     assert found["unet-7", "psnr_mask"]["difference"] == ""
-    assert found["unet-7", "mse_whole"]["published"] == "0.0174"
+    assert found["unet-7", "mse_whole"]["paper"] == "0.0174"
     assert found["unet-7", "mse_whole"]["parameters"] == "1829025"
     assert found["cubic", "seam_index"]["mean"] == ""
     assert "nan" not in comparison_csv(comparison)
@@ -284,8 +284,8 @@ def test_json_reads_back(comparison):
     text = comparison_json(comparison)
     content = json.loads(text, parse_constant=refuse)
     assert content["metrics"]["psnr_mask"]["title"] == METRICS["psnr_mask"][0]
-    assert content["published_warning"] == WARNING
-    assert content["rows"][1]["published"]["psnr255"] == 67.55
+    assert content["paper_warning"] == WARNING
+    assert content["rows"][1]["paper"]["psnr255"] == 67.55
     assert [row["name"] for row in content["rows"]] == [row.name for row in comparison.rows]
     unet = content["rows"][1]
     assert unet["results"] == UNET.results

@@ -6,7 +6,7 @@ import pytest
 
 from distsynth.metrics.image import METRICS
 from distsynth.presets import PRESETS, describe
-from distsynth.reproduction.paper_values import PUBLISHED, WARNING
+from distsynth.reproduction.paper_values import PAPER_VALUES, WARNING
 
 TABLE_2 = """
 fcn-1             57.01  0.147   0.116   308545
@@ -38,22 +38,22 @@ def test_values_are_the_papers():
             expected[name] = (table, *map(float, numbers))
     assert expected == {
         name: (row.table, row.psnr255, row.mse, row.ssim_global, row.parameters)
-        for name, row in PUBLISHED.items()
+        for name, row in PAPER_VALUES.items()
     }
 
 
 def test_every_row_of_the_paper_is_a_preset_and_all_but_our_own_are_rows():
-    assert set(PRESETS) - set(PUBLISHED) == {"small"}
-    assert not set(PUBLISHED) - set(PRESETS)
+    assert set(PRESETS) - set(PAPER_VALUES) == {"small"}
+    assert not set(PAPER_VALUES) - set(PRESETS)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PAPER_VALUES)
 def test_parameters_are_those_of_the_preset(name):
-    assert describe(name)["generator_parameters"] == PUBLISHED[name].parameters
+    assert describe(name)["generator_parameters"] == PAPER_VALUES[name].parameters
 
 
 def test_values_by_metric_are_of_the_whole_volume_at_the_papers_peak():
-    row = PUBLISHED["unet-7"]
+    row = PAPER_VALUES["unet-7"]
     known = {key: row.value(key) for key in METRICS if row.value(key) is not None}
     assert known == {"mse_whole": 0.0174, "psnr255_whole": 67.55, "ssim_global_whole": 0.593}
 

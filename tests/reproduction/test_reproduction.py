@@ -20,7 +20,7 @@ from distsynth.config import dotted_fields
 from distsynth.errors import ConfigError
 from distsynth.presets import PRESETS
 from distsynth.reproduction.budget import Budget
-from distsynth.reproduction.paper_values import PUBLISHED
+from distsynth.reproduction.paper_values import PAPER_VALUES
 from distsynth.reproduction.row_evaluation import read_evaluation, read_slices
 from distsynth.reproduction.rows import CNNS, FORESTS, GANS, NETWORKS, QUESTIONS, ROWS, chosen_rows
 from distsynth.reproduction.task import Task, check_same_task, read_task, task_from_json
@@ -41,7 +41,7 @@ ADDED = ("unet-5",)
 
 
 def test_every_preset_of_the_paper_is_a_row():
-    assert set(CNNS + GANS) == set(PUBLISHED) == set(PRESETS) - {"small"}
+    assert set(CNNS + GANS) == set(PAPER_VALUES) == set(PRESETS) - {"small"}
     assert set(CNNS + GANS) | set(FORESTS) < set(ROWS)
     for name in CNNS + GANS:
         assert NETWORKS[name].config == PRESETS[name]
@@ -168,7 +168,7 @@ def test_every_row_is_evaluated_or_its_reason_told(out):
     not_run = {name for name, row in rows.items() if row["results"] is None}
     assert not_run == {"dcsrn-perceptual"}
     assert "VGG16" in rows["dcsrn-perceptual"]["reason"]
-    assert rows["dcgan-1"]["parameters"] == PUBLISHED["dcgan-1"].parameters
+    assert rows["dcgan-1"]["parameters"] == PAPER_VALUES["dcgan-1"].parameters
     for name in ("dcgan-1", "unet-5"):
         assert rows[name]["trained"] == "1 of 30 epochs, 8 of 300 patches a specimen, stride 48"
         assert rows[name]["seconds"]

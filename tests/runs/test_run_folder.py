@@ -65,7 +65,7 @@ def rows(metrics: Path) -> list[dict[str, float]]:
 
 
 def assert_same_run(url: str, local: Path) -> None:
-    """The published run is the local one, to the bit."""
+    """The uploaded run is the local one, to the bit."""
     found, expected = weights(f"{url}/{LAST}"), weights(local / LAST)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
@@ -81,7 +81,7 @@ def test_a_run_on_a_bucket_is_the_run_on_a_disk(remote, remote_shards, shard_fol
 
 
 def test_a_run_goes_on_from_the_bucket_on_another_machine(remote, shard_folder, tmp_path):
-    """What one machine published before it was lost is all that the other one has."""
+    """What one machine uploaded before it was lost is all that the other one has."""
 
     class LostError(Exception):
         pass
@@ -100,7 +100,7 @@ def test_a_run_goes_on_from_the_bucket_on_another_machine(remote, shard_folder, 
 def test_a_killed_run_goes_on_from_the_bucket(remote, shard_folder, tmp_path):
     config = tiny_config(shard_folder, {"train.epochs": 3})
     (tmp_path / "config.json").write_text(to_json(config))
-    # In the second epoch, after the first one's checkpoint has been published.
+    # In the second epoch, after the first one's checkpoint has been uploaded.
     moment = CallMoment("distsynth.training.loop:TrainingRun._step", count=8)
     command = [sys.executable, "-m", "distsynth", "train", tmp_path / "config.json", "-o", remote]
     killed_at(moment, command)
@@ -125,7 +125,7 @@ def test_a_run_on_a_bucket_is_replaced_only_if_told_to(remote, shard_folder):
     assert "samples/notes.png" in names
 
 
-def test_offline_tracking_is_published_in_the_end(remote, shard_folder):
+def test_offline_tracking_is_uploaded_in_the_end(remote, shard_folder):
     config = tiny_config(shard_folder, {"train.epochs": 1, "tracking.mode": "offline"})
     train(config, remote)
     assert [name for name in Folder(remote).names() if name.endswith(".wandb")]
@@ -165,7 +165,7 @@ def test_a_missing_checkpoint_is_named(remote):
 def test_nothing_is_copied_for_a_folder_of_this_machine(tmp_path):
     with open_run(tmp_path) as run:
         (run.path / "config.json").write_text("{}")
-        run.publish(wandb=True)
+        run.upload(wandb=True)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     with open_run(f"file://{tmp_path}") as run:
         assert run.path == tmp_path

@@ -36,11 +36,11 @@ from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
 from tune_spaces.architectures import networks, sharpening
 from tune_spaces.domains import zero_or_log
+from tune_spaces.everything import everything
 from tune_spaces.learning_rates import learning_rates
 from tune_spaces.loss_weights import loss_weights
 from tune_spaces.plain import space_to_plain
 from tune_spaces.registry import SPACES
-from tune_spaces.whole import whole
 
 UNET = preset("unet-7")
 SMALL = preset("small")
@@ -155,7 +155,7 @@ BASES = {"unet-7": UNET, "small": SMALL, "dcgan-1": preset("dcgan-1")}
 @pytest.mark.parametrize("keep_discriminator", [False, True])
 @pytest.mark.parametrize("base", BASES)
 def test_drawn_candidates_can_be_run_and_lie_in_the_space(base, keep_discriminator):
-    space = whole()
+    space = everything()
     candidates, refused = draw_candidates(space, BASES[base], 60, 0, keep_discriminator)
     assert len(candidates) == 60
     for hyperparameters in candidates:
@@ -167,7 +167,7 @@ def test_drawn_candidates_can_be_run_and_lie_in_the_space(base, keep_discriminat
 
 
 def test_a_seed_fixes_the_candidates():
-    space = whole()
+    space = everything()
     candidates = draw_candidates(space, UNET, 20, 4)[0]
     assert draw_candidates(space, UNET, 20, 4)[0] == candidates
     assert draw_candidates(space, UNET, 12, 4)[0] == candidates[:12]

@@ -107,7 +107,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def local(lab: Lab, phantom_cohort: Path) -> Launched:
-    """The sweep `local` on this machine alone; its best trial is judged."""
+    """The sweep `local` on this machine alone; its best trial is evaluated."""
     seen = Launched(lab.sweeps / "local")
     look = ["sweep", "--status", "local", "--storage", str(lab.sweeps)]
     words = ["python", JOB, *lab.words("local"), "--cohort", phantom_cohort, "--local"]

@@ -65,7 +65,7 @@ def plain_halving(grace: int = 1, reduction: float = 3.0) -> AsyncHyperBandSched
 
 
 class Sweep:
-    """Trials that are trained in a given order of epochs, judged by a scheduler.
+    """Trials that are trained in a given order of epochs, compared by a scheduler.
 
     Args:
         scores: Of each trial and epoch; None where it was not validated.

@@ -28,10 +28,10 @@ from distsynth.sweep.searcher import (
     importances,
 )
 from tune_spaces.domains import zero_or_log
+from tune_spaces.everything import everything
 from tune_spaces.loss_weights import loss_weights
 from tune_spaces.plain import RANGES, space_to_plain
 from tune_spaces.registry import SPACES
-from tune_spaces.whole import whole
 
 UNET = preset("unet-7")
 WEIGHT = {"loss.lambda_bce": zero_or_log(0.01, 4)}
@@ -449,11 +449,11 @@ def test_the_field_that_matters_comes_first():
 
 def test_importances_are_the_same_each_time():
     rng = np.random.default_rng(1)
-    candidates = [draw(whole(), rng) for _ in range(12)]
+    candidates = [draw(everything(), rng) for _ in range(12)]
     scored = [
         (hyperparameters, hyperparameters["optim.lr_generator"]) for hyperparameters in candidates
     ]
-    assert importances(whole(), scored) == importances(whole(), scored)
+    assert importances(everything(), scored) == importances(everything(), scored)
 
 
 def test_too_few_or_equal_scores_tell_nothing():

@@ -143,11 +143,12 @@ def test_all_ranks_have_the_encoder_of_the_first(shard_folder, tmp_path):
     config = tiny_config(shard_folder, ADVERSARIAL, COHORT, more)
     train(config, tmp_path / "one")
     assert launch(run_and_keep, config, tmp_path / "two", ranks=2, log=tmp_path / "log") == [0, 0]
-    encoders = [
-        load_checkpoint(tmp_path / name / LAST).learners["encoder"] for name in ("one", "two")
-    ]
-    for name, value in encoders[0]["network"].items():
-        torch.testing.assert_close(value, encoders[1]["network"][name])
+    one, two = (
+        load_checkpoint(tmp_path / name / LAST).learners["encoder"]["network"]
+        for name in ("one", "two")
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name])
     for one, other in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5, nan_ok=True)
     ranks = [torch.load(tmp_path / "two" / f"rank-{rank}.pt") for rank in (0, 1)]

@@ -26,11 +26,11 @@ from distsynth.models import build_generator
 from distsynth.presets import preset
 from tune_spaces.architectures import GENERATORS, conv_stacks, networks, shard_sets, unets
 from tune_spaces.domains import ZeroOrLog, zero_or_log
+from tune_spaces.everything import everything
 from tune_spaces.loss_weights import TABLE_1, loss_weights
 from tune_spaces.named import named_space, read_space
 from tune_spaces.plain import RANGES, space_from_plain, space_to_plain
 from tune_spaces.registry import SPACES
-from tune_spaces.whole import whole
 
 NO_SUPERVISION = "loss must be more than the adversarial term"
 
@@ -66,7 +66,7 @@ def test_sampled_hyperparameters_are_valid(name: str, start: str) -> None:
 
 
 def test_sampled_hyperparameters_differ() -> None:
-    space = whole(perceptual=True)
+    space = everything(perceptual=True)
     candidates = [draw(space, seed) for seed in range(50)]
     assert len({tuple(hyperparameters.values()) for hyperparameters in candidates}) == 50
     for field in space:
@@ -87,8 +87,8 @@ def test_candidates_without_supervision_are_as_rare_as_documented() -> None:
 def test_perceptual_weight_only_when_asked() -> None:
     assert set(TABLE_1) - set(loss_weights()) == {"loss.lambda_perceptual"}
     assert set(loss_weights(perceptual=True)) == set(TABLE_1)
-    assert "loss.lambda_perceptual" not in whole()
-    assert "loss.lambda_perceptual" in whole(perceptual=True)
+    assert "loss.lambda_perceptual" not in everything()
+    assert "loss.lambda_perceptual" in everything(perceptual=True)
 
 
 @pytest.mark.parametrize("name", ["dcgan-1", "unet-5", "pix2pix-11", "small"])
@@ -232,12 +232,12 @@ def test_what_is_cast_is_made_raw_and_cast_to_the_same() -> None:
 
 
 def test_ray_resolves_spaces_with_a_grid() -> None:
-    space = {**whole(), "train.seed": tune.grid_search([0, 1, 2])}
+    space = {**everything(), "train.seed": tune.grid_search([0, 1, 2])}
     state = np.random.RandomState(0)
     configs = [spec["config"] for _, spec in generate_variants({"config": space}, False, state)]
     assert [config["train.seed"] for config in configs] == [0, 1, 2]
     for config in configs:
-        assert all(space[field].is_valid(config[field]) for field in whole())
+        assert all(space[field].is_valid(config[field]) for field in everything())
 
 
 def optuna_space(space: dict[str, Any]) -> dict[str, Any]:
@@ -457,7 +457,7 @@ def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
         ("a: [", "must be valid YAML: "),
         ("a: {grid: [1]}\nb: {grid: [2]}\na: {grid: [3]}", "a stands in lines 1 and 3; keep one"),
         ("a: {uniform: [0, 1], uniform: [0, 2]}", "uniform stands in lines 1 and 1; keep one"),
-        ("spaces: [whole]\nspaces: [unets]", "spaces stands in lines 1 and 2; keep one"),
+        ("spaces: [everything]\nspaces: [unets]", "spaces stands in lines 1 and 2; keep one"),
         ("a: &x {grid: [1]}\nb: *x", "write the values of an alias out"),
         ("? [1, 2]\n: {grid: [1]}", "must be valid YAML: "),
         ("a: {choice: " + "[" * 400 + "]" * 400 + "}", "must not be nested this deeply"),
@@ -496,7 +496,7 @@ def test_names_merge_in_order() -> None:
 
 def test_unknown_names_are_explained() -> None:
     with pytest.raises(ValueError, match="loss_weight is not a search space; did you mean loss-w"):
-        named_space(["whole", "loss_weight"])
+        named_space(["everything", "loss_weight"])
     with pytest.raises(ValueError, match="xyz is not a search space \\(spaces: loss-weights, "):
         named_space(["xyz"])
     with pytest.raises(ValueError, match="at least one space"):

@@ -22,7 +22,7 @@ MARK = "results.json"
 
 
 def test_a_failure_leaves_nothing(tmp_path):
-    out = tmp_path / "judged"
+    out = tmp_path / "evaluated"
     with pytest.raises(RuntimeError, match="boom"), atomic_folder(out, MARK, False) as folder:
         (folder / "half.txt").write_text("half")
         raise RuntimeError("boom")
@@ -30,11 +30,11 @@ def test_a_failure_leaves_nothing(tmp_path):
 
 
 def test_a_failure_leaves_the_old_folder(tmp_path):
-    out = tmp_path / "judged"
+    out = tmp_path / "evaluated"
     with atomic_folder(out, MARK, False) as folder:
         (folder / MARK).write_text("{}")
         (folder / "old.txt").write_text("old")
-    with pytest.raises(DataError, match="judged: the folder exists already"):
+    with pytest.raises(DataError, match="evaluated: the folder exists already"):
         atomic_folder(out, MARK, False).__enter__()
     with pytest.raises(RuntimeError), atomic_folder(out, MARK, True):
         raise RuntimeError
@@ -42,7 +42,7 @@ def test_a_failure_leaves_the_old_folder(tmp_path):
     with atomic_folder(out, MARK, True) as folder:
         (folder / MARK).write_text("{}")
     assert [path.name for path in out.iterdir()] == [MARK]
-    assert [path.name for path in tmp_path.iterdir()] == ["judged"]
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluated"]
 
 
 def test_a_foreign_folder_is_never_replaced(tmp_path):

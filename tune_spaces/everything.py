@@ -1,4 +1,4 @@
-"""Everything at once."""
+"""All spaces of the registry in one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tune_spaces.loss_forms import initialisation, loss_forms
 from tune_spaces.loss_weights import loss_weights
 
 
-def whole(perceptual: bool = False) -> Space:
+def everything(perceptual: bool = False) -> Space:
     """Weights and forms of the loss, learning rates, architectures and how their weights start.
 
     Args:
