@@ -27,6 +27,7 @@ from distsynth.models import (
     build_generator,
     parameter_count,
 )
+from sharding.shards.config import ShardConfig
 
 PAPER_PATCH = (64, 64)
 """Sides of the paper's patches in voxels (section 5.2): the sizes of networks are listed for it."""
@@ -63,6 +64,11 @@ SRFBN = FeedbackConfig(features=16, groups=3, steps=4, residual=True)
 SMALL = ConvStackConfig((32,) * 6, (3,), norm="none", residual=True)
 SMALL_DISCRIMINATOR = ConvDiscriminatorConfig((8, 16, 32), (3,), norm="none")
 
+# Ours, for blocks; the paper leaves three dimensions for later (section 8).
+UNET_3D = UNetConfig((16, 32, 64, 128), init="normal")
+RESIDUAL_3D = ResidualConfig(features=16, blocks=4, residual=True)
+PATCHGAN_3D = PatchGANConfig((16, 32, 64), conditional=True, norm="instance")
+
 GENERATORS: dict[str, AnyGenerator] = {
     "dcgan-1": A,
     "dcgan-2": C,
@@ -89,6 +95,32 @@ DISCRIMINATORS: dict[str, AnyDiscriminator] = {
     "none": NoDiscriminatorConfig(),
 }
 """Whole discriminators by the name that a search space gives them."""
+
+
+def _adversarial(loss: str, penalty: str = "none", spectral_norm: bool = False) -> dict[str, Any]:
+    """The fields of an adversarial setting; where the slope is bounded there is no BatchNorm."""
+    fields: dict[str, Any] = {
+        "loss.adversarial": loss,
+        "loss.penalty": penalty,
+        "discriminator.spectral_norm": spectral_norm,
+    }
+    if penalty != "none" or spectral_norm:
+        fields["discriminator.norm"] = "none"
+    return fields
+
+
+ADVERSARIAL: dict[str, dict[str, Any]] = {
+    "bce": _adversarial("bce"),
+    "bce-r1": _adversarial("bce", penalty="r1"),
+    "least-squares": _adversarial("least-squares"),
+    "hinge": _adversarial("hinge"),
+    "hinge-spectral": _adversarial("hinge", spectral_norm=True),
+    "wasserstein": _adversarial("wasserstein", penalty="gradient"),
+    "wasserstein-spectral": _adversarial("wasserstein", spectral_norm=True),
+    "kl-spectral": _adversarial("kl", spectral_norm=True),
+}
+"""Adversarial losses with what each asks of the discriminator, by the name that a search space
+gives them: dotted fields that go together."""
 
 
 def _gan(
@@ -149,6 +181,24 @@ PRESETS: dict[str, RunConfig] = {
     "drcn":             _cnn(DRCN,  LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
     "srfbn":            _cnn(SRFBN, LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
 
+    # Blocks, see BLOCKS for their shards: a U-Net by pairs alone, and a GAN whose networks are both
+    # of three dimensions, stitched without most of what the faces of its blocks spoil.
+    "unet-3d": RunConfig(
+        generator=UNET_3D,
+        loss=LossConfig(0.0, 1.0, "l1", 0.0, 0.0),
+        optim=OptimConfig(1e-3, beta1=0.5, schedule="cosine"),
+        train=TrainConfig(epochs=30, batch_size=4),
+        stitch=StitchConfig(stride=24),
+    ),
+    "gan-3d": RunConfig(
+        generator=RESIDUAL_3D,
+        discriminator=PATCHGAN_3D,
+        loss=LossConfig(0.01, 1.0, "l1", 0.0, 0.0),
+        optim=OptimConfig(1e-3, 2e-4, schedule="cosine"),
+        train=TrainConfig(epochs=30, batch_size=8),
+        stitch=StitchConfig(stride=16, trim=8),
+    ),
+
     # Predicted along all three axes: each sees what the other two cannot. Trimmed by as far as the
     # network looks, so that whole slices take the place of windows; patches of 32 meet at 16.
     "small": RunConfig(
@@ -161,6 +211,12 @@ PRESETS: dict[str, RunConfig] = {
     ),
 }
 # fmt: on
+
+BLOCKS: dict[str, ShardConfig] = {
+    "unet-3d": ShardConfig(patch_size=(48, 48, 48), patches_per_specimen=150, stride=24),
+    "gan-3d": ShardConfig(patch_size=(32, 32, 32), patches_per_specimen=300, stride=16),
+}
+"""What to cut for the presets of three dimensions; `distsynth shard --for-preset` does so."""
 
 
 def preset(name: str) -> RunConfig:
@@ -188,6 +244,7 @@ def describe(name: str) -> dict[str, Any]:
     """
     config = preset(name)
     generator, discriminator = config.generator, config.discriminator
+    patch_size = BLOCKS[name].patch_size if name in BLOCKS else PAPER_PATCH
     features = [generator.label]
     if generator.residual:
         features.append("residual")
@@ -196,7 +253,7 @@ def describe(name: str) -> dict[str, Any]:
     row = {
         "preset": name,
         "generator": ", ".join(features),
-        "generator_parameters": parameter_count(build_generator(generator, PAPER_PATCH)),
+        "generator_parameters": parameter_count(build_generator(generator, patch_size)),
         "discriminator": None,
         "discriminator_parameters": None,
         "losses": config.loss.label,
@@ -205,7 +262,7 @@ def describe(name: str) -> dict[str, Any]:
         "epochs": config.train.epochs,
     }
     if config.adversarial:
-        built = build_discriminator(discriminator, PAPER_PATCH)
+        built = build_discriminator(discriminator, patch_size)
         row["discriminator"] = discriminator.label
         row["discriminator_parameters"] = parameter_count(built)
         row["lr_discriminator"] = config.optim.lr_discriminator
