@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 Given = TypeVar("Given")
 Cohort = Annotated[Path, arg(help="cohort.csv, a folder that holds one, or a BIDS folder")]
 Out = Annotated[Path, arg(aliases=["-o"])]
+SourcePattern = Annotated[
+    str | None, arg(help="For a BIDS folder: glob of the source below each subject.")
+]
+TargetPattern = Annotated[
+    str | None, arg(help="For a BIDS folder: glob of the target below each subject.")
+]
 
 
 def parse(name: str, command: type[Given], args: Sequence[str]) -> Given:

@@ -92,7 +92,7 @@ def train(args: Sequence[str]) -> None:
     from distsynth.training.loop import train as run_training
 
     with resume_hint("train", args, "--resume"):
-        result = run_training(config, given.run_dir, given.resume, given.overwrite)
+        result = run_training(config, given.run_dir, resume=given.resume, overwrite=given.overwrite)
     # One line, however many ranks a launcher started.
     if os.environ.get("RANK", "0") == "0":
         print(result.best)

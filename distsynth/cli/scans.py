@@ -11,7 +11,15 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, parse, refuse_existing, resume_hint
+from distsynth.cli.arguments import (
+    Cohort,
+    Out,
+    SourcePattern,
+    TargetPattern,
+    parse,
+    refuse_existing,
+    resume_hint,
+)
 from distsynth.errors import check_workers
 from sharding.io.errors import CohortError, DataError
 
@@ -66,8 +74,7 @@ def simulate(args: Sequence[str]) -> None:
         simulation: Annotated[SimulationConfig, arg(name="")] = field(
             default_factory=SimulationConfig
         )
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        target_pattern: TargetPattern = None
         overwrite: bool = False
 
     given = parse("simulate", Simulate, args)
@@ -92,10 +99,8 @@ def prepare(args: Sequence[str]) -> None:
         out: Out
         """Folder for the prepared volumes, transforms, cohort.csv, quality.json, quality.html."""
         config: Annotated[PrepareConfig, arg(name="")] = field(default_factory=PrepareConfig)
-        source_pattern: str | None = None
-        """For a BIDS folder: glob of the source below each subject."""
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        source_pattern: SourcePattern = None
+        target_pattern: TargetPattern = None
         workers: int = 0
         """Number of processes; 0 starts one for each core."""
         address: str | None = None
@@ -202,10 +207,8 @@ def shard(args: Sequence[str]) -> None:
         out: Annotated[str, arg(aliases=["-o"])]
         """Folder of the shard set: a path, or a URL such as s3://bucket/shards."""
         config: Annotated[ShardConfig, arg(name="")] = field(default_factory=ShardConfig)
-        source_pattern: str | None = None
-        """For a BIDS folder: glob of the source below each subject."""
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        source_pattern: SourcePattern = None
+        target_pattern: TargetPattern = None
         workers: int = 0
         """Number of processes, or of concurrent tasks on a cluster; 0 starts one for each core."""
         address: str | None = None
