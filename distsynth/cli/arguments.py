@@ -77,12 +77,6 @@ def resume_hint(command: str, args: Sequence[str], option: str | None = None) ->
         raise
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise DataError if the output exists and may not be replaced."""
-    if path.exists() and not overwrite:
-        raise DataError(path, "the file exists already", "Give --overwrite or another --out")
-
-
 def chosen_families(start: RunConfig, args: Sequence[str]) -> RunConfig:
     """The configuration with the families that options such as --generator.family ask for.
 

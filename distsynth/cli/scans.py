@@ -17,10 +17,10 @@ from distsynth.cli.arguments import (
     SourcePattern,
     TargetPattern,
     parse,
-    refuse_existing,
     resume_hint,
 )
 from distsynth.errors import check_workers
+from sharding.io.atomic import refuse_existing
 from sharding.io.errors import CohortError, DataError
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def correct(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("correct", Correct, args)
-    refuse_existing(given.out, given.overwrite)
+    refuse_existing([given.out], given.overwrite)
     volume = read_volume(given.volume, orientation=given.orientation)
     mask = read_mask(given.mask, volume, given.orientation) if given.mask else None
     corrected, _ = correct_bias(volume, given.config, mask, given.volume)
