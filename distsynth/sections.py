@@ -120,9 +120,11 @@ class TrainConfig:
 
     epochs: int = 10
     batch_size: int = 32
-    """Patches an optimizer step, over all ranks and micro-batches: the same run on any machine."""
+    """Patches an optimizer step, over all ranks and micro-batches. The number of ranks changes a
+    run by rounding only: BatchNorm takes its statistics over all of them."""
     accumulation: int = 1
-    """Micro-batches that a rank's part of a batch is cut into, to save memory."""
+    """Micro-batches that a rank's part of a batch is cut into, to save memory. BatchNorm takes its
+    statistics over one of them at a time, all else is as without."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
     log_every: int = 20

@@ -137,7 +137,10 @@ def evaluate(
         )
     if baselines is None:
         if not groups["train"]:
-            raise ConfigError("the cohort has no training specimen to fit the baselines on")
+            raise ConfigError(
+                "the cohort has no training specimen to fit the baselines on: evaluate on the "
+                "cohort that the shards were cut from, with specimens added to it"
+            )
         baselines = usual_baselines(groups["train"], first.preprocess)
     for baseline in baselines:
         if baseline.name in predictors:

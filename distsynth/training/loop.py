@@ -31,7 +31,7 @@ from distsynth.training.setup import (
     check_setup,
     open_shards,
 )
-from distsynth.training.steps import Terms, adversarial_step, average_buffers, supervised_step
+from distsynth.training.steps import Terms, adversarial_step, supervised_step
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, deferred_signals
@@ -291,13 +291,10 @@ class TrainingRun:
         self.trackers.log(state.position.step, row)
 
     def _merge_ranks(self) -> None:
-        """Give all ranks the mean of what each keeps for itself, before it is saved.
+        """Give all ranks the mean of the sums since the last row, before they are saved.
 
-        These are the sums since the last row and BatchNorm's statistics. A resumed run then
-        continues from the same numbers as one that was not interrupted.
+        A resumed run then continues from the same numbers as one that was not interrupted.
         """
-        for learner in self.state.learners.values():
-            average_buffers(learner.raw, self.accelerator)
         self.state.losses.merge_ranks(self.state.position.step)
 
     def _show_samples(self) -> None:

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distsynth.config import OptimConfig
 from distsynth.losses.generator_loss import GeneratorLoss
+from distsynth.training.batch_norm import over_all_ranks
 
 MicroBatch = tuple[Tensor, Tensor]
 """Standardised source and target, each (n, 1, *patch_size)."""
@@ -54,8 +55,8 @@ class Learner:
         total_steps: int,
         accelerator: Accelerator,
     ) -> None:
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if accelerator.num_processes > 1:
+            network = over_all_ranks(network, accelerator.device)
         self.network: nn.Module = accelerator.prepare_model(network)
         if isinstance(self.network, DistributedDataParallel):
             # Two forwards before one backward, of target and synthetic through the discriminator,
@@ -195,15 +196,6 @@ def adversarial_step(
             _add(totals, {**terms, "generator": total}, share)
     totals["grad_norm/generator"] = generator.update(step)
     return totals
-
-
-def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
-    """Give all ranks the mean of BatchNorm's running statistics, which each keeps for itself."""
-    if accelerator.num_processes == 1:
-        return
-    for buffer in network.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(accelerator.reduce(buffer, "mean"))  # type: ignore[arg-type]
 
 
 def _discriminate(

@@ -295,6 +295,9 @@ def test_a_slice_is_no_smaller_than_a_patch(method):
     model = predictor(CONV, method=method)
     with pytest.raises(ConfigError, match="stitch: patches of 16x12 cut along axis 2 do not fit"):
         model(random_volume((16, 11, 3)), quiet=True)
+    thin = predictor(CONV, method=method).stitched(axes=(0, 1, 2))
+    with pytest.raises(ConfigError, match=r"along axis 0 do not fit.*; --stitch\.axes 2 would"):
+        thin(random_volume((20, 18, 7)), quiet=True)
 
 
 def test_any_array_serves_as_source():
