@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 Given = TypeVar("Given")
 Cohort = Annotated[Path, arg(help="cohort.csv, a folder that holds one, or a BIDS folder")]
 Out = Annotated[Path, arg(aliases=["-o"])]
+SourcePattern = Annotated[
+    str | None, arg(help="For a BIDS folder: glob of the source below each subject.")
+]
+TargetPattern = Annotated[
+    str | None, arg(help="For a BIDS folder: glob of the target below each subject.")
+]
 
 
 def parse(name: str, command: type[Given], args: Sequence[str]) -> Given:
@@ -69,12 +75,6 @@ def resume_hint(command: str, args: Sequence[str], option: str | None = None) ->
         if os.environ.get("RANK", "0") == "0":
             logger.info("to continue: %s", again)
         raise
-
-
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise DataError if the output exists and may not be replaced."""
-    if path.exists() and not overwrite:
-        raise DataError(path, "the file exists already", "Give --overwrite or another --out")
 
 
 def option(args: Sequence[str], name: str) -> str | None:

@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, option, parse, refuse_existing, resume_hint
+from distsynth.cli.arguments import (
+    Cohort,
+    Out,
+    SourcePattern,
+    TargetPattern,
+    option,
+    parse,
+    resume_hint,
+)
 from distsynth.errors import ConfigError, check_workers
+from sharding.io.atomic import refuse_existing
 from sharding.io.errors import CohortError, DataError
 
 if TYPE_CHECKING:
@@ -69,8 +78,7 @@ def simulate(args: Sequence[str]) -> None:
         simulation: Annotated[SimulationConfig, arg(name="")] = field(
             default_factory=SimulationConfig
         )
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        target_pattern: TargetPattern = None
         overwrite: bool = False
 
     given = parse("simulate", Simulate, args)
@@ -95,10 +103,8 @@ def prepare(args: Sequence[str]) -> None:
         out: Out
         """Folder for the prepared volumes, transforms, cohort.csv, quality.json, quality.html."""
         config: Annotated[PrepareConfig, arg(name="")] = field(default_factory=PrepareConfig)
-        source_pattern: str | None = None
-        """For a BIDS folder: glob of the source below each subject."""
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        source_pattern: SourcePattern = None
+        target_pattern: TargetPattern = None
         workers: int = 0
         """Number of processes; 0 starts one for each core."""
         address: str | None = None
@@ -144,7 +150,7 @@ def correct(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("correct", Correct, args)
-    refuse_existing(given.out, given.overwrite)
+    refuse_existing([given.out], given.overwrite)
     volume = read_volume(given.volume, orientation=given.orientation)
     mask = read_mask(given.mask, volume, given.orientation) if given.mask else None
     corrected, _ = correct_bias(volume, given.config, mask, given.volume)
@@ -209,10 +215,8 @@ def shard(args: Sequence[str]) -> None:
         for_preset: str | None = None
         """Start from the blocks of a preset of three dimensions, unet-3d or gan-3d."""
         config: Annotated[ShardConfig, arg(name="")] = field(default_factory=lambda: start)
-        source_pattern: str | None = None
-        """For a BIDS folder: glob of the source below each subject."""
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        source_pattern: SourcePattern = None
+        target_pattern: TargetPattern = None
         workers: int = 0
         """Number of processes, or of concurrent tasks on a cluster; 0 starts one for each core."""
         address: str | None = None

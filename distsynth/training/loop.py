@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from distsynth.config import RunConfig, to_json, validate
-from distsynth.data.loader import Batch, Standardiser, TrainingBatches
+from distsynth.data.loader import Batch, Rank, Standardiser, TrainingBatches
 from distsynth.data.memory import keep_freed_memory
 from distsynth.metrics.objective import score
 from distsynth.runs.checkpoint import Position
@@ -55,6 +55,7 @@ def ignore(report: EpochReport) -> None:
 def train(
     config: RunConfig,
     run_dir: str | Path,
+    *,
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[EpochReport], None] = ignore,
@@ -78,7 +79,7 @@ def train(
         DataError: If the shards or the checkpoint are bad, or another process writes to the folder.
         FloatingPointError: If a loss is no longer finite.
     """
-    run = epochs(config, run_dir, resume, overwrite)
+    run = epochs(config, run_dir, resume=resume, overwrite=overwrite)
     with contextlib.ExitStack() as stack:
         # One process writes to the folder: the first rank, which launchers number so.
         if int(os.environ.get("RANK", "0")) == 0:
@@ -99,7 +100,7 @@ def train(
 
 
 def epochs(
-    config: RunConfig, run_dir: str | Path, resume: bool = False, overwrite: bool = False
+    config: RunConfig, run_dir: str | Path, *, resume: bool = False, overwrite: bool = False
 ) -> Generator[EpochReport, None, TrainResult]:
     """The loop of `train`, one epoch at a time, on every rank.
 
@@ -153,9 +154,7 @@ class TrainingRun:
             config.data,
             config.train.batch_size,
             config.train.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            accelerator.device,
+            Rank.of(accelerator),
         )
         self.loss = build_loss(config, accelerator)
         total_steps = self.batches.steps * config.train.epochs

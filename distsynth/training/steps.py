@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from distsynth.config import OptimConfig
 from distsynth.losses.generator_loss import GeneratorLoss
@@ -31,18 +32,10 @@ Terms = dict[str, Tensor]
 
 
 def make_accelerator(precision: str, cpu: bool) -> Accelerator:
-    """The process's accelerator.
-
-    BatchNorm's buffers are not broadcast before each forward: two forwards before one backward
-    (target and synthetic through the discriminator) would find them changed in place.
-    """
+    """The process's accelerator."""
     # Accelerate keeps the first precision and device for good; a process may train several runs.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=cpu,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    return Accelerator(mixed_precision=precision, cpu=cpu)
 
 
 class Learner:
@@ -68,6 +61,11 @@ class Learner:
         if accelerator.num_processes > 1:
             network = over_all_ranks(network, accelerator.device)
         self.network: nn.Module = accelerator.prepare_model(network)
+        if isinstance(self.network, DistributedDataParallel):
+            # Two forwards before one backward, of target and synthetic through the discriminator,
+            # would find BatchNorm's statistics changed in place if each forward broadcast them.
+            # Set here, because torch deprecates the argument of the same name.
+            self.network.broadcast_buffers = False
         self.raw: nn.Module = accelerator.unwrap_model(self.network)
         self.mixes_batch = any(isinstance(part, _BatchNorm) for part in self.raw.modules())
         self.optimizer = torch.optim.Adam(
