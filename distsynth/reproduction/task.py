@@ -53,9 +53,11 @@ class Task:
             raise ConfigError(f"seeds must be >= 1, got {self.seeds}")
 
     def shard_config(self) -> ShardConfig:
-        """What is cut from the cohort."""
+        """What is cut from the cohort: training patches anywhere, as in the paper."""
         return ShardConfig(
-            patches_per_specimen=self.budget.patches, val_slices=self.budget.val_slices
+            patches_per_specimen=self.budget.patches,
+            val_slices=self.budget.val_slices,
+            foreground=0.0,
         )
 
     def networks(self) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ class Task:
 
     def missing(self, row: str) -> str | None:
         """Why a row cannot be run here; None if it can."""
-        if row in NETWORKS and NETWORKS[row].config.loss.lambda_perceptual:
+        if row in NETWORKS and NETWORKS[row].config.loss.needs_vgg16:
             found = weights_path(self.vgg_weights).is_file()
             return None if found else "VGG16's ImageNet weights are not there; see --vgg-weights"
         return None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsynth.config import RunConfig
-from distsynth.data.loader import Standardiser, validation_batches
+from distsynth.data.loader import Rank, Standardiser, validation_batches
 from distsynth.inference.stitching import Stitcher, border_planes
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.registry import TERMS
@@ -111,13 +111,12 @@ class Validator:
             patches,
             BATCH,
             config.data.workers,
-            accelerator.process_index,
-            accelerator.num_processes,
+            Rank.of(accelerator),
         )
         for batch in batches:
             source, truth = self._standardise(batch)
             predicted = generator(source).float()
-            _, terms = self._loss(predicted, truth)
+            _, terms = self._loss(predicted, truth, source=source, generator=generator)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(source)
             where = batch.where[:, 1:].numpy()
