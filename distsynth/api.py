@@ -196,6 +196,7 @@ def evaluate(
     split: Split = "test",
     stitching: Mapping[str, Any] | None = None,
     save_volumes: bool = False,
+    conventions: bool = False,
     device: Literal["auto", "cpu"] = "auto",
     overwrite: bool = False,
 ) -> Evaluation:
@@ -210,6 +211,8 @@ def evaluate(
         split: Which specimens to evaluate, by the split of the shards.
         stitching: Fields of StitchConfig that differ from the checkpoints' configuration.
         save_volumes: Write the synthetic volumes to `out` as well.
+        conventions: Compute PSNR and SSIM under every convention too; `out` gets conventions.csv,
+            .md and .html.
         device: auto takes a GPU if there is one.
         overwrite: Replace an evaluation in `out`.
 
@@ -247,10 +250,10 @@ def evaluate(
     if out is None:
         if save_volumes:
             raise ConfigError("save_volumes needs a folder to write to: give out")
-        return run_evaluation(predictors, specimens, split)
+        return run_evaluation(predictors, specimens, split, conventions=conventions)
     with atomic_folder(Path(out), RESULTS_FILE, overwrite) as folder:
         volumes = folder / "volumes" if save_volumes else None
-        evaluation = run_evaluation(predictors, specimens, split, volumes)
+        evaluation = run_evaluation(predictors, specimens, split, volumes, conventions=conventions)
         write_evaluation(folder, evaluation, predictors, run_dirs)
     return evaluation
 
