@@ -24,12 +24,12 @@ from sharding.io.storage import Folder
 from sharding.shards.manifest import Manifest, read_manifest
 
 Hyperparameters = dict[str, Any]
-"""Of one trial: dotted field or name of a section in NETWORKS -> plain value."""
+"""One trial's values: dotted field, or name of a section in NETWORKS -> plain value."""
 Space = Mapping[str, Any]
 """The same keys -> Ray Tune domain."""
 NETWORKS = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
 MUTABLE = ("loss.lambda_", "optim.lr_")
-"""Starts of the fields that population based training may change in the middle of a run."""
+"""Prefixes of the fields that population based training may change in the middle of a run."""
 
 
 def configure(
@@ -38,12 +38,12 @@ def configure(
     """The run that sampled hyperparameters stand for.
 
     Without a discriminator lambda 1 is zero, and with a lambda 1 of zero there is no
-    discriminator: it would be trained in vain, for the generator would not feel it.
+    discriminator: its training would have no effect on the generator.
 
     Args:
         base: What the hyperparameters change.
-        hyperparameters: Of one trial.
-        keep_discriminator: Keep a discriminator whose weight is zero: it may get one on the way.
+        hyperparameters: Those of one trial.
+        keep_discriminator: Keep a discriminator whose weight is zero: the weight may grow later.
 
     Raises:
         ConfigError: If a field or network does not exist, or the configuration is not valid.

@@ -170,7 +170,7 @@ def adversarial_step(
     """Update the discriminator (eq. 1), then the generator against the new one (eq. 5).
 
     With one micro-batch the generator's forward serves both updates. With several it is computed
-    anew for its own update: keeping every graph would save no memory.
+    again for its own update: keeping every graph would save no memory.
     """
     share = 1 / len(micro_batches)
     single = len(micro_batches) == 1
