@@ -77,6 +77,17 @@ def resume_hint(command: str, args: Sequence[str], option: str | None = None) ->
         raise
 
 
+def option(args: Sequence[str], name: str) -> str | None:
+    """The value of an option before the arguments are parsed; None if it is not given."""
+    found = None
+    for word, value in itertools.pairwise([*args, ""]):
+        if word == name:
+            found = value
+        elif word.startswith(f"{name}="):
+            found = word.removeprefix(f"{name}=")
+    return found
+
+
 def chosen_families(start: RunConfig, args: Sequence[str]) -> RunConfig:
     """The configuration with the families that options such as --generator.family ask for.
 
@@ -87,14 +98,8 @@ def chosen_families(start: RunConfig, args: Sequence[str]) -> RunConfig:
     """
     from distsynth.config import FAMILIES, check_owner, with_families
 
-    asked = {}
-    for section in FAMILIES:
-        option = f"--{section}.family"
-        for word, value in itertools.pairwise([*args, ""]):
-            if word == option:
-                asked[section] = value
-            elif word.startswith(f"{option}="):
-                asked[section] = word.removeprefix(f"{option}=")
+    families = {section: option(args, f"--{section}.family") for section in FAMILIES}
+    asked = {section: family for section, family in families.items() if family is not None}
     chosen = with_families(start, asked)
     for word in args:
         if word.startswith(tuple(f"--{section}." for section in FAMILIES)):

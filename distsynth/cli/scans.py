@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -16,12 +16,16 @@ from distsynth.cli.arguments import (
     Out,
     SourcePattern,
     TargetPattern,
+    option,
     parse,
     resume_hint,
 )
-from distsynth.errors import check_workers
+from distsynth.errors import ConfigError, check_workers
 from sharding.io.atomic import refuse_existing
 from sharding.io.errors import CohortError, DataError
+
+if TYPE_CHECKING:
+    from sharding.shards.config import ShardConfig
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +200,8 @@ def shard(args: Sequence[str]) -> None:
     from sharding.shards.write import write_shards
     from sharding.volumes.cohort import SPLITS, read_cohort
 
+    start = _blocks(option(args, "--for-preset")) or ShardConfig()
+
     @dataclass(frozen=True)
     class Shard:
         """Cut a cohort into shards of patches.
@@ -206,7 +212,9 @@ def shard(args: Sequence[str]) -> None:
         cohort: Positional[Cohort]
         out: Annotated[str, arg(aliases=["-o"])]
         """Folder of the shard set: a path, or a URL such as s3://bucket/shards."""
-        config: Annotated[ShardConfig, arg(name="")] = field(default_factory=ShardConfig)
+        for_preset: str | None = None
+        """Start from the blocks of a preset of three dimensions, unet-3d or gan-3d."""
+        config: Annotated[ShardConfig, arg(name="")] = field(default_factory=lambda: start)
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None
         workers: int = 0
@@ -243,6 +251,21 @@ def shard(args: Sequence[str]) -> None:
     if done.failures:
         remedy = "The set is finished without them; fix them and add them with --update"
         raise CohortError(given.out, done.failures, len(specimens), remedy)
+
+
+def _blocks(preset: str | None) -> "ShardConfig | None":
+    """What to cut for a preset of three dimensions; None without one.
+
+    Raises:
+        ConfigError: If there is no such preset.
+    """
+    if preset is None:
+        return None
+    from distsynth.presets import BLOCKS
+
+    if preset not in BLOCKS:
+        raise ConfigError(f"--for-preset must be one of {', '.join(BLOCKS)}, got {preset}")
+    return BLOCKS[preset]
 
 
 def verify(args: Sequence[str]) -> None:
