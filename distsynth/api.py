@@ -275,7 +275,7 @@ def run_sweep(
     that at the end of a search, or use `evaluate` and `write_export` on their folders.
 
     Args:
-        name: Of the sweep's folder below `storage`.
+        name: The name of the sweep's folder below `storage`.
         config: What every trial starts from.
         space: Dotted field to a domain of Ray Tune, or names of spaces and YAML files.
         sweep: How to search.
@@ -325,7 +325,7 @@ def write_report(
     """Write one self-contained HTML page about a run, a sweep or a reproduction.
 
     Args:
-        folder: Of the run, sweep or reproduction: a path or a URL.
+        folder: The folder of the run, sweep or reproduction: a path or a URL.
         out: The HTML file.
         cohort: The one that the shards were cut from; adds slices of its specimens.
         split: Split whose slices are shown.

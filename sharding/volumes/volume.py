@@ -33,12 +33,12 @@ FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name"
 """Header fields that scanners fill with names, dates and hosts; outputs leave them empty."""
 
 SUFFIXES = (".nii", ".nii.gz")
-# Deflate cannot expand a byte beyond this, so a larger claim in a header is a lie.
+# Deflate cannot expand a byte to more than this, so a header that claims more is wrong.
 MAX_DEFLATE_RATIO = 1032
 SCAN_DEFLATE_RATIO = 200
 """No scan of a GiB is compressed by more than this; the noise alone prevents it."""
 MOST_TRAILING_BYTES = 2**20
-"""What may follow the last voxel of a file."""
+"""Most bytes that may follow the last voxel of a file."""
 
 UNREADABLE = (
     ImageFileError,
@@ -49,7 +49,7 @@ UNREADABLE = (
     ValueError,
     zlib.error,
 )
-"""What nibabel raises over a damaged file."""
+"""The exceptions that nibabel raises for a damaged file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def read_volume(
         raise DataError(
             path,
             f"must be a 3D volume with at least 2 voxels a side, found shape {image.shape}",
-            "Give one 3D volume a file",
+            "Give one 3D volume in each file",
         )
     dtype = np.dtype(image.get_data_dtype())
     if dtype.kind not in "iuf":
@@ -147,7 +147,9 @@ def read_volume(
     _check_claimed_size(path, image)
     affine, header = geometry(path, image, orientation)
     try:
-        with np.errstate(over="ignore"):  # What float32 cannot hold is refused as Inf.
+        with np.errstate(
+            over="ignore"
+        ):  # Values that float32 cannot hold become Inf, which is refused.
             data = _read_voxels(path, image, shape, empty)
     except UNREADABLE as error:
         raise DataError(
