@@ -11,7 +11,7 @@ from distsynth.config import from_json, to_json, validate, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.inference.predictor import load_predictor
 from distsynth.models import build_discriminator, build_generator, parameter_count
-from distsynth.presets import BLOCKS, GENERATORS, PRESETS, describe, preset
+from distsynth.presets import BLOCKS, GENERATORS, OURS, PRESETS, describe, preset
 from distsynth.training.loop import train
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
@@ -80,17 +80,7 @@ def test_table_2(row):
 
 def test_the_names_are_the_papers_and_those_of_what_it_leaves_for_later():
     papers = [row[0] for row in TABLE_1] + [row[0] for row in TABLE_2]
-    assert list(PRESETS) == [
-        *papers,
-        "srcnn",
-        "edsr",
-        "rdn",
-        "drcn",
-        "srfbn",
-        "unet-3d",
-        "gan-3d",
-        "small",
-    ]
+    assert list(PRESETS) == [*papers, *OURS]
 
 
 @pytest.mark.parametrize("name", ["srcnn", "edsr", "rdn", "drcn", "srfbn"])
