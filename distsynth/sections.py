@@ -142,7 +142,8 @@ class TrainConfig:
     objective: Literal["psnr", "ssim_2d", "ssim_global", "mse"] = "psnr"
     """Stitched validation metric, in the mask, by which the best epoch is chosen."""
     seam_penalty: float = 0.0
-    """What a seam index of 2 costs, in units of the objective; 1, no seam, costs nothing."""
+    """What a seam index of 2 costs, in units of the objective; 1, no seam, costs nothing, nor does
+    less."""
     compile: bool = False
     """Compile the networks by torch.compile, where there is a compiler: changes the rounding. It
     takes a minute or more at the start, and on a CPU no step was found to be faster."""

@@ -84,6 +84,11 @@ class Task:
             "loss.vgg_weights": self.vgg_weights,
         }
 
+    def steps(self, row: str, patches: int) -> int:
+        """Optimiser steps of a row that is trained on so many patches."""
+        train = self.config(row).train
+        return train.epochs * (patches // train.batch_size)
+
     def config(self, row: str, seed: int = 0) -> RunConfig:
         """The run of a row."""
         return with_overrides(NETWORKS[row].config, self.changes(row, seed))
