@@ -25,7 +25,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from sharding.io.atomic import atomic_path
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, file_errors
 from sharding.volumes.header import Orientation, aligned_by_array, codes_of, geometry
 from sharding.volumes.slabs import Empty, in_memory, slabs
 
@@ -122,6 +122,11 @@ def read_volume(
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "the file does not exist", "Check the path")
+    with file_errors(path):
+        return _read(path, constant, empty, orientation)
+
+
+def _read(path: Path, constant: bool, empty: Empty, orientation: Orientation) -> Volume:
     if not path.name.lower().endswith(SUFFIXES):
         rule = f"must be a NIfTI file named .nii or .nii.gz, found {path.name}"
         raise DataError(path, rule, "Convert it to .nii.gz")
@@ -144,7 +149,7 @@ def read_volume(
     dtype = np.dtype(image.get_data_dtype())
     if dtype.kind not in "iuf":
         raise DataError(path, f"voxels must be real numbers, found {dtype}", "Export magnitudes")
-    _check_claimed_size(path, image)
+    check_claimed_size(path, image)
     affine, header = geometry(path, image, orientation)
     try:
         with np.errstate(over="ignore"):  # What float32 cannot hold is refused as Inf.
@@ -210,8 +215,12 @@ def write_volume(path: str | Path, volume: Volume) -> None:
         nib.save(image, partial)
 
 
-def _check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
-    """Refuse a header that claims more bytes than the file can hold, before memory is taken."""
+def check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
+    """Refuse a header that claims more bytes than the file can hold, before memory is taken.
+
+    Raises:
+        DataError: If it does, or if a small file would unpack to gigabytes.
+    """
     claimed = int(np.prod(image.shape, dtype=object)) * np.dtype(image.get_data_dtype()).itemsize
     held = path.stat().st_size
     packed = _is_gzip(path.open("rb"))

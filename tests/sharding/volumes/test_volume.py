@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
+import resource
 import warnings
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -312,3 +315,19 @@ def test_data_errors_cross_processes_whole():
     again = pickle.loads(pickle.dumps(error))
     assert (again.where, again.rule, again.remedy) == ("a.nii", "must be 3D", "Export it again")
     assert str(again) == "a.nii: must be 3D. Export it again."
+
+
+def test_a_volume_that_does_not_fit_into_memory_is_named(tmp_path, refused):
+    path = tmp_path / "large.nii"
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4))
+    image.header.set_data_shape((1000, 1000, 600))
+    path.write_bytes(image.header.binaryblock + bytes(4))
+    os.truncate(path, 352 + 4 * 1000 * 1000 * 600)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
+    try:
+        with refused(path, "does not fit into the memory that is free", "more memory"):
+            read_volume(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
