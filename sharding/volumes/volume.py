@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -32,9 +31,11 @@ from sharding.volumes.slabs import Empty, in_memory, slabs
 FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
 """Header fields that scanners fill with names, dates and hosts; outputs leave them empty."""
 
-SUFFIXES = (".nii", ".nii.gz")
-# Deflate cannot expand a byte beyond this, so a larger claim in a header is a lie.
-MAX_DEFLATE_RATIO = 1032
+SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
+GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
+"""How packed files begin."""
+# Neither can expand a byte beyond this, so a larger claim in a header is a lie.
+MAX_DEFLATE_RATIO, MAX_BZIP2_RATIO = 1032, 22_500
 SCAN_DEFLATE_RATIO = 200
 """No scan of a GiB is compressed by more than this; the noise alone prevents it."""
 MOST_TRAILING_BYTES = 2**20
@@ -128,8 +129,9 @@ def read_volume(
 
 def _read(path: Path, constant: bool, empty: Empty, orientation: Orientation) -> Volume:
     if not path.name.lower().endswith(SUFFIXES):
-        rule = f"must be a NIfTI file named .nii or .nii.gz, found {path.name}"
-        raise DataError(path, rule, "Convert it to .nii.gz")
+        rule = f"must be a NIfTI file named {', '.join(SUFFIXES)}, found {path.name}"
+        unpacked = path.name.lower().endswith((".zst", ".xz", ".zip"))
+        raise DataError(path, rule, "Unpack it" if unpacked else "Convert it to .nii.gz")
     try:
         image = nib.load(path)
     except UNREADABLE as error:
@@ -223,9 +225,11 @@ def check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
     """
     claimed = int(np.prod(image.shape, dtype=object)) * np.dtype(image.get_data_dtype()).itemsize
     held = path.stat().st_size
-    packed = _is_gzip(path.open("rb"))
+    with path.open("rb") as file:
+        start = file.read(3)
+    packed = start.startswith((GZIP, BZIP2))
     if packed:
-        held *= MAX_DEFLATE_RATIO
+        held *= MAX_DEFLATE_RATIO if start.startswith(GZIP) else MAX_BZIP2_RATIO
     if claimed > held:
         raise DataError(
             path,
@@ -239,11 +243,6 @@ def check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
             "scan does",
             "If the file is meant, unpack it to .nii",
         )
-
-
-def _is_gzip(file: BinaryIO) -> bool:
-    with file:
-        return file.read(2) == b"\x1f\x8b"
 
 
 def _read_voxels(
