@@ -89,6 +89,7 @@ class Predictor:
         title: str = "predicting",
         quiet: bool = False,
         empty: Empty = in_memory,
+        variance: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Predict a standardised target from a standardised source.
 
@@ -97,6 +98,8 @@ class Predictor:
             title: Of the progress bar.
             quiet: No progress bar.
             empty: Makes the arrays that are as large as the volume.
+            variance: Array of the source's shape that is filled with the variance of overlapping
+                windows at each voxel: see distsynth.inference.windows.
 
         Returns:
             Synthetic, same shape, standardised.
@@ -128,6 +131,7 @@ class Predictor:
                 forward,
                 lambda sides: total_weight(sides, patch_size, stitch),
                 empty,
+                variance,
             )
         next(ticks, None)  # the last line of progress
         bad = sum(int(np.count_nonzero(~np.isfinite(synthetic[s]))) for s in slabs(source.shape))

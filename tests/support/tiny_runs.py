@@ -200,7 +200,7 @@ def run(config: RunConfig, run_dir: Path, resume: bool = False) -> None:
     """Train, as many ranks as were launched."""
     from accelerate import PartialState
 
-    train(config, run_dir, resume)
+    train(config, run_dir, resume=resume)
     assert PartialState().num_processes == int(os.environ.get("WORLD_SIZE", 1))
 
 
