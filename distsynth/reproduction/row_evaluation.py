@@ -38,7 +38,7 @@ class RowEvaluation:
     """What a row showed on the test split.
 
     Attributes:
-        name: Of the run, or of what is no network.
+        name: The name of the run, or of the baseline.
         results: Method, or way of stitching, to specimen to metric; None where it has no meaning.
         seconds: That fitting (of what is no network) and predicting took.
         fitted_on: Training specimens that the baselines were fitted on; 0 for a row that is none.

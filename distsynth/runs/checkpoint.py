@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on, and a prediction needs to begin, in one atomic file."""
+"""All that is needed to resume a run or to predict, in one atomic file."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ MAY_CHANGE = (
     "train.device",
     "loss.vgg_weights",
 )
-"""Fields that a resumed run may set anew, and tracking.*; train.epochs too if the learning rates
-are constant. All others would change its numbers by more than rounding."""
+"""Fields that may change when a run is resumed, and tracking.*; train.epochs too if the learning
+rates are constant. All others would change its numbers by more than rounding."""
 _DIGEST = "sha256:"
 """No specimen's name starts so: it has no colon."""
 MAY_FORK = ("loss.lambda_", "optim.lr_")
@@ -324,8 +324,8 @@ def fork(donor: Checkpoint, config: RunConfig, own: Checkpoint | None) -> Checkp
     """The state in which a run takes over another's networks and optimizers (PBT's exploit).
 
     Args:
-        donor: Whose networks, position and random states to go on from.
-        config: Of the run; loss weights and learning rates may differ from the donor's.
+        donor: The run whose networks, position and random states are continued.
+        config: The run's own; loss weights and learning rates may differ from the donor's.
         own: What the run had before; its best score and past reports stay its own.
 
     Raises:

@@ -35,7 +35,7 @@ _POSITION = TypeAdapter(Position)
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether this is the folder of an export, a path or a URL, be it damaged."""
+    """Whether this is the folder of an export, a path or a URL, even a damaged one."""
     if is_remote(path):
         if str(path).endswith(".pt"):
             return False

@@ -65,7 +65,7 @@ class LocalTracker:
 
     Args:
         run_dir: The run's folder.
-        step: Where a resumed run goes on: rows of later steps, written by the interrupted
+        step: Step at which a resumed run continues: rows of later steps, written by the interrupted
             process after its last checkpoint, are dropped and will be written again.
     """
 
@@ -215,9 +215,9 @@ def log_table(
     Args:
         folder: What the table sums up: a path or a URL.
         tracking: Project and mode; nothing happens if disabled.
-        run_id: Of the W&B run.
-        name: Likewise.
-        group: Likewise.
+        run_id: Id of the W&B run.
+        name: Name of the W&B run.
+        group: Group of the W&B run.
         kind: What the table is, such as leaderboard: its key and the run's job type.
         rows: Column to value; all have the same columns.
     """

@@ -1,4 +1,4 @@
-"""What a sweep keeps, as plain files on any storage; nothing else is needed to go on with it.
+"""What a sweep keeps, as plain files on any storage; nothing else is needed to resume it.
 
     SWEEP/
       sweep.json         the SweepPlan
@@ -6,11 +6,11 @@
       runs/00007/        the trial's run: config.json, metrics.jsonl, checkpoints/, W&B's files
       leaderboard.csv, leaderboard.json
       best/1-00007/      the best trials, as `distsynth predict` takes them
-      evaluation/        they and the baselines on the test split
-      ray/               Ray Tune's own files, of no use after the process that wrote them
+      evaluation/        the best trials and the baselines on the test split
+      ray/               Ray Tune's own files, useless once the process that wrote them has ended
 
-Ray's own snapshots are pickles of its internal state, which know nothing of a changed space and
-lose the scheduler. So a sweep is resumed from these files alone, with any version of Ray.
+Ray's own snapshots are pickles of its internal state: they cannot take a changed space and lose
+the scheduler. So a sweep is resumed from these files alone, with any version of Ray.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class CopyRecord:
     """Population based training: a trial took over another's networks and changed its values.
 
     Attributes:
-        epoch: Epochs that the trial had done.
-        trial: Whose networks it took.
+        epoch: Epochs that the trial had completed.
+        trial: The trial whose networks it took.
         hyperparameters: What it continues with.
     """
 
@@ -88,10 +88,10 @@ class TrialRecord:
         name: Its number, five digits.
         hyperparameters: Dotted field to value; the latest ones in population based training.
         status: waiting, running, finished (all epochs), stopped (by the scheduler) or failed.
-        reports: One an epoch, in order.
-        failures: What each crash said; the trial went on from its checkpoint.
-        cause: Why it failed for good.
-        copies: What population based training did to it.
+        reports: One for each epoch, in order.
+        failures: The message of each crash after which the trial continued from its checkpoint.
+        cause: Why it failed, if it is not tried again.
+        copies: The networks that population based training made it take over.
         preset: The preset of Table 1 that has these hyperparameters, if there is one.
         taken_from: Sweep and trial that it was taken over from.
     """
@@ -110,7 +110,7 @@ class TrialRecord:
 
     @property
     def epochs(self) -> int:
-        """Epochs done."""
+        """Completed epochs."""
         return self.reports[-1].epoch if self.reports else 0
 
     @property
@@ -147,7 +147,7 @@ def _finite(value: Any) -> Any:
 
 
 def searched(records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
-    """The trials of the search, without those that train a finalist anew."""
+    """The trials of the search, without those that retrain a finalist."""
     return {name: record for name, record in records.items() if name.isdigit()}
 
 
@@ -165,7 +165,7 @@ class SweepFolder:
 
     @property
     def lasting_url(self) -> str:
-        """The folder's name wherever a trial runs: absolute."""
+        """An absolute path or URL, which is valid wherever a trial runs."""
         local = self.folder.local
         return self.url if local is None else str(local.resolve())
 
@@ -179,7 +179,7 @@ class SweepFolder:
         return self.folder.exists(PLAN_FILE)
 
     def plan(self) -> SweepPlan:
-        """What was asked.
+        """The plan of the sweep.
 
         Raises:
             DataError: If there is no sweep here.
@@ -194,7 +194,7 @@ class SweepFolder:
         return plan_from_json(self.folder.read(PLAN_FILE), self.folder / PLAN_FILE)
 
     def write_plan(self, plan: SweepPlan) -> None:
-        """Keep what was asked."""
+        """Write the plan."""
         self.folder.write(PLAN_FILE, plan.to_json())
 
     def records(self) -> dict[str, TrialRecord]:
@@ -228,7 +228,7 @@ class SweepFolder:
         return None
 
     def write_record(self, record: TrialRecord) -> None:
-        """Keep a trial."""
+        """Write the record of a trial."""
         self.folder.write(f"trials/{record.name}.json", record.to_json())
 
     def remove_records(self) -> None:
@@ -237,5 +237,5 @@ class SweepFolder:
             self.folder.remove(f"trials/{name}.json")
 
     def run_dir(self, trial: str) -> str:
-        """Where a trial's run lies."""
+        """The folder of a trial's run."""
         return self.folder / f"runs/{trial}"

@@ -142,7 +142,7 @@ class Manifest:
         specimens: In the order of their names.
         shards: In the order of their names.
         left_out: Specimens of the cohort that failed and were left out knowingly.
-        version: Of the format.
+        version: The version of the format.
     """
 
     __pydantic_config__ = STRICT
@@ -260,7 +260,7 @@ def mask_name(specimen: str, sha256: str) -> str:
 
 
 def check_no_leak(where: str, manifest: Manifest) -> None:
-    """Refuse a set in which one scan stands in two specimens.
+    """Refuse a set in which two specimens hold the same scan.
 
     Raises:
         DataError: Names the two.

@@ -39,7 +39,7 @@ class ByteRange:
         file: Name within the set of the file that holds them.
         offset: First byte within that file.
         bytes: How many bytes.
-        key: Of the cut specimen, which sums up all that the patches depend on.
+        key: The key of the cut specimen, which sums up all that the patches depend on.
     """
 
     __pydantic_config__ = STRICT

@@ -53,7 +53,7 @@ class Sharded:
     """The outcome of sharding a cohort.
 
     Attributes:
-        manifest: Of the finished set.
+        manifest: The manifest of the finished set.
         failures: Specimens left out, with the reason.
     """
 
@@ -91,8 +91,8 @@ def write_shards(
         The manifest and the failures. A finished set of the same cohort is returned as it is.
 
     Raises:
-        CohortError: If specimens fail, unless they are skipped. What was cut is kept: the next
-            run goes on from there.
+        CohortError: If specimens fail, unless they are skipped. What was cut is kept, and the
+            next run continues from there.
         DataError: If `out` holds another set or something else, another run writes to it, or two
             specimens hold the same scan.
     """

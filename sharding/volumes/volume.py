@@ -34,12 +34,12 @@ FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name"
 SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
 GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
 """How packed files begin."""
-# Neither can expand a byte beyond this, so a larger claim in a header is a lie.
+# Neither can expand a byte to more than this, so a header that claims more is wrong.
 MAX_DEFLATE_RATIO, MAX_BZIP2_RATIO = 1032, 22_500
 SCAN_DEFLATE_RATIO = 200
 """No scan of a GiB is compressed by more than this; the noise alone prevents it."""
 MOST_TRAILING_BYTES = 2**20
-"""What may follow the last voxel of a file."""
+"""Most bytes that may follow the last voxel of a file."""
 
 UNREADABLE = (
     ImageFileError,
@@ -50,7 +50,7 @@ UNREADABLE = (
     ValueError,
     zlib.error,
 )
-"""What nibabel raises over a damaged file."""
+"""The exceptions that nibabel raises for a damaged file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def _read(path: Path, constant: bool, empty: Empty, orientation: Orientation) ->
         raise DataError(
             path,
             f"must be a 3D volume with at least 2 voxels a side, found shape {image.shape}",
-            "Give one 3D volume a file",
+            "Give one 3D volume in each file",
         )
     dtype = np.dtype(image.get_data_dtype())
     if dtype.kind not in "iuf":
@@ -154,7 +154,9 @@ def _read(path: Path, constant: bool, empty: Empty, orientation: Orientation) ->
     check_claimed_size(path, image)
     affine, header = geometry(path, image, orientation)
     try:
-        with np.errstate(over="ignore"):  # What float32 cannot hold is refused as Inf.
+        with np.errstate(
+            over="ignore"
+        ):  # Values that float32 cannot hold become Inf, which is refused.
             data = _read_voxels(path, image, shape, empty)
     except UNREADABLE as error:
         raise DataError(

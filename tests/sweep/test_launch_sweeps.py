@@ -251,7 +251,7 @@ def test_a_second_start_under_the_name_is_refused(lab, local, home):
     words = ["python", JOB, *lab.words("local"), "--local"]
     status, said = finished(words, environment(home), home)
     assert status == 1, said
-    told = f"{local.sweep}: there is a sweep of this name already. Give --resume to go on"
+    told = f"{local.sweep}: there is a sweep of this name already. Give --resume to continue"
     assert told in said
     assert (local.sweep / "sweep.json").read_bytes() == before
 
