@@ -33,15 +33,15 @@ FIXED = {
     "loss.vgg_weights": "it is a file and no value to compare",
     "tracking.": "it changes no number",
 }
-"""Starts of the fields that a space may not hold, and why."""
+"""Prefixes of the fields that a space may not hold, and the reasons."""
 COMPARED = ("generator.", "discriminator.", "loss.", "optim.")
-"""Starts of the fields that make a preset what it is."""
+"""Prefixes of the fields that define a preset."""
 TRIES = 200
 """Sets of hyperparameters drawn to check a space."""
 
 
 def check_grid(space: Space, search: str) -> None:
-    """Refuse a grid where values are drawn: not every one of them would be tried.
+    """Refuse a grid in a search that draws values: not all of them would be tried.
 
     Raises:
         ConfigError: Names the field and the remedy.

@@ -318,7 +318,7 @@ def test_a_second_start_or_another_budget_is_refused(out, cohort):
     other = [*words, "--resume", "--budget.epochs", "0.5"]
     for given, told, code in (
         (words, "there is a reproduction already. Give --resume", 1),
-        (other, "started otherwise", 2),
+        (other, "started with other settings", 2),
     ):
         with home_folder() as home:
             status, said = finished(given, environment(home), home)
