@@ -247,6 +247,14 @@ def test_help_shows_the_fields_of_the_family_of_the_preset():
     assert "--discriminator.kernels" not in patchgan
 
 
+@pytest.mark.parametrize("option", ["--resume", "--status", "--extend"])
+def test_help_on_a_sweep_needs_no_name(option):
+    for flag in ("-h", "--help"):
+        assert {"--resume", "--from", "--retry-failed"} <= set(
+            done("sweep", option, flag).out.split()
+        )
+
+
 def test_usage_and_version():
     for flag in ("-h", "--help"):
         ended = done(flag)
