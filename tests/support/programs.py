@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import psutil
+from warm_workers import fork_of
 
 SECONDS = 200
 """A program that takes longer hangs."""
@@ -81,6 +82,9 @@ class Program:
             found = {process.pid: process for process, belongs in rest.items() if belongs}
             if not found:
                 break
+            for process in map(fork_of, list(found)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found[process] = psutil.Process(process)
             known |= found
             rest = {process: False for process, belongs in rest.items() if not belongs}
         return list(known.values())

@@ -6,8 +6,8 @@ starts finds the server in its environment (`stop_hook/sitecustomize.py` asks), 
 command line, environment, folder and output, and stays as the handle of its fork: it ends as the
 fork ends, and the fork ends with it. What runs in the fork is Ray's own script, unchanged.
 
-A test that looks at the processes of a cluster from outside, by their parents or sessions or by
-tracing them, takes `VARIABLE` out of their environment: then all are as Ray starts them.
+`fork_of` tells which fork belongs to a process that Ray has started. A test that traces the
+processes of a cluster puts `COLD` into their environment: then all are as Ray starts them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "DISTSYNTH_TESTS_WARM_WORKERS"
 """The environment variable with the server's socket."""
+COLD = {VARIABLE: ""}
+"""In the environment of processes that start no forks."""
 SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
 CONTEXT = "--serialized-runtime-env-context="
 LIMIT = 2**20
@@ -174,19 +176,27 @@ def _fork(listening: socket.socket, waiting: selectors.BaseSelector) -> None:
         listening.close()
         connection.close()
         _become(told, handles)
-    Path(f"{listening.getsockname()}-{told['process']}").write_text(str(process))
+    note = Path(f"{listening.getsockname()}-{told['process']}")
+    note.write_text(str(process))
     for handle in handles:
         os.close(handle)
     ended = os.pidfd_open(process)
-    data = (process, ended, connection)
+    data = (process, note, ended, connection)
     for source in (ended, connection):
         waiting.register(source, READ, data)
 
 
 def _end(
-    process: int, ended: int, connection: socket.socket, waiting: selectors.BaseSelector
+    process: int,
+    note: Path,
+    ended: int,
+    connection: socket.socket,
+    waiting: selectors.BaseSelector,
 ) -> None:
     """The fork has ended, or who asked for it has: then neither shall live."""
+    if not note.exists():
+        return  # both have ended at once
+    note.unlink()  # before the number may be another process's
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, 9)
     _, status = os.waitpid(process, 0)
@@ -212,6 +222,7 @@ def _become(told: dict[str, Any], handles: list[int]) -> None:
     status = 1
     try:
         ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: it ends with the server
+        os.setpgid(0, 0)  # the node ends what is left of a worker by its group
         for number, handle in enumerate(handles):
             os.dup2(handle, number)
         os.environ.clear()
