@@ -57,7 +57,7 @@ def evaluated(baseline: Baseline, pairs: Sequence[Pair]) -> str:
         start = time.perf_counter()
         synthetic = baseline.predict(pair)
         seconds += time.perf_counter() - start
-        row = volume_metrics(synthetic, pair.target, pair.target_transform.data_range, pair.mask)
+        row = volume_metrics(synthetic, pair.target, pair.target_transform, pair.mask)
         values.append((row["psnr_mask"], row["ssim_mask"]))
     cells = [f"{seconds / len(pairs):.1f}"]
     for column, digits in zip(zip(*values, strict=True), (2, 4), strict=True):

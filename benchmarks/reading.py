@@ -37,7 +37,7 @@ from benchmarks.reading_peers import (
     write_volumes,
 )
 from distsynth.config import DataConfig
-from distsynth.data.loader import Batch, PatchDataset, Standardiser, TrainingBatches
+from distsynth.data.loader import Batch, PatchDataset, Rank, Standardiser, TrainingBatches
 from distsynth.data.memory import keep_freed_memory
 from sharding.shards.config import ShardConfig
 from sharding.shards.shard_set import ShardSet
@@ -62,7 +62,7 @@ def make_set(folder: Path, patches: int) -> ShardSet:
 def ours(shards: ShardSet, config: DataConfig, device: torch.device) -> Way:
     """Epoch after epoch of the training loader."""
     standardise = Standardiser(shards.manifest, device)
-    batches = TrainingBatches(shards, config, BATCH, seed=0, device=device)
+    batches = TrainingBatches(shards, config, BATCH, seed=0, rank=Rank(device=device))
     numbers = iter(range(10**9))
     return lambda: map(standardise, batches.epoch(next(numbers)))
 

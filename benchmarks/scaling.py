@@ -60,7 +60,7 @@ class Traffic(NamedTuple):
     Attributes:
         calls: All-reduces of gradients.
         bytes: In them.
-        norm_calls: Exchanges of BatchNorm's statistics, on GPUs alone (SyncBatchNorm).
+        norm_calls: Exchanges of BatchNorm's statistics, as SyncBatchNorm makes them on GPUs.
         norm_bytes: In those.
     """
 

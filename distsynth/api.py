@@ -344,13 +344,12 @@ def write_report(
     from distsynth.runs.folder import CONFIG_FILE
     from distsynth.sweep.folder import SweepFolder
     from distsynth.sweep.page import sweep_page
-    from sharding.io.atomic import atomic_write
+    from sharding.io.atomic import atomic_write, refuse_existing
     from sharding.io.errors import disk_errors
     from sharding.io.storage import Folder
 
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise DataError(out, "the file exists already", "Give --overwrite or another --out")
+    refuse_existing([out], overwrite)
     if most < 1:
         raise ConfigError(f"--most must be >= 1, got {most}")
     specimens = None if cohort is None else _specimens(cohort)

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from distsynth.errors import ConfigError
+from distsynth.losses.overlap import window_sides
 from distsynth.losses.registry import LossConfig
 from distsynth.models import (
     DISCRIMINATOR_FAMILIES,
@@ -28,6 +29,7 @@ from distsynth.models import (
     ConvStackConfig,
     NoDiscriminatorConfig,
 )
+from distsynth.models.discriminator import DiscriminatorConfig
 from distsynth.rules import Rule, check_rules
 from distsynth.sections import DataConfig, OptimConfig, StitchConfig, TrackingConfig, TrainConfig
 from sharding.io.records import STRICT
@@ -63,15 +65,46 @@ class RunConfig:
 
     def rules(self) -> Iterable[Rule]:
         """Rules about several sections, under dotted names."""
-        weight = self.loss.lambda_bce
-        felt = self.adversarial or weight == 0
-        yield Rule("loss.lambda_bce", felt, "0 when discriminator.family is none", weight)
+        for name, weight in self.loss.discriminated.items():
+            felt = self.adversarial or weight == 0
+            yield Rule(f"loss.{name}", felt, "0 when discriminator.family is none", weight)
+        if isinstance(self.discriminator, DiscriminatorConfig):
+            yield from self._discriminator_rules(self.discriminator)
         if self.data.patch_size is not None:
             side, stitch = min(self.data.patch_size), self.stitch
             rule = f"at most the patch's shortest side, {side}"
             yield Rule("stitch.stride", stitch.stride <= side, rule, stitch.stride)
+            if self.loss.lambda_overlap > 0:
+                yield self._overlap_rule(self.data.patch_size)
             meet = side - 2 * stitch.trim >= stitch.stride
             yield Rule("stitch.trim", meet, "small enough that patches meet", stitch.trim)
+
+    def _overlap_rule(self, patch_size: tuple[int, ...]) -> Rule:
+        """The generator takes windows that are shorter than the patch and overlap."""
+        multiple = self.generator.multiple(patch_size)
+        rule = (
+            f"0 for a generator whose sides are divisible by {multiple} on patches of "
+            f"{patch_size}: no shorter windows overlap; choose fewer levels or larger patches"
+        )
+        fits = window_sides(patch_size, multiple) is not None
+        return Rule("loss.lambda_overlap", fits, rule, self.loss.lambda_overlap)
+
+    def _discriminator_rules(self, discriminator: DiscriminatorConfig) -> Iterable[Rule]:
+        """What its loss asks of a discriminator: a bounded slope, and logits of a patch alone."""
+        loss = self.loss
+        critic = loss.adversarial == "wasserstein"
+        bounded = not critic or loss.penalty != "none" or discriminator.spectral_norm
+        rule = (
+            "gradient or r1 where loss.adversarial is wasserstein, unless "
+            "discriminator.spectral_norm is true"
+        )
+        yield Rule("loss.penalty", bounded, rule, loss.penalty)
+        alone = not (discriminator.mixes_batch and (critic or loss.penalty != "none"))
+        rule = (
+            "instance or none with a penalty or the wasserstein loss, which look at each patch by "
+            "itself"
+        )
+        yield Rule("discriminator.norm", alone, rule, "batch")
 
 
 _ADAPTER = TypeAdapter(RunConfig)

@@ -1,4 +1,4 @@
-"""Presets: name -> RunConfig. The rows of Table 1, the CNNs of Table 2, and a small network."""
+"""Presets: name -> RunConfig. The paper's Tables 1 and 2, what it leaves for later, a small one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from distsynth.models import (
     ConvStackConfig,
     DenseConfig,
     EncoderDecoderConfig,
+    FeedbackConfig,
     NoDiscriminatorConfig,
     PatchGANConfig,
+    RecursiveConfig,
+    ResidualConfig,
+    ResidualDenseConfig,
     UNetConfig,
     build_discriminator,
     build_generator,
     parameter_count,
 )
+from sharding.shards.config import ShardConfig
 
 PAPER_PATCH = (64, 64)
 """Sides of the paper's patches in voxels (section 5.2): the sizes of networks are listed for it."""
@@ -47,9 +52,22 @@ FCN_1 = ConvStackConfig((32, 64, 128), (9, 7, 5, 1))
 FCN_2 = EncoderDecoderConfig((32, 64, 64), (5, 3, 3))
 DCSRN = DenseConfig((24, 24, 24, 24, 24), (3,))
 
+# The networks that the paper leaves for later (section 8), and the field's zero point; those that
+# add the source to their output do so as published. Their sizes are ours, for slices on a CPU.
+SRCNN = ConvStackConfig((64, 32), (9, 1, 5), norm="none")
+EDSR = ResidualConfig(features=32, blocks=8)
+RDN = ResidualDenseConfig(features=24, blocks=4, layers=4, growth=16)
+DRCN = RecursiveConfig(features=32, recursions=8, residual=True)
+SRFBN = FeedbackConfig(features=16, groups=3, steps=4, residual=True)
+
 # Ours: a residual stack without norm and a light discriminator, quick to train on a laptop.
 SMALL = ConvStackConfig((32,) * 6, (3,), norm="none", residual=True)
 SMALL_DISCRIMINATOR = ConvDiscriminatorConfig((8, 16, 32), (3,), norm="none")
+
+# Ours, for blocks; the paper leaves three dimensions for later (section 8).
+UNET_3D = UNetConfig((16, 32, 64, 128), init="normal")
+RESIDUAL_3D = ResidualConfig(features=16, blocks=4, residual=True)
+PATCHGAN_3D = PatchGANConfig((16, 32, 64), conditional=True, norm="instance")
 
 GENERATORS: dict[str, AnyGenerator] = {
     "dcgan-1": A,
@@ -59,6 +77,11 @@ GENERATORS: dict[str, AnyGenerator] = {
     "fcn-1": FCN_1,
     "fcn-2": FCN_2,
     "dcsrn": DCSRN,
+    "srcnn": SRCNN,
+    "edsr": EDSR,
+    "rdn": RDN,
+    "drcn": DRCN,
+    "srfbn": SRFBN,
     "small": SMALL,
 }
 """Whole generators by the name that a search space gives them."""
@@ -72,6 +95,32 @@ DISCRIMINATORS: dict[str, AnyDiscriminator] = {
     "none": NoDiscriminatorConfig(),
 }
 """Whole discriminators by the name that a search space gives them."""
+
+
+def _adversarial(loss: str, penalty: str = "none", spectral_norm: bool = False) -> dict[str, Any]:
+    """The fields of an adversarial setting; where the slope is bounded there is no BatchNorm."""
+    fields: dict[str, Any] = {
+        "loss.adversarial": loss,
+        "loss.penalty": penalty,
+        "discriminator.spectral_norm": spectral_norm,
+    }
+    if penalty != "none" or spectral_norm:
+        fields["discriminator.norm"] = "none"
+    return fields
+
+
+ADVERSARIAL: dict[str, dict[str, Any]] = {
+    "bce": _adversarial("bce"),
+    "bce-r1": _adversarial("bce", penalty="r1"),
+    "least-squares": _adversarial("least-squares"),
+    "hinge": _adversarial("hinge"),
+    "hinge-spectral": _adversarial("hinge", spectral_norm=True),
+    "wasserstein": _adversarial("wasserstein", penalty="gradient"),
+    "wasserstein-spectral": _adversarial("wasserstein", spectral_norm=True),
+    "kl-spectral": _adversarial("kl", spectral_norm=True),
+}
+"""Adversarial losses with what each asks of the discriminator, by the name that a search space
+gives them: dotted fields that go together."""
 
 
 def _gan(
@@ -125,6 +174,31 @@ PRESETS: dict[str, RunConfig] = {
     "dcsrn-l2":         _cnn(DCSRN, LossConfig(0.0, 1.0, "l2", 0.0, 0.0)),
     "dcsrn-perceptual": _cnn(DCSRN, LossConfig(0.0, 0.0, "l1", 0.0, 1.0)),
 
+    # Trained as the CNNs of Table 2 are.
+    "srcnn":            _cnn(SRCNN, LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+    "edsr":             _cnn(EDSR,  LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+    "rdn":              _cnn(RDN,   LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+    "drcn":             _cnn(DRCN,  LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+    "srfbn":            _cnn(SRFBN, LossConfig(0.0, 1.0, "l1", 0.0, 0.0)),
+
+    # Blocks, see BLOCKS for their shards: a U-Net by pairs alone, and a GAN whose networks are both
+    # of three dimensions, stitched without most of what the faces of its blocks spoil.
+    "unet-3d": RunConfig(
+        generator=UNET_3D,
+        loss=LossConfig(0.0, 1.0, "l1", 0.0, 0.0),
+        optim=OptimConfig(1e-3, beta1=0.5, schedule="cosine"),
+        train=TrainConfig(epochs=30, batch_size=4),
+        stitch=StitchConfig(stride=24),
+    ),
+    "gan-3d": RunConfig(
+        generator=RESIDUAL_3D,
+        discriminator=PATCHGAN_3D,
+        loss=LossConfig(0.01, 1.0, "l1", 0.0, 0.0),
+        optim=OptimConfig(1e-3, 2e-4, schedule="cosine"),
+        train=TrainConfig(epochs=30, batch_size=8),
+        stitch=StitchConfig(stride=16, trim=8),
+    ),
+
     # Predicted along all three axes: each sees what the other two cannot. Trimmed by as far as the
     # network looks, so that whole slices take the place of windows; patches of 32 meet at 16.
     "small": RunConfig(
@@ -137,6 +211,12 @@ PRESETS: dict[str, RunConfig] = {
     ),
 }
 # fmt: on
+
+BLOCKS: dict[str, ShardConfig] = {
+    "unet-3d": ShardConfig(patch_size=(48, 48, 48), patches_per_specimen=150, stride=24),
+    "gan-3d": ShardConfig(patch_size=(32, 32, 32), patches_per_specimen=300, stride=16),
+}
+"""What to cut for the presets of three dimensions; `distsynth shard --for-preset` does so."""
 
 
 def preset(name: str) -> RunConfig:
@@ -164,6 +244,7 @@ def describe(name: str) -> dict[str, Any]:
     """
     config = preset(name)
     generator, discriminator = config.generator, config.discriminator
+    patch_size = BLOCKS[name].patch_size if name in BLOCKS else PAPER_PATCH
     features = [generator.label]
     if generator.residual:
         features.append("residual")
@@ -172,7 +253,7 @@ def describe(name: str) -> dict[str, Any]:
     row = {
         "preset": name,
         "generator": ", ".join(features),
-        "generator_parameters": parameter_count(build_generator(generator, PAPER_PATCH)),
+        "generator_parameters": parameter_count(build_generator(generator, patch_size)),
         "discriminator": None,
         "discriminator_parameters": None,
         "losses": config.loss.label,
@@ -181,7 +262,7 @@ def describe(name: str) -> dict[str, Any]:
         "epochs": config.train.epochs,
     }
     if config.adversarial:
-        built = build_discriminator(discriminator, PAPER_PATCH)
+        built = build_discriminator(discriminator, patch_size)
         row["discriminator"] = discriminator.label
         row["discriminator_parameters"] = parameter_count(built)
         row["lr_discriminator"] = config.optim.lr_discriminator

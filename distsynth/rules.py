@@ -37,6 +37,22 @@ def between(field: str, value: float, low: float, high: float) -> Rule:
     return Rule(field, low <= value <= high, f"from {low} to {high}", value)
 
 
+def positive(field: str, value: float) -> Rule:
+    """The rule that a number is more than 0."""
+    return Rule(field, value > 0, "> 0", value)
+
+
+def counts(**values: int) -> Iterable[Rule]:
+    """The rules that there is at least one of each thing, and no absurd number.
+
+    Args:
+        values: Field to value; `features` and `growth` count feature maps, the others layers.
+    """
+    for field, value in values.items():
+        most = MOST_FEATURES if field in ("features", "growth") else MOST_LAYERS
+        yield between(field, value, 1, most)
+
+
 def positive_widths(field: str, widths: Sequence[int]) -> Iterable[Rule]:
     """The rules that there are feature maps in every layer, and no absurd number of either."""
     yield Rule(field, len(widths) > 0 and min(widths) > 0, "positive widths", widths)

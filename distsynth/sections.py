@@ -11,7 +11,7 @@ from distsynth.rules import Rule, at_least, between
 from sharding.io.records import STRICT
 
 LARGEST_SIDE, MOST_NEIGHBOURS, MOST_WORKERS, LARGEST_BATCH = 4096, 128, 256, 1_000_000
-MOST_SAMPLES, LARGEST_SEED = 256, 2**32 - 2
+MOST_SAMPLES, MOST_UPDATES, LARGEST_SEED = 256, 1000, 2**32 - 2
 """Bounds that keep a slip of the pen from taking the machine; NumPy's seeds end at 2^32 - 1."""
 RESERVED = "/\\#?%:"
 """Characters that W&B does not take in the name of a project or an entity."""
@@ -100,6 +100,9 @@ class OptimConfig:
     """Learning rates over the run, to zero at its end unless constant."""
     clip_norm: float = 0.0
     """Largest gradient norm of each network; 0 does not clip."""
+    discriminator_steps: int = 1
+    """Updates of the discriminator, each on a batch of its own, for one update of the generator,
+    on the last of these batches. A step is one batch, also where the generator does not learn."""
 
     def rules(self) -> Iterable[Rule]:
         """Rules of each field."""
@@ -110,6 +113,7 @@ class OptimConfig:
             value = getattr(self, name)
             yield Rule(name, 0 <= value < 1, "in [0, 1)", value)
         yield at_least("clip_norm", self.clip_norm, 0)
+        yield between("discriminator_steps", self.discriminator_steps, 1, MOST_UPDATES)
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,11 @@ class TrainConfig:
 
     epochs: int = 10
     batch_size: int = 32
-    """Patches an optimizer step, over all ranks and micro-batches: the same run on any machine."""
+    """Patches an optimizer step, over all ranks and micro-batches. The number of ranks changes a
+    run by rounding only: BatchNorm takes its statistics over all of them."""
     accumulation: int = 1
-    """Micro-batches that a rank's part of a batch is cut into, to save memory."""
+    """Micro-batches that a rank's part of a batch is cut into, to save memory. BatchNorm takes its
+    statistics over one of them at a time, all else is as without."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
     log_every: int = 20
@@ -136,7 +142,8 @@ class TrainConfig:
     objective: Literal["psnr", "ssim_2d", "ssim_global", "mse"] = "psnr"
     """Stitched validation metric, in the mask, by which the best epoch is chosen."""
     seam_penalty: float = 0.0
-    """What a seam index of 2 costs, in units of the objective; 1, no seam, costs nothing."""
+    """What a seam index of 2 costs, in units of the objective; 1, no seam, costs nothing, nor does
+    less."""
     compile: bool = False
     """Compile the networks by torch.compile, where there is a compiler: changes the rounding. It
     takes a minute or more at the start, and on a CPU no step was found to be faster."""

@@ -1,9 +1,18 @@
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from distsynth.config import from_json, to_json, validate, with_overrides
 from distsynth.errors import ConfigError
+from distsynth.inference.predictor import load_predictor
 from distsynth.models import build_discriminator, build_generator
-from distsynth.presets import PRESETS, describe, preset
+from distsynth.presets import BLOCKS, GENERATORS, PRESETS, describe, preset
+from distsynth.training.loop import train
+from sharding.shards.write import write_shards
+from sharding.simulation.phantom import write_phantom_cohort
+from sharding.volumes.cohort import read_cohort
 
 # Table 1: name, generator's and discriminator's parameters (ours for the latter), BCE, L1, L2,
 # gradient, perceptual, learning rates of generator and discriminator.
@@ -66,8 +75,26 @@ def test_table_2(row):
     assert (config.train.epochs, config.train.batch_size, config.stitch.trim) == (10, 32, 4)
 
 
-def test_the_names_are_the_papers_and_one_of_ours():
-    assert list(PRESETS) == [row[0] for row in TABLE_1] + [row[0] for row in TABLE_2] + ["small"]
+def test_the_names_are_the_papers_and_those_of_what_it_leaves_for_later():
+    papers = [row[0] for row in TABLE_1] + [row[0] for row in TABLE_2]
+    assert list(PRESETS) == [
+        *papers,
+        "srcnn",
+        "edsr",
+        "rdn",
+        "drcn",
+        "srfbn",
+        "unet-3d",
+        "gan-3d",
+        "small",
+    ]
+
+
+@pytest.mark.parametrize("name", ["srcnn", "edsr", "rdn", "drcn", "srfbn"])
+def test_later_networks_are_trained_as_the_cnns(name):
+    config, cnn = preset(name), preset("dcsrn-l1")
+    assert (config.loss, config.optim, config.train) == (cnn.loss, cnn.optim, cnn.train)
+    assert GENERATORS[name] == config.generator
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -84,6 +111,42 @@ def test_presets_serve_other_patches(name, patch_size):
     build_generator(config.generator, patch_size)
     if config.adversarial:
         build_discriminator(config.discriminator, patch_size)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_presets_of_blocks_train_and_predict(name, tmp_path):
+    cohort = write_phantom_cohort(tmp_path / "cohort", specimens=5, shape=(56, 52, 48), seed=3)
+    shards = replace(BLOCKS[name], patches_per_specimen=2)
+    write_shards(read_cohort(cohort), tmp_path / "shards", shards, workers=1)
+    changes = {
+        "data.shards": str(tmp_path / "shards"),
+        "train.epochs": 1,
+        "train.batch_size": 2,
+        "train.device": "cpu",
+        "tracking.mode": "disabled",
+        "tracking.samples": 1,
+    }
+    result = train(with_overrides(preset(name), changes), tmp_path / "run")
+    assert math.isfinite(result.best_score)
+    source = np.random.default_rng(0).normal(size=(56, 52, 48)).astype(np.float32)
+    synthetic = load_predictor(result.best, "cpu")(source, quiet=True)
+    assert synthetic.shape == source.shape and np.isfinite(synthetic).all()
+
+
+def test_blocks_are_of_32_and_48_voxels_a_side():
+    assert {name: config.patch_size for name, config in BLOCKS.items()} == {
+        "unet-3d": (48,) * 3,
+        "gan-3d": (32,) * 3,
+    }
+    for name, shards in BLOCKS.items():
+        assert shards.stride == preset(name).stitch.stride
+    gan = describe("gan-3d")
+    # 3D: a head, eight convolutions in blocks, one after them and the tail, all of kernel 3.
+    assert gan["generator_parameters"] == 27 * 16 + 16 + 9 * (27 * 256 + 16) + 27 * 16 + 1
+    # Two channels, four convolutions of kernel 4; the affine norms take the biases' place.
+    weights = 64 * (2 * 16 + 16 * 32 + 32 * 64 + 64)
+    assert gan["discriminator_parameters"] == weights + 16 + 1 + 2 * (32 + 64)
+    assert describe("unet-3d")["discriminator"] is None
 
 
 def test_a_listing_row():

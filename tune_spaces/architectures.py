@@ -8,8 +8,12 @@ from ray import tune
 
 from tune_spaces.domains import Space
 
-GENERATORS = ("dcgan-1", "dcgan-2", "dcgan-3", "unet", "fcn-1", "fcn-2", "dcsrn", "small")
-"""Networks of figures 3 and 13, and a small one of ours; `distsynth.presets` defines them."""
+GENERATORS = (
+    *("dcgan-1", "dcgan-2", "dcgan-3", "unet", "fcn-1", "fcn-2", "dcsrn"),
+    *("srcnn", "edsr", "rdn", "drcn", "srfbn", "small"),
+)
+"""Networks of figures 3 and 13, those that the paper leaves for later, and a small one of ours;
+`distsynth.presets` defines them."""
 
 DISCRIMINATORS = ("dcgan-1", "dcgan-2", "dcgan-3", "pix2pix", "small", "none")
 """Discriminators of figure 13, a small one of ours, and none at all."""

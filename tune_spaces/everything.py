@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tune_spaces.architectures import architectures
 from tune_spaces.domains import Space
 from tune_spaces.learning_rates import learning_rates
-from tune_spaces.loss_forms import initialisation, loss_forms
+from tune_spaces.loss_forms import adversarial_losses, initialisation, loss_forms
 from tune_spaces.loss_weights import loss_weights
 
 
-def everything(perceptual: bool = False) -> Space:
+def everything(perceptual: Literal["vgg16", "cohort"] | None = "cohort") -> Space:
     """Weights and forms of the loss, learning rates, architectures and how their weights start.
 
+    Any draw is a configuration that can be run.
+
     Args:
-        perceptual: Search lambda 4 too; it needs VGG16 weights.
+        perceptual: Whose features lambda 4 weighs, see `loss_weights`; None does not search it.
     """
     return {
         **loss_weights(perceptual),
         **loss_forms(),
+        **adversarial_losses(),
         **learning_rates(),
         **architectures(),
         **initialisation(),

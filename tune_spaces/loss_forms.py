@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from ray import tune
 
-from tune_spaces.domains import Space
+from tune_spaces.domains import Space, zero_or_log
+
+ADVERSARIAL = (
+    *("bce", "bce-r1", "least-squares", "hinge", "hinge-spectral"),
+    *("wasserstein", "wasserstein-spectral", "kl-spectral"),
+)
+"""Adversarial losses with what each asks of the discriminator; `distsynth.presets` defines them."""
+
+
+def adversarial_losses() -> Space:
+    """The adversarial loss by its name, how often the discriminator learns, feature matching.
+
+    A name stands for several fields, so that what does not go together is never drawn: a loss or a
+    penalty that needs a bounded slope comes without BatchNorm in the discriminator.
+    """
+    return {
+        "adversarial": tune.choice(list(ADVERSARIAL)),
+        "optim.discriminator_steps": tune.choice([1, 2, 5]),
+        "loss.lambda_matching": zero_or_log(0.01, 10.0, 0.5),
+    }
 
 
 def loss_forms() -> Space:
-    """What each term computes, whatever its weight."""
+    """What the terms that compare pairs compute, whatever their weight."""
     return {
-        "loss.adversarial": tune.choice(["bce", "least-squares", "hinge"]),
         "loss.recon": tune.choice(["l1", "l2"]),
         "loss.gradient_form": tune.choice(["signed", "absolute"]),
         "loss.gradient_margin": tune.choice([0, 1, 2]),

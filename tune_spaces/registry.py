@@ -13,13 +13,15 @@ from tune_spaces import architectures
 from tune_spaces.domains import Space
 from tune_spaces.everything import everything
 from tune_spaces.learning_rates import learning_rates
-from tune_spaces.loss_forms import initialisation, loss_forms
+from tune_spaces.loss_forms import adversarial_losses, initialisation, loss_forms
 from tune_spaces.loss_weights import loss_weights
 
 SPACES: dict[str, Callable[[], Space]] = {
     "loss-weights": loss_weights,
-    "loss-weights-perceptual": partial(loss_weights, perceptual=True),
+    "loss-weights-perceptual": partial(loss_weights, perceptual="cohort"),
+    "loss-weights-vgg16": partial(loss_weights, perceptual="vgg16"),
     "loss-forms": loss_forms,
+    "adversarial-losses": adversarial_losses,
     "initialisation": initialisation,
     "learning-rates": learning_rates,
     "networks": architectures.networks,

@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 Given = TypeVar("Given")
 Cohort = Annotated[Path, arg(help="cohort.csv, a folder that holds one, or a BIDS folder")]
 Out = Annotated[Path, arg(aliases=["-o"])]
+SourcePattern = Annotated[
+    str | None, arg(help="For a BIDS folder: glob of the source below each subject.")
+]
+TargetPattern = Annotated[
+    str | None, arg(help="For a BIDS folder: glob of the target below each subject.")
+]
 
 
 def parse(name: str, command: type[Given], args: Sequence[str]) -> Given:
@@ -71,10 +77,15 @@ def resume_hint(command: str, args: Sequence[str], option: str | None = None) ->
         raise
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise DataError if the output exists and may not be replaced."""
-    if path.exists() and not overwrite:
-        raise DataError(path, "the file exists already", "Give --overwrite or another --out")
+def option(args: Sequence[str], name: str) -> str | None:
+    """The value of an option before the arguments are parsed; None if it is not given."""
+    found = None
+    for word, value in itertools.pairwise([*args, ""]):
+        if word == name:
+            found = value
+        elif word.startswith(f"{name}="):
+            found = word.removeprefix(f"{name}=")
+    return found
 
 
 def chosen_families(start: RunConfig, args: Sequence[str]) -> RunConfig:
@@ -87,14 +98,8 @@ def chosen_families(start: RunConfig, args: Sequence[str]) -> RunConfig:
     """
     from distsynth.config import FAMILIES, check_owner, with_families
 
-    asked = {}
-    for section in FAMILIES:
-        option = f"--{section}.family"
-        for word, value in itertools.pairwise([*args, ""]):
-            if word == option:
-                asked[section] = value
-            elif word.startswith(f"{option}="):
-                asked[section] = word.removeprefix(f"{option}=")
+    families = {section: option(args, f"--{section}.family") for section in FAMILIES}
+    asked = {section: family for section, family in families.items() if family is not None}
     chosen = with_families(start, asked)
     for word in args:
         if word.startswith(tuple(f"--{section}." for section in FAMILIES)):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from distsynth.cli.arguments import Out, parse
 from distsynth.cli.messages import UsageError
-from sharding.io.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +65,10 @@ def dashboard(args: Sequence[str]) -> None:
     if given.online:
         print(*apply(shown), sep="\n")
         return
-    from sharding.io.atomic import atomic_write
+    from sharding.io.atomic import atomic_write, refuse_existing
 
     files = {WORKSPACE_FILE: workspace, REPORT_FILE: report}
-    for name in files:
-        if (given.out / name).exists() and not given.overwrite:
-            raise DataError(
-                given.out / name, "the file exists already", "Give --overwrite or another --out"
-            )
+    refuse_existing([given.out / name for name in files], given.overwrite)
     for name, build in files.items():
         atomic_write(given.out / name, spec_json(build(shown)))
         print(given.out / name)

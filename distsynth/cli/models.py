@@ -12,7 +12,16 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, chosen_families, columns, parse, resume_hint
+from distsynth.cli.arguments import (
+    Cohort,
+    Out,
+    SourcePattern,
+    TargetPattern,
+    chosen_families,
+    columns,
+    parse,
+    resume_hint,
+)
 from distsynth.cli.messages import UsageError
 
 
@@ -92,7 +101,7 @@ def train(args: Sequence[str]) -> None:
     from distsynth.training.loop import train as run_training
 
     with resume_hint("train", args, "--resume"):
-        result = run_training(config, given.run_dir, given.resume, given.overwrite)
+        result = run_training(config, given.run_dir, resume=given.resume, overwrite=given.overwrite)
     # One line, however many ranks a launcher started.
     if os.environ.get("RANK", "0") == "0":
         print(result.best)
@@ -157,10 +166,8 @@ def evaluate(args: Sequence[str]) -> None:
         out: Out
         """Folder for results.csv, results.json, table.txt, pictures and report.html."""
         split: Literal["train", "val", "test"] = "test"
-        source_pattern: str | None = None
-        """For a BIDS folder: glob of the source below each subject."""
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        source_pattern: SourcePattern = None
+        target_pattern: TargetPattern = None
         stitch: Stitch = field(default_factory=Stitch)
         save_volumes: bool = False
         """Write the synthetic volumes as well."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Out, parse
+from distsynth.cli.arguments import Out, SourcePattern, TargetPattern, parse
 
 
 def report(args: Sequence[str]) -> None:
@@ -36,10 +36,8 @@ def report(args: Sequence[str]) -> None:
         """Largest number of specimens with slices."""
         evaluation: str | None = None
         """Folder that distsynth evaluate wrote, if it is not within the run's."""
-        source_pattern: str | None = None
-        """For a BIDS folder: glob of the source below each subject."""
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        source_pattern: SourcePattern = None
+        target_pattern: TargetPattern = None
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
 

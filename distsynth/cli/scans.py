@@ -7,13 +7,25 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, parse, refuse_existing, resume_hint
-from distsynth.errors import check_workers
+from distsynth.cli.arguments import (
+    Cohort,
+    Out,
+    SourcePattern,
+    TargetPattern,
+    option,
+    parse,
+    resume_hint,
+)
+from distsynth.errors import ConfigError, check_workers
+from sharding.io.atomic import refuse_existing
 from sharding.io.errors import CohortError, DataError
+
+if TYPE_CHECKING:
+    from sharding.shards.config import ShardConfig
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +78,7 @@ def simulate(args: Sequence[str]) -> None:
         simulation: Annotated[SimulationConfig, arg(name="")] = field(
             default_factory=SimulationConfig
         )
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        target_pattern: TargetPattern = None
         overwrite: bool = False
 
     given = parse("simulate", Simulate, args)
@@ -92,10 +103,8 @@ def prepare(args: Sequence[str]) -> None:
         out: Out
         """Folder for the prepared volumes, transforms, cohort.csv, quality.json, quality.html."""
         config: Annotated[PrepareConfig, arg(name="")] = field(default_factory=PrepareConfig)
-        source_pattern: str | None = None
-        """For a BIDS folder: glob of the source below each subject."""
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        source_pattern: SourcePattern = None
+        target_pattern: TargetPattern = None
         workers: int = 0
         """Number of processes; 0 starts one for each core."""
         address: str | None = None
@@ -141,7 +150,7 @@ def correct(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("correct", Correct, args)
-    refuse_existing(given.out, given.overwrite)
+    refuse_existing([given.out], given.overwrite)
     volume = read_volume(given.volume, orientation=given.orientation)
     mask = read_mask(given.mask, volume, given.orientation) if given.mask else None
     corrected, _ = correct_bias(volume, given.config, mask, given.volume)
@@ -191,6 +200,8 @@ def shard(args: Sequence[str]) -> None:
     from sharding.shards.write import write_shards
     from sharding.volumes.cohort import SPLITS, read_cohort
 
+    start = _blocks(option(args, "--for-preset")) or ShardConfig()
+
     @dataclass(frozen=True)
     class Shard:
         """Cut a cohort into shards of patches.
@@ -201,11 +212,11 @@ def shard(args: Sequence[str]) -> None:
         cohort: Positional[Cohort]
         out: Annotated[str, arg(aliases=["-o"])]
         """Folder of the shard set: a path, or a URL such as s3://bucket/shards."""
-        config: Annotated[ShardConfig, arg(name="")] = field(default_factory=ShardConfig)
-        source_pattern: str | None = None
-        """For a BIDS folder: glob of the source below each subject."""
-        target_pattern: str | None = None
-        """For a BIDS folder: glob of the target below each subject."""
+        for_preset: str | None = None
+        """Start from the blocks of a preset of three dimensions, unet-3d or gan-3d."""
+        config: Annotated[ShardConfig, arg(name="")] = field(default_factory=lambda: start)
+        source_pattern: SourcePattern = None
+        target_pattern: TargetPattern = None
         workers: int = 0
         """Number of processes, or of concurrent tasks on a cluster; 0 starts one for each core."""
         address: str | None = None
@@ -240,6 +251,21 @@ def shard(args: Sequence[str]) -> None:
     if done.failures:
         remedy = "The set is finished without them; fix them and add them with --update"
         raise CohortError(given.out, done.failures, len(specimens), remedy)
+
+
+def _blocks(preset: str | None) -> "ShardConfig | None":
+    """What to cut for a preset of three dimensions; None without one.
+
+    Raises:
+        ConfigError: If there is no such preset.
+    """
+    if preset is None:
+        return None
+    from distsynth.presets import BLOCKS
+
+    if preset not in BLOCKS:
+        raise ConfigError(f"--for-preset must be one of {', '.join(BLOCKS)}, got {preset}")
+    return BLOCKS[preset]
 
 
 def verify(args: Sequence[str]) -> None:

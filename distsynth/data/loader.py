@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -30,6 +32,30 @@ from sharding.shards.manifest import Manifest
 from sharding.shards.records import QUANTUM
 from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import Split
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes that train together.
+
+    Attributes:
+        number: From 0 to `count` - 1.
+        count: How many train together.
+        device: Where this one computes.
+    """
+
+    number: int = 0
+    count: int = 1
+    device: torch.device = CPU
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Rank:
+        """This process, as Accelerate sees it."""
+        return cls(accelerator.process_index, accelerator.num_processes, accelerator.device)
+
+
+ALONE = Rank()
+"""A process that trains by itself, on the CPU."""
 
 
 def epoch_order(
@@ -100,6 +126,13 @@ class TrainingBatches:
     a quarter of a rank's share of what its host has available. Every rank keeps the whole split,
     for each epoch gives it other patches.
 
+    Args:
+        shards: The set.
+        config: How it is read.
+        batch_size: Patches a step over all ranks.
+        seed: Of the run.
+        rank: This process.
+
     Attributes:
         steps: Batches an epoch.
         resident: Whether the split is kept in memory; its batches then lie on the device.
@@ -114,31 +147,29 @@ class TrainingBatches:
         config: DataConfig,
         batch_size: int,
         seed: int,
-        rank: int = 0,
-        ranks: int = 1,
-        device: torch.device = CPU,
+        rank: Rank = ALONE,
     ) -> None:
         self._dataset = dataset = PatchDataset(shards, "train")
-        check_batch(len(dataset), batch_size, ranks, shards.folder.url)
+        check_batch(len(dataset), batch_size, rank.count, shards.folder.url)
         _check_cache(shards, dataset, config)
         self._counts = [shard.patches for shard in dataset.records]
         self._window = config.shuffle_shards
-        self._batch_size, self._seed, self._rank, self._ranks = batch_size, seed, rank, ranks
+        self._batch_size, self._seed, self._rank = batch_size, seed, rank
         self.steps = len(dataset) // batch_size
         self._plan: list[NDArray[np.int64]] = []
-        pinned = device.type == "cuda"
+        pinned = rank.device.type == "cuda"
         self._loader = _loader(dataset, self._plan, config.workers, pinned, persistent=True)
-        self._device = device
-        self.resident = config.resident == "auto" and dataset.bytes <= keepable_bytes(device, ranks)
+        fits = dataset.bytes <= keepable_bytes(rank.device, rank.count)
+        self.resident = config.resident == "auto" and fits
         self._patches: ResidentPatches | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's batches of an epoch, from step `start` on; skipping costs nothing."""
         order = epoch_order(self._counts, self._seed, epoch, self._window)
-        plan = training_plan(order, self._batch_size, self._rank, self._ranks)[start:]
+        plan = training_plan(order, self._batch_size, self._rank.number, self._rank.count)[start:]
         if self.resident:
             if self._patches is None:
-                self._patches = ResidentPatches(self._dataset, self._device)
+                self._patches = ResidentPatches(self._dataset, self._rank.device)
             yield from self._patches.batches(plan)
             return
         self._plan[:] = list(plan)
@@ -151,11 +182,11 @@ def validation_batches(
     patches: NDArray[np.int64],
     batch_size: int,
     workers: int = 0,
-    rank: int = 0,
-    ranks: int = 1,
+    rank: Rank = ALONE,
 ) -> Iterator[Batch]:
     """Chosen patches of a split, by their numbers, each on exactly one rank, in order."""
-    plan = [patches[index] for index in exact_plan(len(patches), batch_size, rank, ranks)]
+    own = exact_plan(len(patches), batch_size, rank.number, rank.count)
+    plan = [patches[index] for index in own]
     yield from _loader(PatchDataset(shards, split), plan, workers, pin_memory=False)
 
 

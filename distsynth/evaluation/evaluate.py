@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsynth.errors import ConfigError
+from distsynth.evaluation.artefacts import Prediction, artefacts, predictions
 from distsynth.evaluation.baselines import Baseline, Cubic, Identity, fitted_baselines
 from distsynth.inference.predictor import Predictor
-from distsynth.inference.stitching import border_planes
 from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.image import SSIM_WINDOW, central_slice, volume_metrics
-from distsynth.metrics.seams import seam_index
 from distsynth.runs.checkpoint import DataRecord
 from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, Split
@@ -137,7 +136,10 @@ def evaluate(
         )
     if baselines is None:
         if not groups["train"]:
-            raise ConfigError("the cohort has no training specimen to fit the baselines on")
+            raise ConfigError(
+                "the cohort has no training specimen to fit the baselines on: evaluate on the "
+                "cohort that the shards were cut from, with specimens added to it"
+            )
         baselines = usual_baselines(groups["train"], first.preprocess)
     for baseline in baselines:
         if baseline.name in predictors:
@@ -171,9 +173,10 @@ def _evaluate_specimen(
     axis = 2
     index = central_slice(pair.mask, axis)
     shown: dict[str, NDArray[np.float32]] = {}
-    for name, synthetic, borders in _predictions(pair, source, baselines, predictors):
-        row = volume_metrics(synthetic, target, pair.target_transform.data_range, pair.mask)
-        row["seam_index"] = seam_index(synthetic, target, borders, pair.mask)
+    for prediction in _predictions(pair, baselines, predictors):
+        name, synthetic = prediction.method, prediction.synthetic
+        row = volume_metrics(synthetic, target, pair.target_transform, pair.mask)
+        row |= artefacts(prediction, target, pair.mask)
         native, inside = (
             pair.source_transform.standardise(pair.native_source.data),
             pair.native_mask,
@@ -217,18 +220,9 @@ def _say_what_is_missing(pair: Pair) -> None:
 
 
 def _predictions(
-    pair: Pair,
-    source: NDArray[np.float32],
-    baselines: Sequence[Baseline],
-    predictors: Mapping[str, Predictor],
-) -> Iterator[tuple[str, NDArray[np.float32], list[NDArray[np.int64]]]]:
-    """Yield (method, synthetic volume, borders of its patches: none for a baseline)."""
-    no_borders = [np.array([], np.int64)] * 3
+    pair: Pair, baselines: Sequence[Baseline], predictors: Mapping[str, Predictor]
+) -> Iterator[Prediction]:
+    """Yield what each baseline and each model makes of a pair's source."""
     for baseline in baselines:
-        yield baseline.name, baseline.predict(pair), no_borders
-    for name, predictor in predictors.items():
-        synthetic = predictor(source, title=f"{name}, {pair.name}")
-        config = predictor.checkpoint.config
-        locations = predictor.locations(pair.grid.shape)
-        borders = border_planes(locations, pair.grid.shape, config.data.sides, config.stitch.trim)
-        yield name, synthetic, list(borders)
+        yield Prediction(baseline.name, baseline.predict(pair))
+    yield from predictions(pair, predictors)

@@ -22,7 +22,7 @@ PACKAGES = ("distsynth", "torch", "safetensors")
 
 def write_export(
     path: str | Path,
-    out: Path,
+    out: str | Path,
     *,
     evaluation: str | Path | None = None,
     row: str | None = None,
@@ -41,13 +41,14 @@ def write_export(
         overwrite: Replace an export.
 
     Returns:
-        `out`.
+        The path of the folder.
 
     Raises:
         ConfigError: If model.onnx is wanted and its packages are not installed.
         DataError: If the checkpoint or the evaluation is bad, `out` may not be written, or the ONNX
             model differs from PyTorch.
     """
+    out = Path(out)
     with disk_errors(out), atomic_folder(out, RECORD, overwrite) as folder:
         if onnx:
             require_onnx()

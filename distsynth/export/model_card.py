@@ -14,7 +14,7 @@ from typing import Any
 
 from distsynth.evaluation.baselines import Cubic, Identity, IntensityMap, NeighbourhoodRegression
 from distsynth.export.onnx import SOURCE, SYNTHETIC, TOLERANCE, OnnxModel
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.objective import OBJECTIVES
 from distsynth.metrics.results import ResultsTable
 from distsynth.models import (
@@ -151,7 +151,7 @@ def _chosen_by(checkpoint: Checkpoint) -> str:
     better = "higher" if OBJECTIVES[train.objective] else "lower"
     rule = f"The best epoch is chosen by stitched validation {train.objective}, {better} better"
     if train.seam_penalty:
-        rule += f", less {train.seam_penalty:g} for each unit of the seam index off 1"
+        rule += f", less {train.seam_penalty:g} for each unit of the seam index above 1"
     score = f"{best:.6g}" if math.isfinite(best) else "not known"
     return (
         f"{rule}. The best score of the run up to this checkpoint, signed so that higher is "
@@ -179,8 +179,8 @@ def _test(data: DataRecord, evaluation: ModelEvaluation | None) -> dict[str, str
     columns = [Column(name) for name in ("metric", "better", "this model", *methods[1:])]
     rows = [
         [
-            Cell(METRICS[key][0]),
-            Cell("higher" if METRICS[key][1] else "lower"),
+            Cell(METRICS[key].title),
+            Cell(METRICS[key].direction.removesuffix(" is better").removesuffix(" is best")),
             *(table.mean_cell(method, key) for method in methods),
         ]
         for key in table.columns

@@ -29,7 +29,7 @@ from sharding.io.atomic import refuse_existing
 from sharding.io.errors import DataError
 from sharding.io.progress import progress
 from sharding.io.storage import Folder, is_remote
-from sharding.shards.patches import BLOCK, check_fits, dense_locations, patch_axes
+from sharding.shards.patches import BLOCK, check_fits, dense_locations, fits, patch_axes
 from sharding.volumes.grid import MOST_VOXELS, check_grid_size, check_grids_meet, spaced_grid
 from sharding.volumes.header import Orientation
 from sharding.volumes.intensities import check_foreground_varies
@@ -71,7 +71,17 @@ class Predictor:
         try:
             return dense_locations(shape, patch_size, stitch.stride, stitch.axes)
         except ValueError as error:
-            raise ConfigError(f"stitch: {error}") from None
+            raise self._does_not_fit(shape, error) from None
+
+    def _does_not_fit(self, shape: Sequence[int], error: ValueError) -> ConfigError:
+        """What to say of patches that do not fit a volume, with the slicing axes that would."""
+        patch_size = self.checkpoint.config.data.sides
+        message = f"stitch: {error}"
+        if len(patch_size) == 2:
+            fitting = [axis for axis in (0, 1, 2) if fits(shape, patch_size, axis)]
+            if fitting:
+                message += f"; --stitch.axes {' '.join(map(str, fitting))} would"
+        return ConfigError(message)
 
     def __call__(
         self,
@@ -79,6 +89,7 @@ class Predictor:
         title: str = "predicting",
         quiet: bool = False,
         empty: Empty = in_memory,
+        variance: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Predict a standardised target from a standardised source.
 
@@ -87,6 +98,8 @@ class Predictor:
             title: Of the progress bar.
             quiet: No progress bar.
             empty: Makes the arrays that are as large as the volume.
+            variance: Array of the source's shape that is filled with the variance of overlapping
+                windows at each voxel: see distsynth.inference.windows.
 
         Returns:
             Synthetic, same shape, standardised.
@@ -118,6 +131,7 @@ class Predictor:
                 forward,
                 lambda sides: total_weight(sides, patch_size, stitch),
                 empty,
+                variance,
             )
         next(ticks, None)  # the last line of progress
         bad = sum(int(np.count_nonzero(~np.isfinite(synthetic[s]))) for s in slabs(source.shape))
@@ -195,7 +209,7 @@ class Predictor:
             try:
                 check_fits(shape, patch_size, axis)
             except ValueError as error:
-                raise ConfigError(f"stitch: {error}") from None
+                raise self._does_not_fit(shape, error) from None
             count = 1 if axis == BLOCK else shape[axis]
             sides = tuple(size for dim, size in enumerate(shape) if dim != axis)
             images = ImageStack(sides, count, data.channels)

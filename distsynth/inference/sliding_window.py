@@ -70,21 +70,38 @@ class SlidingWindows:
         self.forwards = math.ceil(math.prod(map(len, self._intervals)) / self._each)
 
     def __call__(
-        self, images: NDArray[np.float32], forward: Forward, out: NDArray[np.float32]
+        self,
+        images: NDArray[np.float32],
+        forward: Forward,
+        out: NDArray[np.float32],
+        variance: NDArray[np.float32] | None = None,
     ) -> None:
-        """Predict images (n, channels, *sides) into an array (n, *sides)."""
+        """Predict images (n, channels, *sides) into an array (n, *sides).
+
+        The weighted variance of the windows at each voxel goes into `variance`, if there is such
+        an array: sum w x² is then kept beside sum w x for the images of a batch.
+        """
         given, count = torch.from_numpy(images), len(images)
         if self._fits:
             given = given.contiguous().to(self._device)
-        sums = PatchSum(self._zeros(count, images.shape[2:]), self._window)
+        sums = [PatchSum(self._zeros(count, images.shape[2:]), self._window)]
+        if variance is not None:
+            sums.append(PatchSum(self._zeros(count, images.shape[2:]), None))
         for batch in self._batches():
             sources = torch.cat([given[(..., *cut)] for cut, _, _ in batch])
-            patches = sums.weighted(forward(sources.to(self._device)))
-            for (_, place, part), patch in zip(batch, patches.split(count), strict=True):
-                sums.add(patch, place, part)
+            predicted = forward(sources.to(self._device))
+            weighted = [sums[0].weighted(predicted)]
+            if variance is not None:
+                weighted.append(weighted[0] * sums[1].weighted(predicted).double())
+            for kind, patches in zip(sums, weighted, strict=True):
+                for (_, place, part), patch in zip(batch, patches.split(count), strict=True):
+                    kind.add(patch, place, part)
         for part, weight in self._weights():
-            mean = sums.total[..., part] / weight.to(sums.total.device)
+            mean, *square = (kind.total[..., part] / weight.to(kind.total.device) for kind in sums)
             out[..., part] = mean.float().cpu().numpy()
+            if variance is not None:
+                spread = (square[0] - mean.square()).clamp(min=0)
+                variance[..., part] = spread.float().cpu().numpy()
 
     def _batches(self) -> Iterator[list[tuple[tuple[slice, ...], ...]]]:
         """Windows that go together: of each the slices along all sides, in Interval's order."""
@@ -106,17 +123,21 @@ class SlidingWindows:
             yield slice(low, low + step), _product([*others, last[low : low + step]])
 
 
-def total_weight(sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig) -> Tensor:
+def total_weight(
+    sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig, power: int = 1
+) -> Tensor:
     """What the weights of all windows at a voxel of an image sum to: float64, shape `sides`.
+
+    With power 2 it is the sum of their squares.
 
     Raises:
         ValueError: If a voxel is left uncovered.
     """
-    return _product(weight_lines(sides, patch_size, stitch))
+    return _product(weight_lines(sides, patch_size, stitch, power))
 
 
 def weight_lines(
-    sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig
+    sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig, power: int = 1
 ) -> list[Tensor]:
     """The factors of total_weight, float64: a line for each side.
 
@@ -131,7 +152,7 @@ def weight_lines(
         profile = smooth_window([patch], stitch.trim) if smooth else torch.ones(patch)
         line = torch.zeros(side, dtype=torch.float64)
         for _, place, part in found:
-            line[place] += profile[part]
+            line[place] += profile[part] ** power
         lines.append(line)
     voxels, covered = math.prod(sides), math.prod(int((line > 0).sum()) for line in lines)
     if covered < voxels:

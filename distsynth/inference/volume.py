@@ -51,9 +51,16 @@ class ImageMethod(Protocol):
     forwards: int
 
     def __call__(
-        self, images: NDArray[np.float32], forward: Forward, out: NDArray[np.float32]
+        self,
+        images: NDArray[np.float32],
+        forward: Forward,
+        out: NDArray[np.float32],
+        variance: NDArray[np.float32] | None = None,
     ) -> None:
-        """Predict images (n, channels, *sides) into an array (n, *sides)."""
+        """Predict images (n, channels, *sides) into an array (n, *sides).
+
+        The variance of overlapping windows at each voxel goes into `variance`, if it is given.
+        """
         ...
 
 
@@ -64,6 +71,7 @@ def predict_volume(
     forward: Forward,
     weight: Callable[[Sequence[int]], Tensor],
     empty: Empty = in_memory,
+    variance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Predict a volume along one axis, or the weighted mean of several.
 
@@ -75,6 +83,8 @@ def predict_volume(
         weight: Sides of an image to the weight of each of its voxels relative to those along the
             other axes; not called for a single axis.
         empty: Makes the arrays that are as large as the volume.
+        variance: Array of the volume's shape that is filled with the weighted variance, at each
+            voxel, of all windows along all axes around their mean.
 
     Returns:
         Synthetic, same shape.
@@ -84,22 +94,35 @@ def predict_volume(
     mean = empty(source.shape)
     if len(methods) == 1:
         ((axis, method),) = methods.items()
+        spread = None if variance is None else as_images(variance, axis)
         for part, images in _parts(source, axis, method, neighbours):
-            method(images, forward, as_images(mean, axis)[part])
+            own_spread = None if spread is None else spread[part]
+            method(images, forward, as_images(mean, axis)[part], own_spread)
         return mean
     total = empty(source.shape, np.float64)
+    squares = None if variance is None else empty(source.shape, np.float64)
     for slab in slabs(source.shape):
         total[slab] = 0
+        if squares is not None:
+            squares[slab] = 0
     weights = []
     for axis, method in methods.items():
         own = weight(as_images(source, axis).shape[1:]).numpy()
         for part, images in _parts(source, axis, method, neighbours):
             predicted = np.empty((len(images), *images.shape[2:]), np.float32)
-            method(images, forward, predicted)
+            spread = None if squares is None else np.empty_like(predicted)
+            method(images, forward, predicted, spread)
             as_images(total, axis)[part] += predicted * own
+            if squares is not None and spread is not None:
+                square = np.square(predicted, dtype=np.float64) + spread
+                as_images(squares, axis)[part] += square * own
         weights.append(np.broadcast_to(np.expand_dims(own, axis), source.shape))
     for slab in slabs(source.shape):  # so that the weights never fill a volume
-        mean[slab] = total[slab] / sum(own[slab] for own in weights)
+        together = sum(own[slab] for own in weights)
+        average = total[slab] / together
+        mean[slab] = average
+        if variance is not None and squares is not None:
+            variance[slab] = np.maximum(squares[slab] / together - average**2, 0)
     return mean
 
 

@@ -70,9 +70,18 @@ class WholeImages:
         self.forwards = len(self._tiles)
 
     def __call__(
-        self, images: NDArray[np.float32], forward: Forward, out: NDArray[np.float32]
+        self,
+        images: NDArray[np.float32],
+        forward: Forward,
+        out: NDArray[np.float32],
+        variance: NDArray[np.float32] | None = None,
     ) -> None:
-        """Predict images (n, channels, *sides) into an array (n, *sides)."""
+        """Predict images (n, channels, *sides) into an array (n, *sides).
+
+        There are no windows that could disagree: `variance` is filled with 0.
+        """
+        if variance is not None:
+            variance[...] = 0
         given = torch.from_numpy(images)
         if self.forwards == 1:
             far = [(0, -side % self._multiple) for side in reversed(self._sides)]

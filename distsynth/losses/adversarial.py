@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -9,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distsynth.losses.penalty import Kind, Penalty
 from distsynth.losses.term import Outputs, Term, TermConfig
+from distsynth.rules import Rule, at_least, positive
+
+Name = Literal["bce", "least-squares", "hinge", "wasserstein", "kl"]
+LARGEST_LOGIT = 10.0
+"""Up to which the KL divergence takes the exponential of a logit."""
 
 
 class AdversarialLoss(Protocol):
@@ -85,10 +92,52 @@ class Hinge:
         return -fake_logits.float().mean()
 
 
+class Wasserstein:
+    """The difference of mean logits: the Wasserstein distance (Arjovsky et al., 2017).
+
+    It is one only for a discriminator of bounded slope, a critic: the configuration asks for a
+    penalty or for spectral norm, and refuses BatchNorm.
+    """
+
+    description = "Wasserstein"
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """What the mean logit of fake exceeds that of real by."""
+        return fake_logits.float().mean() - real_logits.float().mean()
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """The negative mean logit, which has no lower bound."""
+        return -fake_logits.float().mean()
+
+
+class KullbackLeibler:
+    """The KL divergence of target from synthetic, bounded by logits (Nowozin et al., 2016).
+
+    The bound is E[T(real)] - E[exp(T(fake) - 1)], largest for T = 1 + log(p / q). Beyond a logit of
+    10 the exponential goes on along its tangent, so that one certain logit does not end a run
+    (ours).
+    """
+
+    description = "KL divergence"
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """The negative bound."""
+        fake = fake_logits.float()
+        within = fake.clamp(max=LARGEST_LOGIT)
+        conjugate = torch.exp(within - 1) * (1 + fake - within)
+        return conjugate.mean() - real_logits.float().mean()
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """The negative mean logit, as the authors of this f-GAN train it (section 3.2 there)."""
+        return -fake_logits.float().mean()
+
+
 ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
     "bce": CrossEntropy(),
     "least-squares": LeastSquares(),
     "hinge": Hinge(),
+    "wasserstein": Wasserstein(),
+    "kl": KullbackLeibler(),
 }
 """The registry of adversarial losses, by the names that `loss.adversarial` takes."""
 
@@ -99,9 +148,28 @@ class AdversarialConfig(TermConfig):
 
     lambda_bce: float = 0.0
     """Weight of the adversarial term (eq. 2)."""
-    adversarial: Literal["bce", "least-squares", "hinge"] = field(default="bce", kw_only=True)
-    """Adversarial loss of both networks: bce is the paper's binary cross-entropy; least-squares and
-    hinge are ours. lambda_bce weighs it, and logs call its value bce, whichever it is."""
+    adversarial: Name = field(default="bce", kw_only=True)
+    """Adversarial loss of both networks: bce is the paper's binary cross-entropy, the others are
+    ours. wasserstein needs a penalty or spectral norm, and no BatchNorm. lambda_bce weighs it, and
+    logs call its value bce, whichever it is."""
+    penalty: Kind = field(default="none", kw_only=True)
+    """What the discriminator's loss adds: gradient keeps its slope near 1 between target and
+    synthetic (WGAN-GP), r1 keeps it small at the target."""
+    penalty_weight: float = field(default=10.0, kw_only=True)
+    """Weight of the penalty."""
+    penalty_every: int = field(default=1, kw_only=True)
+    """Steps between updates with the penalty, which then counts as many times as much."""
+
+    def rules(self) -> Iterable[Rule]:
+        """A positive penalty, and a positive interval."""
+        yield positive("penalty_weight", self.penalty_weight)
+        yield at_least("penalty_every", self.penalty_every, 1)
+
+    def build_penalty(self) -> Penalty | None:
+        """The configured penalty, if there is one."""
+        if self.penalty == "none":
+            return None
+        return Penalty(self.penalty, self.penalty_weight, self.penalty_every)
 
 
 class Adversarial(Term):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from distsynth.losses.adversarial import ADVERSARIAL_LOSSES
+from distsynth.losses.encoder import EncoderLoss
+from distsynth.losses.perceptual import Perceptual
 from distsynth.losses.registry import TERMS, LossConfig
-from distsynth.losses.term import Outputs
+from distsynth.losses.term import Outputs, SourceToTarget
 
 
 class GeneratorLoss(nn.Module):
@@ -19,6 +23,7 @@ class GeneratorLoss(nn.Module):
         config: The weights; a term of weight 0 is neither built nor computed.
         terms: Name -> Term, those of positive weight.
         adversarial: The loss that the discriminator is trained by, whatever the generator's weight.
+        penalty: What is added to it; None without one.
 
     Raises:
         ConfigError: If a term needs a file that is not there.
@@ -28,12 +33,31 @@ class GeneratorLoss(nn.Module):
         super().__init__()
         self.config = config
         self.adversarial = ADVERSARIAL_LOSSES[config.adversarial]
+        self.penalty = config.build_penalty()
         self.terms = nn.ModuleDict(
             {term.name: term(config) for term in TERMS if config.weight(term.name) > 0}
         )
 
+    @property
+    def compares_features(self) -> bool:
+        """Whether a term needs the discriminator's features."""
+        return "matching" in self.terms
+
+    def use_encoder(self, encoder: nn.Module) -> None:
+        """Give the perceptual term the cohort's encoder, where the configuration asks for it."""
+        for term in self.terms.values():
+            if isinstance(term, Perceptual) and isinstance(term.loss, EncoderLoss):
+                term.loss.use(encoder)
+
     def forward(
-        self, synthetic: Tensor, target: Tensor, fake_logits: Tensor | None = None
+        self,
+        synthetic: Tensor,
+        target: Tensor,
+        fake_logits: Tensor | None = None,
+        *,
+        features: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+        source: Tensor | None = None,
+        generator: SourceToTarget | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the terms.
 
@@ -42,12 +66,16 @@ class GeneratorLoss(nn.Module):
             target: Registered high-field patches, same shape and scale.
             fake_logits: The discriminator's logits for synthetic; without them there is no
                 adversarial term.
+            features: The discriminator's, of synthetic and of target.
+            source: What synthetic was made of.
+            generator: What made it; a term may ask it for more.
 
         Returns:
             The weighted total, a scalar, and the unweighted terms that it sums, detached for the
-            log: some of "bce", "recon", "gradient", "perceptual".
+            log, by their names.
         """
-        outputs = Outputs(synthetic, target, fake_logits)
+        fake, real = features or (None, None)
+        outputs = Outputs(synthetic, target, fake_logits, fake, real, source, generator)
         found = {name: term(outputs) for name, term in self.terms.items()}
         found = {name: value for name, value in found.items() if value is not None}
         total = torch.stack(

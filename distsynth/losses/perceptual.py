@@ -1,12 +1,12 @@
-"""Perceptual loss on the features of an ImageNet VGG16 (section 6.4).
+"""Perceptual loss on the features of an ImageNet VGG16 (section 6.4), or of the cohort's encoder.
 
-The network is written out here and reads torchvision's weights from a local file. Nothing is
+VGG16 is written out here and reads torchvision's weights from a local file. Nothing is
 downloaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distsynth.errors import ConfigError
+from distsynth.losses.encoder import EncoderLoss
 from distsynth.losses.term import Outputs, Term, TermConfig, check_same_shape
+from distsynth.rules import Rule, at_least
 
 CUTS = (4, 9, 16, 23)
 """Layers of VGG16's `features` after which images are compared: the last ReLU of a block each."""
@@ -34,17 +36,38 @@ class PerceptualConfig(TermConfig):
     """Fields of the perceptual term."""
 
     lambda_perceptual: float = 0.0
-    """Weight of the VGG16 perceptual term (section 6.4)."""
+    """Weight of the perceptual term (section 6.4)."""
     vgg_weights: str | None = None
     """File of torchvision's VGG16 weights; none looks in the torch hub cache of this user."""
+    perceptual_network: Literal["vgg16", "cohort"] = field(default="vgg16", kw_only=True)
+    """Whose features are compared. vgg16 is the paper's, and needs its ImageNet weights. cohort is
+    a small encoder that the run trains first, on the targets of the training split alone (ours)."""
+    encoder_steps: int = field(default=400, kw_only=True)
+    """Optimizer steps that train the cohort's encoder, of 32 patches each."""
     perceptual_scale: Scale = field(default="fixed", kw_only=True)
-    """How images are standardised for VGG16. fixed takes the intensities as they are: standardised
-    by specimen, as ImageNet's are by fixed statistics (ours). image standardises each image by
-    itself, the literal reading of the paper, and is blind to gain and offset."""
+    """How images are standardised for VGG16; the cohort's encoder takes them as they are. fixed
+    takes the intensities as they are: standardised by specimen, as ImageNet's are by fixed
+    statistics (ours). image standardises each image by itself, the literal reading of the paper,
+    and is blind to gain and offset."""
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the cohort's encoder must be there."""
+        return self.lambda_perceptual > 0 and self.perceptual_network == "cohort"
+
+    @property
+    def needs_vgg16(self) -> bool:
+        """Whether the weights of VGG16 must be there."""
+        return self.lambda_perceptual > 0 and self.perceptual_network == "vgg16"
+
+    def rules(self) -> Iterable[Rule]:
+        """The encoder is trained."""
+        yield at_least("encoder_steps", self.encoder_steps, 1)
 
     def check_patch(self, patch_size: Sequence[int]) -> None:
-        """Refuse slices that leave no features at the last cut."""
-        _check_slice(patch_size)
+        """Refuse slices that leave no features at VGG16's last cut; the encoder takes any."""
+        if self.perceptual_network == "vgg16":
+            _check_slice(patch_size)
 
 
 class Perceptual(Term):
@@ -55,12 +78,17 @@ class Perceptual(Term):
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__()
-        self.loss = PerceptualLoss(config.vgg_weights, config.perceptual_scale)
+        self.loss: PerceptualLoss | EncoderLoss = (
+            EncoderLoss()
+            if config.perceptual_network == "cohort"
+            else PerceptualLoss(config.vgg_weights, config.perceptual_scale)
+        )
 
     @classmethod
-    def description(cls, config: Any) -> str:  # noqa: ARG003
+    def description(cls, config: Any) -> str:
         """The term in a few words."""
-        return "perceptual (VGG16)"
+        network = "VGG16" if config.perceptual_network == "vgg16" else "the cohort's encoder"
+        return f"perceptual ({network})"
 
     def forward(self, outputs: Outputs) -> Tensor:
         """The distance, a scalar."""

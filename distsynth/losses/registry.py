@@ -11,18 +11,34 @@ from dataclasses import dataclass
 
 from distsynth.losses.adversarial import Adversarial, AdversarialConfig
 from distsynth.losses.gradient import GradientConfig, GradientDifference
+from distsynth.losses.matching import FeatureMatching, MatchingConfig
+from distsynth.losses.overlap import Overlap, OverlapConfig
 from distsynth.losses.perceptual import Perceptual, PerceptualConfig
 from distsynth.losses.reconstruction import Reconstruction, ReconstructionConfig
 from distsynth.losses.term import Term
 from distsynth.rules import Rule, at_least
 
-TERMS: tuple[type[Term], ...] = (Adversarial, Reconstruction, GradientDifference, Perceptual)
+TERMS: tuple[type[Term], ...] = (
+    Adversarial,
+    Reconstruction,
+    GradientDifference,
+    Perceptual,
+    FeatureMatching,
+    Overlap,
+)
 """Every term, in the order in which they are summed and logged."""
 
 
 # Dataclasses take the fields of the last base first: they stand in the order of TERMS.
 @dataclass(frozen=True)
-class LossConfig(PerceptualConfig, GradientConfig, ReconstructionConfig, AdversarialConfig):
+class LossConfig(
+    OverlapConfig,
+    MatchingConfig,
+    PerceptualConfig,
+    GradientConfig,
+    ReconstructionConfig,
+    AdversarialConfig,
+):
     """Weights of the generator's loss (eq. 5), and what its terms need besides."""
 
     def weight(self, term: str) -> float:
@@ -35,7 +51,7 @@ class LossConfig(PerceptualConfig, GradientConfig, ReconstructionConfig, Adversa
             yield at_least(f"lambda_{term.name}", self.weight(term.name), 0)
             yield from term.config.rules(self)
         supervised = sum(self.weight(term.name) for term in TERMS if term.supervised)
-        rule = "more than the adversarial term: the pairs must count"
+        rule = "more than terms of the discriminator: the pairs must count"
         yield Rule("", supervised > 0, rule, self)
 
     def check_patch(self, patch_size: Sequence[int]) -> None:
@@ -43,6 +59,12 @@ class LossConfig(PerceptualConfig, GradientConfig, ReconstructionConfig, Adversa
         for term in TERMS:
             if self.weight(term.name) > 0:
                 term.config.check_patch(self, patch_size)
+
+    @property
+    def discriminated(self) -> dict[str, float]:
+        """Weights of the terms that need a discriminator, by their fields."""
+        names = (term.name for term in TERMS if not term.supervised)
+        return {f"lambda_{name}": self.weight(name) for name in names}
 
     @property
     def label(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -31,6 +31,19 @@ class TermConfig:
         """
 
 
+class SourceToTarget(Protocol):
+    """A generator, as far as a term needs it.
+
+    Attributes:
+        multiple: By which every side of a source must be divisible.
+    """
+
+    @property
+    def multiple(self) -> int: ...
+
+    def __call__(self, source: Tensor, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Outputs:
     """A batch as the generator's loss sees it.
@@ -40,11 +53,19 @@ class Outputs:
             unit variance, unitless).
         target: Registered high-field patches, same shape and scale.
         fake_logits: The discriminator's logits for synthetic; None where there are none.
+        fake_features: The discriminator's features of synthetic, a tensor a layer.
+        real_features: Its features of target.
+        source: What synthetic was made of, shape (batch, channels, *spatial).
+        generator: What made it.
     """
 
     synthetic: Tensor
     target: Tensor
     fake_logits: Tensor | None = None
+    fake_features: Sequence[Tensor] | None = None
+    real_features: Sequence[Tensor] | None = None
+    source: Tensor | None = None
+    generator: SourceToTarget | None = None
 
 
 class Term(nn.Module, ABC):
@@ -52,7 +73,7 @@ class Term(nn.Module, ABC):
 
     Attributes:
         name: Of the term in logs; its weight is the field lambda_NAME.
-        supervised: Whether it compares synthetic with target.
+        supervised: Whether it compares synthetic with target without a discriminator.
         config: The dataclass of its fields.
     """
 

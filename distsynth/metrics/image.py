@@ -1,9 +1,11 @@
-"""How good a synthetic volume is: equations 6-8, their usual forms, seams and consistency.
+"""How good a synthetic volume is: equations 6-8 and their usual forms.
 
-Volumes are arrays of shape (x, y, z) in standardised intensity: the target was scaled to [0, 1]
-and then to zero mean and unit variance, so that its range (`data_range`) is 1 / std. A mask is
-a bool array of the same shape; None means every voxel. All functions raise ValueError if shapes
-differ or the mask is empty.
+Volumes are arrays of shape (x, y, z). MSE and PSNR take them in standardised intensity: the target
+was scaled to [0, 1] between its own 0.1 and 99.9 percentiles, and then to zero mean and unit
+variance, so that its range (`data_range`) is 1 / std. SSIM takes them on the scale of [0, 1]
+itself, for its luminance term assumes intensities that are not negative. A mask is a bool array
+of the same shape; None means every voxel. All functions raise ValueError if shapes differ or the
+mask is empty.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
+from sharding.volumes.intensities import IntensityTransform
+
 Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
@@ -22,22 +26,6 @@ PAPER_PEAK = 255.0
 """The peak of eq. 7, as if standardised intensities were 8-bit."""
 SSIM_WINDOW = 11
 """Voxels along a side of the window of SSIM: Gaussian, sigma 1.5, cut at 3.5 sigma."""
-
-METRICS: dict[str, tuple[str, bool]] = {
-    "mse_mask": ("MSE, mask (standardised units squared)", False),
-    "psnr255_mask": ("PSNR, mask (dB, peak 255 as in eq. 7)", True),
-    "psnr_mask": ("PSNR, mask (dB, peak = range of the target)", True),
-    "ssim_global_mask": ("SSIM, mask (-1 to 1, global as in eq. 8)", True),
-    "ssim_mask": ("SSIM, mask (-1 to 1, windowed 3D)", True),
-    "mse_whole": ("MSE, whole volume (standardised units squared)", False),
-    "psnr255_whole": ("PSNR, whole volume (dB, peak 255 as in eq. 7)", True),
-    "psnr_whole": ("PSNR, whole volume (dB, peak = range of the target)", True),
-    "ssim_global_whole": ("SSIM, whole volume (-1 to 1, global as in eq. 8)", True),
-    "ssim_whole": ("SSIM, whole volume (-1 to 1, windowed 3D)", True),
-    "seam_index": ("Seam index (ratio, 1 = no seam)", False),
-    "consistency_error": ("Consistency error (0 = agrees with source, 1 = unrelated)", False),
-}
-"""Key -> (title with units or range, whether higher is better), in the order of a table."""
 
 
 def mse(synthetic: Array, target: Array, mask: Mask | None = None) -> float:
@@ -71,19 +59,39 @@ def global_ssim(
 
     SSIM = (2 μₛ μₜ + c1)(2 σₛₜ + c2) / ((μₛ² + μₜ² + c1)(σₛ² + σₜ² + c2)), with
     c1 = (0.01 L)² and c2 = (0.03 L)² for data range L. The scan of eq. 8 shows a sum of the two
-    brackets below the line; a product is meant (ours), as only that gives 1 for equal images.
+    brackets below the line; a product is meant (ours), as only that gives 1 for equal images: see
+    literal_ssim for the sum.
 
     Returns:
         -1 to 1, 1 for equal volumes. It ignores where errors lie: see windowed_ssim.
     """
+    above, means, variances = _global_terms(synthetic, target, data_range, mask)
+    return above / (means * variances)
+
+
+def literal_ssim(
+    synthetic: Array, target: Array, data_range: float, mask: Mask | None = None
+) -> float:
+    """Eq. 8 as it is printed: the sum of the two brackets below the line, not their product.
+
+    For equal volumes on [0, 1] it is far below 1, and it grows with contrast and brightness
+    alike: it stands beside global_ssim to show what the printed form gives, and measures nothing.
+    """
+    above, means, variances = _global_terms(synthetic, target, data_range, mask)
+    return above / (means + variances)
+
+
+def _global_terms(
+    synthetic: Array, target: Array, data_range: float, mask: Mask | None
+) -> tuple[float, float, float]:
+    """Of eq. 8 what stands above the line, and the two brackets below it."""
     _check_range(data_range)
     a, b = (values.astype(np.float64) for values in masked(mask, synthetic, target))
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     mean_a, mean_b = float(a.mean()), float(b.mean())
     covariance = float(np.mean((a - mean_a) * (b - mean_b)))
     above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    below = (mean_a**2 + mean_b**2 + c1) * (float(a.var()) + float(b.var()) + c2)
-    return above / below
+    return above, mean_a**2 + mean_b**2 + c1, float(a.var()) + float(b.var()) + c2
 
 
 def ssim_map(
@@ -97,7 +105,7 @@ def ssim_map(
     Args:
         synthetic: Shape (x, y, z).
         target: Same shape.
-        data_range: L of the constants, in standardised units.
+        data_range: L of the constants, in the units of the volumes: 1 on [0, 1].
         dims: 3 for windows in space, 2 for windows in slices.
         axis: Slicing axis for dims 2.
 
@@ -134,30 +142,35 @@ def windowed_ssim(
 
 
 def volume_metrics(
-    synthetic: Array, target: Array, data_range: float, mask: Mask
+    synthetic: Array, target: Array, transform: IntensityTransform, mask: Mask
 ) -> dict[str, float]:
     """Equations 6-8 and windowed 3D SSIM, in the mask and over the whole volume.
+
+    MSE and PSNR are of standardised intensities. SSIM is computed on [0, 1] with L = 1. Neither is
+    clipped: where the synthetic volume exceeds the range of the target, this counts as an error.
 
     Args:
         synthetic: Shape (x, y, z), standardised.
         target: Same shape and scale.
-        data_range: Range of the target, 1 / std.
+        transform: Of the target: its range, and the way back to [0, 1].
         mask: Foreground, same shape.
 
     Returns:
-        Key of METRICS -> value, ten of them. Keys with 255 use the paper's peak, those without
-        use data_range. Windowed SSIM is NaN where a side is under SSIM_WINDOW voxels.
+        Key of METRICS -> value, twelve of them. Keys with 255 use the paper's peak, PSNR without
+        uses the target's range. Windowed SSIM is NaN where a side is under SSIM_WINDOW voxels.
     """
     check_same_shapes(synthetic, target, mask)
+    scaled = transform.unstandardise(synthetic), transform.unstandardise(target)
     thin = min(target.shape) < SSIM_WINDOW
-    similarity = None if thin else ssim_map(synthetic, target, data_range)
+    similarity = None if thin else ssim_map(*scaled, 1.0)
     values: dict[str, float] = {}
     for region, where in (("mask", mask), ("whole", None)):
         error = mse(synthetic, target, where)
         values[f"mse_{region}"] = error
         values[f"psnr255_{region}"] = psnr(error, PAPER_PEAK)
-        values[f"psnr_{region}"] = psnr(error, data_range)
-        values[f"ssim_global_{region}"] = global_ssim(synthetic, target, data_range, where)
+        values[f"psnr_{region}"] = psnr(error, transform.data_range)
+        values[f"ssim_global_{region}"] = global_ssim(*scaled, 1.0, where)
+        values[f"ssim_literal_{region}"] = literal_ssim(*scaled, 1.0, where)
         values[f"ssim_{region}"] = math.nan
         if similarity is not None:
             (local,) = masked(where, similarity)

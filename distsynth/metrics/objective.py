@@ -12,6 +12,8 @@ OBJECTIVES: dict[str, bool] = {"psnr": True, "ssim_2d": True, "ssim_global": Tru
 """Stitched validation metrics that can be an objective, and whether higher is better."""
 VALIDATION_METRICS = ("psnr", "ssim_2d", "ssim_global", "mse", "seam_index")
 """Stitched validation metrics, in the mask, that tables and panels show."""
+SEAM_METRICS = ("seam_index_outside", "seam_excess", "seam_excess_outside", "checkerboard")
+"""More of them on what patches and strides leave, for panels alone."""
 ADVERSARIAL_TERMS = ("bce", "generator", "discriminator", "adversarial", "lambda_bce")
 
 
@@ -19,8 +21,8 @@ def score(metrics: Mapping[str, float], config: TrainConfig) -> float:
     """One number for a validation, higher being better.
 
     The objective, its sign turned where lower is better, less `seam_penalty` for every unit that
-    the seam index is away from 1. A volume without seams (one patch covers a slice) has no
-    seam index and pays nothing.
+    the seam index exceeds 1; an index below 1 is no seam and costs nothing. A volume without
+    seams (one patch covers a slice) has no seam index and pays nothing.
 
     Args:
         metrics: Stitched validation metrics `val/<name>`, in the mask.
@@ -32,9 +34,9 @@ def score(metrics: Mapping[str, float], config: TrainConfig) -> float:
     value = metrics.get(f"val/{config.objective}", math.nan)
     sign = 1.0 if OBJECTIVES[config.objective] else -1.0
     seam = metrics.get("val/seam_index", math.nan)
-    # Python's max and abs pass NaN on in their own ways; a missing seam index is no seam.
-    excess = 0.0 if math.isnan(seam) else abs(seam - 1)
-    return sign * value - config.seam_penalty * excess
+    # A missing seam index is no seam, and an infinite one costs nothing where nothing is charged.
+    charged = config.seam_penalty and seam > 1
+    return sign * value - (config.seam_penalty * (seam - 1) if charged else 0.0)
 
 
 def check_objective(name: str) -> str:

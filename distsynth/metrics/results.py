@@ -7,6 +7,7 @@ are its forms, and `read_results` reads results.json back.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from distsynth.metrics.image import METRICS, SSIM_WINDOW
+from distsynth.metrics.definitions import METRICS
+from distsynth.metrics.image import SSIM_WINDOW
 from distsynth.metrics.statistics import bootstrap_interval
 from sharding.io.errors import DataError
 from sharding.io.records import first_complaint
@@ -26,19 +28,28 @@ MetricValues = Mapping[str, Mapping[str, Mapping[str, float]]]
 RESULTS_FILE = "results.json"
 
 REGIONS = (
-    ("In the mask", "_mask"),
-    ("Whole volume", "_whole"),
-    ("Patch seams and consistency with the source", ""),
+    ("In the mask", r"_mask$"),
+    ("Whole volume", r"_whole$"),
+    ("Patch seams and checkerboards", r"^(seam|overlap|checkerboard)"),
+    ("Consistency with the source", r"^consistency"),
 )
-"""(Heading, end of a metric's key): one table each, so that they fit a page."""
+"""(Heading, pattern of the metrics' keys): one table each, so that they fit a page."""
 
 SHORT_NAMES = {
     "mse": "MSE",
     "psnr255": "PSNR, peak 255",
     "psnr": "PSNR, peak range",
     "ssim_global": "SSIM global",
+    "ssim_literal": "SSIM as printed",
     "ssim": "SSIM 3D",
     "seam_index": "Seam",
+    "seam_index_outside": "Seam outside",
+    "seam_excess": "Excess jump",
+    "seam_excess_outside": "Excess outside",
+    "seam_index_relative": "Seam / whole",
+    "overlap_disagreement": "Overlaps differ",
+    "overlap_disagreement_outside": "Differ outside",
+    "checkerboard": "Checkerboard",
     "consistency_error": "Consistency",
 }
 """Metric without its region -> heading of its column."""
@@ -82,12 +93,10 @@ class ResultsTable:
 
     def regions(self) -> list[tuple[str, tuple[str, ...]]]:
         """(Heading, metrics) of the tables that this one is shown as; none is empty."""
-        left = list(self.columns)
-        found = []
-        for heading, end in REGIONS:
-            metrics = tuple(key for key in left if key.endswith(end))
-            left = [key for key in left if key not in metrics]
-            found.append((heading, metrics))
+        found = (
+            (heading, tuple(key for key in self.columns if re.search(pattern, key)))
+            for heading, pattern in REGIONS
+        )
         return [(heading, metrics) for heading, metrics in found if metrics]
 
     @property
@@ -219,7 +228,7 @@ def results_table(results: MetricValues) -> ResultsTable:
         for method, by in values.items()
     }
     best = {
-        key: _best({method: by[key].mean for method, by in summary.items()}, METRICS[key][1])
+        key: _best({method: METRICS[key].quality(by[key].mean) for method, by in summary.items()})
         for key in columns
     }
     return ResultsTable(columns, specimens, values, summary, best)
@@ -275,14 +284,9 @@ def format_interval(metric: str, interval: Interval) -> str:
     return f"{format_value(metric, interval.low)} to {format_value(metric, interval.high)}"
 
 
-def direction(metric: str) -> str:
-    """Which way is better."""
-    return "higher is better" if METRICS[metric][1] else "lower is better"
-
-
 def metric_column(metric: str) -> Column:
     """The column of a metric, with its range, region and dimensions in full."""
-    return Column(short_name(metric), f"{METRICS[metric][0]}; {direction(metric)}")
+    return Column(short_name(metric), f"{METRICS[metric].title}; {METRICS[metric].direction}")
 
 
 def results_text(table: ResultsTable) -> str:
@@ -310,7 +314,7 @@ def results_json(table: ResultsTable) -> str:
         {
             "level": LEVEL,
             "metrics": {
-                key: {"title": METRICS[key][0], "higher_is_better": METRICS[key][1]}
+                key: {"title": METRICS[key].title, "best": METRICS[key].best}
                 for key in table.columns
             },
             "methods": {
@@ -350,10 +354,10 @@ def _interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), low, high)
 
 
-def _best(means: Mapping[str, float], higher: bool) -> tuple[str, ...]:
-    """Methods with the best mean; none if there is nothing to compare."""
-    known = {method: mean for method, mean in means.items() if not math.isnan(mean)}
+def _best(qualities: Mapping[str, float]) -> tuple[str, ...]:
+    """Methods of the highest quality; none if there is nothing to compare."""
+    known = {method: quality for method, quality in qualities.items() if not math.isnan(quality)}
     if len(known) < 2:
         return ()
-    top = max(known.values()) if higher else min(known.values())
-    return tuple(method for method, mean in known.items() if mean == top)
+    top = max(known.values())
+    return tuple(method for method, quality in known.items() if quality == top)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import permutation_test
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Method -> specimen -> key of METRICS -> value."""
@@ -143,9 +143,9 @@ def best_method(results: Results, metric: str) -> str | None:
     """
     _check_metric(metric)
     means = {method: _mean(_values(by, metric).values()) for method, by in results.items()}
-    known = {method: mean for method, mean in means.items() if not math.isnan(mean)}
-    choose = max if METRICS[metric][1] else min
-    return choose(known, key=known.__getitem__) if known else None
+    found = {method: METRICS[metric].quality(mean) for method, mean in means.items()}
+    known = {method: quality for method, quality in found.items() if not math.isnan(quality)}
+    return max(known, key=known.__getitem__) if known else None
 
 
 def sign_flip_p(differences: ArrayLike, seed: int = 0) -> float:

@@ -1,7 +1,8 @@
 """Networks by family: generators map source to synthetic, discriminators an image to logits.
 
-To add a family, write its configuration and its network in a file of their own and list the
-configuration here, in AnyGenerator or AnyDiscriminator; see docs/extending.md. All are written once
+To add a family, write its configuration and its network in a file of `generators` or
+`discriminators` and list the configuration here, in AnyGenerator or AnyDiscriminator; see
+docs/extending.md. All are written once
 for 2 and 3 spatial dims, which `len(patch_size)` decides. The paper states no initialisation:
 `init` chooses PyTorch's, or that of pix2pix's authors.
 """
@@ -16,17 +17,28 @@ from pydantic import Field
 from torch import nn
 
 from distsynth.errors import ConfigError
-from distsynth.models.conv_discriminator import ConvDiscriminatorConfig
-from distsynth.models.conv_stack import ConvStackConfig
-from distsynth.models.dense import DenseConfig
 from distsynth.models.discriminator import Discriminator, DiscriminatorConfig, NoDiscriminatorConfig
-from distsynth.models.encoder_decoder import EncoderDecoderConfig
+from distsynth.models.discriminators.conv_discriminator import ConvDiscriminatorConfig
+from distsynth.models.discriminators.patchgan import PatchGANConfig
 from distsynth.models.generator import Generator, GeneratorConfig
-from distsynth.models.patchgan import PatchGANConfig
-from distsynth.models.unet import UNetConfig
+from distsynth.models.generators.conv_stack import ConvStackConfig
+from distsynth.models.generators.dense import DenseConfig
+from distsynth.models.generators.encoder_decoder import EncoderDecoderConfig
+from distsynth.models.generators.feedback import FeedbackConfig
+from distsynth.models.generators.recursive import RecursiveConfig
+from distsynth.models.generators.residual import ResidualConfig
+from distsynth.models.generators.residual_dense import ResidualDenseConfig
+from distsynth.models.generators.unet import UNetConfig
 
 AnyGenerator = Annotated[
-    ConvStackConfig | EncoderDecoderConfig | DenseConfig | UNetConfig,
+    ConvStackConfig
+    | EncoderDecoderConfig
+    | DenseConfig
+    | UNetConfig
+    | ResidualConfig
+    | ResidualDenseConfig
+    | RecursiveConfig
+    | FeedbackConfig,
     Field(discriminator="family"),
 ]
 """The registry of generators: the configuration of each family."""

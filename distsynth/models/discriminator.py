@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distsynth.errors import ConfigError
 from distsynth.models.initialisation import Initialisation, initialise
+from distsynth.models.spectral import add_spectral_norm
 from distsynth.rules import Rule
 from sharding.io.records import STRICT
 
@@ -29,6 +30,13 @@ class DiscriminatorConfig(ABC):
     """Show the network the pair (source, image) as pix2pix does, not the image alone."""
     init: Initialisation = "default"
     """How weights start: default is PyTorch's, normal is pix2pix's N(0, 0.02)."""
+    spectral_norm: bool = False
+    """Divide each layer's weights by their largest singular value."""
+
+    @property
+    def mixes_batch(self) -> bool:
+        """Whether BatchNorm makes the logits of a patch depend on the others of its batch."""
+        return getattr(self, "norm", "none") == "batch"
 
     @property
     @abstractmethod
@@ -40,7 +48,7 @@ class DiscriminatorConfig(ABC):
         """The rules that the fields obey."""
 
     @abstractmethod
-    def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
+    def network(self, patch_size: Sequence[int], in_channels: int) -> DiscriminatorNetwork:
         """Build the family's network.
 
         Args:
@@ -97,20 +105,52 @@ class Discriminator(nn.Module):
         channels = 1 + in_channels if config.conditional else 1
         self.network = config.network(patch_size, channels)
         initialise(self.network, config.init)
+        if config.spectral_norm:
+            add_spectral_norm(self.network)
 
-    def forward(self, image: Tensor, source: Tensor) -> Tensor:
+    def forward(
+        self, image: Tensor, source: Tensor, with_features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Tell target from synthetic.
 
         Args:
             image: Target or synthetic, shape (batch, 1, *spatial).
             source: Shape (batch, in_channels, *spatial); ignored unless conditional.
+            with_features: Return the outputs of the activations as well, a tensor a layer.
 
         Returns:
             Logits, high for target: (batch, 1), or (batch, 1, *map) for a PatchGAN.
         """
         if self.conditional:
             image = torch.cat((source, image), dim=1)
-        return self.network(image)
+        return self.network.with_features(image) if with_features else self.network(image)
+
+
+class DiscriminatorNetwork(nn.Module):
+    """Layers one after another, and what makes logits of the last one's output.
+
+    Attributes:
+        layers: Convolutions, norms and activations; a family may end them with the logits.
+    """
+
+    layers: nn.Sequential
+
+    def logits(self, features: Tensor) -> Tensor:
+        """What the layers give -> logits; here the same."""
+        return features
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, in_channels, *spatial) -> logits."""
+        return self.logits(self.layers(image))
+
+    def with_features(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(batch, in_channels, *spatial) -> logits, and the output of each activation."""
+        found = []
+        for layer in self.layers:
+            image = layer(image)
+            if isinstance(layer, nn.LeakyReLU):
+                found.append(image)
+        return self.logits(image), found
 
 
 def check_sides(patch_size: Sequence[int], least: int, network: str) -> None:

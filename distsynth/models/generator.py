@@ -59,11 +59,15 @@ class GeneratorConfig(ABC):
 
         Returns:
             A module that maps (batch, in_channels, *spatial) to (batch, 1, *spatial). It may have
-            the attributes `multiple` and `reach` of Generator.
+            the attribute `reach` of Generator.
 
         Raises:
             ConfigError: If the patch does not suit the network.
         """
+
+    def multiple(self, patch_size: Sequence[int]) -> int:  # noqa: ARG002
+        """By what every side of a source must be divisible, for a network built for a patch."""
+        return 1
 
     def check_patch(self, patch_size: Sequence[int]) -> None:  # noqa: B027
         """Refuse patches that the network cannot take.
@@ -93,7 +97,7 @@ class Generator(nn.Module):
         self.output = OUTPUTS[config.output]()
         self.sharpen = nn.Identity() if config.sharpen == "none" else Sharpen(config.sharpen, dims)
         self.residual = config.residual
-        self.multiple: int = getattr(self.network, "multiple", 1)
+        self.multiple = config.multiple(patch_size)
         self.reach: int | None = getattr(self.network, "reach", None)
         if self.reach is not None and isinstance(self.sharpen, Sharpen):
             self.reach += self.sharpen.reach

@@ -17,7 +17,12 @@ from typing import Any
 from distsynth.config import field_names
 from distsynth.errors import ConfigError
 from distsynth.losses.registry import TERMS as LOSS_TERMS
-from distsynth.metrics.objective import OBJECTIVES, VALIDATION_METRICS, check_objective
+from distsynth.metrics.objective import (
+    OBJECTIVES,
+    SEAM_METRICS,
+    VALIDATION_METRICS,
+    check_objective,
+)
 from distsynth.runs.tracking import PATH_FIELDS
 from distsynth.training.validation import SUPERVISED
 from sharding.io.errors import DataError
@@ -25,8 +30,8 @@ from sharding.io.errors import DataError
 TERMS = tuple(term.name for term in LOSS_TERMS)
 """Terms of the generator's loss."""
 LEARNERS = ("generator", "discriminator")
-STITCHED = (*VALIDATION_METRICS, "psnr255")
-"""Stitched validation metrics, in the mask."""
+STITCHED = (*VALIDATION_METRICS, *SEAM_METRICS, "psnr255")
+"""Stitched validation metrics, in the mask unless their names say outside."""
 SAMPLES, LEADERBOARD = "samples", "leaderboard"
 """Names of the logged picture and of the logged table."""
 BEST = tuple(f"best/{name}" for name in ("score", *VALIDATION_METRICS))

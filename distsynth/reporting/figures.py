@@ -24,22 +24,37 @@ COLUMNS = ("source", "synthetic", "target", "synthetic − source", "error: synt
 ADVERSARIAL = ("generator", "discriminator", "bce")
 """Terms that share the panel of adversarial losses; `generator` is its weighted total."""
 
-SHARED = {"ssim": "SSIM in the mask (-1 to 1)", "grad_norm": "gradient norm"}
+SHARED = {
+    "ssim": "SSIM in the mask (-1 to 1)",
+    "grad_norm": "gradient norm",
+    "seam_index": "seam index (1 = no seam)",
+    "seam_excess": "excess jump at borders (0 = no seam)",
+}
 """Start of a term's name -> title of the panel that all such terms share."""
 
 TITLES = {
     "recon": "reconstruction loss",
     "gradient": "gradient difference loss (eq. 4)",
     "perceptual": "perceptual loss",
+    "matching": "feature matching loss",
+    "overlap": "gradient difference loss of stitched windows",
+    "penalty": "penalty on the discriminator's slope",
     "generator": "generator loss (weighted total)",
     "mse": "MSE in the mask (standardised units squared)",
     "psnr": "PSNR in the mask (dB, peak = target's range)",
     "psnr255": "PSNR in the mask (dB, peak 255, eq. 7)",
-    "seam": "seam index (1 = no seam)",
+    "checkerboard": "checkerboard in the mask (1 = none)",
 }
 """Term -> title of its panel; other terms show their own name."""
 
-LABELS = {"ssim_global": "global (eq. 8)", "ssim_2d": "windowed 2D", "ssim_3d": "windowed 3D"}
+LABELS = {
+    "ssim_global": "global (eq. 8)",
+    "ssim_2d": "windowed 2D",
+    "seam_index": "mask",
+    "seam_index_outside": "outside",
+    "seam_excess": "mask",
+    "seam_excess_outside": "outside",
+}
 """Term -> name of its line in a panel that several terms share."""
 
 COLOURS = {"train": "#4477aa", "val": "#cc6633"}

@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from distsynth.metrics.consistency import consistency_error, consistency_residual
 from distsynth.metrics.image import central_slice
-from distsynth.metrics.seams import CONTROL_REACH, seam_index
+from distsynth.metrics.seams import CONTROL_REACH, Borders, seams
 from distsynth.reporting.figures import OTHER_COLOURS
 from distsynth.reporting.windows import Mask, Volume, grey_window, signed_limit
 from sharding.io.figures import bare_panel
-
-Borders = Sequence[NDArray[np.integer[Any]]]
 
 
 def seam_figure(
@@ -59,8 +57,9 @@ def seam_figure(
                 row[1].plot(distances, means, marker=".", color=colour, linewidth=1.3, label=label)
         row[1].axvline(0, color="#999999", linewidth=0.6)
         row[1].set_ylim(0)
-        index_text = f"seam index {seam_index(synthetic[name], target, borders[name], mask):.3f}"
-        row[1].set_title(index_text, fontsize=8)
+        found = seams(synthetic[name], target, borders[name], (mask, ~mask))
+        inside, outside = (f"{region.index:.3f}" for region in found)
+        row[1].set_title(f"seam index {inside} in the mask, {outside} outside", fontsize=8)
         row[1].set_xlabel("planes from the nearest patch border", fontsize=8)
         row[1].set_ylabel("mean jump of the error", fontsize=8)
         row[1].tick_params(labelsize=7)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from distsynth.config import RunConfig
+from distsynth.metrics.steps import is_untrained
 from distsynth.models import build_generator, parameter_count
 from distsynth.presets import PAPER_PATCH
 from distsynth.reporting.run_page import run_rows
@@ -89,7 +90,14 @@ def seams_of(folder: SweepFolder, task: Task) -> Comparison | None:
         if found:
             trained = task.budget.in_words(NETWORKS[name].config.train.epochs)
             rows += [
-                ComparedRow(f"{name}, {way}", name, None, trained, results=found.values(way))
+                ComparedRow(
+                    f"{name}, {way}",
+                    name,
+                    None,
+                    trained,
+                    results=found.values(way),
+                    steps=_steps(folder, name),
+                )
                 for way in map(stitching_name, STITCHINGS)
                 if way in found.results
             ]
@@ -117,6 +125,8 @@ def _logged_rows(compared: Comparison) -> list[dict[str, Any]]:
             **{name: None if math.isnan(mean) else mean for name, mean in means.items()},
             "parameters": row.parameters,
             "seconds": row.seconds,
+            "steps": row.steps,
+            "untrained": is_untrained(row.steps),
             "budget": row.trained,
             "not run": row.reason,
         }
@@ -141,7 +151,12 @@ def _network_row(
     seconds = [_seconds(folder, found.name, config) for found in evaluations]
     averaged = with_seeds(start, [found.values(found.name) for found in evaluations])
     known = [value for value in seconds if value is not None]
-    return replace(averaged, seconds=sum(known) / len(known) if known else None)
+    steps = [count for found in evaluations if (count := _steps(folder, found.name)) is not None]
+    return replace(
+        averaged,
+        seconds=sum(known) / len(known) if known else None,
+        steps=min(steps, default=None),
+    )
 
 
 def _forest_row(folder: SweepFolder, task: Task, name: str) -> ComparedRow:
@@ -167,6 +182,11 @@ def _seconds(folder: SweepFolder, run: str, config: RunConfig) -> float | None:
     before = [0, *(step for step, _ in timed[:-1])]
     work = [(step - last) / speed for last, (step, speed) in zip(before, timed, strict=True)]
     return float(config.train.batch_size * sum(work))
+
+
+def _steps(folder: SweepFolder, run: str) -> int | None:
+    """Optimiser steps that a run took; None if it logged none."""
+    return max((row["step"] for row in run_rows(Folder(folder.run_dir(run)))), default=None)
 
 
 def _write(folder: Folder, name: str, comparison: Comparison) -> None:

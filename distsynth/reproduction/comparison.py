@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.results import LEVEL, ResultsTable, results_table
 from distsynth.metrics.statistics import (
     Difference,
@@ -17,6 +17,7 @@ from distsynth.metrics.statistics import (
     paired_differences,
     seed_mean,
 )
+from distsynth.metrics.steps import marked
 from distsynth.reproduction.paper_values import PAPER_VALUES
 
 CNN, GAN, FOREST = "CNN (Table 2)", "GAN (Table 3)", "random forest"
@@ -26,9 +27,17 @@ ROW_GROUPS = (CNN, GAN, FOREST, BASELINE, CONTROL)
 
 PAPER_METRICS = ("psnr255_whole", "mse_whole", "ssim_global_whole")
 """The paper's columns, over the whole volume as it evaluates whole stitched images."""
+LITERAL = "ssim_literal_whole"
+"""Eq. 8 as it is printed, beside the form that is meant."""
 
-HONEST_METRICS = ("psnr_mask", "ssim_mask", "seam_index", "consistency_error")
-"""What tells more (ours): tissue alone, the target's own range, structure, seams, the source."""
+HONEST_METRICS = ("psnr_mask", "ssim_mask", "consistency_error")
+"""What tells more (ours): tissue alone, the target's own range, structure, the source."""
+
+SEAM_METRICS = (
+    *("seam_index", "seam_index_outside", "seam_excess", "seam_excess_outside"),
+    *("seam_index_relative", "overlap_disagreement", "checkerboard"),
+)
+"""What patches and strides leave (ours)."""
 
 TESTED_METRICS = ("psnr_mask", "ssim_mask")
 """Metrics in which every row is tested against the best."""
@@ -48,6 +57,7 @@ class ComparedRow:
         results: Specimen -> key of METRICS -> value; None if it was not run.
         seeds: How many runs the results are the mean of.
         spread: Metric -> standard deviation over seeds of the mean over specimens.
+        steps: Optimiser steps of the run, of several seeds the fewest; None for what takes none.
 
     Raises:
         ValueError: Unless there are either results or a reason for having none.
@@ -62,6 +72,17 @@ class ComparedRow:
     results: Mapping[str, Mapping[str, float]] | None = None
     seeds: int = 1
     spread: Mapping[str, float] = field(default_factory=dict)
+    steps: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The name, marked if the row is of an untrained network."""
+        return marked(self.name, self.steps)
+
+    @property
+    def training(self) -> str:
+        """The budget and the steps, in words."""
+        return self.trained if self.steps is None else f"{self.trained}, {self.steps:,} steps"
 
     def __post_init__(self) -> None:
         if (self.reason is None) == (self.results is None):

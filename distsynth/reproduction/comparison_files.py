@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.results import LEVEL
 from distsynth.metrics.statistics import Difference
+from distsynth.metrics.steps import is_untrained
 from distsynth.reproduction.comparison import ComparedRow, Comparison, answers, paper_value
 from distsynth.reproduction.paper_values import PAPER_VALUES, WARNING
 from sharding.io.tables import flat, rows_csv, to_json
 
 CSV_FIELDS = (
-    *("group", "method", "parameters", "seconds", "seeds", "metric", "mean", "low", "high"),
+    *("group", "method", "parameters", "seconds", "steps", "untrained", "seeds", "metric"),
+    *("mean", "low", "high"),
     *("seed_std", "reference", "difference", "difference_low", "difference_high", "p"),
     *("p_corrected", "paper", "budget", "status", "reason"),
 )
@@ -52,8 +54,7 @@ def comparison_json(comparison: Comparison) -> str:
             "level": LEVEL,
             "seed": comparison.seed,
             "metrics": {
-                key: {"title": title, "higher_is_better": higher}
-                for key, (title, higher) in METRICS.items()
+                key: {"title": metric.title, "best": metric.best} for key, metric in METRICS.items()
             },
             "paper_warning": WARNING,
             "rows": [asdict(row) | _summary(comparison, row) for row in comparison.rows],
@@ -75,6 +76,8 @@ def _csv_lines(comparison: Comparison, row: ComparedRow) -> list[dict[str, Any]]
     head |= {
         "parameters": row.parameters,
         "seconds": row.seconds,
+        "steps": row.steps,
+        "untrained": None if row.steps is None else is_untrained(row.steps),
         "seeds": row.seeds,
         "budget": flat(row.trained),
         "status": "run",

@@ -9,21 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.results import (
     LEVEL,
     Interval,
     ResultsTable,
-    direction,
     format_interval,
     format_value,
     metric_column,
     short_name,
 )
 from distsynth.metrics.statistics import Difference, smallest_p
+from distsynth.metrics.steps import MARK_MEANS, is_untrained
 from distsynth.reproduction.comparison import (
     HONEST_METRICS,
+    LITERAL,
     PAPER_METRICS,
+    SEAM_METRICS,
     ComparedRow,
     Comparison,
     answers,
@@ -58,7 +60,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     """What text, LaTeX and HTML show; a table that would be empty is left out."""
     tables = [_not_run(comparison)] if comparison.not_run else []
     if comparison.table is not None:
-        measured = [_paper(comparison), _honest(comparison)]
+        measured = [_paper(comparison), _honest(comparison), _seams(comparison)]
         if any(row.seeds > 1 for row in comparison.run):
             measured.append(_spread(comparison))
         if any(comparison.differences.values()):
@@ -89,11 +91,11 @@ def _paper(comparison: Comparison) -> Table:
     columns = (
         *_NAMES,
         Column("parameters", "Trainable, of the generator alone"),
-        *map(metric_column, PAPER_METRICS),
+        *map(metric_column, (*PAPER_METRICS, LITERAL)),
         *(
             Column(
                 f"paper: {short_name(metric)}",
-                f"{METRICS[metric][0]}, as printed. {WARNING}",
+                f"{METRICS[metric].title}, as printed. {WARNING}",
                 legend=False,
             )
             for metric in PAPER_METRICS
@@ -109,7 +111,7 @@ def _paper(comparison: Comparison) -> Table:
         paper = [paper_value(row, metric) for metric in PAPER_METRICS]
         return [
             Cell("-" if row.parameters is None else f"{row.parameters:,}"),
-            *(table.mean_cell(row.name, metric) for metric in PAPER_METRICS),
+            *(table.mean_cell(row.name, metric) for metric in (*PAPER_METRICS, LITERAL)),
             *(Cell("-" if value is None else f"{value:g}") for value in paper),
         ]
 
@@ -134,12 +136,30 @@ def _honest(comparison: Comparison) -> Table:
         seconds = Cell("-" if row.seconds is None else f"{row.seconds:.0f}")
         return [*(table.mean_cell(row.name, metric) for metric in HONEST_METRICS), seconds]
 
-    return _measured("Tissue, seams and consistency", notes, columns, comparison.run, cells)
+    return _measured(
+        "Tissue and consistency with the source", notes, columns, comparison.run, cells
+    )
+
+
+def _seams(comparison: Comparison) -> Table:
+    """What patches and strides leave."""
+    table = _results(comparison)
+    columns = (*_NAMES, *map(metric_column, SEAM_METRICS))
+    notes = (
+        table.note,
+        "Rows stitched with different trims or weights do not compare: their borders lie elsewhere "
+        "and average differently.",
+    )
+
+    def cells(row: ComparedRow) -> list[Cell]:
+        return [table.mean_cell(row.name, metric) for metric in SEAM_METRICS]
+
+    return _measured("Seams, overlaps and checkerboards", notes, columns, comparison.run, cells)
 
 
 def _spread(comparison: Comparison) -> Table:
     """How much seeds matter."""
-    metrics = (*PAPER_METRICS, *HONEST_METRICS)
+    metrics = (*PAPER_METRICS, *HONEST_METRICS, "seam_index")
     columns = (*_NAMES, Column("seeds", "Runs averaged"), *map(metric_column, metrics))
     notes = (
         "Standard deviation over seeds of the mean over specimens. Elsewhere each specimen's "
@@ -163,7 +183,7 @@ def _differences(comparison: Comparison) -> Table:
         "small.",
     ]
     for metric, by in comparison.differences.items():
-        best, title = comparison.references[metric], METRICS[metric][0]
+        best, title = comparison.references[metric], METRICS[metric].title
         columns += [
             Column(f"{short_name(metric)} diff", f"{title}, minus that of {best}"),
             Column("p", f"{title}: two-sided, paired sign flips, not corrected", legend=False),
@@ -202,16 +222,24 @@ def _controls(comparison: Comparison) -> Table:
         "of the paired sign-flip test, and after Holm's correction for all controls."
     ]
     metrics = dict.fromkeys(metric for _, _, metric in comparison.pairs)
-    notes += [f"{metric}: {METRICS[metric][0]}; {direction(metric)}." for metric in metrics]
+    notes += [f"{key}: {METRICS[key].title}; {METRICS[key].direction}." for key in metrics]
     if tests := _tests(comparison.controls):
         notes.append(limits_note(len(_results(comparison).specimens), tests))
     rows = {row.name: row for row in comparison.rows}
     lines = []
     for (first, second, metric), found, note in answers(comparison):
-        budgets = dict.fromkeys((rows[first].trained, rows[second].trained)) if found else ()
+        pair = rows[first], rows[second]
+        budgets = dict.fromkeys(row.training for row in pair) if found else ()
         numbers = _difference_cells(found) if found else [Cell("-")] * 3
-        words = map(Cell, (first, second, "; ".join(budgets), metric))
+        titles = [row.title if found else row.name for row in pair]
+        words = map(Cell, (*titles, "; ".join(budgets), metric))
         lines.append((*words, *numbers, Cell(note)))
+    notes += _mark_note(
+        row
+        for first, second, _ in comparison.pairs
+        for row in comparison.run
+        if row.name in (first, second)
+    )
     return Table(columns, [("", lines)], "Controls", notes, heads=4)
 
 
@@ -237,8 +265,13 @@ def _measured(
     cells: Callable[[ComparedRow], list[Cell]],
 ) -> Table:
     """A table whose lines are rows of the comparison, with how they were trained."""
-    groups = _groups(rows, lambda row: [Cell(row.name), Cell(row.trained), *cells(row)])
-    return Table(tuple(columns), groups, heading, tuple(notes), heads=2)
+    groups = _groups(rows, lambda row: [Cell(row.title), Cell(row.training), *cells(row)])
+    return Table(tuple(columns), groups, heading, (*notes, *_mark_note(rows)), heads=2)
+
+
+def _mark_note(rows: Iterable[ComparedRow]) -> list[str]:
+    """What the mark of untrained rows means, if there is one."""
+    return [MARK_MEANS] if any(is_untrained(row.steps) for row in rows) else []
 
 
 def _groups(

@@ -79,6 +79,10 @@ QUESTIONS = (
     ("dcsrn-l1", "dcsrn-l2", "ssim_mask"),
     ("pix2pix-9", "pix2pix-10", "psnr_mask"),
     ("pix2pix-9", "pix2pix-10", "ssim_mask"),
+    # What the gradient term does: the only two rows of the paper that differ in nothing else.
+    ("dcgan-4", "dcgan-3", "psnr_mask"),
+    ("dcgan-4", "dcgan-3", "ssim_mask"),
+    ("dcgan-4", "dcgan-3", "seam_index"),
     # What the gradient term and the sharpening kernel do to the seams.
     ("unet-5", "unet-5-no-gradient", "seam_index"),
     ("unet-6", "unet-6-no-gradient", "seam_index"),
@@ -88,11 +92,8 @@ QUESTIONS = (
 """(First, second, metric): what the paper concludes or leaves open, asked of pairs of rows."""
 SEAM_ROWS = ("unet-5", "unet-5-no-gradient", "unet-6", "unet-6-no-gradient")
 """Gradient term on and off, crossed with the sharpening kernel."""
-STITCHINGS: tuple[dict[str, Any], ...] = (
-    {"trim": 0, "weights": "uniform"},
-    {"trim": 0, "weights": "smooth"},
-    {"trim": 8, "weights": "uniform"},
-    {"trim": 8, "weights": "smooth"},
+STITCHINGS: tuple[dict[str, Any], ...] = tuple(
+    {"trim": trim, "weights": weights} for trim in (0, 4, 8) for weights in ("uniform", "smooth")
 )
 """How the patches of each of SEAM_ROWS are joined, for the paper's open question."""
 

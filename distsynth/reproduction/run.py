@@ -29,6 +29,7 @@ from distsynth.config import (
     overrides_between,
     with_overrides,
 )
+from distsynth.metrics.steps import LEAST_STEPS, MARK, is_untrained
 from distsynth.reproduction.budget import Resources
 from distsynth.reproduction.row_evaluation import (
     BASELINES,
@@ -49,6 +50,7 @@ from distsynth.sweep.tuner import fit, listed
 from sharding.io.errors import CohortError, DataError
 from sharding.io.progress import progress
 from sharding.io.storage import Folder
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
 
@@ -86,6 +88,7 @@ def reproduce(
     with lease(folder.url):
         _open(folder, task, resume)
         _cut(folder, task)
+        warn_of_untrained(task, ShardSet(task.shards).manifest.patches("train"))
         plan = _plan(folder, task, tracking, resources)
         records = folder.records()
         wanted = _wanted(plan, task, records)
@@ -101,6 +104,24 @@ def reproduce(
                 *(f"{name}: {record.cause}" for name, record in wanted.items() if record.cause),
                 *_evaluate_all(folder, task, wanted, resources),
             ]
+
+
+def warn_of_untrained(task: Task, patches: int) -> None:
+    """Say which rows the budget leaves untrained, before time is spent on them.
+
+    Args:
+        task: What is compared.
+        patches: Training patches that the shards hold.
+    """
+    steps = {row: task.steps(row, patches) for row in task.networks() if not task.missing(row)}
+    if few := {row: count for row, count in steps.items() if is_untrained(count)}:
+        named = ", ".join(f"{row} {count:,}" for row, count in few.items())
+        logger.warning(
+            f"the budget leaves {len(few)} of {len(steps)} networks below {LEAST_STEPS:,} "
+            f"optimiser steps ({named}): they are marked {MARK} in the tables, and say how a "
+            "network starts, not what it is worth. "
+            "Raise --budget.epochs or --budget.patches"
+        )
 
 
 def _open(folder: SweepFolder, task: Task, resume: bool) -> None:

@@ -53,9 +53,11 @@ class Task:
             raise ConfigError(f"seeds must be >= 1, got {self.seeds}")
 
     def shard_config(self) -> ShardConfig:
-        """What is cut from the cohort."""
+        """What is cut from the cohort: training patches anywhere, as in the paper."""
         return ShardConfig(
-            patches_per_specimen=self.budget.patches, val_slices=self.budget.val_slices
+            patches_per_specimen=self.budget.patches,
+            val_slices=self.budget.val_slices,
+            foreground=0.0,
         )
 
     def networks(self) -> tuple[str, ...]:
@@ -82,6 +84,11 @@ class Task:
             "loss.vgg_weights": self.vgg_weights,
         }
 
+    def steps(self, row: str, patches: int) -> int:
+        """Optimiser steps of a row that is trained on so many patches."""
+        train = self.config(row).train
+        return train.epochs * (patches // train.batch_size)
+
     def config(self, row: str, seed: int = 0) -> RunConfig:
         """The run of a row."""
         return with_overrides(NETWORKS[row].config, self.changes(row, seed))
@@ -94,7 +101,7 @@ class Task:
 
     def missing(self, row: str) -> str | None:
         """Why a row cannot be run here; None if it can."""
-        if row in NETWORKS and NETWORKS[row].config.loss.lambda_perceptual:
+        if row in NETWORKS and NETWORKS[row].config.loss.needs_vgg16:
             found = weights_path(self.vgg_weights).is_file()
             return None if found else "VGG16's ImageNet weights are not there; see --vgg-weights"
         return None

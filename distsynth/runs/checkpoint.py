@@ -319,7 +319,7 @@ def fork(donor: Checkpoint, config: RunConfig, own: Checkpoint | None) -> Checkp
     record = {"best_score": float("-inf"), "reports": []} | (own.record if own else {})
     past = [report for report in record["reports"] if report["epoch"] <= donor.position.epoch]
     # Sums since the last row are of losses with the donor's weights.
-    record |= {"sums": {}, "summed": 0, "reports": past}
+    record |= {"sums": {}, "summed": {}, "reports": past}
     return replace(donor, config=config, record=record)
 
 

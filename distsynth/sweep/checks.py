@@ -73,7 +73,7 @@ def why_not(config: RunConfig, sweep: SweepConfig) -> str | None:
         manifest = manifest_of(config.data.shards)
         check_setup(resolved(config, manifest), manifest, sweep.workers, bool(sweep.gpus))
         check_windows(sweep.objective, manifest)
-        if config.loss.weight("perceptual") > 0:
+        if config.loss.needs_vgg16:
             check_weights(config.loss.vgg_weights)
     except (ConfigError, DataError) as error:
         return str(error)

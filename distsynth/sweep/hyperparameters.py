@@ -19,15 +19,23 @@ from ray.tune.search.sample import Integer
 
 from distsynth.config import RunConfig, dotted_fields, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.presets import DISCRIMINATORS, GENERATORS
+from distsynth.presets import ADVERSARIAL, DISCRIMINATORS, GENERATORS
 from sharding.io.storage import Folder
 from sharding.shards.manifest import Manifest, read_manifest
 
 Hyperparameters = dict[str, Any]
-"""Of one trial: dotted field or name of a section in NETWORKS -> plain value."""
+"""Of one trial: dotted field or a name of NAMED -> plain value."""
 Space = Mapping[str, Any]
 """The same keys -> Ray Tune domain."""
 NETWORKS = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
+NAMED = {
+    **{
+        section: {name: dict(dotted_fields(found, f"{section}.")) for name, found in known.items()}
+        for section, known in NETWORKS.items()
+    },
+    "adversarial": ADVERSARIAL,
+}
+"""Field that stands for several -> the names that it takes -> dotted fields to values."""
 MUTABLE = ("loss.lambda_", "optim.lr_")
 """Starts of the fields that population based training may change in the middle of a run."""
 
@@ -37,8 +45,8 @@ def configure(
 ) -> RunConfig:
     """The run that sampled hyperparameters stand for.
 
-    Without a discriminator lambda 1 is zero, and with a lambda 1 of zero there is no
-    discriminator: it would be trained in vain, for the generator would not feel it.
+    Without a discriminator lambda 1 and the weight of feature matching are zero, and with a lambda
+    1 of zero there is no discriminator: most often the generator would not feel it.
 
     Args:
         base: What the hyperparameters change.
@@ -49,13 +57,13 @@ def configure(
         ConfigError: If a field or network does not exist, or the configuration is not valid.
     """
     overrides: Hyperparameters = {}
-    for section, networks in NETWORKS.items():
-        if section in hyperparameters:
-            name = hyperparameters[section]
-            if name not in networks:
-                raise ConfigError(f"{section} must be one of {', '.join(networks)}, got {name}")
-            overrides |= dict(dotted_fields(networks[name], f"{section}."))
-    overrides |= {name: value for name, value in hyperparameters.items() if name not in NETWORKS}
+    for field, known in NAMED.items():
+        if field in hyperparameters:
+            name = hyperparameters[field]
+            if name not in known:
+                raise ConfigError(f"{field} must be one of {', '.join(known)}, got {name}")
+            overrides |= known[name]
+    overrides |= {name: value for name, value in hyperparameters.items() if name not in NAMED}
     if "data.shards" in hyperparameters:
         cut = manifest_of(str(hyperparameters["data.shards"])).config
         overrides |= {"data.patch_size": cut.patch_size, "data.neighbours": cut.neighbours}
@@ -68,7 +76,8 @@ def configure(
             for name, value in overrides.items()
             if not name.startswith("discriminator.")
         }
-        overrides |= {"discriminator.family": "none", "loss.lambda_bce": 0.0}
+        overrides |= {"discriminator.family": "none"}
+        overrides |= {f"loss.{name}": 0.0 for name in base.loss.discriminated}
     return with_overrides(base, overrides)
 
 

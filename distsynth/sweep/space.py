@@ -13,7 +13,7 @@ from distsynth.config import RunConfig, dotted_fields, field_names, with_overrid
 from distsynth.errors import ConfigError
 from distsynth.presets import GENERATORS, PRESETS
 from distsynth.sweep.hyperparameters import (
-    NETWORKS,
+    NAMED,
     Hyperparameters,
     Space,
     configure,
@@ -73,7 +73,7 @@ def check_space(space: Space, base: RunConfig, seed: int = 0) -> None:
         if name.startswith(tuple(FIXED)):
             reason = next(why for start, why in FIXED.items() if name.startswith(start))
             raise ConfigError(f"{name} cannot be searched: {reason}")
-        if name not in known and name not in NETWORKS:
+        if name not in known and name not in NAMED:
             # Says which field is nearest.
             with_overrides(base, {name: draw({name: space[name]}, rng)[name]})
     reasons: Counter[str] = Counter()
@@ -134,17 +134,24 @@ def presets_in(space: Space, base: RunConfig) -> dict[str, Hyperparameters]:
     """
     found = {}
     for name, config in PRESETS.items():
-        if not config.adversarial or name == "small":
+        if not config.adversarial or name in ("small", "gan-3d"):
             continue
         wanted = dict(dotted_fields(config))
+        # Which network the perceptual term has says nothing where that has no weight.
+        idle = () if config.loss.lambda_perceptual else ("loss.perceptual_network",)
         hyperparameters: Hyperparameters = {}
         for field, domain in space.items():
-            if field in NETWORKS:
-                section = getattr(config, field)
-                names = [key for key, network in NETWORKS[field].items() if network == section]
+            if field in NAMED:
+                names = [
+                    key
+                    for key, fields in NAMED[field].items()
+                    if all(wanted.get(name) == part for name, part in fields.items())
+                ]
                 # A sharpened generator is the plain one with a field on top.
                 names = names or _unsharpened(config, field)
                 value = next((key for key in names if domain.is_valid(key)), None)
+            elif field in idle:
+                value = next(iter(getattr(domain, "categories", [])), None)
             elif field.startswith(COMPARED):
                 value = wanted.get(field)
             else:
@@ -155,7 +162,8 @@ def presets_in(space: Space, base: RunConfig) -> dict[str, Hyperparameters]:
         else:
             if invalid(base, hyperparameters) is None:
                 made = dict(dotted_fields(configure(base, hyperparameters)))
-                if all(made[key] == wanted.get(key) for key in made if key.startswith(COMPARED)):
+                compared = [key for key in made if key.startswith(COMPARED) and key not in idle]
+                if all(made[key] == wanted.get(key) for key in compared):
                     found[name] = hyperparameters
     return found
 

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from distsynth.config import RunConfig
+from distsynth.models.encoder import Encoder
 from distsynth.runs.checkpoint import (
     Checkpoint,
     DataRecord,
@@ -36,6 +37,9 @@ from sharding.io.atomic import remove_leftovers
 from sharding.io.errors import DataError
 from sharding.shards.manifest import Manifest
 
+ENCODER = "encoder"
+"""Under which a checkpoint keeps the encoder among the networks."""
+
 
 @dataclass
 class RunState:
@@ -47,10 +51,14 @@ class RunState:
         position: How far the run is.
         best_score: Of all epochs so far.
         reports: One for each completed epoch.
+        encoder: Of the perceptual loss, where the run trains one.
+        encoder_trained: Whether it has been trained, or taken over from a checkpoint.
     """
 
     learners: dict[str, Learner]
     losses: LossRecord
+    encoder: Encoder | None = None
+    encoder_trained: bool = False
     position: Position = field(default_factory=Position)
     best_score: float = float("-inf")
     reports: list[EpochReport] = field(default_factory=list)
@@ -139,11 +147,15 @@ class RunCheckpoints:
     def _restore(self, checkpoint: Checkpoint, state: RunState) -> None:
         for name, learner in state.learners.items():
             learner.load_state_dict(checkpoint.learners[name])
+        # Without one, that from which a run is forked did without the perceptual term.
+        if state.encoder is not None and ENCODER in checkpoint.learners:
+            state.encoder.load_state_dict(checkpoint.learners[ENCODER]["network"])
+            state.encoder_trained = True
         record, device = checkpoint.record, self._accelerator.device
         state.position = checkpoint.position
         state.best_score = record["best_score"]
         state.losses.sums = {name: value.to(device) for name, value in record["sums"].items()}
-        state.losses.steps = record["summed"]
+        state.losses.counts = dict(record["summed"])
         last = self._folder.path / LAST
         state.reports = [
             EpochReport(**report, checkpoint=last, past=True)
@@ -154,16 +166,19 @@ class RunCheckpoints:
             set_random_state(checkpoint.random[rank], device)
 
     def _checkpoint(self, state: RunState, random_states: list[dict[str, Any]]) -> Checkpoint:
+        learners = {name: learner.state_dict() for name, learner in state.learners.items()}
+        if state.encoder is not None:
+            learners[ENCODER] = {"network": state.encoder.state_dict()}
         return Checkpoint(
             config=self._config,
             data=DataRecord.of(self._manifest),
             position=state.position,
-            learners={name: learner.state_dict() for name, learner in state.learners.items()},
+            learners=learners,
             random=random_states,
             record={
                 "best_score": state.best_score,
                 "sums": {term: value.cpu() for term, value in state.losses.sums.items()},
-                "summed": state.losses.steps,
+                "summed": dict(state.losses.counts),
                 "reports": [report.to_record() for report in state.reports],
             },
         )

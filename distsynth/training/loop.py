@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from distsynth.config import RunConfig, to_json, validate
-from distsynth.data.loader import Batch, Standardiser, TrainingBatches
+from distsynth.data.loader import Batch, Rank, Standardiser, TrainingBatches
 from distsynth.data.memory import keep_freed_memory
 from distsynth.metrics.objective import score
 from distsynth.runs.checkpoint import Position
@@ -22,16 +23,23 @@ from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder, open_run
 from distsynth.runs.lease import lease
 from distsynth.runs.tracking import Trackers, start_trackers
 from distsynth.training.checkpointing import RunCheckpoints, RunState, claim_folder
+from distsynth.training.encoder import train_encoder
 from distsynth.training.records import LossRecord, sample_picture
 from distsynth.training.report import EpochReport, TrainResult
 from distsynth.training.setup import (
     build_accelerator,
+    build_encoder,
     build_learners,
     build_loss,
     check_setup,
     open_shards,
 )
-from distsynth.training.steps import Terms, adversarial_step, average_buffers, supervised_step
+from distsynth.training.steps import (
+    Terms,
+    adversarial_step,
+    interpolation_shares,
+    supervised_step,
+)
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, deferred_signals
@@ -47,6 +55,7 @@ def ignore(report: EpochReport) -> None:
 def train(
     config: RunConfig,
     run_dir: str | Path,
+    *,
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[EpochReport], None] = ignore,
@@ -70,7 +79,7 @@ def train(
         DataError: If the shards or the checkpoint are bad, or another process writes to the folder.
         FloatingPointError: If a loss is no longer finite.
     """
-    run = epochs(config, run_dir, resume, overwrite)
+    run = epochs(config, run_dir, resume=resume, overwrite=overwrite)
     with contextlib.ExitStack() as stack:
         # One process writes to the folder: the first rank, which launchers number so.
         if int(os.environ.get("RANK", "0")) == 0:
@@ -91,7 +100,7 @@ def train(
 
 
 def epochs(
-    config: RunConfig, run_dir: str | Path, resume: bool = False, overwrite: bool = False
+    config: RunConfig, run_dir: str | Path, *, resume: bool = False, overwrite: bool = False
 ) -> Generator[EpochReport, None, TrainResult]:
     """The loop of `train`, one epoch at a time, on every rank.
 
@@ -145,14 +154,14 @@ class TrainingRun:
             config.data,
             config.train.batch_size,
             config.train.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            accelerator.device,
+            Rank.of(accelerator),
         )
         self.loss = build_loss(config, accelerator)
         total_steps = self.batches.steps * config.train.epochs
         self.state = RunState(
-            build_learners(config, accelerator, total_steps), LossRecord(config, accelerator)
+            build_learners(config, accelerator, total_steps),
+            LossRecord(config, accelerator),
+            build_encoder(config, accelerator),
         )
         self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
@@ -165,6 +174,7 @@ class TrainingRun:
         if checkpoint:
             self.checkpoints.restore(checkpoint, self.state)
             self._log_once(f"resuming from step {self.state.position.step}")
+        self._take_encoder()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             atomic_write(self.folder.path / CONFIG_FILE, to_json(config))
@@ -189,6 +199,17 @@ class TrainingRun:
                 self.folder.upload(wandb=True)
                 if resume and not failed and config.tracking.mode == "offline":
                     self.folder.remove_earlier_parts()
+
+    def _take_encoder(self) -> None:
+        """Train the encoder of the perceptual loss where no checkpoint has brought it."""
+        encoder, state = self.state.encoder, self.state
+        if encoder is None:
+            return
+        if not state.encoder_trained:
+            steps = self.config.loss.encoder_steps
+            train_encoder(encoder, self.shards, self.standardise, steps, self.accelerator)
+            state.encoder_trained = True
+        self.loss.use_encoder(encoder)
 
     def train_epoch(self, epoch: int) -> None:
         """Take those steps of an epoch that have not been taken yet.
@@ -219,7 +240,7 @@ class TrainingRun:
                 self.checkpoints.save(LAST, state)
             if stopped:
                 return
-        if epoch + 1 == config.train.epochs and state.losses.steps:
+        if epoch + 1 == config.train.epochs and state.losses.sums:
             self._log(epoch)
 
     def _is_stopped(self, signals: DeferredSignals) -> bool:
@@ -282,8 +303,25 @@ class TrainingRun:
         generator = self.state.learners["generator"]
         if self.config.adversarial:
             discriminator = self.state.learners["discriminator"]
-            return adversarial_step(generator, discriminator, self.loss, micro_batches, step)
+            return adversarial_step(
+                generator,
+                discriminator,
+                self.loss,
+                micro_batches,
+                step,
+                self._interpolation_shares(step),
+                with_generator=(step + 1) % self.config.optim.discriminator_steps == 0,
+            )
         return supervised_step(generator, self.loss, micro_batches, step)
+
+    def _interpolation_shares(self, step: int) -> Tensor | None:
+        """Of this rank's patches, for a gradient penalty; None without one."""
+        if self.config.loss.penalty != "gradient":
+            return None
+        train, accelerator = self.config.train, self.accelerator
+        shares = interpolation_shares(train.seed, step, train.batch_size)
+        own = shares.chunk(accelerator.num_processes)[accelerator.process_index]
+        return own.to(accelerator.device)
 
     def _log(self, epoch: int) -> None:
         """Write a row of means over the steps since the last one; `epoch` counts from 0."""
@@ -292,13 +330,10 @@ class TrainingRun:
         self.trackers.log(state.position.step, row)
 
     def _merge_ranks(self) -> None:
-        """Give all ranks the mean of what each keeps for itself, before it is saved.
+        """Give all ranks the mean of the sums since the last row, before they are saved.
 
-        These are the sums since the last row and BatchNorm's statistics. A resumed run then
-        continues from the same numbers as one that was not interrupted.
+        A resumed run then continues from the same numbers as one that was not interrupted.
         """
-        for learner in self.state.learners.values():
-            average_buffers(learner.raw, self.accelerator)
         self.state.losses.merge_ranks(self.state.position.step)
 
     def _show_samples(self) -> None:

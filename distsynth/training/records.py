@@ -24,12 +24,12 @@ class LossRecord:
 
     Attributes:
         sums: Term to its sum over steps.
-        steps: How many steps the sums hold.
+        counts: Term to how many steps its sum holds; some terms are not computed in each.
     """
 
     def __init__(self, config: RunConfig, accelerator: Accelerator) -> None:
         self.sums: Terms = {}
-        self.steps = 0
+        self.counts: dict[str, int] = {}
         self._config, self._accelerator = config, accelerator
         self._since = 0.0, 0
 
@@ -41,7 +41,7 @@ class LossRecord:
         """Add the terms of a step."""
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def merge_ranks(self, step: int) -> None:
         """Give all ranks the mean of their sums, as a checkpoint keeps them.
@@ -54,7 +54,7 @@ class LossRecord:
             self.check_finite(name, float(self.sums[name]), step)
 
     def take_row(self, epoch: int, step: int, learners: Mapping[str, Learner]) -> dict[str, float]:
-        """Means over the steps since the last row, which this one ends.
+        """Means over the steps since the last row that computed a term; this row ends them.
 
         Args:
             epoch: From 0.
@@ -65,10 +65,11 @@ class LossRecord:
             FloatingPointError: If a mean is not finite.
         """
         names = list(self.sums)
-        means: Tensor = torch.stack([self.sums[name] for name in names]) / self.steps
+        sums = torch.stack([self.sums[name] for name in names])
+        means: Tensor = sums / sums.new_tensor([self.counts[name] for name in names])
         means = self._accelerator.reduce(means, "mean")  # type: ignore[assignment]
         values = dict(zip(names, means.tolist(), strict=True))
-        self.sums, self.steps = {}, 0
+        self.sums, self.counts = {}, {}
         now = time.perf_counter()
         seconds, steps = now - self._since[0], step - self._since[1]
         self._since = now, step

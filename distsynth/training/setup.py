@@ -16,7 +16,9 @@ from distsynth.inference.sliding_window import weight_lines
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.metrics.image import SSIM_WINDOW
 from distsynth.models import build_discriminator, build_generator
+from distsynth.models.encoder import Encoder
 from distsynth.training.compile import compile_networks
+from distsynth.training.encoder import new_encoder
 from distsynth.training.steps import Learner, make_accelerator
 from distsynth.training.validation import validation_axis
 from sharding.io.cache import Cache
@@ -139,6 +141,13 @@ def check_accumulation(config: RunConfig, ranks: int) -> None:
 def build_loss(config: RunConfig, accelerator: Accelerator) -> GeneratorLoss:
     """The generator's loss on the device of this process."""
     return GeneratorLoss(config.loss).to(accelerator.device)
+
+
+def build_encoder(config: RunConfig, accelerator: Accelerator) -> Encoder | None:
+    """The untrained encoder of the perceptual loss; None where that has another or no weight."""
+    if not config.loss.needs_encoder:
+        return None
+    return new_encoder(config.data.spatial_dims).to(accelerator.device)
 
 
 def build_learners(

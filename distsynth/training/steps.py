@@ -9,16 +9,21 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from distsynth.config import OptimConfig
 from distsynth.losses.generator_loss import GeneratorLoss
+from distsynth.models.spectral import refresh
+from distsynth.training.batch_norm import over_all_ranks
 
 MicroBatch = tuple[Tensor, Tensor]
 """Standardised source and target, each (n, 1, *patch_size)."""
@@ -27,18 +32,10 @@ Terms = dict[str, Tensor]
 
 
 def make_accelerator(precision: str, cpu: bool) -> Accelerator:
-    """The process's accelerator.
-
-    BatchNorm's buffers are not broadcast before each forward: two forwards before one backward
-    (target and synthetic through the discriminator) would find them changed in place.
-    """
+    """The process's accelerator."""
     # Accelerate keeps the first precision and device for good; a process may train several runs.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=cpu,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    return Accelerator(mixed_precision=precision, cpu=cpu)
 
 
 class Learner:
@@ -61,9 +58,14 @@ class Learner:
         total_steps: int,
         accelerator: Accelerator,
     ) -> None:
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if accelerator.num_processes > 1:
+            network = over_all_ranks(network, accelerator.device)
         self.network: nn.Module = accelerator.prepare_model(network)
+        if isinstance(self.network, DistributedDataParallel):
+            # Two forwards before one backward, of target and synthetic through the discriminator,
+            # would find BatchNorm's statistics changed in place if each forward broadcast them.
+            # Set here, because torch deprecates the argument of the same name.
+            self.network.broadcast_buffers = False
         self.raw: nn.Module = accelerator.unwrap_model(self.network)
         self.mixes_batch = any(isinstance(part, _BatchNorm) for part in self.raw.modules())
         self.optimizer = torch.optim.Adam(
@@ -93,6 +95,13 @@ class Learner:
         finally:
             self.raw.requires_grad_(True)
 
+    def in_float32(self, *inputs: Tensor) -> Tensor:
+        """The output without autocast, wrapper and compiler, none of which goes through a second
+        backward unharmed. Its gradients join those of the forwards beside it, and so does their
+        exchange between ranks, where one backward serves all."""
+        with torch.autocast(self._accelerator.device.type, enabled=False):
+            return type(self.raw).forward(self.raw, *inputs)
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss."""
         self.scaler.scale(loss).backward()
@@ -115,6 +124,7 @@ class Learner:
             nn.utils.clip_grads_with_norm_(self.raw.parameters(), self._clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        refresh(self.raw)
         self.optimizer.zero_grad(set_to_none=True)
         return norm.detach()
 
@@ -154,7 +164,8 @@ def supervised_step(
     totals: Terms = {}
     for number, (source, target) in enumerate(micro_batches, start=1):
         with generator.synchronised(last=number == len(micro_batches)):
-            total, terms = loss(generator.network(source), target)
+            synthetic = generator.network(source)
+            total, terms = loss(synthetic, target, source=source, generator=generator.raw)
             generator.backward(total * share)
         _add(totals, {**terms, "generator": total}, share)
     totals["grad_norm/generator"] = generator.update(step)
@@ -167,45 +178,78 @@ def adversarial_step(
     loss: GeneratorLoss,
     micro_batches: Sequence[MicroBatch],
     step: int,
+    shares: Tensor | None = None,
+    with_generator: bool = True,
 ) -> Terms:
     """Update the discriminator (eq. 1), then the generator against the new one (eq. 5).
 
     With one micro-batch the generator's forward serves both updates. With several it is computed
     anew for its own update: keeping every graph would save no memory.
+
+    Args:
+        generator: To update.
+        discriminator: To update before it.
+        loss: Of both.
+        micro_batches: This rank's part of the batch.
+        step: Number of this step in the run, from 0.
+        shares: One for each patch of this rank, see interpolation_shares; for a gradient penalty.
+        with_generator: Whether the generator learns in this step.
     """
     share = 1 / len(micro_batches)
-    single = len(micro_batches) == 1
+    single = len(micro_batches) == 1 and with_generator
     totals: Terms = {}
     synthetic = None
+    weight = loss.penalty.weight_at(step) if loss.penalty else 0.0
+    parts = [None] * len(micro_batches) if shares is None else shares.chunk(len(micro_batches))
     for number, (source, target) in enumerate(micro_batches, start=1):
         with torch.set_grad_enabled(single):
             synthetic = generator.network(source) if single else generator.raw(source)
         with discriminator.synchronised(last=number == len(micro_batches)):
             logits = _discriminate(discriminator, source, target, synthetic.detach())
             update = loss.adversarial.discriminator(*logits)
-            discriminator.backward(update * share)
-        _add(totals, {"discriminator": update}, share)
+            terms, total = {"discriminator": update}, update
+            if loss.penalty and weight:
+                score = partial(_score, discriminator, source)
+                terms["penalty"] = loss.penalty(
+                    score, target, synthetic.detach(), parts[number - 1]
+                )
+                total = update + weight * terms["penalty"]
+            discriminator.backward(total * share)
+        _add(totals, terms, share)
     totals["grad_norm/discriminator"] = discriminator.update(step)
+    if not with_generator:
+        return totals
 
     with discriminator.frozen():
         for number, (source, target) in enumerate(micro_batches, start=1):
             with generator.synchronised(last=number == len(micro_batches)):
                 if not single or synthetic is None:
                     synthetic = generator.network(source)
-                total, terms = loss(synthetic, target, discriminator.raw(synthetic, source))
+                total, terms = _adversarial_loss(
+                    loss, generator, discriminator, source, target, synthetic
+                )
                 generator.backward(total * share)
             _add(totals, {**terms, "generator": total}, share)
     totals["grad_norm/generator"] = generator.update(step)
     return totals
 
 
-def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
-    """Give all ranks the mean of BatchNorm's running statistics, which each keeps for itself."""
-    if accelerator.num_processes == 1:
-        return
-    for buffer in network.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(accelerator.reduce(buffer, "mean"))  # type: ignore[arg-type]
+def interpolation_shares(seed: int, step: int, batch_size: int) -> Tensor:
+    """How much of the target is in each interpolated patch of a batch, for a gradient penalty.
+
+    They depend on nothing but the arguments: a resumed run draws the same, and so do any number of
+    ranks and micro-batches.
+
+    Args:
+        seed: Of the run.
+        step: Number of the step in the run, from 0.
+        batch_size: Patches over all ranks.
+
+    Returns:
+        Shape (batch_size,), uniform in [0, 1).
+    """
+    drawn = np.random.default_rng([seed, step, batch_size]).random(batch_size, np.float32)
+    return torch.from_numpy(drawn)
 
 
 def _discriminate(
@@ -217,6 +261,33 @@ def _discriminate(
     images, sources = torch.cat((target, synthetic)), torch.cat((source, source))
     real_logits, fake_logits = discriminator.network(images, sources).chunk(2)
     return real_logits, fake_logits
+
+
+def _adversarial_loss(
+    loss: GeneratorLoss,
+    generator: Learner,
+    discriminator: Learner,
+    source: Tensor,
+    target: Tensor,
+    synthetic: Tensor,
+) -> tuple[Tensor, Terms]:
+    """The generator's loss, with the discriminator's logits and, where a term asks, features."""
+    features = None
+    if loss.compares_features:
+        with torch.no_grad():
+            _, real = discriminator.raw(target, source, True)
+        logits, fake = discriminator.raw(synthetic, source, True)
+        features = fake, real
+    else:
+        logits = discriminator.raw(synthetic, source)
+    return loss(
+        synthetic, target, logits, features=features, source=source, generator=generator.raw
+    )
+
+
+def _score(discriminator: Learner, source: Tensor, images: Tensor) -> Tensor:
+    """Logits of images in float32, for a penalty."""
+    return discriminator.in_float32(images, source)
 
 
 def _add(totals: Terms, terms: Terms, share: float) -> None:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsynth.config import RunConfig
-from distsynth.data.loader import Standardiser, validation_batches
+from distsynth.data.loader import Rank, Standardiser, validation_batches
 from distsynth.inference.stitching import Stitcher, border_planes
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.registry import TERMS
+from distsynth.metrics.checkerboard import checkerboard
 from distsynth.metrics.image import SSIM_WINDOW, global_ssim, mse, psnr, windowed_ssim
-from distsynth.metrics.seams import seam_index
+from distsynth.metrics.seams import seams
 from sharding.shards.config import ShardConfig
 from sharding.shards.manifest import SpecimenRecord
 from sharding.shards.patches import dense_locations
@@ -63,7 +64,8 @@ class Validator:
         Returns:
             Supervised loss terms over all patches as `val/<term>`, and stitched metrics in the
             mask as `val/<metric>`: mse and psnr in standardised units with the target's own range
-            as peak, psnr255, ssim_global, windowed ssim_2d, seam_index.
+            as peak, psnr255, ssim_global and windowed ssim_2d on the target's scale of [0, 1],
+            seam_index and seam_excess inside and outside of the mask, checkerboard.
         """
         generator.eval()
         # The same names on every rank: one without any patch takes part in the sums all the same.
@@ -109,13 +111,12 @@ class Validator:
             patches,
             BATCH,
             config.data.workers,
-            accelerator.process_index,
-            accelerator.num_processes,
+            Rank.of(accelerator),
         )
         for batch in batches:
             source, truth = self._standardise(batch)
             predicted = generator(source).float()
-            _, terms = self._loss(predicted, truth)
+            _, terms = self._loss(predicted, truth, source=source, generator=generator)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(source)
             where = batch.where[:, 1:].numpy()
@@ -131,7 +132,7 @@ class Validator:
         self, specimen: SpecimenRecord, synthetic: Stitcher, target: Stitcher
     ) -> dict[str, float]:
         """Metrics on the slices that the shards cover."""
-        data_range = specimen.target.data_range
+        transform = specimen.target
         axis = validation_axis(self._shards.manifest.config)
         if specimen.name not in self._masks:
             self._masks[specimen.name] = self._shards.mask(specimen)
@@ -154,15 +155,21 @@ class Validator:
         if len(slices) < specimen.shape[axis]:
             # The slices are not neighbours, so that there is no border between them to measure.
             borders[axis] = np.array([], np.int64)
+        scaled = transform.unstandardise(image), transform.unstandardise(truth)
+        inside, outside = seams(image, truth, borders, (mask, ~mask))
         return {
             "mse": error,
-            "psnr": psnr(error, data_range),
+            "psnr": psnr(error, transform.data_range),
             "psnr255": psnr(error, 255),
-            "ssim_global": global_ssim(image, truth, data_range, mask),
-            "ssim_2d": windowed_ssim(image, truth, data_range, mask, dims=2, axis=axis)
+            "ssim_global": global_ssim(*scaled, 1.0, mask),
+            "ssim_2d": windowed_ssim(*scaled, 1.0, mask, dims=2, axis=axis)
             if min(truth.shape[:axis] + truth.shape[axis + 1 :]) >= SSIM_WINDOW
             else math.nan,
-            "seam_index": seam_index(image, truth, borders, mask),
+            "seam_index": inside.index,
+            "seam_index_outside": outside.index,
+            "seam_excess": inside.excess,
+            "seam_excess_outside": outside.excess,
+            "checkerboard": checkerboard(image, truth, mask),
         }
 
     def _borders(self, specimen: SpecimenRecord) -> list[NDArray[np.integer[Any]]]:

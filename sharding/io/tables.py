@@ -27,6 +27,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': "''",
+    "†": r"\textdagger{}",
     # At the start of a line LaTeX would read these as options of the line before.
     "[": "{[}",
     "*": "{*}",

@@ -17,6 +17,8 @@ from sharding.volumes.volume import Volume
 SPLINE_ORDER = 3
 FOREGROUND = 0.15
 """Tissue is what exceeds this share of the 99.9 percentile: above the noise of the air."""
+REGION_MARGIN = 3
+"""Voxels by which a region of another scan is widened: headers align two scans only about."""
 LONGEST_SPLINE_MM = 200.0
 """Control points of a human head are this far apart (Tustison et al., 2010)."""
 MOST_SPANS = 24
@@ -116,6 +118,32 @@ def correct_bias(
         moved = np.float32(offset)
         return volume.with_data((volume.data - moved) / field + moved), field
     return volume.with_data(volume.data / field), field
+
+
+def tissue_within(
+    volume: Volume, config: CorrectConfig, region: NDArray[np.bool_], where: object = "volume"
+) -> NDArray[np.bool_] | None:
+    """Where to fit the field of a volume whose specimen lies about in a region.
+
+    Args:
+        volume: Any intensity units.
+        config: Gives the offset.
+        region: Drawn on another scan, so that its border is not exactly that of this one.
+        where: Names the volume in errors.
+
+    Returns:
+        The voxels over FOREGROUND within the region, which is first widened by REGION_MARGIN
+        voxels; None if they are less than half of the region: then it lies elsewhere.
+
+    Raises:
+        DataError: If the intensities start far above 0.
+    """
+    signal = np.clip(volume.data - np.float32(_offset(volume, config, where)), 0, None)
+    near = ndimage.binary_dilation(region, iterations=REGION_MARGIN)
+    if not near.any():
+        return None
+    found = near & (signal > FOREGROUND * np.percentile(signal[near], 99.9))
+    return found if found.any() and found.sum() >= region.sum() / 2 else None
 
 
 def _offset(volume: Volume, config: CorrectConfig, where: object) -> float:

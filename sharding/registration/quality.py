@@ -138,7 +138,8 @@ def foreground(scaled: NDArray[np.float32]) -> NDArray[np.bool_]:
     """
     if scaled.min() == scaled.max():
         return np.zeros(scaled.shape, bool)
-    bright = scaled > threshold_otsu(scaled)
+    # Flat: the threshold is the same, and four slices are no colours of a picture.
+    bright = scaled > threshold_otsu(scaled.ravel())
     means = [float(scaled[part].mean(dtype=np.float64)) for part in (~bright, bright)]
     blurred = np.asarray(ndimage.gaussian_filter(scaled, 1, mode="nearest"))
     threshold = means[0] + (means[1] - means[0]) / 4

@@ -141,8 +141,8 @@ def _registration_record(work: SpecimenPreparation) -> dict[str, Any]:
         if step in work.config.steps
     }
     measured = {step: record.measured for step, record in records.items() if record}
-    rigid = measured.get("rigid")
-    gain = rigid["information_mirrored"] / max(rigid["information"], 1e-9) - 1 if rigid else 0.0
+    first = measured.get(work.plan.first_registration or "")
+    gain = first["information_mirrored"] / max(first["information"], 1e-9) - 1 if first else 0.0
     return {
         "kept": tuple(step for step, found in measured.items() if found["kept"]),
         "left_out": tuple(step for step, found in measured.items() if not found["kept"]),

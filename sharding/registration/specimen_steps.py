@@ -15,7 +15,7 @@ from sharding.volumes.cohort import Specimen
 from sharding.volumes.intensities import SCALED_MAX
 from sharding.volumes.pair import source_of
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: raise it when a step comes to do something else with the same parameters."""
 
 SPLINE_ORDER = 3
@@ -40,6 +40,11 @@ class SpecimenSteps:
     def __init__(self, specimen: Specimen, config: PrepareConfig) -> None:
         self.specimen = specimen
         self.config = config
+
+    @property
+    def first_registration(self) -> StepName | None:
+        """The first step that moves the source; None without any."""
+        return next((step for step in self.config.steps if step in REGISTRATION_STEPS), None)
 
     @cached_property
     def raw_sha256(self) -> dict[str, str]:
@@ -90,6 +95,8 @@ class SpecimenSteps:
             return threshold | overlap | {"order": SPLINE_ORDER}, _versions("scipy")
         tool, _, version = tool_version(config.register).partition(" ")
         others = AFFINE_ONLY if name == "deform" else DEFORM_ONLY
+        if name == "deform" and name == self.first_registration:
+            others = ()  # It measures how well the mirrored source fits, by a rigid registration.
         register = {
             field: value
             for field, value in asdict(config.register).items()

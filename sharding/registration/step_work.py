@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sharding.io.errors import DataError
 from sharding.registration.alignment import compare, information, mirror
-from sharding.registration.bias_correction import correct_bias
-from sharding.registration.config import REGISTRATION_STEPS, STEPS
+from sharding.registration.bias_correction import correct_bias, tissue_within
+from sharding.registration.config import REGISTRATION_STEPS, STEPS, StepName
 from sharding.registration.quality import jacobian_range
 from sharding.registration.register import register_affine, register_deformable, register_rigid
 from sharding.registration.specimen_steps import SPLINE_ORDER, SpecimenSteps
@@ -22,7 +22,7 @@ from sharding.volumes.header import codes_of
 from sharding.volumes.intensities import SCALED_MAX, check_varies, fit_intensities
 from sharding.volumes.masks import read_mask, specimen_foreground
 from sharding.volumes.pair import check_not_finer, source_of
-from sharding.volumes.resample import field_of_view
+from sharding.volumes.resample import field_of_view, resample
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_pair, read_volume, write_volume
 
@@ -115,18 +115,24 @@ class SpecimenPreparation:
             )
 
     def _correct(self, into: Path) -> dict[str, Any]:
-        measured = {}
-        for role in ("source", "target"):
-            volume = read_volume(
-                self.volume(role, "correct"), orientation=self.config.preprocess.orientation
-            )
-            # The mask is drawn on the target's grid, which the source does not share yet.
-            mask = None
-            if role == "target" and self.specimen.mask:
-                orientation = self.config.preprocess.orientation
-                mask = read_mask(self.specimen.mask, volume, orientation)
-            where = self.volume(role, "correct")
-            corrected, bias = correct_bias(volume, self.config.correct, mask, where)
+        files = {"source": source_of(self.specimen), "target": self.specimen.target}
+        orientation = self.config.preprocess.orientation
+        source, target = read_pair(files["source"], files["target"], orientation)
+        masks: dict[str, NDArray[np.bool_] | None] = {}
+        if self.specimen.mask:
+            mask = read_mask(self.specimen.mask, target, orientation)
+            near = carried_by_headers(mask, target, source)
+            config = self.config.correct
+            masks = {
+                "source": tissue_within(source, config, near, files["source"]),
+                "target": mask,
+            }
+        # As they are in their files: a pair may have been laid together by its arrays.
+        source = read_volume(files["source"], orientation=orientation)
+        measured: dict[str, Any] = {"source_in_mask": masks.get("source") is not None}
+        for role, volume in (("source", source), ("target", target)):
+            found = correct_bias(volume, self.config.correct, masks.get(role), files[role])
+            corrected, bias = found
             write_volume(into / f"{role}.nii.gz", corrected)
             measured[role] = {"bias_min": float(bias.min()), "bias_max": float(bias.max())}
         return measured
@@ -146,12 +152,8 @@ class SpecimenPreparation:
         source, target = self.pair()
         foreground = self.foreground(target)
         found = register_rigid(source, target, self.config.register, foreground)
-        mirrored = register_rigid(mirror(source), target, self.config.register, foreground)
-        source, target = self.scaled(source, "source"), self.scaled(target, "target")
-        return self._keep_better(into, "rigid", found, foreground) | {
-            "information": information(source, target, found, foreground),
-            "information_mirrored": information(mirror(source), target, mirrored, foreground),
-        }
+        kept = self._keep_better(into, "rigid", found, foreground)
+        return kept | self._mirrored("rigid", foreground, found)
 
     def _affine(self, into: Path) -> dict[str, Any]:
         source, target = self.pair()
@@ -159,7 +161,8 @@ class SpecimenPreparation:
         start = self.transform("affine") if "rigid" in self.config.steps else None
         found = register_affine(source, target, self.config.register, foreground, start)
         determinant = float(np.linalg.det(found.affine[:3, :3]))
-        return self._keep_better(into, "affine", found, foreground) | {"determinant": determinant}
+        kept = self._keep_better(into, "affine", found, foreground)
+        return kept | {"determinant": determinant} | self._mirrored("affine", foreground)
 
     def _deform(self, into: Path) -> dict[str, Any]:
         source, target = self.pair()
@@ -176,7 +179,33 @@ class SpecimenPreparation:
                 "Make it smoother by --register options, or leave out the step deform",
             )
         kept = self._keep_better(into, "deform", found, foreground)
-        return kept | {"jacobian_min": low, "jacobian_max": high}
+        measured = {"jacobian_min": low, "jacobian_max": high}
+        return kept | measured | self._mirrored("deform", foreground)
+
+    def _mirrored(
+        self, step: StepName, foreground: NDArray[np.bool_], found: Transform | None = None
+    ) -> dict[str, float]:
+        """How well the source fits as it is, and with left and right exchanged.
+
+        Both are registered rigidly, and the first registration step measures it: a later one has
+        nothing to add.
+
+        Args:
+            step: That asks.
+            foreground: Where the target counts.
+            found: The rigid registration of the source as it is, where it is known.
+        """
+        if step != self.plan.first_registration:
+            return {}
+        source, target = self.pair()
+        other, config = mirror(source), self.config.register
+        found = found or register_rigid(source, target, config, foreground)
+        mirrored = register_rigid(other, target, config, foreground)
+        scaled, target = self.scaled(source, "source"), self.scaled(target, "target")
+        return {
+            "information": information(scaled, target, found, foreground),
+            "information_mirrored": information(mirror(scaled), target, mirrored, foreground),
+        }
 
     def _keep_better(
         self, into: Path, step: str, found: Transform, foreground: NDArray[np.bool_]
@@ -243,6 +272,14 @@ class SpecimenPreparation:
         scaled = self.scaled(target, "target")
         unit = scaled.with_data(scaled.data / np.float32(SCALED_MAX))
         return specimen_foreground(self.specimen, unit, self.config.preprocess)
+
+
+def carried_by_headers(
+    mask: NDArray[np.bool_], target: Volume, source: Volume
+) -> NDArray[np.bool_]:
+    """A mask of the target on the source's grid, as far as their headers align the two."""
+    share = resample(target.with_data(mask), source.shape, source.affine, order=1)
+    return (share > 0.5) & field_of_view(target, source.shape, source.affine)
 
 
 def place_on_target(

@@ -44,10 +44,15 @@ def patch_axes(patch_size: Sequence[int], axes: Sequence[int]) -> tuple[int, ...
     return tuple(axes) if len(patch_size) == 2 else (BLOCK,)
 
 
+def fits(shape: Sequence[int], patch_size: Sequence[int], axis: int) -> bool:
+    """Whether the patch is no larger than the volume along any axis."""
+    sides = extent(patch_size, axis)
+    return all(side <= size for side, size in zip(sides, shape, strict=True))
+
+
 def check_fits(shape: Sequence[int], patch_size: Sequence[int], axis: int) -> None:
     """Raise ValueError if the patch is larger than the volume along any axis."""
-    sides = extent(patch_size, axis)
-    if any(side > size for side, size in zip(sides, shape, strict=True)):
+    if not fits(shape, patch_size, axis):
         raise ValueError(
             f"patches of {'x'.join(map(str, patch_size))} cut along axis {axis} do not fit into "
             f"a volume of {'x'.join(map(str, shape))} voxels"

@@ -214,7 +214,7 @@ def _check_one_spacing(where: str, records: Sequence[SpecimenRecord]) -> None:
     )
     raise DataError(
         where,
-        f"targets must have one voxel size, found {len(groups)}:{found}\n",
+        f"targets must have one voxel size, found {len(groups)}:{found}",
         "Leave the others out, or give --preprocess.target-spacing-mm to resample all to one",
     )
 

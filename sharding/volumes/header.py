@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -23,6 +24,10 @@ UNITS_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 """Unit of a header's lengths to millimetres; unknown stands for mm, as everywhere in the field."""
 LEAST_MM, MOST_MM = 0.001, 50.0
 """Voxel sizes that scanners and microscopes have."""
+LEAST_DISAGREEMENT = 0.01
+"""Share by which two voxel sizes of one header may differ before that is reported."""
+MOST_VOXELS_APART = 0.5
+"""How far apart the two affines of a header may place a voxel before that is reported."""
 
 
 def codes_of(header: nib.Nifti1Header) -> tuple[int, int]:
@@ -63,6 +68,8 @@ def geometry(
         affine = np.asarray(image.affine, np.float64)
     if qform and sform:
         _check_one_handedness(path, header)
+    if sform:
+        _say_what_disagrees(path, image.shape[:3], header)
     unit = _length_unit(path, header)
     scale = UNITS_MM[unit]
     if scale != 1:
@@ -121,6 +128,35 @@ def _check_one_handedness(path: Path, header: nib.Nifti1Header) -> None:
             "told apart",
             "Restore the header from the scanner's export, or remove the wrong one of the two",
         )
+
+
+def _say_what_disagrees(path: Path, shape: tuple[int, ...], header: nib.Nifti1Header) -> None:
+    """Warn of a header that says two things of where its voxels lie; the sform counts here."""
+    try:
+        sform, qform = np.asarray(header.get_sform()), np.asarray(header.get_qform())
+    except (HeaderDataError, np.linalg.LinAlgError):
+        return
+    ours, theirs = voxel_sizes(sform), np.abs(header["pixdim"][1:4])
+    if not (np.isfinite(sform).all() and np.isfinite(qform).all()) or not min(*ours, *theirs) > 0:
+        return
+    if np.abs(theirs / ours - 1).max() > LEAST_DISAGREEMENT:
+        found = [" x ".join(f"{side:.4g}" for side in sides) for sides in (ours, theirs)]
+        logger.warning(
+            "%s: the voxels have %s by the header's sform and %s by its pixdim; the sform is used",
+            path,
+            *found,
+        )
+    elif header["qform_code"]:
+        corners = np.array([*itertools.product(*((0, size - 1) for size in shape))])
+        apart = apply_affine(sform, corners) - apply_affine(qform, corners)
+        voxels = np.linalg.norm(apart, axis=1).max() / ours.min()
+        if voxels > MOST_VOXELS_APART:
+            logger.warning(
+                "%s: the sform and the qform of the header place the same voxel up to %.3g voxels "
+                "apart; the sform is used",
+                path,
+                voxels,
+            )
 
 
 def _length_unit(path: Path, header: nib.Nifti1Header) -> str:

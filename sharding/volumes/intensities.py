@@ -109,6 +109,11 @@ class IntensityTransform:
         mean, std = np.float32(self.mean), np.float32(self.std)
         return by_slabs(lambda slab: (slab - mean) / std, scaled, empty)
 
+    def unstandardise(self, standardised: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Back to the scale on which this volume lies in [0, 1]; others may exceed it."""
+        mean, std = np.float32(self.mean), np.float32(self.std)
+        return standardised * std + mean
+
     def restore(
         self, standardised: NDArray[np.float32], empty: Empty = in_memory
     ) -> NDArray[np.float32]:

@@ -14,7 +14,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from distsynth.config import DataConfig
 from distsynth.data.loader import (
+    ALONE,
     PatchDataset,
+    Rank,
     Standardiser,
     TrainingBatches,
     epoch_order,
@@ -38,9 +40,9 @@ def shards(shard_folder):
     return ShardSet(shard_folder)
 
 
-def batches(shards, epoch=0, start=0, batch_size=16, seed=1, workers=0, window=64, **ranks):
+def batches(shards, epoch=0, start=0, batch_size=16, seed=1, workers=0, window=64, rank=ALONE):
     config = DataConfig(patch_size=(16, 16), workers=workers, shuffle_shards=window)
-    loader = TrainingBatches(shards, config, batch_size, seed, **ranks)
+    loader = TrainingBatches(shards, config, batch_size, seed, rank)
     found = list(loader.epoch(epoch, start))
     assert len(found) == loader.steps - start
     return found
@@ -222,7 +224,7 @@ def test_starting_at_a_step_gives_the_tail_of_the_epoch(shards, start):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_shares_of_the_ranks_make_the_batches_of_one_process(shards, ranks):
-    shares = [batches(shards, rank=rank, ranks=ranks) for rank in range(ranks)]
+    shares = [batches(shards, rank=Rank(rank, ranks)) for rank in range(ranks)]
     whole = batches(shards)
     for step, batch in enumerate(whole):
         for part in range(3):
@@ -246,7 +248,7 @@ def test_a_small_window_and_few_open_shards_lose_nothing(shards, monkeypatch):
 )
 def test_batches_that_do_not_fit_are_refused(shards, batch_size, ranks, message):
     with pytest.raises(ConfigError, match=r"^train\.batch_size must be " + message):
-        TrainingBatches(shards, DataConfig(), batch_size, seed=0, ranks=ranks)
+        TrainingBatches(shards, DataConfig(), batch_size, seed=0, rank=Rank(0, ranks))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -261,13 +263,13 @@ def test_reading_draws_nothing_from_the_global_random_state(shards, workers):
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_judging_batches_are_the_chosen_patches_in_order(shards, ranks):
+def test_validation_batches_are_the_chosen_patches_in_order(shards, ranks):
     dataset = PatchDataset(shards, "val")
     chosen = np.random.default_rng(0).permutation(len(dataset))[:-7]
     parts = [
         batch
         for rank in range(ranks)
-        for batch in validation_batches(shards, "val", chosen, 16, 0, rank, ranks)
+        for batch in validation_batches(shards, "val", chosen, 16, 0, Rank(rank, ranks))
     ]
     expected = dataset[chosen]
     for part in range(3):
@@ -333,8 +335,8 @@ def test_patches_kept_in_memory_are_those_that_are_streamed(shards, workers):
 def test_ranks_that_keep_patches_in_memory_have_the_same_shares(shards, ranks):
     for rank in range(ranks):
         config = DataConfig(patch_size=(16, 16), resident="never")
-        streamed = TrainingBatches(shards, config, 16, 1, rank, ranks)
-        assert_same(batches(shards, rank=rank, ranks=ranks), list(streamed.epoch(0)))
+        streamed = TrainingBatches(shards, config, 16, 1, Rank(rank, ranks))
+        assert_same(batches(shards, rank=Rank(rank, ranks)), list(streamed.epoch(0)))
 
 
 def test_shards_are_read_once_and_no_worker_starts_when_patches_are_kept(shards, monkeypatch):

@@ -64,6 +64,22 @@ FAMILIES = {
         "generator.sharpen": "5x5",
         "stitch.axes": (0, 1, 2),
     },
+    "residual": {"generator.features": 3, "generator.blocks": 2, "generator.norm": "batch"},
+    "residual-dense": {
+        "data.patch_size": (8, 8, 8),
+        "generator.features": 3,
+        "generator.blocks": 2,
+        "generator.layers": 2,
+        "generator.growth": 2,
+        "stitch.stride": 6,
+    },
+    "recursive": {
+        "data.neighbours": 1,
+        "generator.features": 3,
+        "generator.recursions": 3,
+        "generator.residual": True,
+    },
+    "feedback": {"generator.features": 3, "generator.groups": 2, "generator.steps": 2},
 }
 """What each family's configuration has of its own; conv is trained, the others have chance's
 weights."""

@@ -38,6 +38,32 @@ DENSE = CONV | {
     "generator.kernels": (3,),
 }
 BLOCKS = CONV | {"data.patch_size": (12, 14, 13), "generator.kernels": (3,), "stitch.trim": 3}
+SQUARE = {"data.patch_size": (16, 16), "stitch.stride": 4, "stitch.trim": 6}
+RESIDUAL = SQUARE | {
+    "generator.family": "residual",
+    "generator.features": 6,
+    "generator.blocks": 1,
+    "generator.norm": "batch",
+}
+RESIDUAL_DENSE = SQUARE | {
+    "generator.family": "residual-dense",
+    "generator.features": 5,
+    "generator.blocks": 1,
+    "generator.layers": 2,
+    "generator.growth": 4,
+}
+RECURSIVE = SQUARE | {
+    "generator.family": "recursive",
+    "generator.features": 6,
+    "generator.recursions": 2,
+    "generator.norm": "batch",
+}
+FEEDBACK = {
+    "data.patch_size": (16, 16),
+    "generator.family": "feedback",
+    "generator.features": 4,
+    "stitch.stride": 8,
+}
 UNET = {
     "data.patch_size": (16, 16),
     "generator.family": "unet",
@@ -97,6 +123,9 @@ NETWORKS = {
     "no norm": CONV | {"generator.norm": "none"},
     "residual": CONV | {"generator.residual": True, "data.neighbours": 2},
     "sharpened": CONV | {"generator.sharpen": "5x5", "generator.kernels": (3, 3, 1)},
+    "residual blocks": RESIDUAL,
+    "residual dense": RESIDUAL_DENSE,
+    "recursive": RECURSIVE,
     "blocks, sharpened": BLOCKS | {"generator.sharpen": "3x3", "generator.kernels": (3, 3, 1)},
 }
 
@@ -146,13 +175,13 @@ def test_the_reach_is_where_a_changed_voxel_shows():
 
 
 def test_what_depends_on_the_window_has_no_reach():
-    for network in (UNET, FCN_2, CONV | {"generator.norm": "instance"}):
+    for network in (UNET, FCN_2, FEEDBACK, CONV | {"generator.norm": "instance"}):
         model = predictor(network)
         assert model.generator.reach is None
         assert not model.whole_images and model.stitched(method="whole").whole_images
 
 
-@pytest.mark.parametrize("network", [UNET, FCN_2], ids=["unet", "fcn-2"])
+@pytest.mark.parametrize("network", [UNET, FCN_2, FEEDBACK], ids=["unet", "fcn-2", "feedback"])
 @pytest.mark.parametrize("shape", [(16, 24, 3), (19, 16, 3)], ids=str)
 def test_whole_slices_are_padded_to_what_the_network_takes(network, shape):
     model = predictor(network, method="whole")
@@ -295,6 +324,9 @@ def test_a_slice_is_no_smaller_than_a_patch(method):
     model = predictor(CONV, method=method)
     with pytest.raises(ConfigError, match="stitch: patches of 16x12 cut along axis 2 do not fit"):
         model(random_volume((16, 11, 3)), quiet=True)
+    thin = predictor(CONV, method=method).stitched(axes=(0, 1, 2))
+    with pytest.raises(ConfigError, match=r"along axis 0 do not fit.*; --stitch\.axes 2 would"):
+        thin(random_volume((20, 18, 7)), quiet=True)
 
 
 def test_any_array_serves_as_source():

@@ -69,3 +69,33 @@ def test_half_precision_is_summed_in_float32(name):
     loss = ADVERSARIAL_LOSSES[name]
     assert loss.discriminator(logits, -logits).dtype == torch.float32
     assert loss.generator(logits).isfinite()
+
+
+def test_wasserstein_by_hand():
+    loss = ADVERSARIAL_LOSSES["wasserstein"]
+    real, fake = torch.tensor([[2.0], [0.5]]), torch.tensor([[-3.0], [0.5]])
+    assert loss.discriminator(real, fake).item() == pytest.approx(-1.25 - 1.25)
+    assert loss.generator(fake).item() == pytest.approx(1.25)
+
+
+def test_the_best_logits_of_kl_are_those_of_the_ratio_of_densities():
+    """On two values that target takes with p, synthetic with q, T = 1 + log(p / q) is best."""
+    p, q = torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6])
+    logits = (1 + torch.log(p / q)).requires_grad_()
+    values = torch.arange(10)
+    real, fake = (logits[(values >= 10 * share[0]).long()] for share in (p, q))
+    loss = ADVERSARIAL_LOSSES["kl"].discriminator(real, fake)
+    loss.backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(2), rtol=0, atol=1e-6)
+    # The bound is then the divergence itself.
+    assert -loss.item() == pytest.approx((p * torch.log(p / q)).sum().item(), rel=1e-5)
+
+
+def test_certain_logits_of_kl_stay_finite():
+    loss = ADVERSARIAL_LOSSES["kl"]
+    fake = torch.tensor([[10.0], [1e4]], requires_grad=True)
+    found = loss.discriminator(fake.detach(), fake)
+    found.backward()
+    assert found.isfinite() and fake.grad.isfinite().all()
+    assert fake.grad[0] == pytest.approx(math.exp(9) / 2, rel=1e-5)
+    assert fake.grad[1] == pytest.approx(math.exp(9) / 2, rel=1e-5)

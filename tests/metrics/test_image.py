@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
 from distsynth.metrics import consistency
 from distsynth.metrics import image as metrics
+from distsynth.metrics.definitions import METRICS
+from sharding.volumes.intensities import IntensityTransform
 
 
 def test_mse_by_hand():
@@ -36,6 +39,16 @@ def test_global_ssim_by_hand():
     # means 3 and 1, variances 4 and 1, covariance 2; c1 = 0.01, c2 = 0.09 at range 10
     expected = (2 * 3 * 1 + 0.01) * (2 * 2 + 0.09) / ((9 + 1 + 0.01) * (4 + 1 + 0.09))
     assert metrics.global_ssim(synthetic, target, 10) == pytest.approx(expected)
+
+
+def test_literal_ssim_by_hand():
+    target = np.array([[[0.0, 2.0]]])
+    synthetic = np.array([[[1.0, 5.0]]])
+    expected = (2 * 3 * 1 + 0.01) * (2 * 2 + 0.09) / ((9 + 1 + 0.01) + (4 + 1 + 0.09))
+    assert metrics.literal_ssim(synthetic, target, 10) == pytest.approx(expected)
+    scaled = target / 2
+    assert metrics.global_ssim(scaled, scaled, 1) == pytest.approx(1)
+    assert metrics.literal_ssim(scaled, scaled, 1) < 0.3
 
 
 def test_ssim_is_one_at_equality_and_less_elsewhere(pair):
@@ -69,17 +82,34 @@ def test_windowed_ssim_sees_only_the_mask(pair):
     assert metrics.windowed_ssim(synthetic, target, 5.0) < 0.9
 
 
+TRANSFORM = IntensityTransform(low=0, high=1000, mean=0.4, std=0.2)
+
+
 def test_volume_metrics_agree_with_their_parts(pair):
     synthetic, target = pair
     mask = target > 0
-    values = metrics.volume_metrics(synthetic, target, 5.0, mask)
-    assert list(values) == [key for key in metrics.METRICS if key.endswith(("_mask", "_whole"))]
+    values = metrics.volume_metrics(synthetic, target, TRANSFORM, mask)
+    assert list(values) == [key for key in METRICS if key.endswith(("_mask", "_whole"))]
     assert values["mse_mask"] == metrics.mse(synthetic, target, mask)
     assert values["psnr_whole"] == metrics.psnr(values["mse_whole"], 5.0)
     assert values["psnr255_mask"] == metrics.psnr(values["mse_mask"], 255)
-    assert values["ssim_global_mask"] == metrics.global_ssim(synthetic, target, 5.0, mask)
-    assert values["ssim_mask"] == metrics.windowed_ssim(synthetic, target, 5.0, mask)
-    assert values["ssim_whole"] == metrics.windowed_ssim(synthetic, target, 5.0)
+    scaled = [volume * 0.2 + 0.4 for volume in (synthetic, target)]
+    near = partial(pytest.approx, rel=1e-5)
+    assert values["ssim_global_mask"] == near(metrics.global_ssim(*scaled, 1.0, mask))
+    assert values["ssim_literal_whole"] == near(metrics.literal_ssim(*scaled, 1.0))
+    assert values["ssim_mask"] == near(metrics.windowed_ssim(*scaled, 1.0, mask))
+    assert values["ssim_whole"] == near(metrics.windowed_ssim(*scaled, 1.0))
+
+
+def test_ssim_sees_an_offset_only_on_the_scale_of_the_percentiles(pair):
+    """On standardised intensities, whose mean is zero, an offset hardly changes luminance."""
+    _, target = pair
+    brighter = target + 1.0
+    scaled = [volume * 0.2 + 0.4 for volume in (brighter, target)]
+    here = metrics.volume_metrics(brighter, target, TRANSFORM, target > -99)["ssim_whole"]
+    assert here == pytest.approx(metrics.windowed_ssim(*scaled, 1.0), rel=1e-5)
+    standardised = metrics.windowed_ssim(brighter, target, TRANSFORM.data_range)
+    assert standardised < 0.5 < here < 0.95
 
 
 @pytest.mark.parametrize(
@@ -88,7 +118,7 @@ def test_volume_metrics_agree_with_their_parts(pair):
         metrics.mse,
         lambda a, b, mask: metrics.global_ssim(a, b, 5.0, mask),
         lambda a, b, mask: metrics.windowed_ssim(a, b, 5.0, mask),
-        lambda a, b, mask: metrics.volume_metrics(a, b, 5.0, mask),
+        lambda a, b, mask: metrics.volume_metrics(a, b, TRANSFORM, mask),
         consistency.consistency_error,
     ],
 )

@@ -41,8 +41,8 @@ def test_the_better_value_has_the_higher_score(name, one, other):
     assert (scored(name, one) > scored(name, other)) == better
 
 
-@pytest.mark.parametrize(("seam", "cost"), [(1.0, 0), (1.5, 1), (0.5, 1), (3.0, 4), (0.0, 2)])
-def test_seams_cost_alike_on_both_sides_of_one(seam, cost):
+@pytest.mark.parametrize(("seam", "cost"), [(1.0, 0), (1.5, 1), (0.95, 0), (3.0, 4), (0.0, 0)])
+def test_seams_cost_what_exceeds_one(seam, cost):
     assert scored("psnr", 25.0, 2.0, seam) == 25.0 - cost
     assert scored("mse", 0.25, 2.0, seam) == -0.25 - cost
 
@@ -52,6 +52,11 @@ def test_seams_cost_alike_on_both_sides_of_one(seam, cost):
 def test_seams_never_raise_a_score(name, value, penalty, seam):
     assert scored(name, value, penalty, seam) <= scored(name, value, penalty)
     assert scored(name, value, 0.0, seam) == scored(name, value)
+
+
+def test_an_infinite_index_costs_all_or_nothing():
+    assert scored("psnr", 25.0, 0.0, math.inf) == 25.0
+    assert scored("psnr", 25.0, 0.1, math.inf) == -math.inf
 
 
 def test_a_volume_without_seams_pays_nothing():

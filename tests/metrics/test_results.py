@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.results import (
     format_value,
     read_results,
@@ -18,7 +18,7 @@ from distsynth.metrics.results import (
     results_table,
     results_text,
 )
-from distsynth.metrics.statistics import bootstrap_interval
+from distsynth.metrics.statistics import best_method, bootstrap_interval
 from sharding.io.errors import DataError
 
 RESULTS = {
@@ -77,7 +77,7 @@ def test_methods_keep_their_order_and_columns_that_of_metrics():
     assert table.specimens == ("s1", "s2")
     assert [heading for heading, _ in table.regions()] == [
         "In the mask",
-        "Patch seams and consistency with the source",
+        "Patch seams and checkerboards",
     ]
 
 
@@ -85,7 +85,7 @@ def test_all_metrics_are_in_one_group_each_under_names_of_their_own():
     table = results_table({"net": {"s": dict.fromkeys(METRICS, 0.5)}})
     groups = [keys for _, keys in table.regions()]
     assert [key for keys in groups for key in keys] == list(METRICS)
-    assert [len(keys) for keys in groups] == [5, 5, 2]
+    assert [len(keys) for keys in groups] == [6, 6, 8, 1]
 
 
 def test_mean_and_interval():
@@ -102,6 +102,17 @@ def test_best_respects_the_direction_and_needs_a_rival():
         "ssim_mask": ("cubic",),
         "seam_index": (),
     }
+
+
+def test_a_ratio_is_best_nearest_to_one_and_a_mere_comparison_has_no_best():
+    found = {"a": 1.04, "b": 0.95, "c": 0.8}
+    results = {name: {"s": {"seam_index": x, "ssim_literal_mask": x}} for name, x in found.items()}
+    table = results_table(results)
+    assert table.best == {"ssim_literal_mask": (), "seam_index": ("a",)}
+    assert best_method(results, "seam_index") == "a"
+    assert best_method(results, "ssim_literal_mask") is None
+    excess = {"a": {"s": {"seam_excess": -0.02}}, "b": {"s": {"seam_excess": 0.01}}}
+    assert results_table(excess).best["seam_excess"] == ("b",)
 
 
 def test_ties_are_all_best():
@@ -152,9 +163,10 @@ def test_format_value(metric, value, text):
 
 def test_text_states_range_region_and_dimensions():
     text = results_text(results_table({"net": {"s": dict.fromkeys(METRICS, 0.5)}}))
-    for title, _ in METRICS.values():
-        assert title in text
-    assert "higher is better" in text
+    for metric in METRICS.values():
+        assert f"{metric.title}; {metric.direction}" in text
+    for direction in ("higher is better", "nearest 1 is best", "nearest 0 is best"):
+        assert direction in text
 
 
 def test_csv_reads_back():
@@ -190,7 +202,8 @@ def test_json_reads_back_without_nan():
     assert unet["summary"]["mse_mask"]["best"] is True
     assert unet["specimens"]["s2"]["seam_index"] == 1.05
     assert content["methods"]["cubic"]["summary"]["seam_index"]["mean"] is None
-    assert content["metrics"]["psnr_mask"]["higher_is_better"] is True
+    assert content["metrics"]["psnr_mask"]["best"] == "higher"
+    assert content["metrics"]["seam_index"]["best"] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 
@@ -15,15 +16,20 @@ from distsynth.models import (
     ConvStackConfig,
     DenseConfig,
     EncoderDecoderConfig,
+    FeedbackConfig,
     NoDiscriminatorConfig,
     PatchGANConfig,
+    RecursiveConfig,
+    ResidualConfig,
+    ResidualDenseConfig,
     UNetConfig,
     build_discriminator,
     build_generator,
     parameter_count,
 )
+from distsynth.models.generators.unet import unet_levels
 from distsynth.models.sharpen import Sharpen, sharpening_kernel
-from distsynth.models.unet import unet_levels
+from distsynth.rules import check_rules
 
 UNET = UNetConfig((16, 32, 64, 128, 128, 128))
 SMALL_GENERATORS = {
@@ -31,6 +37,10 @@ SMALL_GENERATORS = {
     "encoder-decoder": EncoderDecoderConfig((4, 6, 6), (5, 3, 3)),
     "dense": DenseConfig((4, 4, 4), (3,)),
     "unet": UNetConfig((4, 6, 8, 8, 8, 8)),
+    "residual": ResidualConfig(4, 2),
+    "residual-dense": ResidualDenseConfig(4, 2, 3, 2),
+    "recursive": RecursiveConfig(4, 3),
+    "feedback": FeedbackConfig(4, 3, 2),
 }
 SMALL_DISCRIMINATORS = {
     "stride": ConvDiscriminatorConfig((4, 6, 8, 8), (7, 5, 5, 3)),
@@ -55,6 +65,90 @@ PATCHES = [(64, 64), (32, 32), (32, 64), (16, 16, 16), (32, 16, 16)]
 )
 def test_generators_have_the_papers_parameter_counts(config, parameters):
     assert parameter_count(build_generator(config, (64, 64))) == parameters
+
+
+def weights_of(kernel, *layers):
+    """Parameters of convolutions with bias: pairs of inputs and outputs under one kernel."""
+    return sum(kernel * inputs * outputs + outputs for inputs, outputs in layers)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_parameter_counts_by_hand(dims, channels):
+    three, four = 3**dims, 4**dims
+    edsr = weights_of(three, (channels, 32), *[(32, 32)] * 17, (32, 1))
+    # Blocks of growth 16 on 24 maps, each fused from 24 + 4 x 16.
+    dense = weights_of(three, (24, 16), (40, 16), (56, 16), (72, 16)) + weights_of(1, (88, 24))
+    rdn = weights_of(three, (channels, 24), (24, 24), (24, 24), (24, 1)) + weights_of(1, (96, 24))
+    # The shared convolution counts once, and each recursion has a weight.
+    drcn = weights_of(three, (channels, 32), *[(32, 32)] * 3, (32, 1)) + 8
+    projections = weights_of(four, (channels, 64), *[(16, 16)] * 7) + weights_of(three, (16, 1))
+    fusions = weights_of(1, (64, 16), (32, 16), *[(32, 16), (48, 16)] * 2, (48, 16))
+    srfbn = projections + fusions + 15  # slopes of PReLU: one after each layer but the last
+    expected = {
+        ResidualConfig(32, 8): edsr,
+        ResidualDenseConfig(24, 4, 4, 16): rdn + 4 * dense,
+        RecursiveConfig(32, 8): drcn,
+        FeedbackConfig(16, 3, 4): srfbn,
+    }
+    for config, parameters in expected.items():
+        built = build_generator(config, (16,) * dims, channels)
+        assert parameter_count(built) == parameters, config
+    if (dims, channels) == (2, 1):
+        assert list(expected.values()) == [157_825, 132_593, 28_361, 35_008]
+
+
+def test_srcnn_is_a_stack_of_three():
+    expected = weights_of(81, (1, 64)) + weights_of(1, (64, 32)) + weights_of(25, (32, 1))
+    config = ConvStackConfig((64, 32), (9, 1, 5), norm="none")
+    assert parameter_count(build_generator(config, (64, 64))) == expected == 8_129
+
+
+def test_recursions_share_their_weights_and_not_their_norms():
+    deep, flat = (RecursiveConfig(4, depth, norm="batch") for depth in (9, 3))
+    more = parameter_count(build_generator(deep, (16, 16))) - parameter_count(
+        build_generator(flat, (16, 16))
+    )
+    assert more == 6 * (1 + 2 * 4)
+    generator = build_generator(RecursiveConfig(4, 3), (8, 8))
+    seen = []
+    generator.network.shared.register_forward_hook(lambda *_: seen.append(1))
+    generator(torch.zeros(1, 1, 8, 8))
+    assert len(seen) == 3
+
+
+def test_feedback_reads_its_own_output():
+    generator = build_generator(FeedbackConfig(4, 2, 3), (8, 8))
+    states = []
+    generator.network.block.register_forward_hook(lambda _, given, out: states.append((given, out)))
+    generator(torch.randn(1, 1, 8, 8))
+    assert len(states) == 3
+    for (_, before), ((stem, state), _) in itertools.pairwise(states):
+        assert torch.equal(stem, states[0][0][0]) and torch.equal(state, before)
+    assert states[0][1].shape == (1, 4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ResidualConfig(features=0), "features must be from 1 to 16384, got 0"),
+        (ResidualConfig(kernel=4), "kernel must be positive odd sizes"),
+        (ResidualConfig(block_scale=0.0), "block_scale must be > 0, got 0"),
+        (ResidualDenseConfig(layers=257), "layers must be from 1 to 256, got 257"),
+        (RecursiveConfig(recursions=0), "recursions must be from 1 to 256, got 0"),
+        (FeedbackConfig(groups=0), "groups must be from 1 to 256, got 0"),
+    ],
+)
+def test_sizes_have_bounds(config, message):
+    with pytest.raises(ConfigError, match=message):
+        check_rules("generator", config.rules())
+
+
+def test_feedback_halves_the_sides():
+    for sides, norm in (((7, 8), "none"), ((2, 8), "instance")):
+        with pytest.raises(ConfigError, match=r"data\.patch_size must have even sides"):
+            build_generator(FeedbackConfig(4, norm=norm), sides)
+    assert build_generator(FeedbackConfig(4), (2, 2))(torch.zeros(1, 1, 2, 2)).shape == (1, 1, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 from report_pages import report_page
 from scipy import ndimage
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 from distsynth.reporting.run_page import curves_pictures
 from distsynth.reporting.viewer import viewer_html
 from distsynth.reporting.viewer_slices import Volumes, cut_slices, difference_palette

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distsynth.metrics.consistency import consistency_error
-from distsynth.metrics.seams import seam_index
+from distsynth.metrics.seams import seam_index, seams
 from distsynth.reporting.seam_figures import (
     consistency_figure,
     consistency_map,
@@ -66,8 +66,9 @@ def test_a_row_for_each_method(volumes):
     assert len(figure.axes) == 4
     left = figure.axes[0]
     assert len(left.lines) == len(BORDERS[0]) + len(BORDERS[1])
-    index = seam_index(made["one"], target, BORDERS, mask)
-    assert figure.axes[1].get_title() == f"seam index {index:.3f}"
+    inside, outside = seams(made["one"], target, BORDERS, (mask, ~mask))
+    title = f"seam index {inside.index:.3f} in the mask, {outside.index:.3f} outside"
+    assert figure.axes[1].get_title() == title
     figure = consistency_figure(made, target, mask)
     assert len(figure.axes) == 6
     assert f"{consistency_error(made['$other'], target, mask):.3f}" in figure.axes[5].get_title()

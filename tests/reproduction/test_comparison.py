@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.statistics import bootstrap_interval
 from distsynth.reproduction.comparison import (
     BASELINE,
@@ -141,7 +141,7 @@ significant at 5%.
    -0.1200 to -0.1000
 
   PSNR, peak range diff: PSNR, mask (dB, peak = range of the target), minus that of unet-7
-  SSIM 3D diff: SSIM, mask (-1 to 1, windowed 3D), minus that of unet-7
+  SSIM 3D diff: SSIM, mask (-1 to 1, windowed 3D, on [0, 1]), minus that of unet-7
 """
 
 
@@ -155,19 +155,25 @@ def test_text_has_the_papers_columns_the_honest_ones_and_the_warning(comparison)
     headings = re.findall(r"^(\w[^:.\n]*)$", text, re.MULTILINE)
     assert headings == [
         "The paper's metrics",
-        "Tissue, seams and consistency",
+        "Tissue and consistency with the source",
+        "Seams, overlaps and checkerboards",
         "Differences to the best row",
         "Not run",
         "Controls",
     ]
-    paper, honest = text.split("Tissue, seams and consistency")
+    paper, honest = text.split("Tissue and consistency with the source")
     assert WARNING in paper
     assert "as the paper evaluates whole stitched images" in paper
     (line,) = re.findall("^  unet-7 .*", paper, re.MULTILINE)
     # ours and the paper's
-    assert line.split()[-6:] == ["67.00*", "0.008155*", "0.6200*", "67.55", "0.0174", "0.593"]
-    (line,) = re.findall("^  unet-7 .*", honest.split("Differences")[0], re.MULTILINE)
-    assert line.split()[-5:] == ["21.00*", "0.5200*", "1.100", "-", "600"]
+    ours = ["67.00*", "0.008155*", "0.6200*", "-"]
+    assert line.split()[-7:] == [*ours, "67.55", "0.0174", "0.593"]
+    tissue, seams = honest.split("Differences")[0].split("Seams, overlaps and checkerboards")
+    (line,) = re.findall("^  unet-7 .*", tissue, re.MULTILINE)
+    assert line.split()[-4:] == ["21.00*", "0.5200*", "-", "600"]
+    (line,) = re.findall("^  unet-7 .*", seams, re.MULTILINE)
+    assert line.split()[-7:] == ["1.100", *["-"] * 6]
+    assert "nearest 1 is best" in seams
     assert "20.00 to 22.00" in honest
 
 
@@ -283,7 +289,7 @@ def test_json_reads_back(comparison):
 
     text = comparison_json(comparison)
     content = json.loads(text, parse_constant=refuse)
-    assert content["metrics"]["psnr_mask"]["title"] == METRICS["psnr_mask"][0]
+    assert content["metrics"]["psnr_mask"]["title"] == METRICS["psnr_mask"].title
     assert content["paper_warning"] == WARNING
     assert content["rows"][1]["paper"]["psnr255"] == 67.55
     assert [row["name"] for row in content["rows"]] == [row.name for row in comparison.rows]
@@ -451,7 +457,7 @@ def checked(html: str) -> Checker:
 def test_html_is_well_formed_and_defines_its_metrics(comparison):
     checker = checked(comparison_html(comparison))
     for metric in ("psnr255_whole", "mse_whole", "psnr_mask", "ssim_mask", "seam_index"):
-        assert any(title.startswith(METRICS[metric][0]) for title in checker.titles)
+        assert any(title.startswith(METRICS[metric].title) for title in checker.titles)
     assert any(title.endswith(WARNING) for title in checker.titles)
     assert WARNING in checker.text
     assert BUDGET in checker.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distsynth.metrics.image import METRICS
+from distsynth.metrics.definitions import METRICS
 from distsynth.presets import PRESETS, describe
 from distsynth.reproduction.paper_values import PAPER_VALUES, WARNING
 

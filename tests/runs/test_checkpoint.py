@@ -46,7 +46,7 @@ def checkpoint(shard_folder):
         record={
             "best_score": float("-inf"),
             "sums": {"recon": torch.tensor(0.1, dtype=torch.float64)},
-            "summed": 2,
+            "summed": {"generator": 2},
         },
     )
 

@@ -199,7 +199,7 @@ def run(config: RunConfig, run_dir: Path, resume: bool = False) -> None:
     """Train, as many ranks as were launched."""
     from accelerate import PartialState
 
-    train(config, run_dir, resume)
+    train(config, run_dir, resume=resume)
     assert PartialState().num_processes == int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -290,3 +290,37 @@ def run_and_keep(config: RunConfig, run_dir: Path) -> None:
     distsynth.training.loop.TrainingRun.close_epoch = spy  # type: ignore[method-assign]
     run(config, run_dir)
     torch.save(kept, run_dir / f"rank-{os.environ['RANK']}.pt")
+
+
+def batch_norm_of_a_share(ranks: int, out: Path) -> None:
+    """A rank's share of a batch of 8 through a BatchNorm layer, forwards and backwards, twice.
+
+    What the rank has in the end is saved as `out`-RANK; gradients of weights are those that DDP
+    makes of all ranks'.
+    """
+    from accelerate import PartialState
+
+    from distsynth.training.batch_norm import over_all_ranks
+
+    PartialState(cpu=True)
+    rank = int(os.environ.get("RANK", "0"))
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(8, 3, 6, 5, generator=generator) * 40 + 1000
+    weights = torch.randn(images.shape, generator=generator)
+    layer: torch.nn.Module = torch.nn.BatchNorm2d(3)
+    if ranks > 1:
+        layer = over_all_ranks(layer, torch.device("cpu"))
+    share = slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
+    own = images[share].requires_grad_()
+    for _ in range(2):
+        output = layer(own)
+    # The mean over ranks of a loss that is a mean over a rank's share.
+    (output * weights[share]).square().mean().backward()
+    assert own.grad is not None
+    saved = {"output": output.detach(), "input gradient": own.grad / ranks}
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None
+        if ranks > 1:
+            torch.distributed.all_reduce(parameter.grad)
+        saved[name] = parameter.grad / ranks
+    torch.save(saved | dict(layer.named_buffers()), f"{out}-{rank}")

@@ -21,7 +21,6 @@ from distsynth.training.steps import (
     Learner,
     _discriminate,
     adversarial_step,
-    average_buffers,
     make_accelerator,
     schedule,
     supervised_step,
@@ -277,21 +276,6 @@ def test_a_process_may_change_precision_and_both_forms_of_a_network_follow():
         kinds[precision] = seen
         assert not made.scaler.is_enabled()
     assert kinds == {"no": [torch.float32] * 2, "bf16": [torch.bfloat16] * 2}
-
-
-def test_average_buffers_takes_the_mean_of_running_statistics():
-    class Two:
-        num_processes = 2
-
-        def reduce(self, value, how):
-            assert how == "mean"
-            return value + 1
-
-    network = nn.BatchNorm2d(3)
-    average_buffers(network, Two())  # type: ignore[arg-type]
-    assert network.running_mean.tolist() == [1.0] * 3
-    assert network.running_var.tolist() == [2.0] * 3
-    assert int(network.num_batches_tracked) == 0
 
 
 def test_losses_are_float32_under_bf16():

@@ -16,7 +16,7 @@ from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import border_planes
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
-from distsynth.metrics.seams import seam_index
+from distsynth.metrics.seams import seams
 from distsynth.models import build_generator
 from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
 from distsynth.training.steps import make_accelerator
@@ -77,18 +77,23 @@ def test_equals_metrics_of_predicted_whole_volumes(overrides, whole, specimens):
     for specimen in specimens[1:3]:
         pair = prepare_pair(specimen, data.preprocess)
         synthetic = predictor(pair.source, quiet=True)
-        peak = pair.target_transform.data_range
+        transform = pair.target_transform
         error = mse(synthetic, pair.target, pair.mask)
         shape = pair.grid.shape
         borders = border_planes(predictor.locations(shape), shape, (16, 16), config.stitch.trim)
+        scaled = [transform.unstandardise(volume) for volume in (synthetic, pair.target)]
+        inside, outside = seams(synthetic, pair.target, borders, (pair.mask, ~pair.mask))
         rows.append(
             {
                 "val/mse": error,
-                "val/psnr": psnr(error, peak),
+                "val/psnr": psnr(error, transform.data_range),
                 "val/psnr255": psnr(error, 255),
-                "val/ssim_global": global_ssim(synthetic, pair.target, peak, pair.mask),
-                "val/ssim_2d": windowed_ssim(synthetic, pair.target, peak, pair.mask, 2, 2),
-                "val/seam_index": seam_index(synthetic, pair.target, borders, pair.mask),
+                "val/ssim_global": global_ssim(*scaled, 1.0, pair.mask),
+                "val/ssim_2d": windowed_ssim(*scaled, 1.0, pair.mask, 2, 2),
+                "val/seam_index": inside.index,
+                "val/seam_index_outside": outside.index,
+                "val/seam_excess": inside.excess,
+                "val/seam_excess_outside": outside.excess,
             }
         )
     for name in rows[0]:

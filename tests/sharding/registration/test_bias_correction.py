@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sharding.registration.bias_correction import CorrectConfig, correct_bias
+from sharding.registration.bias_correction import CorrectConfig, correct_bias, tissue_within
 from sharding.simulation.phantom import phantom_volume
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import Volume, read_volume
@@ -64,6 +64,28 @@ def test_the_mask_decides_where_the_field_is_fitted(phantom):
     _, plain = correct_bias(phantom, QUICK, half)
     _, field = correct_bias(phantom.with_data(bright), QUICK, half)
     np.testing.assert_allclose(field[:28], plain[:28], rtol=0.02)
+
+
+def test_a_region_of_another_scan_leaves_out_what_is_bright_elsewhere(phantom):
+    specimen = phantom.data > 200
+    true = linear_field(phantom.shape, (0.2, -0.15, 0.1))
+    data = phantom.data * true
+    # A holder beside the specimen, with a field of its own.
+    data[:8] = 900 * np.linspace(0.3, 3, 48, dtype="f4")
+    scan = phantom.with_data(data)
+    region = np.zeros(phantom.shape, bool)
+    region[14:-2] = specimen[13:-3]  # A voxel aside: headers align two scans only about.
+    inside = tissue_within(scan, QUICK, region)
+    assert inside is not None
+    assert not inside[:10].any()
+    assert (inside & specimen).sum() > 0.8 * specimen.sum()
+    left = {}
+    for name, mask in (("region", inside), ("foreground", None)):
+        _, field = correct_bias(scan, QUICK, mask)
+        _, own = correct_bias(phantom, QUICK, inside)
+        left[name] = spread(field / own / true, inside)
+    assert left["region"] < 0.8 * left["foreground"]
+    assert tissue_within(scan, QUICK, phantom.data < 20) is None
 
 
 def test_the_same_volume_gives_the_same_bits(phantom):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from cheap_preparation import CHEAP
 
+from sharding.registration.bias_correction import correct_bias, tissue_within
 from sharding.registration.carry_back import carry_back
 from sharding.registration.prepare import prepare_cohort
+from sharding.registration.step_work import carried_by_headers
 from sharding.simulation.phantom import phantom_volume
 from sharding.simulation.simulate import SimulationConfig, simulate_source
 from sharding.volumes.cohort import Specimen, read_cohort
@@ -126,3 +128,37 @@ def test_carrying_back_to_a_grid_far_away_is_refused(tmp_path, raw, prepared, re
     assert not (tmp_path / "back.nii.gz").exists()
     carry_back(folder, raw.target, tmp_path / "back.nii.gz", like=raw.source)
     assert (tmp_path / "back.nii.gz").exists()
+
+
+@pytest.mark.parametrize("steps", [("scale", "rigid", "resample"), ("affine", "resample")])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_mirrored_pair_is_flagged_whatever_the_first_registration_step(
+    steps, mirrored, raw, tmp_path
+):
+    source = read_volume(raw.source)
+    data = source.data[::-1] if mirrored else source.data
+    write_volume(tmp_path / "s.nii.gz", source.with_data(np.ascontiguousarray(data)))
+    specimen = replace(raw, source=tmp_path / "s.nii.gz")
+    done = prepare_cohort([specimen], tmp_path / "out", replace(CHEAP, steps=steps), workers=1)
+    assert not done.failures
+    flagged = "fits better when it is mirrored left to right" in "; ".join(done.flags.get("a", []))
+    assert flagged == mirrored
+    assert (done.rows[0].mirrored_gain > 0) == mirrored
+
+
+def test_the_bias_of_the_source_is_fitted_within_the_mask(raw, tmp_path):
+    target, source = read_volume(raw.target), read_volume(raw.source)
+    inside = target.data > 0.2 * target.data.max()
+    write_volume(tmp_path / "mask.nii.gz", target.with_data(inside))
+    config = replace(CHEAP, steps=("correct",))
+    done = prepare_cohort(
+        [replace(raw, mask=tmp_path / "mask.nii.gz")], tmp_path / "out", config, workers=1
+    )
+    written = read_volume(done.specimens[0].source)
+    region = carried_by_headers(inside, target, source)
+    mask = tissue_within(source, config.correct, region)
+    assert mask is not None
+    expected, _ = correct_bias(source, config.correct, mask)
+    np.testing.assert_array_equal(written.data, expected.data)
+    without, _ = correct_bias(source, config.correct)
+    assert not np.allclose(written.data, without.data, rtol=1e-4)

@@ -104,6 +104,32 @@ def test_affines_that_mirror_each_other_are_refused(tmp_path, refused):
         read_volume(tmp_path / "a.nii.gz")
 
 
+@pytest.mark.parametrize(
+    ("qform", "pixdim", "said"),
+    [
+        ("same", None, None),
+        ("rounded", None, None),
+        ("moved", None, "place the same voxel up to 10 voxels apart; the sform is used"),
+        ("none", 1.0, "0.2 x 0.3 x 0.4 by the header's sform and 1 x 1 x 1 by its pixdim"),
+        ("none", None, None),
+    ],
+)
+def test_a_header_that_says_two_things_is_reported(tmp_path, caplog, qform, pixdim, said):
+    affine = np.diag([0.2, 0.3, 0.4, 1.0])
+    other = affine.copy()
+    other[:3, 3] = {"moved": (2, 0, 0), "rounded": (0.01, 0, 0)}.get(qform, (0, 0, 0))
+    image = nib.Nifti1Image(scan(), affine)
+    image.set_sform(affine, 1)
+    image.set_qform(other, 0 if qform == "none" else 1)
+    if pixdim:
+        image.header["pixdim"][1:4] = pixdim
+    nib.save(image, tmp_path / "a.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        volume = read_volume(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(volume.affine, affine, rtol=1e-6)
+    assert (said in caplog.text) if said else not caplog.records
+
+
 # Units
 
 

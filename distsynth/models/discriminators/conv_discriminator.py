@@ -9,7 +9,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from distsynth.models.discriminator import DiscriminatorConfig, check_sides
+from distsynth.models.discriminator import (
+    DiscriminatorConfig,
+    DiscriminatorNetwork,
+    check_sides,
+)
 from distsynth.models.layers import Norm, conv, kernel_sizes, max_pool, normalisation, widths_label
 from distsynth.rules import Rule, odd_kernels, positive_widths
 
@@ -37,7 +41,7 @@ class ConvDiscriminatorConfig(DiscriminatorConfig):
         yield from positive_widths("channels", self.channels)
         yield from odd_kernels("kernels", self.kernels, len(self.channels))
 
-    def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
+    def network(self, patch_size: Sequence[int], in_channels: int) -> DiscriminatorNetwork:
         """Build the layers and the logit."""
         self.check_patch(patch_size)
         return ConvDiscriminator(self, len(patch_size), in_channels)
@@ -50,7 +54,7 @@ class ConvDiscriminatorConfig(DiscriminatorConfig):
         check_sides(patch_size, 2**layers + single, f"a conv discriminator of {layers} layers")
 
 
-class ConvDiscriminator(nn.Module):
+class ConvDiscriminator(DiscriminatorNetwork):
     """Convolutions that halve the sides, a global average, one logit: (b), (d) and (f).
 
     Each layer halves by stride or by max-pooling; norm on all but the first, LeakyReLU 0.2. The
@@ -73,6 +77,6 @@ class ConvDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.logit = nn.Linear(config.channels[-1], 1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(batch, in_channels, *spatial) -> logits (batch, 1)."""
-        return self.logit(self.layers(image).flatten(2).mean(dim=2))
+    def logits(self, features: Tensor) -> Tensor:
+        """(batch, channels, *map) -> logits (batch, 1)."""
+        return self.logit(features.flatten(2).mean(dim=2))

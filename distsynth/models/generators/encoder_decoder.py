@@ -49,9 +49,13 @@ class EncoderDecoderConfig(GeneratorConfig):
         self.check_patch(patch_size)
         return EncoderDecoder(self, len(patch_size), in_channels)
 
+    def multiple(self, patch_size: Sequence[int]) -> int:  # noqa: ARG002
+        """Two to the power of the levels."""
+        return 2 ** len(self.channels)
+
     def check_patch(self, patch_size: Sequence[int]) -> None:
         """Refuse sides that cannot be halved at each level."""
-        multiple = 2 ** len(self.channels)
+        multiple = self.multiple(patch_size)
         if any(side % multiple for side in patch_size):
             raise ConfigError(
                 f"data.patch_size must have sides divisible by {multiple} for an "
@@ -70,7 +74,6 @@ class EncoderDecoder(nn.Module):
     def __init__(self, config: EncoderDecoderConfig, dims: int, in_channels: int) -> None:
         super().__init__()
         widths = config.channels
-        self.multiple = 2 ** len(widths)
         kernels = kernel_sizes(config.kernels, len(widths))
         layers = []
         for (inputs, outputs), kernel in zip(

@@ -41,6 +41,10 @@ class UNetConfig(GeneratorConfig):
         levels = unet_levels(patch_size, len(self.channels))
         return UNet(self, len(patch_size), in_channels, levels)
 
+    def multiple(self, patch_size: Sequence[int]) -> int:
+        """Two to the power of the levels."""
+        return 2 ** unet_levels(patch_size, len(self.channels))
+
     def check_patch(self, patch_size: Sequence[int]) -> None:
         """Refuse sides that cannot be halved twice."""
         unet_levels(patch_size, len(self.channels))
@@ -60,8 +64,6 @@ class UNet(nn.Module):
         super().__init__()
         widths = config.channels[:levels]
         bias = config.norm == "none"
-        self.multiple = 2**levels
-
         self.down = nn.ModuleList()
         for level, (inputs, outputs) in enumerate(pairwise((in_channels, *widths))):
             layers = [conv(dims, inputs, outputs, 4, stride=2, bias=bias)]

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from distsynth.models.discriminator import DiscriminatorConfig, check_sides
+from distsynth.models.discriminator import (
+    DiscriminatorConfig,
+    DiscriminatorNetwork,
+    check_sides,
+)
 from distsynth.models.layers import Norm, conv, normalisation, widths_label
 from distsynth.rules import Rule, positive_widths
 
@@ -32,7 +36,7 @@ class PatchGANConfig(DiscriminatorConfig):
         """Positive widths."""
         yield from positive_widths("channels", self.channels)
 
-    def network(self, patch_size: Sequence[int], in_channels: int) -> nn.Module:
+    def network(self, patch_size: Sequence[int], in_channels: int) -> DiscriminatorNetwork:
         """Build the layers."""
         self.check_patch(patch_size)
         return PatchGAN(self, len(patch_size), in_channels)
@@ -44,8 +48,8 @@ class PatchGANConfig(DiscriminatorConfig):
         check_sides(patch_size, 3 * 2 ** (layers - 1), f"a patchgan of {layers} widths")
 
 
-class PatchGAN(nn.Module):
-    """pix2pix's PatchGAN (h): one logit for each receptive patch.
+class PatchGAN(DiscriminatorNetwork):
+    """pix2pix's PatchGAN (h): one logit for each receptive patch, (batch, 1, *map).
 
     Kernel 4 throughout; every width has stride 2 but the last, then a convolution to one channel.
     Norm on all but the first and last layers, where it takes the bias's place.
@@ -63,7 +67,3 @@ class PatchGAN(nn.Module):
                 layers.append(normalisation(config.norm, dims, outputs))
             layers.append(nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(*layers, conv(dims, widths[-1], 1, 4))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(batch, in_channels, *spatial) -> logits (batch, 1, *map)."""
-        return self.layers(image)

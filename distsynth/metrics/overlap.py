@@ -1,0 +1,53 @@
+"""How far overlapping windows disagree about one and the same voxel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsynth.metrics.image import Mask, check_same_shapes
+
+
+@dataclass(frozen=True, eq=False)
+class Overlap:
+    """The spread of the windows' predictions around their mean, voxel by voxel.
+
+    Attributes:
+        variance: Weighted variance of what the windows predict at a voxel, sum w x² / sum w less
+            the square of the mean, in standardised units squared; shape (x, y, z).
+        freedom: 1 - sum w² / (sum w)², same shape: by how much that variance underestimates
+            the one of single windows. 0 where only one window lies, 1 - 1/n for n equal weights.
+    """
+
+    variance: NDArray[np.float32]
+    freedom: NDArray[np.float32]
+
+    def disagreement(self, mask: Mask | None = None) -> float:
+        """Standard deviation of single windows around their mean, over a region.
+
+        The variances of all voxels are summed and divided by the sum of their freedom, so that the
+        result does not depend on how many windows overlap; voxels in a single window count nothing.
+        0 means that all windows agree, as they do for a network that sees no border. It needs no
+        target, finds what averaging hides from the seam index, and rises with any dependence on
+        where a window lies.
+
+        Args:
+            mask: Where to look; None means everywhere.
+
+        Returns:
+            In standardised units; NaN if no voxel of the region lies in two windows.
+
+        Raises:
+            ValueError: If shapes differ.
+        """
+        check_same_shapes(self.variance, self.freedom, mask)
+        variance = self.variance if mask is None else self.variance[mask]
+        freedom = self.freedom if mask is None else self.freedom[mask]
+        total = float(freedom.sum(dtype=np.float64))
+        # One window leaves exactly 0 with equal weights, and rounding with others.
+        if total <= 1e-6 * freedom.size:
+            return math.nan
+        return math.sqrt(float(variance.sum(dtype=np.float64)) / total)

@@ -1,0 +1,135 @@
+"""Trains the encoder of the perceptual loss on the cohort's own targets, at the start of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distsynth.data.dataset import PatchDataset
+from distsynth.data.loader import Standardiser
+from distsynth.models.encoder import WIDTHS, Encoder
+from distsynth.models.layers import conv
+from sharding.shards.shard_set import ShardSet
+
+LOGGER = logging.getLogger(__name__)
+SEED = 0
+"""Not that of the run: all runs on the same shards measure by the same encoder."""
+BATCH, LEARNING_RATE = 32, 1e-3
+NOISE = 0.5
+"""Deviation of what is added to a patch, in standardised units."""
+POOL = 4096
+"""Most patches that are read; small enough for one pass over a remote set's first shards."""
+
+
+class Decoder(nn.Module):
+    """From the deepest features back to the patch; only for training, and then left."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        widths = (*reversed(WIDTHS), 1)
+        self.layers = nn.ModuleList(
+            conv(dims, before, after, 3) for before, after in pairwise(widths)
+        )
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """The features of each level -> (batch, 1, *spatial)."""
+        image = features[-1]
+        for layer, wanted in zip(self.layers, [*reversed(features[:-1]), None], strict=True):
+            image = layer(image)
+            if wanted is not None:
+                image = F.interpolate(F.relu(image), size=wanted.shape[2:])
+        return image
+
+
+def new_encoder(dims: int) -> Encoder:
+    """An untrained encoder, always the same; the run's random numbers are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return Encoder(dims)
+
+
+def train_encoder(
+    encoder: Encoder,
+    shards: ShardSet,
+    standardise: Standardiser,
+    steps: int,
+    accelerator: Accelerator,
+) -> None:
+    """Train the encoder to take noise away from target patches, and set its scale.
+
+    Only targets of the training split are seen. What comes out depends on the shards, `steps` and
+    the processor's rounding alone; the first rank trains, and the others take over its weights.
+
+    Args:
+        encoder: From new_encoder, on the accelerator's device.
+        shards: Of the run.
+        standardise: Of the run.
+        steps: Optimizer steps.
+        accelerator: Of this process.
+    """
+    if accelerator.is_main_process:
+        first, last = _fit(encoder, _targets(shards, standardise), steps)
+        LOGGER.info(
+            "encoder of the cohort's targets: error %.3f after %d steps, %.3f in the first; "
+            "fingerprint %s",
+            last,
+            steps,
+            first,
+            fingerprint(encoder)[:16],
+        )
+    if accelerator.num_processes > 1:
+        for value in encoder.state_dict().values():
+            torch.distributed.broadcast(value, 0)
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """SHA-256 of the encoder's numbers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _targets(shards: ShardSet, standardise: Standardiser) -> Tensor:
+    """Standardised targets of training patches, evenly spread, (patches, 1, *spatial)."""
+    dataset = PatchDataset(shards, "train")
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), POOL)).astype(np.int64))
+    parts = np.array_split(chosen, math.ceil(len(chosen) / 256))
+    return torch.cat([standardise(dataset[part])[1] for part in parts])
+
+
+def _fit(encoder: Encoder, targets: Tensor, steps: int) -> tuple[float, float]:
+    """Train; the mean absolute error of the first step and of the last ten."""
+    draw = np.random.default_rng(SEED)
+    decoder = _decoder(encoder, targets)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
+    errors: list[Tensor] = []
+    for _ in range(steps):
+        chosen = draw.integers(0, len(targets), BATCH)
+        patches = targets[torch.from_numpy(chosen).to(targets.device)]
+        noise = torch.from_numpy(draw.standard_normal(patches.shape, np.float32))
+        noisy = patches + NOISE * noise.to(targets.device)
+        error = F.l1_loss(decoder(encoder.features(noisy)), patches)
+        optimizer.zero_grad(set_to_none=True)
+        error.backward()
+        optimizer.step()
+        errors.append(error.detach())
+    with torch.no_grad():
+        features = encoder.features(targets[:256])
+        encoder.scale.copy_(torch.stack([level.abs().mean() for level in features]) + 1e-6)
+    return float(errors[0]), float(torch.stack(errors[-10:]).mean())
+
+
+def _decoder(encoder: Encoder, targets: Tensor) -> Decoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED + 1)
+        return Decoder(targets.ndim - 2).to(encoder.scale.device)
