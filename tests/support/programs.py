@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import psutil
-from warm_workers import fork_of
+from warm_workers import PROGRAMS, fork_of
 
 SECONDS = 200
 """A program that takes longer hangs."""
@@ -145,12 +145,12 @@ def started(
 def finished(
     words: Sequence[str | Path], environment: dict[str, str], folder: Path | None = None
 ) -> tuple[int, str]:
-    """Run a program to its end.
+    """Run a program to its end, in a process that may be a fork: see warm_workers.
 
     Returns:
         Exit status, and what it said.
     """
-    with started(words, environment, folder) as program:
+    with started(words, environment | PROGRAMS, folder) as program:
         return program.end()
 
 

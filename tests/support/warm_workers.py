@@ -1,10 +1,13 @@
-"""Ray's workers as forks of one process that has loaded the libraries: each then starts at once.
+"""Processes as forks of one that has loaded the libraries: each then starts at once.
 
 A worker of Ray is a Python process that loads torch, Ray Tune and the program, which takes four
 seconds of a core; the tests start more than a hundred. A server loads them once. A worker that
 starts finds the server in its environment (`stop_hook/sitecustomize.py` asks), hands over its
 command line, environment, folder and output, and stays as the handle of its fork: it ends as the
 fork ends, and the fork ends with it. What runs in the fork is Ray's own script, unchanged.
+
+With `PROGRAMS` in its environment a program of the command line does the same. That is for programs
+that run to their end: who signals one, or measures what it loads, wants the process itself.
 
 `fork_of` tells which fork belongs to a process that Ray has started. A test that traces the
 processes of a cluster puts `COLD` into their environment: then all are as Ray starts them.
@@ -25,10 +28,13 @@ if TYPE_CHECKING:
 
 VARIABLE = "DISTSYNTH_TESTS_WARM_WORKERS"
 """The environment variable with the server's socket."""
+PROGRAMS = {"DISTSYNTH_TESTS_WARM_PROGRAMS": "1"}
+"""In the environment of a program that may be a fork too, with all that it starts."""
 COLD = {VARIABLE: ""}
 """In the environment of processes that start no forks."""
 SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
 CONTEXT = "--serialized-runtime-env-context="
+SCRIPTS = ("/bin/distsynth", "/jobs/tune_gan.py", "/support/small_study.py")
 LIMIT = 2**20
 POLL_SECONDS = 0.5
 READ = 1
@@ -83,10 +89,14 @@ def fork_of(process: int) -> int:
 
 
 def take_over() -> None:
-    """If this process is a worker of Ray that starts, and there is a server: never return."""
+    """If this process is one that may be a fork, and there is a server: never return."""
     address = os.environ.get(VARIABLE)
-    words = _worker_of(sys.orig_argv[1:]) if address else None
-    if not address or words is None:
+    if not address:
+        return
+    words = _worker_of(sys.orig_argv[1:])
+    if words is None and os.environ.keys() >= PROGRAMS.keys():
+        words = _program_of(sys.orig_argv[1:])
+    if words is None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
@@ -125,6 +135,13 @@ def _worker_of(words: list[str]) -> list[str] | None:
         return None
     rest = [word for word in words[1:] if not word.startswith((CONTEXT, "--language="))]
     return rest if rest and rest[0].endswith(WORKER) else None
+
+
+def _program_of(words: list[str]) -> list[str] | None:
+    """The command line of a program: its module or script, and the arguments."""
+    if words[:2] == ["-m", "distsynth"]:
+        return words[1:]
+    return words if words and words[0].endswith(SCRIPTS) else None
 
 
 def _until_it_ends(connection: socket.socket) -> int:
@@ -234,9 +251,14 @@ def _become(told: dict[str, Any], handles: list[int]) -> None:
         random.seed()
         np.random.seed()  # noqa: NPY002
         watch_as_asked()
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if Path(sys.argv[0]).is_absolute():
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
