@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from distsynth.config import RunConfig, from_json, with_overrides
 from distsynth.errors import ConfigError, check_workers
 from distsynth.presets import preset
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, file_errors
 from sharding.registration.config import PrepareConfig
 from sharding.shards.config import ShardConfig
 from sharding.shards.shard_set import ShardSet
@@ -182,7 +182,8 @@ def load_config(start: str | Path, overrides: Mapping[str, Any] | None = None) -
     if not str(start).endswith(".json"):
         config = preset(str(start))
     elif Path(start).is_file():
-        config = from_json(Path(start).read_bytes(), start)
+        with file_errors(start):
+            config = from_json(Path(start).read_bytes(), start)
     else:
         raise DataError(start, "the configuration does not exist", "Check the path")
     return with_overrides(config, overrides or {})
@@ -196,6 +197,7 @@ def evaluate(
     split: Split = "test",
     stitching: Mapping[str, Any] | None = None,
     save_volumes: bool = False,
+    conventions: bool = False,
     device: Literal["auto", "cpu"] = "auto",
     overwrite: bool = False,
 ) -> Evaluation:
@@ -210,6 +212,8 @@ def evaluate(
         split: Which specimens to evaluate, by the split of the shards.
         stitching: Fields of StitchConfig that differ from the checkpoints' configuration.
         save_volumes: Write the synthetic volumes to `out` as well.
+        conventions: Compute PSNR and SSIM under every convention too; `out` gets conventions.csv,
+            .md and .html.
         device: auto takes a GPU if there is one.
         overwrite: Replace an evaluation in `out`.
 
@@ -247,10 +251,10 @@ def evaluate(
     if out is None:
         if save_volumes:
             raise ConfigError("save_volumes needs a folder to write to: give out")
-        return run_evaluation(predictors, specimens, split)
+        return run_evaluation(predictors, specimens, split, conventions=conventions)
     with atomic_folder(Path(out), RESULTS_FILE, overwrite) as folder:
         volumes = folder / "volumes" if save_volumes else None
-        evaluation = run_evaluation(predictors, specimens, split, volumes)
+        evaluation = run_evaluation(predictors, specimens, split, volumes, conventions=conventions)
         write_evaluation(folder, evaluation, predictors, run_dirs)
     return evaluation
 
@@ -272,7 +276,7 @@ def run_sweep(
     that at the end of a search, or use `evaluate` and `write_export` on their folders.
 
     Args:
-        name: Of the sweep's folder below `storage`.
+        name: The name of the sweep's folder below `storage`.
         config: What every trial starts from.
         space: Dotted field to a domain of Ray Tune, or names of spaces and YAML files.
         sweep: How to search.
@@ -322,7 +326,7 @@ def write_report(
     """Write one self-contained HTML page about a run, a sweep or a reproduction.
 
     Args:
-        folder: Of the run, sweep or reproduction: a path or a URL.
+        folder: The folder of the run, sweep or reproduction: a path or a URL.
         out: The HTML file.
         cohort: The one that the shards were cut from; adds slices of its specimens.
         split: Split whose slices are shown.
@@ -345,7 +349,6 @@ def write_report(
     from distsynth.sweep.folder import SweepFolder
     from distsynth.sweep.page import sweep_page
     from sharding.io.atomic import atomic_write, refuse_existing
-    from sharding.io.errors import disk_errors
     from sharding.io.storage import Folder
 
     out = Path(out)
@@ -364,7 +367,7 @@ def write_report(
     else:
         rule = "there is no run, sweep or reproduction in this folder"
         raise DataError(folder, rule, "Give the folder of one")
-    with disk_errors(out):
+    with file_errors(out):
         atomic_write(out, page)
     return out
 

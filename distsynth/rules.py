@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from distsynth.errors import ConfigError
 
 MOST_LAYERS, MOST_FEATURES, LARGEST_KERNEL = 256, 16_384, 255
-"""What no network of any use exceeds; beyond lies a slip of the pen, and no memory."""
+"""Limits that no useful network exceeds: larger values are typing errors and would fill memory."""
 
 
 class Rule(NamedTuple):
@@ -33,7 +33,7 @@ def at_least(field: str, value: float, low: float) -> Rule:
 
 
 def between(field: str, value: float, low: float, high: float) -> Rule:
-    """The rule that a number has bounds; the upper one keeps a slip of the pen from the machine."""
+    """The rule that a number has bounds; the upper one catches typing errors."""
     return Rule(field, low <= value <= high, f"from {low} to {high}", value)
 
 
@@ -73,7 +73,7 @@ def check_rules(section: str, rules: Iterable[Rule]) -> None:
     """Refuse the first rule that does not hold.
 
     Args:
-        section: Of the configuration; empty for rules whose fields are dotted names.
+        section: The section of the configuration; empty for rules whose fields are dotted names.
         rules: In the order in which they are checked.
 
     Raises:

@@ -211,7 +211,7 @@ class TrackingConfig:
     entity: str | None = None
     group: str | None = None
     name: str | None = None
-    """Of the W&B run; None takes that of the run's folder."""
+    """Name of the W&B run; None takes that of the run's folder."""
     samples: int = 4
     """Patches shown each epoch: source, synthetic, target, difference."""
 

@@ -46,7 +46,7 @@ html_show_copyright = False
 # Headings can be linked to by their text, as on the pages of a code host.
 myst_heading_anchors = 3
 
-# One page a package, with all its modules, made anew at each build.
+# One page a package, with all its modules, made again at each build.
 apidoc_modules = [
     {"path": f"../{package}", "destination": f"docs/reference/{package}", "max_depth": 1}
     for package in ("distsynth", "sharding", "tune_spaces")

@@ -6,7 +6,7 @@ As a Ray job:    ray job submit --working-dir . -- python jobs/tune_gan.py unet-
                      --storage s3://bucket/sweeps --data.shards s3://bucket/shards ...
 By the launcher: ray submit jobs/cluster/aws.yaml jobs/tune_gan.py -- unet-7 --name lambdas ...
 
-With --resume the same line starts the sweep or goes on with it. Shards and sweeps must be reachable
+With --resume the same line starts the sweep or continues it. Shards and sweeps must be reachable
 from every node under the same names. The cluster is RAY_ADDRESS's, or the one that this machine
 belongs to.
 """

@@ -63,7 +63,7 @@ def resume_hint(command: str, args: Sequence[str], option: str | None = None) ->
 
     Args:
         command: Name of the command.
-        args: Its arguments; --overwrite is left out, which would begin anew.
+        args: Its arguments; --overwrite is left out, because it would start again.
         option: What makes the command continue; None if it does so by itself.
     """
     try:

@@ -171,6 +171,9 @@ def evaluate(args: Sequence[str]) -> None:
         stitch: Stitch = field(default_factory=Stitch)
         save_volumes: bool = False
         """Write the synthetic volumes as well."""
+        conventions: bool = False
+        """Write conventions.csv, .md and .html too: the same predictions, and cubic interpolation,
+        under the conventions by which papers compute PSNR and SSIM."""
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
 
@@ -185,6 +188,7 @@ def evaluate(args: Sequence[str]) -> None:
         split=given.split,
         stitching=vars(given.stitch),
         save_volumes=given.save_volumes,
+        conventions=given.conventions,
         device=given.device,
         overwrite=given.overwrite,
     )

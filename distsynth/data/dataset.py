@@ -90,7 +90,7 @@ class PatchDataset(Dataset[Batch]):
     def records_in_order(self) -> Iterator[tuple[NDArray[Any], ...]]:
         """Source, target and where of all patches, mapped, a record at a time.
 
-        Each shard is opened once and let go.
+        Each shard is opened once and closed again.
         """
         for shard in self.records:
             for block in self.shards.read(shard):

@@ -68,7 +68,7 @@ def epoch_order(
 
     Args:
         shard_patches: Patches in each shard.
-        seed: Of the run.
+        seed: The seed of the run.
         epoch: From 0; each gives another order.
         window: Shards whose patches are mixed.
 
@@ -130,7 +130,7 @@ class TrainingBatches:
         shards: The set.
         config: How it is read.
         batch_size: Patches a step over all ranks.
-        seed: Of the run.
+        seed: The seed of the run.
         rank: This process.
 
     Attributes:

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 GPU_SHARE, HOST_SHARE = 1 / 2, 1 / 4
-"""Parts of the free memory that may be filled for good."""
+"""Shares of the free memory that may be filled for a whole run."""
 CGROUPS = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters of glibc's mallopt."""
@@ -24,9 +24,9 @@ def keepable_bytes(device: torch.device, ranks: int = 1) -> int:
     """Bytes of data that may be kept on a device for a whole run.
 
     Args:
-        device: Of this process. Half of a GPU's free memory; of any other device's host a quarter
-            of what is available, shared between the ranks on it.
-        ranks: All there are; taken to be on this host unless LOCAL_WORLD_SIZE says how many are.
+        device: The device of this process. A GPU gives half of its free memory; for any other
+            device its host gives a quarter of what is available, shared between the ranks on it.
+        ranks: Number of all ranks; all are taken to be on this host unless LOCAL_WORLD_SIZE is set.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

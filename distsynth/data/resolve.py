@@ -15,7 +15,7 @@ def resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
 
     Args:
         config: As it was asked for; fields of the patch that are None are filled in.
-        manifest: Of the shards that it names.
+        manifest: The manifest of the shards that it names.
 
     Raises:
         ConfigError: If a field that was given does not agree with the shards, or their patch does

@@ -194,7 +194,7 @@ class NeighbourhoodRegression(Fitted):
         voxels: Most voxels used of each specimen's mask, drawn at random; a tenth as many of its
             background.
         hinges: Positions t_j in standardised units; () for the plain linear filter.
-        seed: Of the draws; together with the order of pairs it fixes the fit.
+        seed: The seed of the draws; together with the order of pairs it fixes the fit.
     """
 
     name = "neighbourhood-regression"

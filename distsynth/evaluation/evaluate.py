@@ -17,6 +17,7 @@ from distsynth.evaluation.artefacts import Prediction, artefacts, predictions
 from distsynth.evaluation.baselines import Baseline, Cubic, Identity, fitted_baselines
 from distsynth.inference.predictor import Predictor
 from distsynth.metrics.consistency import consistency_error
+from distsynth.metrics.conventions import Values, conventional_values
 from distsynth.metrics.image import SSIM_WINDOW, central_slice, volume_metrics
 from distsynth.runs.checkpoint import DataRecord
 from sharding.io.progress import progress
@@ -41,6 +42,8 @@ class Evaluation:
         split: The split they belong to.
         training: How many specimens the baselines were fitted on.
         examples: A slice of each specimen through every method, for pictures.
+        conventions: Method -> specimen -> PSNR and SSIM under each convention, of the models and of
+            cubic interpolation; empty unless they were asked for.
     """
 
     results: dict[str, dict[str, dict[str, float]]]
@@ -48,6 +51,7 @@ class Evaluation:
     split: Split
     training: int
     examples: list[Example] = field(default_factory=list)
+    conventions: dict[str, dict[str, Values]] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         """Every number: a row for each (method, specimen), a column for each metric.
@@ -97,6 +101,7 @@ def evaluate(
     volumes: Path | None = None,
     baselines: Sequence[Baseline] | None = None,
     data: DataRecord | None = None,
+    conventions: bool = False,
 ) -> Evaluation:
     """Evaluate models beside the baselines.
 
@@ -112,6 +117,7 @@ def evaluate(
         volumes: Folder to write every model's synthetic volumes to, in the source's units.
         baselines: What else to evaluate; None fits the usual ones.
         data: What shards were cut from; None takes that of the models.
+        conventions: Compute PSNR and SSIM under every convention as well.
 
     Returns:
         Every number, and slices for pictures.
@@ -149,7 +155,7 @@ def evaluate(
         pair = prepare_pair(specimen, first.preprocess)
         if split == "test":
             first.refuse_seen(specimen, pair)
-        _evaluate_specimen(evaluation, pair, baselines, predictors, volumes)
+        _evaluate_specimen(evaluation, pair, baselines, predictors, volumes, conventions)
     return evaluation
 
 
@@ -166,6 +172,7 @@ def _evaluate_specimen(
     baselines: Sequence[Baseline],
     predictors: Mapping[str, Predictor],
     volumes: Path | None,
+    conventions: bool,
 ) -> None:
     """Add one specimen to the evaluation."""
     target, source = pair.target, pair.source
@@ -187,6 +194,11 @@ def _evaluate_specimen(
             row["consistency_error"] = consistency_error(pair.degrade(synthetic), native, inside)
         evaluation.results.setdefault(name, {})[pair.name] = row
         shown[name] = np.take(synthetic, [index], axis)
+        if conventions and (name in predictors or name == Cubic.name):
+            values = conventional_values(
+                synthetic, pair.grid.data, pair.target_transform, pair.mask
+            )
+            evaluation.conventions.setdefault(name, {})[pair.name] = values
         if volumes and name in predictors:
             restored = pair.grid.with_data(pair.source_transform.restore(synthetic))
             write_volume(volumes / f"{pair.name}_{name}.nii.gz", restored)

@@ -48,7 +48,7 @@ SHIFTS: dict[Features, tuple[tuple[int, int], ...]] = {
 """Displacements (rows, columns) whose differences from the voxel itself are features."""
 
 LEARNING_RATE = 0.1
-"""Of the boosted trees."""
+"""Learning rate of the boosted trees."""
 PATCHES = 64
 """Patches whose features are made at a time."""
 STEP = 10

@@ -31,7 +31,7 @@ class OnnxModel:
     Attributes:
         content: The file.
         opset: Version of ONNX's operators.
-        shapes: Of the input, as the model names them; a name stands for any number.
+        shapes: Shapes of the input, as the model names them; a name stands for any number.
         checked: Shapes of the random inputs on which both were compared.
         difference: Largest difference from PyTorch, in standardised units.
         largest: Largest absolute output of PyTorch on these inputs, in the same units.
@@ -61,7 +61,7 @@ def onnx_model(generator: Generator, patch_size: Sequence[int], channels: int) -
     Args:
         generator: In eval mode, on the CPU, float32.
         patch_size: Sides of its patches in voxels, two or three.
-        channels: Of a source.
+        channels: Channels of a source.
 
     Raises:
         DataError: If it cannot be written, or differs from PyTorch by more than TOLERANCE.

@@ -54,9 +54,9 @@ def memory_budget(
     """What one forward of a generator may take.
 
     Args:
-        config: Of the generator, of float32 weights.
+        config: The generator, whose weights are float32.
         patch_size: Sides in voxels.
-        channels: Of a source.
+        channels: Channels of a source.
         memory_mb: What its activations may take.
         device: Where it computes; only a CPU is slowed by large batches.
     """

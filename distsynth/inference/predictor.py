@@ -95,7 +95,7 @@ class Predictor:
 
         Args:
             source: Shape (x, y, z), zero mean and unit variance.
-            title: Of the progress bar.
+            title: Title of the progress bar.
             quiet: No progress bar.
             empty: Makes the arrays that are as large as the volume.
             variance: Array of the source's shape that is filled with the variance of overlapping
@@ -360,7 +360,7 @@ def prediction_grid(
     Args:
         source: Volume to predict from.
         spacing_mm: Voxel size of the training targets along their axes.
-        orientation: Of the training targets, such as RAS.
+        orientation: Orientation of the training targets, such as RAS.
         where: Names the source in errors.
         max_voxels: Voxels that the grid may have.
 

@@ -22,7 +22,7 @@ from sharding.volumes.slabs import Empty, in_memory
 VOXEL_BYTES = 24
 """Bytes of an image's voxel while its windows are summed, besides those of its source."""
 Interval = tuple[slice, slice, slice]
-"""Of a window along one side: where it is cut, where it counts, and that part within it."""
+"""A window along one side: where it is cut, where it counts, and that part within the window."""
 
 
 class SlidingWindows:
@@ -36,8 +36,8 @@ class SlidingWindows:
         images: Their size.
         patch_size: Sides of a window.
         stitch: Stride, trim, weights, and the memory that the sums may take.
-        budget: Of the generator.
-        device: Of the generator.
+        budget: The memory budget of the generator.
+        device: The device of the generator.
         empty: Allocates the sums of an image that exceeds the memory.
 
     Attributes:

@@ -24,9 +24,9 @@ class ImageStack:
     """The size of a stack of images.
 
     Attributes:
-        sides: Of an image in voxels: two of a slice, three of a volume.
+        sides: Sides of an image in voxels: two of a slice, three of a volume.
         count: Images in the stack.
-        channels: Of the generator's input: an image and its neighbours.
+        channels: Channels of the generator's input: an image and its neighbours.
     """
 
     sides: tuple[int, ...]

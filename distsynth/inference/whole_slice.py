@@ -45,9 +45,9 @@ class WholeImages:
         images: Their size.
         generator: Images are padded with zeros at their far ends to its `multiple`; without a
             `reach` each image takes one forward, whatever memory that needs.
-        budget: Of the generator. Images that exceed it are cut into tiles with a halo of `reach`.
+        budget: The memory budget. Images that exceed it are cut into tiles with a halo of `reach`.
         least: Voxels of the smallest tile worth a forward, those of a patch.
-        device: Of the generator.
+        device: The device of the generator.
 
     Attributes:
         batch_size: Images to predict at once.
@@ -97,7 +97,7 @@ def tiles(sides: Sequence[int], halo: int, most: int) -> list[Tile]:
     """Cut an image into parts of about equal size that touch without overlap.
 
     Args:
-        sides: Of the image in voxels.
+        sides: Sides of the image in voxels.
         halo: Voxels to read around each part.
         most: Voxels of a tile including its halo; a part has at least one voxel, even if the tile
             then exceeds this.

@@ -42,7 +42,7 @@ class Difference:
         mean: Over specimens; NaN if a difference is not finite.
         low: Lower end of the bootstrap interval of the mean; NaN if there is none.
         high: Upper end.
-        p: Of the paired sign-flip test, two-sided; NaN if there is no test.
+        p: The p value of the paired sign-flip test, two-sided; NaN if there is no test.
         p_corrected: After Holm's correction for all tests made together; NaN if there is no test.
         note: Why there is no test; empty if there is one.
     """
@@ -92,8 +92,8 @@ def paired_differences(
         results: Method -> specimen -> key of METRICS -> value.
         metric: What to compare.
         reference: Method to compare with; None takes the best of the metric.
-        seed: Of the bootstrap, and of sign patterns where not all are tried.
-        level: Of the intervals.
+        seed: The seed of the bootstrap, and of sign patterns if not all are tried.
+        level: The level of the intervals.
 
     Returns:
         One difference for each method but the reference, in the order of the methods; p is
@@ -158,7 +158,7 @@ def sign_flip_p(differences: ArrayLike, seed: int = 0) -> float:
 
     Args:
         differences: One a specimen, shape (n,), all finite.
-        seed: Of drawn patterns.
+        seed: The seed of drawn patterns.
 
     Raises:
         ValueError: If there is no difference, or one is not finite.
@@ -315,7 +315,7 @@ def bootstrap_interval(
 
     Args:
         values: One value a specimen, shape (n,).
-        seed: Of the resampling; the same seed gives the same interval.
+        seed: The seed of the resampling; the same seed gives the same interval.
         resamples: Number of resampled means.
         level: Share of them inside the interval, in (0, 1).
 

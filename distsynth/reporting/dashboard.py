@@ -43,6 +43,7 @@ Curves = dict[str, tuple[str, ...]]
 STAND_INS = {
     "generator": ("generator.family", "generator.channels"),
     "discriminator": ("discriminator.family", "discriminator.channels"),
+    "adversarial": ("loss.adversarial", "loss.penalty", "discriminator.spectral_norm"),
     "data.shards": ("data.patch_size", "data.neighbours"),
 }
 """What a sweep may search that is no field of W&B's configuration -> the fields that tell it."""
@@ -53,7 +54,7 @@ class Dashboard:
     """What to show.
 
     Attributes:
-        project: Of the runs.
+        project: The project of the runs.
         entity: User or team of the project; may be empty as long as nothing is sent.
         group: Only runs of this group, a sweep's name; None shows all of the project.
         fields: Searched fields of the configuration, dotted.
@@ -82,7 +83,7 @@ class Dashboard:
 
 
 def public_fields() -> list[str]:
-    """Dotted fields that W&B gets of some configuration, whatever the families of its networks."""
+    """Dotted fields that W&B gets of a configuration, for all families of networks."""
     return [name for name in field_names() if tuple(name.split(".")) not in PATH_FIELDS]
 
 
@@ -100,7 +101,7 @@ def stitched_curves() -> Curves:
 
 
 def step_curves() -> Curves:
-    """How the optimizers go."""
+    """Learning rates, gradient norms and throughput."""
     return {
         "learning rates": tuple(f"lr/{name}" for name in LEARNERS),
         "gradient norms before clipping": tuple(f"grad_norm/{name}" for name in LEARNERS),
@@ -166,7 +167,7 @@ def apply(shown: Dashboard) -> tuple[str, str]:
 
     Raises:
         ConfigError: If there is no entity.
-        DataError: If the server refuses or nobody is logged in.
+        DataError: If the server refuses or there is no login.
     """
     if not shown.entity:
         raise ConfigError("entity must name the user or team that owns the project, got none")
@@ -187,7 +188,7 @@ def apply(shown: Dashboard) -> tuple[str, str]:
 
 
 def _sections(shown: Dashboard) -> dict[str, list[Any]]:
-    """Title of each section to its panels, made anew: a report moves them."""
+    """Title of each section to its panels, newly made, because a report moves them."""
     wr = _library("wandb_workspaces.reports.v2")
 
     def lines(curves: Curves, x: str = "Step") -> list[Any]:
@@ -245,7 +246,7 @@ def _placed(wr: Any, panels: Sequence[Any]) -> list[Any]:
 
 
 def _title(shown: Dashboard) -> str:
-    """Of workspace and report: the library refuses long ones, and symbols such as = and +."""
+    """The title of both; the library refuses long ones, and symbols such as = and +."""
     title = f"distsynth: {shown.group or shown.project}"[:128]
     return "".join("-" if unicodedata.category(c).startswith("S") else c for c in title)
 

@@ -27,7 +27,7 @@ class SpecimenPictures:
     """What a page shows of specimens.
 
     Attributes:
-        slices: Of each specimen.
+        slices: The slices of each specimen.
         checks: Pictures of seams and consistency.
         left_out: Specimens beyond those that were asked for.
     """
@@ -51,7 +51,7 @@ def show_specimens(
         specimens: The cohort.
         split: Which specimens, by the split of the shards; one that the shards did not hold counts
             as test.
-        names: Of those, only these; all if empty.
+        names: Names of those to show; all if empty.
         most: Specimens at most, in the cohort's order.
 
     Raises:

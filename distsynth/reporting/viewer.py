@@ -25,7 +25,7 @@ from distsynth.reporting.viewer_slices import (
 from sharding.io.page import png_url, render
 
 MOST_BYTES = 10_500_000
-"""Of a viewer's HTML: a larger one is slow to open and to send."""
+"""Most bytes of a viewer's HTML: a larger one is slow to open and to send."""
 DETAILS = ((24, 256), (24, 192), (16, 192), (12, 192), (12, 144), (10, 128), (8, 96))
 """(Slices across an axis, pixels along a slice's longer side), tried in turn until all fits."""
 FRAMES = (

@@ -30,9 +30,9 @@ class Budget:
     val_slices: int = 8
     """Slices that each epoch is validated on; 0 for all."""
     trees: int = 200
-    """Of the random forest."""
+    """Trees of the random forest."""
     tree_rows: int = 100_000
-    """Voxels that each of its trees is grown on."""
+    """Voxels that each tree is grown on."""
 
     def __post_init__(self) -> None:
         rules = (
@@ -73,4 +73,4 @@ class Resources:
     concurrent: int = 0
     """Most runs at a time; 0 leaves that to the resources."""
     retries: int = 3
-    """How often a run that crashes, or loses its node, goes on from its checkpoint."""
+    """How often a run that crashes, or loses its node, is continued from its checkpoint."""

@@ -104,7 +104,7 @@ class Comparison:
         references: Metric -> that method.
         controls: Differences between named rows.
         pairs: (First, second, metric) of the controls, those without results too.
-        seed: Of bootstrap and tests.
+        seed: The seed of bootstrap and tests.
     """
 
     rows: tuple[ComparedRow, ...]
@@ -135,7 +135,7 @@ def compare(
         rows: In any order; those with results must have been evaluated on the same specimens.
         controls: (First, second, metric): first minus second answers a question by itself, such
             as a U-Net with and without its discriminator. Corrected for together.
-        seed: Of bootstrap and tests.
+        seed: The seed of bootstrap and tests.
 
     Raises:
         ValueError: If two rows have one name, a control names no row or no metric, or specimens

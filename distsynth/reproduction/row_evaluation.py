@@ -38,7 +38,7 @@ class RowEvaluation:
     """What a row showed on the test split.
 
     Attributes:
-        name: Of the run, or of what is no network.
+        name: The name of the run, or of the baseline.
         results: Method, or way of stitching, to specimen to metric; None where it has no meaning.
         seconds: That fitting (of what is no network) and predicting took.
         fitted_on: Training specimens that the baselines were fitted on; 0 for a row that is none.
@@ -134,7 +134,15 @@ def read_slices(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
         with np.load(content, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
     # Whatever the zip file's parts hold: not a zip, cut, not an array, one of objects.
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        EOFError,
+        MemoryError,
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise _damaged(folder / file, error) from None
 
 

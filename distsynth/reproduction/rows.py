@@ -20,8 +20,8 @@ class NetworkRow:
     """One network of the comparison, before any budget.
 
     Attributes:
-        name: Of the row and its run.
-        group: Which part of the table it stands in.
+        name: The name of the row and its run.
+        group: The part of the table that holds it.
         preset: What it starts from.
         changes: Dotted fields that differ from the preset.
     """

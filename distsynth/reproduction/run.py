@@ -70,8 +70,8 @@ def reproduce(
     Args:
         folder: Where it lies.
         task: What is compared.
-        tracking: Of every run; its group becomes the folder's name.
-        resources: Of every run.
+        tracking: Tracking of every run; its group becomes the folder's name.
+        resources: Resources of every run.
         address: A Ray cluster; None starts one on this machine.
         resume: Go on if it was begun; more rows and seeds may be asked for then, and what failed
             is tried again.
@@ -131,7 +131,7 @@ def _open(folder: SweepFolder, task: Task, resume: bool) -> None:
             raise DataError(
                 folder.url,
                 "there is a reproduction already",
-                "Give --resume to go on with it, or another --out",
+                "Give --resume to continue it, or another --out",
             )
         check_same_task(read_task(folder.folder), task)
     folder.folder.write(TASK_FILE, task.to_json())

@@ -140,16 +140,15 @@ def read_task(folder: Folder) -> Task:
 
 
 def check_same_task(before: Task, now: Task) -> None:
-    """Refuse to go on with another task; other rows may be asked for, and more seeds.
+    """Refuse to resume another task; other rows and more seeds may be asked for.
 
     Raises:
         ConfigError: Shows every difference, before and now.
     """
     if lines := list(_differences(before, now)):
         raise ConfigError(
-            "this reproduction was started otherwise and can only go on as it was:\n  "
-            + "\n  ".join(lines)
-            + "\nStart another one with another --out"
+            "this reproduction was started with other settings and can only be resumed with "
+            "these unchanged:\n  " + "\n  ".join(lines) + "\nStart another one with another --out"
         )
 
 

@@ -1,7 +1,7 @@
 """A run's folder, on this machine or on any storage that fsspec knows.
 
 A run writes to a local folder: rows are appended, W&B needs a disk. For a remote folder that is a
-temporary copy, uploaded after each checkpoint, so that a run which loses its machine goes on from
+temporary copy, uploaded after each checkpoint, so that a run which loses its machine continues from
 there on another.
 """
 

@@ -42,13 +42,13 @@ class Lease:
     """Who writes to a folder.
 
     Attributes:
-        token: Made anew by each holder.
+        token: Random text that each holder makes for itself.
         host: Name of its machine.
         boot: When that machine was started, in s since 1970.
         process: Id of the process there.
         started: When the process was started, in s since 1970.
-        since: When it took the lease, likewise.
-        renewed: When it last renewed the lease, likewise, by its own clock.
+        since: When it took the lease, in s since 1970.
+        renewed: When it last renewed the lease by its own clock, in s since 1970.
     """
 
     __pydantic_config__ = STRICT

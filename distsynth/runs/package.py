@@ -35,7 +35,7 @@ _POSITION = TypeAdapter(Position)
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether this is the folder of an export, a path or a URL, be it damaged."""
+    """Whether this is the folder of an export, a path or a URL, even a damaged one."""
     if is_remote(path):
         if str(path).endswith(".pt"):
             return False
@@ -113,7 +113,7 @@ def read_export(path: str | Path) -> Checkpoint:
         position = _POSITION.validate_python(record["position"])
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(folder, RECORD, error) from None
     return Checkpoint(config, data, position, {"generator": {"network": network}}, [], {})
 

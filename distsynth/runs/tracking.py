@@ -8,8 +8,6 @@ program is left in W&B's files, and W&B reports nothing about itself to its make
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import secrets
 import shutil
@@ -32,7 +30,9 @@ from distsynth.runs.folder import (
     picture_path,
     sample_pictures,
 )
+from distsynth.runs.rows import read_rows, row_line
 from sharding.io.atomic import atomic_path, atomic_write
+from sharding.io.errors import file_errors
 from sharding.io.storage import Folder
 
 Array = NDArray[np.floating[Any]]
@@ -65,31 +65,35 @@ class LocalTracker:
 
     Args:
         run_dir: The run's folder.
-        step: Where a resumed run goes on: rows of later steps, written by the interrupted
+        step: Step at which a resumed run continues: rows of later steps, written by the interrupted
             process after its last checkpoint, are dropped and will be written again.
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
         self._run_dir = run_dir
-        path = run_dir / METRICS_FILE
+        self._path = path = run_dir / METRICS_FILE
         kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
-        atomic_write(path, "".join(map(_line, kept)))
-        self._file = path.open("a", encoding="utf-8")
+        with file_errors(path):
+            atomic_write(path, "".join(map(row_line, kept)))
+            self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
         """Append a line, at once; JSON has no NaN, so a number that is not finite is null."""
-        self._file.write(_line({"step": step, **row}))
-        self._file.flush()
+        with file_errors(self._path):
+            self._file.write(row_line({"step": step, **row}))
+            self._file.flush()
 
     def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """Write samples/NAME-STEP.png."""
         path = picture_path(self._run_dir, name, step)
-        with atomic_path(path, ".png") as partial:
+        with file_errors(path), atomic_path(path, ".png") as partial:
             Image.fromarray(image).save(partial)
 
     def finish(self, failed: bool = False) -> None:  # noqa: ARG002
         """Close the file."""
-        self._file.close()
+        # Every row has been written: what is left is one that a full disk has cut short.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class WandbTracker:
@@ -211,9 +215,9 @@ def log_table(
     Args:
         folder: What the table sums up: a path or a URL.
         tracking: Project and mode; nothing happens if disabled.
-        run_id: Of the W&B run.
-        name: Likewise.
-        group: Likewise.
+        run_id: Id of the W&B run.
+        name: Name of the W&B run.
+        group: Group of the W&B run.
         kind: What the table is, such as leaderboard: its key and the run's job type.
         rows: Column to value; all have the same columns.
     """
@@ -334,26 +338,6 @@ def public_config(config: RunConfig) -> dict[str, Any]:
     for section, name in PATH_FIELDS:
         del values[section][name]
     return values
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, null as NaN; a last line torn by a kill is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        rows.append({name: math.nan if value is None else value for name, value in row.items()})
-    return rows
-
-
-def _line(row: Mapping[str, float]) -> str:
-    """A row of a metrics.jsonl."""
-    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-    return json.dumps(finite) + "\n"
 
 
 def patch_grid(source: Array, synthetic: Array, target: Array) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
-"""The driver's eyes: what Tune tells of the trials goes into their records, at once.
+"""The Tune callback of the driver: it writes what happens to a trial into its record at once.
 
-A live table shows on a terminal; elsewhere a line for each trial that ends. A trial that waits for
-resources which the cluster does not have is told of after a minute, with what is missing.
+A terminal shows a live table; elsewhere each trial that ends gets a line. If no trial can start for
+a minute, a message says which resources the cluster lacks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SECONDS_BETWEEN_BOARDS = 5.0
 SECONDS_BETWEEN_TABLES = 1.0
 SECONDS_OF_WAITING = 60.0
 ROWS = 15
-"""Trials that the live table shows."""
+"""How many trials the live table shows."""
 
 
 class SweepCallback(Callback):
@@ -55,7 +55,7 @@ class SweepCallback(Callback):
             self._live.start()
 
     def stop(self) -> None:
-        """Leave the last table standing and the leaderboard as it is now."""
+        """Show the last table and bring the leaderboard up to date."""
         self.update_leaderboard()
         if self._live:
             self._live.update(self._table(), refresh=True)
@@ -63,7 +63,7 @@ class SweepCallback(Callback):
             self._live = None
 
     def change(self, name: str, **values: Any) -> TrialRecord:
-        """Change a record and keep it."""
+        """Change a record and write it."""
         record = replace(self.records[name], **values)
         if record != self.records.get(name):
             self.records[name] = record
@@ -71,7 +71,7 @@ class SweepCallback(Callback):
         return record
 
     def add(self, record: TrialRecord) -> None:
-        """Keep a new trial."""
+        """Write the record of a new trial."""
         self.records[record.name] = record
         self.folder.write_record(record)
 
@@ -94,7 +94,7 @@ class SweepCallback(Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """An epoch is done, or the trial cannot go on."""
+        """An epoch is complete, or the trial cannot continue."""
         del iteration, trials, info
         name = str(trial)
         record = self.records[name].with_reports(report_of(r) for r in result["reports"])
@@ -115,7 +115,7 @@ class SweepCallback(Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """A trial ended: at its last epoch, by the scheduler, or for a reason that will stay."""
+        """A trial ended: at its last epoch, by the scheduler, or for a reason that would recur."""
         del iteration, trials, info
         name = str(trial)
         record = self.records[name]
@@ -126,12 +126,12 @@ class SweepCallback(Callback):
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """A trial crashed, or lost its node, and will go on."""
+        """A trial crashed or lost its node, and will be continued."""
         del iteration, trials, info
         name = str(trial)
         failures = (*self.records[name].failures, _cause(trial))
         self.change(name, failures=failures, status="waiting")
-        self._say(f"trial {name} goes on after: {failures[-1]}")
+        self._say(f"trial {name} continues after: {failures[-1]}")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -144,7 +144,7 @@ class SweepCallback(Callback):
         self._ended(self.change(name, status="failed", cause=cause, failures=failures))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Show how it stands."""
+        """Show the progress, and what trials wait for."""
         del iteration, info
         now = time.monotonic()
         running = any(trial.status == Trial.RUNNING for trial in trials)
@@ -161,7 +161,7 @@ class SweepCallback(Callback):
             self._live.update(self._table(), refresh=True)
 
     def epochs_of(self, name: str) -> int:
-        """Epochs that a trial is to train."""
+        """The number of epochs that a trial trains."""
         again = not name.isdigit() and self.plan.sweep.final_epochs
         own = self.records[name].hyperparameters.get("train.epochs")
         return again or own or self.plan.base.train.epochs
@@ -203,7 +203,7 @@ def _hyperparameters(trial: Trial) -> dict[str, Any]:
 
 
 def _cause(trial: Trial) -> str:
-    """The last line of a trial's error, which says what; a lost node has words of its own."""
+    """The last line of a trial's error, which names the cause, or what Ray says of a lost node."""
     error = trial.get_error()
     text = str(getattr(error, "cause", None) or error or "its process died")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -212,7 +212,7 @@ def _cause(trial: Trial) -> str:
 
 
 def _missing(plan: SweepPlan) -> str:
-    """What a trial needs and what there is."""
+    """What a trial needs and what the cluster has."""
     sweep = plan.sweep
     needs = {"CPU": float(sweep.cpus)} | ({"GPU": sweep.gpus} if sweep.gpus else {})
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -229,7 +229,7 @@ def _missing(plan: SweepPlan) -> str:
         f"it lacks {' and '.join(lacks)}: add nodes, or start again with fewer --cpus, --gpus or "
         "--workers"
         if lacks
-        else "others use them: it goes on when they are free"
+        else "others use them: the sweep continues when they are free"
     )
     return (
         f"no trial has started for {SECONDS_OF_WAITING:g} s: a trial needs {each}, and the cluster "

@@ -18,11 +18,11 @@ LOCAL = "local"
 
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """A Ray cluster for the time of the block.
+    """Hold a connection to a Ray cluster for the duration of the block.
 
     Args:
-        address: Of a running cluster, "auto" for the one that this machine belongs to; None or
-            "local" starts one on this machine, on loopback, and ends it with the block. A
+        address: Address of a running cluster, "auto" for the one that this machine belongs to.
+            None or "local" starts one on this machine, on loopback, and ends it with the block. A
             connection that the process has already is used and kept.
 
     Raises:
@@ -32,14 +32,14 @@ def cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Trials work in the sweep's folder, not in one of Tune's.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # The records of the trials are ours: Tune's own would be written beside them.
+    # Tune would write records of the trials beside those of this program.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # An epoch without validation, and a trial that fails, report no score: by default that ends the
     # whole sweep.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    # Its table of the experiment's settings comes even at verbosity 0; ours is the live one.
+    # Tune prints a table of the experiment's settings even at verbosity 0; ours is the live one.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # It would take SIGINT alone, and keep it after the search; see distsynth.sweep.tuner.
+    # Tune would handle SIGINT alone, and keep its handler after the search; see sweep.tuner.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     local = address in (None, LOCAL)
     if local:
@@ -100,14 +100,14 @@ def _without_dashboard() -> Iterator[None]:
 
 
 def _refused(address: str, error: BaseException) -> DataError:
-    """Why nobody could join the cluster."""
+    """The error that explains why the cluster could not be joined."""
     reason: BaseException | None = error
     while reason is not None:
         # Ray hands some of its errors on as text.
         if "AuthenticationError" in f"{type(reason).__name__}: {reason}":
             return DataError(
                 address,
-                "the cluster there lets in only who shows its token",
+                "the cluster there admits only clients that have its token",
                 "Set RAY_AUTH_MODE=token, with the token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
             )
         reason = reason.__cause__ or reason.__context__
@@ -119,7 +119,7 @@ def _refused(address: str, error: BaseException) -> DataError:
 
 
 def _check_answers(address: str) -> None:
-    """Raise DataError if nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    """Raise DataError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return

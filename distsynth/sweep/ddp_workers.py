@@ -30,8 +30,8 @@ RENDEZVOUS_SECONDS = 300
 
 
 def trial_resources(cpus: int, gpus: float, workers: int) -> PlacementGroupFactory:
-    """One bundle a rank, packed onto as few nodes as there is room on."""
-    # Here, for the other ranks load this module, and need no Tune.
+    """One bundle for each rank, packed onto as few nodes as possible."""
+    # Imported here: the other ranks load this module as well, and do not need Tune.
     from ray.tune import PlacementGroupFactory
 
     bundle = {"CPU": float(cpus)} | ({"GPU": gpus} if gpus else {})
@@ -42,7 +42,7 @@ class DdpWorkers:
     """Ranks 1 to n - 1 of a trial; rank 0 is the process that makes it.
 
     Attributes:
-        error: What a rank failed with, once one has.
+        error: The error of the rank that failed, if one has.
     """
 
     def __init__(self, sweep: str, trial: str, config: dict[str, Any], ranks: int) -> None:
@@ -51,8 +51,8 @@ class DdpWorkers:
         Args:
             sweep: The sweep's folder.
             trial: The trial's name.
-            config: The run, as plain values.
-            ranks: How many there are with this one.
+            config: The run's configuration as plain values.
+            ranks: Their number, this one included.
         """
         self.error: BaseException | None = None
         self._ended = threading.Event()
@@ -99,7 +99,7 @@ class DdpWorkers:
                     return
 
     def _fail(self, error: Exception) -> None:
-        """Keep the cause and break off the collective that this process may wait in."""
+        """Keep the cause and end a collective operation that this process may be waiting in."""
         self.error = getattr(error, "cause", None) or error
         logger.error("a rank failed: %s", error)
         for worker in self._workers:
@@ -134,7 +134,7 @@ class _Worker:
     """One of the other ranks."""
 
     def address(self) -> str:
-        """Of its node."""
+        """The address of its node."""
         return ray.util.get_node_ip_address()
 
     def run(

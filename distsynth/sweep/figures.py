@@ -19,7 +19,7 @@ from distsynth.sweep.plan import SweepPlan
 LOG_FACTOR = 20
 """A hyperparameter whose positive values span more than this is shown on a logarithmic axis."""
 ZERO_GAP = 0.12
-"""Of a logarithmic axis, kept free between 0 and the least positive value."""
+"""Share of a logarithmic axis that is kept free between 0 and the least positive value."""
 COLOURS = "viridis"
 
 
@@ -28,7 +28,7 @@ class Scale:
     """An axis from 0 to 1 for one hyperparameter.
 
     Attributes:
-        places: Of each value.
+        places: The place of each value.
         ticks: (Place, label).
     """
 
@@ -182,7 +182,7 @@ def _ranked(
 
 
 def _floor(scores: Any) -> float:
-    """The least score that is shown in its place: the worst trials would squeeze all others."""
+    """The least score that is drawn to scale: the worst trials would squeeze all others."""
     low, high = float(np.quantile(scores, 0.25)), float(scores.max())
     return max(float(scores.min()), low - (high - low) or high - 1)
 

@@ -57,10 +57,10 @@ def finalists(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> dict[str, 
 
 
 def export_best(folder: SweepFolder, plan: SweepPlan) -> list[ExportedTrial]:
-    """Copy the finalists to best/, retrained if the plan says so.
+    """Copy the finalists, retrained if the plan says so, to best/.
 
     Returns:
-        What lies there now, the best first.
+        The exported trials, the best first.
     """
     found = []
     for name, trial in finalists(plan, folder.records()).items():
@@ -86,7 +86,7 @@ def evaluate_finalists(
     """
     results = f"{EVALUATION_FOLDER}/table.txt"
     if folder.folder.exists(results):
-        logger.info("the test split was used before; its table stands")
+        logger.info("the test split was evaluated before; its table is kept")
         return folder.folder.read(results).decode()
     if plan.sweep.cohort is None:
         return None
@@ -102,7 +102,7 @@ def evaluate_finalists(
         evaluation = evaluate(predictors, specimens, "test")
         text = write_evaluation(work / "out", evaluation, predictors, run_dirs)
         files = [path for path in (work / "out").rglob("*") if path.is_file()]
-        # The text last: it marks that the rest is there.
+        # The text comes last: it marks that the rest is complete.
         for path in sorted(files, key=lambda path: (path.name == "table.txt", path)):
             name = path.relative_to(work / "out").as_posix()
             folder.folder.write(f"{EVALUATION_FOLDER}/{name}", path.read_bytes())
@@ -111,7 +111,7 @@ def evaluate_finalists(
 
 
 def log_sweep(folder: SweepFolder, plan: SweepPlan) -> None:
-    """The leaderboard and the best trial as a W&B run of the sweep's group."""
+    """Log the leaderboard and the best trial as a W&B run of the sweep's group."""
     log_table(
         folder.folder,
         plan.base.tracking,

@@ -1,4 +1,4 @@
-"""What a sweep keeps, as plain files on any storage; nothing else is needed to go on with it.
+"""What a sweep keeps, as plain files on any storage; nothing else is needed to resume it.
 
     SWEEP/
       sweep.json         the SweepPlan
@@ -6,15 +6,16 @@
       runs/00007/        the trial's run: config.json, metrics.jsonl, checkpoints/, W&B's files
       leaderboard.csv, leaderboard.json
       best/1-00007/      the best trials, as `distsynth predict` takes them
-      evaluation/        they and the baselines on the test split
-      ray/               Ray Tune's own files, of no use after the process that wrote them
+      evaluation/        the best trials and the baselines on the test split
+      ray/               Ray Tune's own files, useless once the process that wrote them has ended
 
-Ray's own snapshots are pickles of its internal state, which know nothing of a changed space and
-lose the scheduler. So a sweep is resumed from these files alone, with any version of Ray.
+Ray's own snapshots are pickles of its internal state: they cannot take a changed space and lose
+the scheduler. So a sweep is resumed from these files alone, with any version of Ray.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
 
+logger = logging.getLogger(__name__)
+
 PLAN_FILE = "sweep.json"
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
@@ -40,7 +43,9 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-_RECORD_FILE = re.compile(r"trials/[^/]+\.json")
+_JSON_FILE = re.compile(r"trials/([^/.][^/]*)\.json")
+_TRIAL = re.compile(r"(final-)?\d{5,}")
+"""Names that only a sweep gives; a reproduction names its runs after rows of the table."""
 Values = Annotated[dict[str, Any], AfterValidator(_tuples)]
 """Field to plain value; JSON has lists for tuples."""
 
@@ -63,8 +68,8 @@ class CopyRecord:
     """Population based training: a trial took over another's networks and changed its values.
 
     Attributes:
-        epoch: Epochs that the trial had done.
-        trial: Whose networks it took.
+        epoch: Epochs that the trial had completed.
+        trial: The trial whose networks it took.
         hyperparameters: What it continues with.
     """
 
@@ -83,10 +88,10 @@ class TrialRecord:
         name: Its number, five digits.
         hyperparameters: Dotted field to value; the latest ones in population based training.
         status: waiting, running, finished (all epochs), stopped (by the scheduler) or failed.
-        reports: One an epoch, in order.
-        failures: What each crash said; the trial went on from its checkpoint.
-        cause: Why it failed for good.
-        copies: What population based training did to it.
+        reports: One for each epoch, in order.
+        failures: The message of each crash after which the trial continued from its checkpoint.
+        cause: Why it failed, if it is not tried again.
+        copies: The networks that population based training made it take over.
         preset: The preset of Table 1 that has these hyperparameters, if there is one.
         taken_from: Sweep and trial that it was taken over from.
     """
@@ -105,7 +110,7 @@ class TrialRecord:
 
     @property
     def epochs(self) -> int:
-        """Epochs done."""
+        """Completed epochs."""
         return self.reports[-1].epoch if self.reports else 0
 
     @property
@@ -142,7 +147,7 @@ def _finite(value: Any) -> Any:
 
 
 def searched(records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
-    """The trials of the search, without those that train a finalist anew."""
+    """The trials of the search, without those that retrain a finalist."""
     return {name: record for name, record in records.items() if name.isdigit()}
 
 
@@ -160,7 +165,7 @@ class SweepFolder:
 
     @property
     def lasting_url(self) -> str:
-        """The folder's name wherever a trial runs: absolute."""
+        """An absolute path or URL, which is valid wherever a trial runs."""
         local = self.folder.local
         return self.url if local is None else str(local.resolve())
 
@@ -174,7 +179,7 @@ class SweepFolder:
         return self.folder.exists(PLAN_FILE)
 
     def plan(self) -> SweepPlan:
-        """What was asked.
+        """The plan of the sweep.
 
         Raises:
             DataError: If there is no sweep here.
@@ -189,40 +194,48 @@ class SweepFolder:
         return plan_from_json(self.folder.read(PLAN_FILE), self.folder / PLAN_FILE)
 
     def write_plan(self, plan: SweepPlan) -> None:
-        """Keep what was asked."""
+        """Write the plan."""
         self.folder.write(PLAN_FILE, plan.to_json())
 
     def records(self) -> dict[str, TrialRecord]:
-        """Every trial by its name, in order.
+        """Every trial by its name, in order; files of others are left alone.
 
         Raises:
             DataError: If a record cannot be read.
         """
-        found = {}
-        for file in self.folder.names("trials"):
-            if not _RECORD_FILE.fullmatch(file):
-                continue
-            try:
-                record = _RECORD.validate_json(self.folder.read(file))
-            except ValidationError as error:
-                raise DataError(
-                    self.folder / file,
-                    f"not a trial's record ({first_complaint(error)})",
-                    "Remove it to try the trial again",
-                ) from None
-            found[record.name] = record
-        return dict(sorted(found.items()))
+        files = filter(_JSON_FILE.fullmatch, self.folder.names("trials"))
+        records = [record for file in files if (record := self._record(file))]
+        return {record.name: record for record in sorted(records, key=lambda row: row.name)}
+
+    def _record(self, file: str) -> TrialRecord | None:
+        """The record in a file; None if the file is not one of a sweep's."""
+        match = _JSON_FILE.fullmatch(file)
+        name = match[1] if match else ""
+        try:
+            record = _RECORD.validate_json(self.folder.read(file))
+            reason = f"it is that of {record.name}"
+        except ValidationError as error:
+            record, reason = None, first_complaint(error)
+        if record is not None and record.name == name:
+            return record
+        if _TRIAL.fullmatch(name):
+            raise DataError(
+                self.folder / file,
+                f"not a trial's record ({reason})",
+                "Remove it to try the trial again",
+            )
+        logger.warning(f"{self.folder / file} is not a trial's record and is left alone")
+        return None
 
     def write_record(self, record: TrialRecord) -> None:
-        """Keep a trial."""
+        """Write the record of a trial."""
         self.folder.write(f"trials/{record.name}.json", record.to_json())
 
     def remove_records(self) -> None:
         """Remove the records of all trials."""
-        for file in self.folder.names("trials"):
-            if _RECORD_FILE.fullmatch(file):
-                self.folder.remove(file)
+        for name in self.records():
+            self.folder.remove(f"trials/{name}.json")
 
     def run_dir(self, trial: str) -> str:
-        """Where a trial's run lies."""
+        """The folder of a trial's run."""
         return self.folder / f"runs/{trial}"

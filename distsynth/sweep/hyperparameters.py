@@ -24,7 +24,7 @@ from sharding.io.storage import Folder
 from sharding.shards.manifest import Manifest, read_manifest
 
 Hyperparameters = dict[str, Any]
-"""Of one trial: dotted field or a name of NAMED -> plain value."""
+"""One trial's values: dotted field, or a name of NAMED -> plain value."""
 Space = Mapping[str, Any]
 """The same keys -> Ray Tune domain."""
 NETWORKS = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
@@ -37,7 +37,7 @@ NAMED = {
 }
 """Field that stands for several -> the names that it takes -> dotted fields to values."""
 MUTABLE = ("loss.lambda_", "optim.lr_")
-"""Starts of the fields that population based training may change in the middle of a run."""
+"""Prefixes of the fields that population based training may change in the middle of a run."""
 
 
 def configure(
@@ -46,12 +46,12 @@ def configure(
     """The run that sampled hyperparameters stand for.
 
     Without a discriminator lambda 1 and the weight of feature matching are zero, and with a lambda
-    1 of zero there is no discriminator: most often the generator would not feel it.
+    1 of zero there is no discriminator: its training would mostly have no effect on the generator.
 
     Args:
         base: What the hyperparameters change.
-        hyperparameters: Of one trial.
-        keep_discriminator: Keep a discriminator whose weight is zero: it may get one on the way.
+        hyperparameters: Those of one trial.
+        keep_discriminator: Keep a discriminator whose weight is zero: the weight may grow later.
 
     Raises:
         ConfigError: If a field or network does not exist, or the configuration is not valid.

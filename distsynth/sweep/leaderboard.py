@@ -1,7 +1,7 @@
 """Trials in order of their score, as text, CSV and JSON.
 
-Nothing in it depends on clocks, machines or interruptions: two sweeps that did the same have the
-same leaderboard to the byte.
+It does not depend on clocks, machines or interruptions: two sweeps with the same results have the
+same leaderboard, byte for byte.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def write_leaderboard(
 
 
 def leaderboard_rows(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
-    """One flat row a trial: rank, trial, status, score, metrics, hyperparameters, cause."""
+    """One flat row for each trial: rank, trial, status, score, metrics, hyperparameters, cause."""
     several = len(plan.sweep.objective) > 1
     found = []
     for row in rows:
@@ -121,7 +121,7 @@ def leaderboard_rows(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> list[di
 
 
 def leaderboard_csv(plan: SweepPlan, rows: Sequence[LeaderboardRow]) -> str:
-    """Full precision; an empty field where there is nothing."""
+    """The rows as CSV at full precision; missing values are empty fields."""
     return rows_csv(leaderboard_rows(plan, rows)) if rows else ""
 
 

@@ -18,8 +18,8 @@ from sharding.io.records import STRICT, first_complaint
 
 FORMAT_VERSION = 1
 FREE = ("trials", "concurrent", "retries", "top", "final", "final_epochs", "cohort")
-"""Fields of a SweepConfig that may be set anew on resuming: no trial's numbers depend on them. With
-fewer trials those that are known already are still run."""
+"""Fields of a SweepConfig that may change on resuming: no trial's numbers depend on them. With
+fewer trials than before, those that exist already are still run."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class SweepConfig:
     """Stitched validation metric in the mask: psnr, ssim_2d, ssim_global or mse. Several are
     searched as a Pareto front (optuna with fifo); the first one ranks the leaderboard."""
     seam_penalty: float = 0.0
-    """What a seam index of 2 costs, in units of the objective."""
+    """Penalty of a seam index of 2, in units of the objective."""
     presets_first: bool = False
     """Try the presets of Table 1 that lie in the space before anything else."""
     seed: int = 0
-    """Of the search. Trials are seeded by train.seed."""
+    """Seed of the search. Trials are seeded by train.seed."""
     cpus: int = 1
     """CPU cores, and so threads, of each worker of a trial."""
     gpus: float = 0.0
@@ -53,7 +53,7 @@ class SweepConfig:
     concurrent: int = 0
     """Most trials at a time; 0 leaves that to the resources."""
     retries: int = 3
-    """How often a trial that crashes, or loses its node, goes on from its checkpoint."""
+    """How often a trial that crashes, or loses its node, is continued from its checkpoint."""
     asha_grace: int = 1
     """Epochs that every trial gets."""
     asha_reduction: float = 3.0
@@ -63,11 +63,11 @@ class SweepConfig:
     pbt_quantile: float = 0.25
     """Share of the population that copies, and that is copied."""
     pbt_resample: float = 0.25
-    """Chance that a value is drawn anew rather than scaled."""
+    """Probability that a value is drawn again rather than scaled."""
     top: int = 1
     """Best trials that are exported and evaluated on the test split."""
     final: Literal["taken", "retrained", "none"] = "taken"
-    """taken: the best trials as they are; retrained: trained anew, with other seeds."""
+    """taken: the best trials as they are; retrained: trained again with other seeds."""
     final_epochs: int | None = None
     """Epochs of retraining; None keeps those of the trials."""
     cohort: str | None = None
@@ -109,13 +109,13 @@ class SweepPlan:
     """A sweep as it was asked for.
 
     Attributes:
-        name: Of the sweep and its folder.
+        name: The name of the sweep and its folder.
         id: Made once; the first part of the ids of its trials.
         base: What every trial starts from.
         space: Dotted field to domain, in the plain form of tune_spaces.plain.
         sweep: How to search.
-        extends: The sweep that this one goes on from, where there is one.
-        version: Of the format.
+        extends: The sweep that this one extends, if there is one.
+        version: The version of the format.
     """
 
     __pydantic_config__ = STRICT
@@ -154,7 +154,7 @@ def plan_from_json(text: str | bytes, where: str) -> SweepPlan:
 
 
 def check_same_sweep(before: SweepPlan, now: SweepPlan) -> None:
-    """Refuse to go on with another space or under another configuration.
+    """Refuse to resume with another space or another configuration.
 
     Raises:
         ConfigError: Shows every difference, before and now.
@@ -174,7 +174,8 @@ def check_same_sweep(before: SweepPlan, now: SweepPlan) -> None:
             differences.append(f"{name}: {was} before, {wanted} now")
     if differences:
         raise ConfigError(
-            f"sweep {before.name} was started otherwise and can only go on as it was:\n  "
+            f"sweep {before.name} was started with other settings and can only be resumed "
+            "with these unchanged:\n  "
             + "\n  ".join(differences)
             + "\nResume it by its name alone, or start another sweep under a new name"
         )

@@ -53,9 +53,9 @@ class SweepResult:
     """How a sweep ended.
 
     Attributes:
-        folder: Its folder.
+        folder: The folder of the sweep.
         records: Every trial by name.
-        complete: Whether every trial has ended; else it was interrupted.
+        complete: Whether every trial has ended; if not, the sweep was interrupted.
     """
 
     folder: SweepFolder
@@ -123,12 +123,12 @@ def start_sweep(folder: SweepFolder, plan: SweepPlan, address: str | None = None
         DataError: If there is a sweep of this name already.
         ConfigError: If the plan cannot be carried out.
     """
-    # First the cluster: without one there is no sweep, which the same line may then start.
+    # The cluster comes first: without one no sweep is created, and the same command can start it.
     _refuse_existing(folder)
     check_plan(plan)
     with lease(folder.url), cluster(address):
         _refuse_existing(folder)
-        _check_fits_machine(plan, address)
+        check_resources(plan, local=address in (None, LOCAL))
         # Left by a start that was killed before there was a plan.
         folder.remove_records()
         folder.write_plan(plan)
@@ -141,13 +141,13 @@ def resume_sweep(
     address: str | None = None,
     retry_failed: bool = False,
 ) -> SweepResult:
-    """Go on with a sweep whose driver ended, from its files alone.
+    """Resume a sweep whose driver ended, from its files alone.
 
-    What has ended stays; what was running goes on from its last checkpoint.
+    Trials that have ended stay; those that were running continue from their last checkpoints.
 
     Args:
-        folder: The sweep's.
-        plan: What is asked now, where it is given anew; fields of plan.FREE may differ.
+        folder: The folder of the sweep.
+        plan: The plan as it is given now, if it is; only the fields in plan.FREE may differ.
         address: As for `cluster`.
         retry_failed: Try failed trials again, from their last checkpoints.
 
@@ -174,15 +174,15 @@ def extend_sweep(
 ) -> SweepResult:
     """Start a sweep that begins where a finished one ended.
 
-    The old trials are taken over with their observations and checkpoints: optuna learns from them,
-    they stand in the leaderboard, and with more epochs they go on from where they were.
+    The old trials are taken over with their scores and checkpoints: optuna learns from them, the
+    leaderboard lists them, and with more epochs they continue from where they ended.
 
     Args:
         old: A finished sweep.
         new: The folder of the new one.
         trials: How many more trials to run.
-        epochs: Of every trial, old and new; None keeps the old number. Learning rates must then be
-            constant over a run.
+        epochs: Epochs of every trial, old and new; None keeps the old number. If it grows, learning
+            rates must be constant over a run.
 
     Raises:
         DataError: If the old sweep has not ended or the new one exists.
@@ -227,14 +227,8 @@ def _refuse_existing(folder: SweepFolder) -> None:
         raise DataError(
             folder.url,
             "there is a sweep of this name already",
-            "Give --resume to go on with it, or another --name",
+            "Give --resume to continue it, or another --name",
         )
-
-
-def _check_fits_machine(plan: SweepPlan, address: str | None) -> None:
-    """Refuse trials that a cluster of this machine can never run; others may still grow."""
-    if address in (None, LOCAL):
-        check_resources(plan)
 
 
 def _carry_out(
@@ -250,7 +244,7 @@ def _carry_out(
     callback = SweepCallback(folder, plan, records)
     if _unended(plan, records):
         with cluster(address):
-            _check_fits_machine(plan, address)
+            check_resources(plan, local=address in (None, LOCAL))
             search(folder, plan, space, callback)
     _close_leaderboard(folder, plan, records)
     return SweepResult(folder, records, not _unended(plan, records))
@@ -259,8 +253,7 @@ def _carry_out(
 def run_final(
     folder: SweepFolder, plan: SweepPlan, names: Iterable[str], address: str | None = None
 ) -> dict[str, TrialRecord]:
-    """Train trials anew, as runs `final-NAME` of the same sweep, as many at a time as there is
-    room for.
+    """Retrain trials as runs `final-NAME` of the same sweep, as many at a time as fit the cluster.
 
     Returns:
         Their records by name.
@@ -286,7 +279,7 @@ def run_final(
 def _planned_trials(
     plan: SweepPlan, space: Space, records: Mapping[str, TrialRecord]
 ) -> dict[str, TrialRecord]:
-    """Every trial that is known before it runs; the same whenever it is asked.
+    """Every trial that is known before it runs; calling it again gives the same trials.
 
     Args:
         plan: What is searched.
@@ -334,7 +327,7 @@ def _planned_trials(
 def _close_leaderboard(
     folder: SweepFolder, plan: SweepPlan, records: Mapping[str, TrialRecord]
 ) -> None:
-    """Write the leaderboard with what each field matters for the first objective."""
+    """Write the leaderboard, with how much each field matters for the first objective."""
     space, trials = space_from_plain(plan.space), searched(records)
     scored = [
         (record.hyperparameters, scores[0])
@@ -353,12 +346,12 @@ def _unended(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> bool:
 
 
 def _lasting(path: str) -> str:
-    """A path that means the same wherever a trial runs."""
+    """An absolute path or URL, which is valid wherever a trial runs."""
     return path if is_remote(path) else str(Path(path.removeprefix("file://")).resolve())
 
 
 def copy_run(old: SweepFolder, new: SweepFolder, name: str) -> None:
-    """Copy a run but W&B's files, which belong to the old sweep."""
+    """Copy a run without W&B's files, which belong to the old sweep."""
     source, target = Folder(old.run_dir(name)), Folder(new.run_dir(name))
     for file in source.names():
         if file.startswith(COPIED):

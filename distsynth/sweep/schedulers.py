@@ -1,8 +1,8 @@
-"""Which trials go on, and with what: FIFO, ASHA, population based training.
+"""Which trials continue, and with which hyperparameters: FIFO, ASHA, population based training.
 
-Ray does not keep a scheduler's state when its driver dies. ASHA's is rebuilt here from the
-records of the trials; that of population based training is the population itself: who is better
-is known again after each one's next epoch.
+Ray loses a scheduler's state when its driver dies. ASHA's is rebuilt here from the records of the
+trials. The state of population based training is the population itself: its ranking is known again
+once each member has completed its next epoch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from distsynth.sweep.plan import SweepPlan
 
 
 def make_scheduler(plan: SweepPlan, space: Space, records: Iterable[TrialRecord]) -> TrialScheduler:
-    """The scheduler that a plan asks for, with what the trials so far have shown."""
+    """The scheduler that a plan asks for, with the results of the trials so far."""
     sweep = plan.sweep
     if sweep.scheduler == "asha":
         scheduler = Halving(plan.base.train.epochs, sweep.asha_grace, sweep.asha_reduction)
@@ -39,7 +39,7 @@ def make_scheduler(plan: SweepPlan, space: Space, records: Iterable[TrialRecord]
             trial = config["trial"]
             hyperparameters = bounded(space, trial["hyperparameters"])
             while invalid(plan.base, hyperparameters, keep_discriminator=True):
-                # Drawn anew: with some weights the other fields, which are the donor's, can be run.
+                # Drawn again: some weights are valid with the other fields, which are the donor's.
                 hyperparameters |= draw(mutations(space), rng)
             return {**config, "trial": {**trial, "hyperparameters": hyperparameters}}
 
@@ -60,7 +60,7 @@ def make_scheduler(plan: SweepPlan, space: Space, records: Iterable[TrialRecord]
 
 
 def _steps(space: Space) -> dict[str, Any]:
-    """What PBT moves: a list of choices is stepped through, a range is scaled or drawn anew."""
+    """What PBT changes: choices are stepped through, a range is scaled or drawn again."""
     return {
         name: list(domain.categories) if hasattr(domain, "categories") else domain
         for name, domain in mutations(space).items()
@@ -87,7 +87,7 @@ class Halving(AsyncHyperBandScheduler):
         )
 
     def remember(self, records: Iterable[TrialRecord]) -> None:
-        """Put into the rungs what trials have scored, epoch by epoch, as they did then."""
+        """Enter the scores of trials into the rungs, epoch by epoch, in the original order."""
         scored = [
             (report.epoch, record.name, report.best_score)
             for record in records
@@ -99,7 +99,7 @@ class Halving(AsyncHyperBandScheduler):
             self._brackets[0].on_result(SimpleNamespace(trial_id=name), epoch, best)  # type: ignore[arg-type]
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial that goes on keeps its places: rungs know it by Tune's id from here on."""
+        """Let a trial that continues keep its places: rungs now know it by Tune's new id."""
         super().on_trial_add(tune_controller, trial)
         for _, recorded in self._brackets[0]._rungs:
             if str(trial) in recorded:

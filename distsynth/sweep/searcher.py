@@ -28,14 +28,14 @@ PRIMITIVE = (str, int, float, bool, type(None))
 class Suggestions:
     """An Optuna study over a space.
 
-    It holds no state that is not in the records of the trials: built anew from them it has the
-    same observations. Its random numbers go on from the number of suggestions that were drawn.
+    All of its state is in the records of the trials: a study built from them has the same
+    observations. Its random numbers continue from the number of suggestions that were drawn.
 
     Args:
         space: Dotted field to domain.
-        seed: Of the sampler.
+        seed: The seed of the sampler.
         objectives: How many scores a trial has; all are maximised.
-        drawn: Suggestions of this search that were drawn before, whatever became of them.
+        drawn: Number of suggestions that this search has drawn before, with or without a score.
     """
 
     def __init__(self, space: Space, seed: int, objectives: int, drawn: int = 0) -> None:
@@ -52,7 +52,7 @@ class Suggestions:
         self._asked: dict[str, optuna.trial.Trial] = {}
 
     def observe(self, hyperparameters: Hyperparameters, scores: tuple[float, ...] | None) -> None:
-        """Add a finished trial; without scores it failed."""
+        """Add a trial that has ended; one without scores has failed."""
         self._study.add_trial(frozen(self._space, self._distributions, hyperparameters, scores))
 
     def ask(self, name: str, valid: Callable[[Hyperparameters], str | None]) -> Hyperparameters:
@@ -77,7 +77,7 @@ class Suggestions:
     def tell(
         self, name: str, hyperparameters: Hyperparameters, scores: tuple[float, ...] | None
     ) -> None:
-        """The outcome of a trial; without scores it failed."""
+        """Report the outcome of a trial; one without scores has failed."""
         trial = self._asked.pop(name, None)
         if trial is None:
             self.observe(hyperparameters, scores)
@@ -88,7 +88,7 @@ class Suggestions:
 
 
 class SuggestingSearcher(Searcher):
-    """Suggestions as Ray Tune asks for them.
+    """Gives Ray Tune the suggestions of a study.
 
     Args:
         suggestions: The study.
@@ -126,7 +126,7 @@ class SuggestingSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study."""
+        """Report the outcome to the study."""
         del result, error
         name = self._names.pop(trial_id, None)
         if name is not None:

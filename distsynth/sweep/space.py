@@ -11,7 +11,7 @@ from ray.tune.search.sample import Integer
 
 from distsynth.config import RunConfig, dotted_fields, field_names, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.presets import GENERATORS, PRESETS
+from distsynth.presets import GENERATORS, OURS, PRESETS
 from distsynth.sweep.hyperparameters import (
     NAMED,
     Hyperparameters,
@@ -33,15 +33,15 @@ FIXED = {
     "loss.vgg_weights": "it is a file and no value to compare",
     "tracking.": "it changes no number",
 }
-"""Starts of the fields that a space may not hold, and why."""
+"""Prefixes of the fields that a space may not hold, and the reasons."""
 COMPARED = ("generator.", "discriminator.", "loss.", "optim.")
-"""Starts of the fields that make a preset what it is."""
+"""Prefixes of the fields that define a preset."""
 TRIES = 200
 """Sets of hyperparameters drawn to check a space."""
 
 
 def check_grid(space: Space, search: str) -> None:
-    """Refuse a grid where values are drawn: not every one of them would be tried.
+    """Refuse a grid in a search that draws values: not all of them would be tried.
 
     Raises:
         ConfigError: Names the field and the remedy.
@@ -134,7 +134,7 @@ def presets_in(space: Space, base: RunConfig) -> dict[str, Hyperparameters]:
     """
     found = {}
     for name, config in PRESETS.items():
-        if not config.adversarial or name in ("small", "gan-3d"):
+        if not config.adversarial or name in OURS:
             continue
         wanted = dict(dotted_fields(config))
         # Which network the perceptual term has says nothing where that has no weight.

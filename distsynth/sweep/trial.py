@@ -1,8 +1,8 @@
-"""One run of a sweep, as Ray Tune sees it: `train()`'s own loop, an epoch a step.
+"""One run of a sweep, as Ray Tune sees it: `train()`'s own loop, where a step is an epoch.
 
-The truth about a trial lies in its run's folder. Wherever and whenever a trial is started, it goes
-on from the last checkpoint there; Tune's checkpoints are pointers to it, a hundred bytes each,
-which population based training needs to tell whose networks to copy.
+The state of a trial is its run's folder. Wherever and whenever a trial is started, it continues
+from the last checkpoint there. Tune's checkpoints are only pointers to it, a hundred bytes each, by
+which population based training says whose networks to copy.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ POINTER = "pointer.json"
 KEPT_EPOCHS = 3
 """Checkpoints of a member of a population that others may still copy."""
 PERMANENT = (FloatingPointError, ConfigError, DataError)
-"""Errors that would come again: a trial that raises one fails at once and is not retried."""
+"""Errors that would recur: a trial that raises one fails at once and is not retried."""
 DONOR_PAUSES_SECONDS = (0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 """Waits of a diverged member of a population for another one to take over."""
 FINAL = "final-"
-"""Start of the name of a run that trains the best trial anew."""
+"""Prefix of the name of a run that retrains one of the best trials."""
 
 
 def run_config(plan: SweepPlan, name: str, hyperparameters: dict[str, Any]) -> RunConfig:
@@ -69,7 +69,7 @@ class SweepTrial(Trainable):
     """A trial; its configuration holds the sweep's folder and the hyperparameters."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Find out what to do; training starts with the first step."""
+        """Read the plan of the trial; training starts with the first step."""
         # W&B's service of the driver, where the cluster inherited it, outlives this process, and
         # would hold the run of a trial that crashed.
         os.environ.pop("WANDB_SERVICE", None)
@@ -80,7 +80,7 @@ class SweepTrial(Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Serve another trial with the same process, which has loaded everything already."""
         self._close()
-        # What the trial before had of a card is free again for those that share the card.
+        # Frees GPU memory of the previous trial for others that share the GPU.
         torch.cuda.empty_cache()
         self._take(new_config)
         return True
@@ -111,22 +111,22 @@ class SweepTrial(Trainable):
             raise
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Point to the run and its epoch."""
+        """Write a pointer to the run and its epoch."""
         pointer = {"trial": self.trial_name, "epoch": self._epoch}
         Path(checkpoint_dir, POINTER).write_text(json.dumps(pointer), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Take over what a pointer of another trial points to; the own run needs no pointer."""
+        """Take over the networks of another trial; the trial's own run needs no pointer."""
         pointer = json.loads(Path(checkpoint, POINTER).read_text(encoding="utf-8"))
         if pointer["trial"] != self.trial_name:
             self._copy(pointer["trial"], pointer["epoch"])
 
     def cleanup(self) -> None:
-        """End the run in good order: W&B gets its last rows, the other ranks end."""
+        """End the run cleanly: W&B gets its last rows, and the other ranks end."""
         self._close()
 
     def _take(self, config: dict[str, Any]) -> None:
-        """Serve the trial of a configuration; whether it can be run shows at its first step."""
+        """Serve the trial of a configuration; its first step finds out whether it can be run."""
         self._folder = SweepFolder(config["sweep"])
         self._plan = self._folder.plan()
         self._hyperparameters = config["trial"]["hyperparameters"]
@@ -166,7 +166,7 @@ class SweepTrial(Trainable):
         return {"epoch": self._epoch, "reports": [], "diverged": reason, DONE: False} | worst
 
     def _others_live(self) -> bool:
-        """Whether there is another member that has not ended: only such a one can be taken over."""
+        """Whether another member has not ended yet: only such a member can be taken over."""
         records = self._folder.records().values()
         return any(each.name != self.trial_name and each.status not in ENDED for each in records)
 
@@ -210,7 +210,7 @@ class SweepTrial(Trainable):
         return result
 
     def _copy(self, trial: str, epoch: int) -> None:
-        """Go on from another trial's networks with this trial's hyperparameters."""
+        """Continue from another trial's networks with this trial's hyperparameters."""
         donor = Folder(self._folder.run_dir(trial))
         own = Folder(self._run_dir)
         before = None
@@ -237,16 +237,16 @@ class SweepTrial(Trainable):
 
 
 def donated(donor: Folder, epoch: int) -> Checkpoint:
-    """The checkpoint of a run's epoch or, if the run has gone on and removed it, of a later one.
+    """The checkpoint of a run's epoch or, if the run has removed it since, of a later one.
 
-    It goes on meanwhile too, and may remove between the listing and the reading what was listed.
+    The run continues meanwhile, and may remove a checkpoint between its listing and its reading.
 
     Args:
         donor: Folder of the run.
         epoch: The epoch wanted.
 
     Raises:
-        DataError: If the checkpoint is there and bad.
+        DataError: If the checkpoint exists and is damaged.
     """
     wanted = epoch_checkpoint(epoch).as_posix()
     for _ in range(KEPT_EPOCHS):

@@ -1,4 +1,4 @@
-"""Handing trials to Ray Tune: known ones as a list, others as Optuna suggests them."""
+"""Handing trials to Ray Tune: either a list of known trials, or those that Optuna suggests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RAY_FOLDER = "ray"
 
 
 def search(folder: SweepFolder, plan: SweepPlan, space: Space, callback: SweepCallback) -> None:
-    """Run the trials that have not ended, and those still to be suggested."""
+    """Run the trials that have not ended, and those that are still to be suggested."""
     sweep, records = plan.sweep, callback.records
     trials = searched(records).values()
     todo = [record for record in trials if record.status not in ENDED]
@@ -73,7 +73,7 @@ def search(folder: SweepFolder, plan: SweepPlan, space: Space, callback: SweepCa
         return invalid(plan.base, hyperparameters)
 
     searcher = SuggestingSearcher(suggestions, todo, create, outcome, valid)
-    # Those that are known are run even where fewer are asked for now.
+    # Trials that exist already are run even if fewer are asked for now.
     left = max(sweep.trials - len(ended), len(todo))
     fit(folder, plan, callback, {}, searcher, scheduler, left)
 
@@ -121,7 +121,7 @@ def fit(
     callback.start()
     try:
         with warnings.catch_warnings():
-            # Reusing processes of several ranks is what we cannot do; see above.
+            # Tune advises reusing processes, which trials of several ranks cannot; see above.
             warnings.filterwarnings("ignore", "Consider boosting PBT performance", UserWarning)
             with deferred_signals(_stop_tune):
                 tuner.fit()
@@ -131,7 +131,7 @@ def fit(
 
 
 def _stop_tune() -> bool:
-    """End the search in good order by the handler that Tune installs for SIGUSR1.
+    """End the search cleanly by the handler that Tune installs for SIGUSR1.
 
     Returns:
         False if Tune has not installed it yet.
@@ -187,7 +187,7 @@ def scores_of(plan: SweepPlan, record: TrialRecord) -> tuple[float, ...] | None:
 
 
 def remove_all(folder: Folder, under: str) -> None:
-    """Tune's files are of no use to anyone after it."""
+    """Remove Tune's own files, which nothing reads after the search."""
     if folder.local is not None:
         shutil.rmtree(folder.local / under, ignore_errors=True)
         return

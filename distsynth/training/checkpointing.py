@@ -49,7 +49,7 @@ class RunState:
         learners: Name to network and optimizer.
         losses: Sums of losses since the last row.
         position: How far the run is.
-        best_score: Of all epochs so far.
+        best_score: The best score of all epochs so far.
         reports: One for each completed epoch.
         encoder: Of the perceptual loss, where the run trains one.
         encoder_trained: Whether it has been trained, or taken over from a checkpoint.

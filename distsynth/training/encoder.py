@@ -19,10 +19,10 @@ from distsynth.models.encoder import WIDTHS, Encoder
 from distsynth.models.layers import conv
 from sharding.shards.shard_set import ShardSet
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 SEED = 0
 """Not that of the run: all runs on the same shards measure by the same encoder."""
-BATCH, LEARNING_RATE = 32, 1e-3
+BATCH, LEARNING_RATE = 16, 1e-3
 NOISE = 0.5
 """Deviation of what is added to a patch, in standardised units."""
 POOL = 4096
@@ -77,7 +77,7 @@ def train_encoder(
     """
     if accelerator.is_main_process:
         first, last = _fit(encoder, _targets(shards, standardise), steps)
-        LOGGER.info(
+        logger.info(
             "encoder of the cohort's targets: error %.3f after %d steps, %.3f in the first; "
             "fingerprint %s",
             last,

@@ -48,7 +48,7 @@ def check_setup(config: RunConfig, manifest: Manifest, ranks: int, gpu: bool) ->
 
     Args:
         config: The run.
-        manifest: Of its shards.
+        manifest: The manifest of its shards.
         ranks: Processes that train together.
         gpu: Whether each has a GPU.
 
@@ -89,7 +89,7 @@ def check_windows(objectives: Iterable[str], manifest: Manifest) -> None:
 
     Args:
         objectives: Stitched validation metrics.
-        manifest: Of the shards.
+        manifest: The manifest of the shards.
 
     Raises:
         ConfigError: Names the specimen and the size of its slices.
@@ -157,7 +157,7 @@ def build_learners(
 
     Args:
         config: The run.
-        accelerator: Of this process.
+        accelerator: The accelerator of this process.
         total_steps: Optimizer steps of the whole run, which a learning-rate schedule spans.
     """
 

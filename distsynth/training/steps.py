@@ -184,12 +184,12 @@ def adversarial_step(
     """Update the discriminator (eq. 1), then the generator against the new one (eq. 5).
 
     With one micro-batch the generator's forward serves both updates. With several it is computed
-    anew for its own update: keeping every graph would save no memory.
+    again for its own update: keeping every graph would save no memory.
 
     Args:
-        generator: To update.
-        discriminator: To update before it.
-        loss: Of both.
+        generator: Updated second.
+        discriminator: Updated first.
+        loss: The loss of both.
         micro_batches: This rank's part of the batch.
         step: Number of this step in the run, from 0.
         shares: One for each patch of this rank, see interpolation_shares; for a gradient penalty.

@@ -10,7 +10,7 @@
 # must be on a file system that every node sees.
 #
 # Out of time, preempted by requeueing, or with the first node lost, the job goes back into the
-# queue, and --resume goes on with the sweep. When another node is lost, each trial on it goes on
+# queue, and --resume continues the sweep. When another node is lost, each trial on it continues
 # from its last checkpoint on the nodes that are left, up to --retries times.
 
 #SBATCH --job-name=distsynth-sweep

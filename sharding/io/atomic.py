@@ -18,22 +18,22 @@ from sharding.io.errors import DISK_FULL, DataError
 
 PARTIAL = ".partial-"
 PARTIAL_NAME = re.compile(r"\..+\.partial-\w{8}(\..+)?")
-"""Names of what is being written: hidden, and told from any other hidden file."""
+"""Names of unfinished files: hidden, and distinct from all other hidden files."""
 
 NEW, REPLACED, LOCK = "new", "replaced", ".lock"
-"""What lies in the folder of an attempt to make a folder."""
+"""Names within the folder in which a new folder is prepared."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path, suffix: str = "") -> Iterator[Path]:
     """Yield a temporary name beside `path`; it takes that name only if the block succeeds.
 
-    Who may read the file is for the user's umask to say. The mode is that of the new, empty file,
-    whatever a library that writes it anew by a file of its own gives it.
+    The user's umask decides who may read the file. Its mode is that of the new, empty file, even if
+    a library replaces that file by one of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _unused_name(path, suffix)
-    # Unlike the files of tempfile, which nobody else may read whatever the umask is.
+    # The files of tempfile, in contrast, are private whatever the umask is.
     partial.touch(mode=0o666, exist_ok=False)
     mode = stat.S_IMODE(partial.stat().st_mode)
     try:
@@ -62,11 +62,11 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it takes that name only if the block succeeds.
 
-    What processes that were killed left of earlier attempts is removed.
+    Leftovers of earlier attempts that were killed are removed.
 
     Args:
-        path: The folder to be.
-        mark: A file that tells a folder of this kind; a folder without it is never replaced.
+        path: The folder to create.
+        mark: A file that identifies a folder of this kind; one without it is never replaced.
         overwrite: Replace a folder of this kind.
 
     Raises:
@@ -83,7 +83,7 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
     work.mkdir()
     lock = FileLock(work / LOCK)
     try:
-        # A file system without locks cannot tell who is at work: nothing is removed there.
+        # Without locks it cannot be known whether a process is at work: nothing is removed then.
         with contextlib.suppress(OSError, NotImplementedError):
             lock.acquire(timeout=0)
         folder = work / NEW
@@ -98,10 +98,10 @@ def atomic_folder(path: Path, mark: str, overwrite: bool) -> Iterator[Path]:
 
 
 def _remove_attempts(path: Path) -> None:
-    """Remove what killed processes left of a folder; one that was whole takes its name.
+    """Remove the leftovers of killed processes; a folder that was complete takes its name.
 
-    That is one whose process was killed between putting the old folder aside and giving its name
-    to the new one. An attempt that has no lock yet may belong to a process that has just begun.
+    Its process was killed between moving the old folder aside and renaming the new one. An attempt
+    that has no lock yet may belong to a process that has just begun.
     """
     for work in path.parent.glob(f".{glob.escape(path.name)}{PARTIAL}*"):
         if not (work / LOCK).is_file():

@@ -1,9 +1,9 @@
-"""Downloads kept on this machine: named by their content, the least recently used let go.
+"""A cache of downloads on this machine: named by content, the least recently used are evicted.
 
-    FOLDER/DIGEST              one whole file
-    FOLDER/.DIGEST.*           a download under way, and the lock that others wait at
+    FOLDER/DIGEST              a complete file
+    FOLDER/.DIGEST.*           a download in progress, and the lock that other processes wait for
 
-Files of other names are neither counted nor touched, whatever folder it is.
+Files of other names in the folder are neither counted nor touched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sharding.io.errors import DataError
 DIGEST = re.compile("[0-9a-f]{64}")
 ENTRY_OR_PARTIAL = re.compile(rf"({DIGEST.pattern})|\.{DIGEST.pattern}\..*")
 ABANDONED_SECONDS = 3600
-"""A download that has not grown for so long is that of a process that died."""
+"""A download that has not grown for this long belongs to a process that died."""
 
 
 def default_folder() -> Path:
@@ -38,12 +38,12 @@ def default_folder() -> Path:
 class Cache:
     """A folder of downloads that any number of processes use at once.
 
-    An entry appears whole, by rename. One that is let go while a process has it open or mapped
-    stays valid there until it is closed; so open an entry as soon as it is returned.
+    An entry appears complete, by rename. An entry that is evicted while a process has it open or
+    mapped stays valid there until it is closed; so open an entry as soon as it is returned.
 
     Attributes:
-        folder: Where the entries lie; made when first needed.
-        gigabytes: Size that the entries together do not exceed, in 1e9 bytes.
+        folder: The folder of the entries; it is created when it is first needed.
+        gigabytes: Most that the entries may take together, in 1e9 bytes.
     """
 
     folder: Path = field(default_factory=default_folder)
@@ -54,7 +54,7 @@ class Cache:
             raise ValueError(f"gigabytes must be > 0, got {self.gigabytes}")
 
     def find(self, digest: str, size: int | None) -> Path | None:
-        """An entry, marked as just used; None if there is none of this size (None takes any)."""
+        """An entry, marked as just used; None if there is none of this size (None accepts any)."""
         entry = self._entry(digest)
         try:
             if size not in (None, entry.stat().st_size):
@@ -67,13 +67,13 @@ class Cache:
         return entry
 
     def add(self, digest: str, size: int, where: str, download: Callable[[Path], None]) -> Path:
-        """Download an entry, once for all the processes that ask at the same time.
+        """Download an entry, only once if several processes ask for it at the same time.
 
         Args:
             digest: Name of the entry: 64 hexadecimal digits.
-            size: Its bytes.
+            size: Its size in bytes.
             where: What is downloaded, for messages.
-            download: Writes the content into the path that it is given, or raises.
+            download: Writes the content to the path that it is given, or raises.
 
         Raises:
             DataError: If the file is larger than the whole cache.
@@ -93,7 +93,7 @@ class Cache:
                 self._evict(size, digest)
                 with atomic_path(entry) as partial:
                     download(partial)
-                # Others may have added entries meanwhile.
+                # Other processes may have added entries meanwhile.
                 self._evict(0, digest)
             # At worst, a process that waits here and one that comes later both look for the
             # entry, which is there by now.
@@ -125,7 +125,7 @@ class Cache:
         """When each entry or download was last used, in nanoseconds, its size, and its path."""
         for path in self.folder.iterdir():
             if ENTRY_OR_PARTIAL.fullmatch(path.name):
-                # Another process may have let it go meanwhile.
+                # Another process may have evicted it meanwhile.
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
                     yield status.st_mtime_ns, status.st_size, path

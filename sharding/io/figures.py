@@ -1,4 +1,4 @@
-"""What figures share; made without pyplot: nothing global changes, and no display is needed."""
+"""Functions that all figures use. Without pyplot no global state changes; no display is needed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def figure_png(figure: Figure, dpi: int = 110, colours: int | None = None) -> by
     """The figure as a PNG file, without date or program, so that equal figures give equal bytes.
 
     Args:
-        figure: What is drawn.
+        figure: The figure.
         dpi: Pixels per inch of its size.
-        colours: Of the file at most; 64 make it a third as large. None keeps all.
+        colours: Most colours of the file; 64 make it a third as large. None keeps all.
     """
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})

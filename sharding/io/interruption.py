@@ -1,4 +1,4 @@
-"""Ending in good order when a user, a terminal or a batch system asks for it by a signal."""
+"""Ending cleanly when a user, a terminal or a batch system asks for it by a signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENDING_SIGNALS: tuple[signal.Signals, ...] = tuple(
 )
 """What Ctrl-C, a batch system and a closed terminal send; Windows has no SIGHUP."""
 SECONDS_TO_END = 30.0
-"""Within this time after a signal, another SIGTERM or SIGHUP does not disturb the ending."""
+"""A second SIGTERM or SIGHUP within this time after the first is ignored."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,7 +58,7 @@ class DeferredSignals:
 
 @contextlib.contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread for the time of the block.
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread while the block runs.
 
     A signal that the process ignores stays ignored, as nohup wants it. In another thread than the
     main one, and on return, nothing is changed.
@@ -82,11 +82,11 @@ def signals_as_exceptions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred_signals(stop: Callable[[], bool] | None = None) -> Iterator[DeferredSignals]:
-    """Remember a signal instead of raising it, so that the block can come to a consistent state.
+    """Remember a signal instead of raising it, so that the block can reach a consistent state.
 
-    The block looks at `signal` of what it is given, and the signal is raised as Interrupted when
-    the block ends. Only signals that would raise an exception are deferred: what Ray or another
-    host has installed stays.
+    The block checks the attribute `signal` of the object that it is given, and the signal is raised
+    as Interrupted when the block ends. Only signals that would raise an exception are deferred: the
+    handlers of Ray or another host stay.
 
     Args:
         stop: Asks the block to end, at the first signal; returns whether that is possible now. If
@@ -104,7 +104,7 @@ def deferred_signals(stop: Callable[[], bool] | None = None) -> Iterator[Deferre
 
 @contextlib.contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Keep the handlers of signals_as_exceptions in force, whatever the block installs.
+    """Restore the handlers of signals_as_exceptions if the block installs others.
 
     Ray has handlers of its own, in Python and in C++, which end the process with a stack trace.
     """

@@ -1,4 +1,4 @@
-"""Locks between processes of one machine, whose files do not stay."""
+"""Locks between processes of one machine, whose files are removed afterwards."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
         lock.acquire(timeout=-1 if wait else 0)
         if _is_current(lock, path):
             break
-        # The process that held it before has removed the file: this lock keeps nobody out.
+        # The previous holder has removed the file, so that this lock excludes no other process.
         lock.release()
     try:
         yield
     finally:
-        # Removed before it is released, so that whoever waits for it notices.
+        # Removed before the release, so that a process that waits for it notices.
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()

@@ -2,7 +2,7 @@
 
 A template lies in the folder `templates` of the package that owns it and is named by both:
 `sharding.io/page.html` is the base of every page, `sharding.io/blocks.html` holds its macros. All
-text is escaped, and a name that a template uses but nobody gave is an error.
+text is escaped, and using a name that was not given is an error.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _source(name: str) -> str | None:
 
 
 def _inline(text: str) -> Markup:
-    """A script or a style sheet for its element, where it must stand unescaped."""
+    """A script or a style sheet for its element, in which it must not be escaped."""
     if any(mark in text for mark in ("</", "<!--", "\r")):
         raise ValueError("script and style must be without </, <!-- and carriage returns")
     return Markup(text)

@@ -20,12 +20,15 @@ from sharding.io.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Outcome = tuple[Item, Result | Exception]
+Failure = DataError | OSError | MemoryError
+"""What an item or its machine can be to blame for; any other exception is a bug."""
+FAILURES = (DataError, OSError, MemoryError)
+Outcome = tuple[Item, Result | Failure]
 
 CONNECT_SECONDS = 5
 """How long a cluster's head may take to accept a connection."""
 AHEAD = 2
-"""Items a worker that wait in its queue, so that the list of items need not be held by the pool."""
+"""Items for each worker that are submitted to the pool at a time."""
 
 
 def available_cores() -> int:
@@ -42,22 +45,23 @@ def run_each(
     workers: int = 0,
     title: str = "",
     address: str | None = None,
-) -> Iterator[tuple[Item, Result | Exception]]:
-    """Run a function on every item; one that fails does not stop the others.
+) -> Iterator[tuple[Item, Result | Failure]]:
+    """Run a function on every item; one that fails does not stop the others, a bug does.
 
     Args:
         function: Picklable, and safe to run again: a task of a lost node is.
         items: Picklable and small.
         workers: Processes of this machine; 0 takes one a core, 1 runs in this process. On a
             cluster the most tasks at a time; 0 leaves that to Ray.
-        title: Of the progress bar.
+        title: Title of the progress bar.
         address: A Ray cluster ("auto" for the one that this machine belongs to); None stays here.
 
     Yields:
-        Each item with its result, or the exception that it raised, in the order they finish.
+        Each item with its result, or the Failure that it raised, in the order they finish.
 
     Raises:
-        DataError: If a process is killed from outside; what it had finished is finished.
+        DataError: If a process is killed from outside; the results of finished items are kept.
+        Exception: Whatever else the function raises.
         ValueError: If `workers` is negative.
     """
     if workers < 0:
@@ -74,7 +78,7 @@ def _here(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator
     for item in items:
         try:
             yield item, function(item)
-        except Exception as error:
+        except FAILURES as error:
             yield item, error
 
 
@@ -99,23 +103,23 @@ def _in_pool(
         except BrokenProcessPool as error:
             raise DataError(
                 "worker processes",
-                "one was killed, by the system for want of memory perhaps",
-                "Use fewer --workers and start again: what is finished is kept",
+                "one was killed, perhaps by the system because memory ran out",
+                "Use fewer --workers and start again: finished work is kept",
             ) from error
         finally:
             interrupted = isinstance(sys.exception(), KeyboardInterrupt | GeneratorExit)
             if interrupted:
-                # An item may take minutes. Files appear whole or not at all, so none is half done.
+                # An item may take minutes, and files appear complete or not at all.
                 for process in list(pool._processes.values()):
                     process.kill()
             pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as its parent is dead; else it would wait for items for ever.
+    """End this process as soon as its parent dies; otherwise it would wait for items for ever.
 
-    Signals that ask to end are left to the parent, which a terminal or a batch system sends them
-    to as well: it decides, and kills this process.
+    Signals that ask to end are left to the parent, which gets them from a terminal or a batch
+    system as well, and kills this process.
     """
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -129,10 +133,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def _outcome(error: BaseException | None, future: Future[Result]) -> Result | Exception:
-    if isinstance(error, BrokenProcessPool) or not isinstance(error, Exception | None):
-        raise error
-    return future.result() if error is None else error
+def _outcome(error: BaseException | None, future: Future[Result]) -> Result | Failure:
+    return error if isinstance(error, Failure) else future.result()
 
 
 def _check_answers(address: str) -> None:
@@ -174,7 +176,7 @@ def _on_ray(
     def call(item: Item) -> Result:
         return function(item)
 
-    # A core each, run anew when its node is lost.
+    # One core each; a task is run again when its node is lost.
     remote: Any = ray.remote(num_cpus=1, max_retries=3)(call)
     waiting = list(reversed(items))
     running: dict[Any, Item] = {}
@@ -189,9 +191,13 @@ def _on_ray(
                 try:
                     outcome = ray.get(task)
                 except RayTaskError as error:
-                    outcome = error.cause if isinstance(error.cause, Exception) else error
+                    if not isinstance(error.cause, Failure):
+                        raise
+                    outcome = error.cause
                 except RayError as error:
-                    outcome = error
+                    rule = f"its process or node was lost again and again ({one_line(error)})"
+                    remedy = "Start again: what is finished is kept"
+                    outcome = DataError("the cluster", rule, remedy)
                 yield item, outcome
     finally:
         for task in running:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal or in a notebook, otherwise a line now and then."""
+"""Progress of long work: a bar on a terminal or in a notebook, otherwise an occasional line."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def progress(
     """Yield the items while showing how far the work is.
 
     Args:
-        items: What is worked on.
+        items: The items of the work.
         title: Shown before the count.
-        total: Number of items, with those that were done before.
+        total: Number of items, including those that were done before.
         quiet: Show nothing.
-        initial: Items that were done before.
+        initial: Number of items that were done before.
         logger: Receives the lines; a bar is not shown if its level, or that of a parent, is above
             INFO: `logging.getLogger("sharding").setLevel(logging.WARNING)` silences both.
-        last_line: Log a line when all is done, however short it took.
+        last_line: Log a line when everything is done, even if it took little time.
     """
     if quiet or _is_silenced(logger):
         yield from items

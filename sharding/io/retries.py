@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 PAUSES_SECONDS: tuple[float, ...] = (0.5, 1, 2, 4)
-"""Waits between the attempts at one request: there is one more attempt than there are waits."""
+"""Pauses between the attempts at a request: there is one more attempt than there are pauses."""
 PATIENCE_SECONDS = 30.0
 """A request is not retried when its first attempt failed this long ago."""
 CONNECT_SECONDS, SILENCE_SECONDS = 5, 10
@@ -55,8 +55,8 @@ class RetryingConnection:
         """Call `action(file system, path of where)`, and again if its failure may be temporary.
 
         Raises:
-            DataError: Instead of whatever the storage's package raises; MissingError if there is
-                no such file.
+            DataError: In place of the exceptions of the storage's package; MissingError if there
+                is no such file.
         """
         pauses = iter(PAUSES_SECONDS if self.protocol != "file" else ())
         first_failure = None

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from sharding.io.atomic import atomic_path
 from sharding.io.cache import DIGEST, Cache
-from sharding.io.errors import DISK_FULL, DataError, MissingError, disk_error, disk_errors
+from sharding.io.errors import DISK_FULL, DataError, MissingError, disk_error, file_errors
 from sharding.io.locks import Timeout, exclusive
 from sharding.io.retries import EXTRAS, RetryingConnection
 
@@ -32,7 +32,7 @@ PIECE_BYTES = 16 * 2**20
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
 _ALMOST_URL = re.compile(r"[a-zA-Z0-9+.-]{2,}:/(?!/)|.*::.*://|file://(?!/)")
 _VERSIONS = ("ETag", "etag", "LastModified", "mtime", "created")
-"""Where file systems tell the version of a file."""
+"""Keys under which file systems give the version of a file."""
 COPY_AGAIN = "Copy it again or shard the cohort again"
 
 
@@ -67,7 +67,7 @@ class Folder:
         text = str(url)
         protocol = "file"
         if _ALMOST_URL.match(text):
-            rule = "reads like a URL but is none that can be used"
+            rule = "looks like a URL but cannot be used as one"
             raise DataError(text, rule, "Write it like s3://bucket/folder or file:///folder")
         if is_remote(text):
             protocol = text.partition("://")[0]
@@ -169,17 +169,17 @@ class Folder:
         temporary folder (TMPDIR) and uploaded at the end of the block.
 
         Raises:
-            DataError: Also if the disk fills up, be it in the block.
+            DataError: Also if the disk fills up within the block.
         """
         where = self / self._checked(name)
         suffix = PurePosixPath(name).suffix
         with contextlib.ExitStack() as stack:
             if self.local is None:
-                with disk_errors(tempfile.gettempdir()):
+                with file_errors(tempfile.gettempdir()):
                     scratch = tempfile.TemporaryDirectory(prefix="distsynth-")
                     partial = Path(stack.enter_context(scratch), f"file{suffix}")
             else:
-                with disk_errors(where):
+                with file_errors(where):
                     partial = stack.enter_context(atomic_path(self.local / name, suffix))
             try:
                 yield partial
@@ -192,7 +192,7 @@ class Folder:
                 self._connection.request(
                     where, lambda system, path: system.put_file(str(partial), path)
                 )
-            with disk_errors(where):
+            with file_errors(where):
                 stack.close()
 
     def remove(self, name: str) -> None:
@@ -221,7 +221,7 @@ class Folder:
         if sha256 is not None and not DIGEST.fullmatch(sha256):
             raise DataError(where, f"not a sha256: {sha256!r}", "Shard the cohort again")
         if self.local is None and sha256:
-            with disk_errors(self.cache.folder):
+            with file_errors(self.cache.folder):
                 found = self.cache.find(sha256, size)
             if found:
                 return found
@@ -234,7 +234,7 @@ class Folder:
         size = int(info["size"])
         version = [where, str(size), *(str(info.get(key)) for key in _VERSIONS)]
         digest = sha256 or hashlib.sha256("\n".join(version).encode()).hexdigest()
-        with disk_errors(self.cache.folder):
+        with file_errors(self.cache.folder):
             return self.cache.find(digest, size) or self.cache.add(
                 digest, size, where, lambda partial: self._download(name, partial, size, sha256)
             )
@@ -255,7 +255,7 @@ class Folder:
         folder = self.local.resolve()
         file = folder.parent / f".{folder.name}.lock"
         with contextlib.ExitStack() as stack:
-            with disk_errors(file):
+            with file_errors(file):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     stack.enter_context(exclusive(file))
@@ -274,7 +274,7 @@ class Folder:
         return name
 
     def _info(self, name: str) -> dict[str, Any]:
-        """What the storage tells of a file: its size in bytes and, by many names, its version."""
+        """The storage's information on a file: size in bytes and, under various keys, version."""
 
         def ask(system: Any, path: str) -> dict[str, Any]:
             info = system.info(path)
@@ -285,7 +285,7 @@ class Folder:
         return self._connection.request(self / self._checked(name), ask)
 
     def _download(self, name: str, partial: Path, size: int, sha256: str | None) -> None:
-        """Download into `partial`; once more if the checksum is wrong, for damage may pass."""
+        """Download into `partial`, again if the checksum is wrong: damage may be temporary."""
         found = ""
         for _ in range(2):
             digest = hashlib.sha256()
@@ -309,8 +309,8 @@ def _check_url(url: str, protocol: str) -> None:
     parts = urlsplit(url)
     if parts.password is not None:
         where = url.replace(parts.netloc.rpartition("@")[0], "...", 1)
-        rule = "a URL must hold no password, for it is written to manifests and messages"
-        raise DataError(where, rule, "Give the credentials by the environment")
+        rule = "a URL must not hold a password, because it is written to manifests and messages"
+        raise DataError(where, rule, "Give the credentials in the environment")
     if protocol in EXTRAS and not parts.netloc:
         raise DataError(url, "the URL names no bucket", "Write it like s3://bucket/folder")
 

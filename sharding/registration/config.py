@@ -1,4 +1,4 @@
-"""How a source is registered, and what the backends are given."""
+"""How a source is registered, and the input of the backends."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class RegisterConfig:
     backend: Literal["simpleitk", "greedy"] = "simpleitk"
     """SimpleITK, or greedy: pip install "distsynth[greedy]"."""
     metric: Literal["mutual-information", "correlation"] = "mutual-information"
-    """What is maximised: mutual information bears any change of contrast; correlation (of small
-    neighbourhoods, for the deformation) is for scans of like contrast."""
+    """What is maximised: mutual information allows for any change of contrast; correlation (of
+    small neighbourhoods, for the deformation) is for scans of similar contrast."""
     affine_shrink: tuple[int, ...] = (8, 4, 2)
     """Levels of the affine registration, coarse to fine, in voxels of the target."""
     affine_iterations: int = 150
@@ -104,7 +104,7 @@ class PrepareConfig:
             raise ValueError("preprocess.target_spacing_mm is for distsynth shard, not for prepare")
         if self.registers and "resample" not in self.steps:
             raise ValueError(
-                "steps rigid, affine and deform are of no use without resample: add it"
+                "steps rigid, affine and deform have no effect without resample: add it"
             )
 
     @property

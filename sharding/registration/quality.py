@@ -1,7 +1,7 @@
-"""How well a source lies on its target, in numbers, and which specimens of a cohort stand out.
+"""Measures of how well a source is aligned with its target, and which specimens stand out.
 
-Every measure is taken on intensities clipped and scaled to [0, 1000] (`SCALED_MAX`). What stands
-out is found by fixed rules and, in cohorts large enough, by its distance from the other specimens;
+Every measure is taken on intensities clipped and scaled to [0, 1000] (`SCALED_MAX`). A specimen
+stands out if it breaks a fixed rule or, in a cohort that is large enough, differs from the others;
 it is reported and stays in the cohort.
 """
 
@@ -25,9 +25,9 @@ BINS = 64
 """Bins of either intensity in the joint histogram."""
 
 SAMPLES = 2**22
-"""Voxels that noise is measured on at most; more tell nothing new."""
+"""Most voxels on which noise is measured."""
 
-# Fixed rules. A measure may fall a little by interpolation alone: these shares are let pass.
+# Fixed rules. Interpolation alone may lower a measure a little, by up to these shares.
 FELL_INFORMATION = 0.005
 FELL_CORRELATION = 0.02
 LEAST_OVERLAP = 0.7
@@ -42,8 +42,8 @@ LEAST_COHORT = 5
 MOST_DEVIATIONS = 3.5
 MAD_TO_SIGMA = 1.4826
 LEAST_SPREAD = 0.02
-"""Share of the median that the spread is taken for at least: a cohort whose values agree to
-rounding has no outliers."""
+"""Least spread as a share of the median: a cohort whose values agree up to rounding has no
+outliers."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class PairQuality:
     __pydantic_config__ = STRICT
 
     mutual_information: float
-    """Of the intensities in the mask, nats, 64 by 64 bins."""
+    """Mutual information of the intensities in the mask, in nats, with 64 by 64 bins."""
     correlation: float
-    """Pearson's, in the mask, -1 to 1."""
+    """Pearson correlation in the mask, -1 to 1."""
     overlap: float
     """Dice coefficient of the two foregrounds within the source's field of view, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class SpecimenQuality:
-    """One specimen's line: the pair by its headers, the pair as prepared, and its volumes."""
+    """The measures of one specimen: of its pair before and after preparing, and of its volumes."""
 
     __pydantic_config__ = STRICT
 
@@ -75,7 +75,7 @@ class SpecimenQuality:
     jacobian_min: float
     """Least volume change from target to source within the foreground; 1 without registration."""
     jacobian_max: float
-    """Largest one."""
+    """Largest volume change within the foreground."""
     coverage: float
     """Share of the target's foreground inside the source's field of view, as prepared."""
     foreground: float
@@ -130,11 +130,11 @@ def pair_quality(
 
 
 def foreground(scaled: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Everything but the dark surroundings, whatever the contrast and the noise.
+    """Everything but the dark surroundings, for any contrast and noise level.
 
-    Otsu's threshold parts bright from dark tissue as soon as there are both, so the threshold is
-    a quarter of the way from the mean of what Otsu finds dark to that of what it finds bright.
-    Single voxels of noise are blurred away before, enclosed holes are filled.
+    Otsu's threshold separates bright from dark tissue if there are both. So the threshold lies a
+    quarter of the way from the mean of the part that Otsu finds dark to that of the bright part.
+    Noise is blurred first, and enclosed holes are filled.
     """
     if scaled.min() == scaled.max():
         return np.zeros(scaled.shape, bool)
@@ -273,7 +273,7 @@ def _deviations(
 
 
 def mutual_information(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Of two lists of intensities in [0, 1000], nats."""
+    """Mutual information of two lists of intensities in [0, 1000], in nats."""
     scale = np.float32(BINS / SCALED_MAX)
     bins = [np.clip((values * scale).astype(np.int64), 0, BINS - 1) for values in (one, other)]
     counts = np.bincount(bins[0] * BINS + bins[1], minlength=BINS * BINS).reshape(BINS, BINS)
@@ -284,7 +284,7 @@ def mutual_information(one: NDArray[np.float32], other: NDArray[np.float32]) -> 
 
 
 def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Pearson's; 0 where either is constant."""
+    """Pearson correlation; 0 if either is constant."""
     first, second = (values - values.mean(dtype=np.float64) for values in (one, other))
     # Not by BLAS, whose last digit depends on its threads.
     joint, ours, theirs = (
@@ -302,7 +302,7 @@ def jacobian_range(
     Args:
         transform: From the target's space to the source's.
         foreground: On the target's grid, shape (x, y, z).
-        affine: Of that grid, index to world millimetres.
+        affine: Grid index to world millimetres, shape (4, 4).
     """
     change = transform.jacobian()
     if transform.field_affine is None:

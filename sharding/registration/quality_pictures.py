@@ -1,4 +1,4 @@
-"""Pictures of how a source lies on its target: checkerboards and the edges of the target."""
+"""Pictures of the alignment of a pair: checkerboards, and the target's edges on the source."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SQUARES = 8
 """Squares of the checkerboard along the longer side of a slice."""
 
 SHARPEST = 480
-"""Pixels along the longer side of a slice at most; finer ones are averaged away on a page."""
+"""Most pixels along the longer side of a slice; a page does not show finer ones."""
 
 EDGE_PIXELS = 1.5
-"""Standard deviation of the smoothing that edges are sought at."""
+"""Standard deviation of the smoothing before edges are detected."""
 
 EDGE_SHARES = (0.84, 0.93)
-"""Quantiles of steepness: an edge starts over the second and goes on over the first."""
+"""Quantiles of the gradient: an edge starts above the second and continues above the first."""
 
 EDGE_COLOUR = (1.0, 0.66, 0.0)
 COLOURS = 64
-"""Of a picture file: greys, and the edges' colour."""
+"""Colours of a picture file: greys, and the colour of the edges."""
 
 
 def pair_pictures(
@@ -45,8 +45,8 @@ def pair_pictures(
 ) -> bytes:
     """Checkerboards and edge overlays on three orthogonal slices through the specimen's middle.
 
-    In a checkerboard, squares of source and target alternate: a border that runs on from square
-    to square is aligned. In an overlay, the target's edges are drawn on the source.
+    In a checkerboard, squares of source and target alternate: where borders continue from
+    square to square, the pair is aligned. An overlay shows the target's edges on the source.
 
     Args:
         source_before: Source on the target's grid by the headers, [0, 1000], shape (x, y, z), axes

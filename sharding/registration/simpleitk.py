@@ -14,7 +14,7 @@ from sharding.volumes.transform import RAS_TO_LPS, is_orthogonal
 from sharding.volumes.volume import Volume
 
 BINS = 32
-"""Of the joint histogram."""
+"""Bins of the joint histogram, for each of the two intensities."""
 SAMPLES = 100_000
 """Voxels that the affine registration looks at; the deformation looks at all."""
 RIGID_STEP, AFFINE_STEP = 0.5, 1 / 16

@@ -1,5 +1,5 @@
-"""A step of work whose folder stands for it: it appears whole, and is made anew only when its key
-changes.
+"""A step of work and the folder of its results, which appears complete and is made again only when
+the key of the step changes.
 
     FOLDER/STEP/...          what the step made
     FOLDER/STEP/step.json    its record: key, parameters, tools, inputs, measures, checksums
@@ -24,12 +24,12 @@ RECORD = "step.json"
 
 @dataclass(frozen=True)
 class Step:
-    """What a step is to do; known before anything is done.
+    """What a step does; known before it is run.
 
     Attributes:
-        name: Of the step and of its folder.
-        parameters: Everything that its outcome depends on but files; JSON values.
-        tools: Program -> version, of those that the outcome depends on.
+        name: The name of the step and of its folder.
+        parameters: Everything but files that its outcome depends on; JSON values.
+        tools: Program -> version, for the programs that the outcome depends on.
         inputs: What it reads -> sha256 of the raw file's bytes, or key of the step that makes it.
     """
 
@@ -53,7 +53,7 @@ class StepRecord:
 
     step: str
     key: str
-    """Of the step; another one means that the step must be done again."""
+    """The key of the step; if it differs, the step must be run again."""
     order: tuple[str, ...]
     """The steps up to this one, first to last."""
     parameters: dict[str, Any]
@@ -121,6 +121,6 @@ def read_record(folder: Path) -> StepRecord | None:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
+    """The sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

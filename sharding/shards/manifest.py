@@ -43,6 +43,7 @@ from sharding.io.records import STRICT
 from sharding.io.storage import Folder
 from sharding.shards.config import ShardConfig
 from sharding.volumes.cohort import SPECIMEN_NAME, Split
+from sharding.volumes.header import is_orientation
 from sharding.volumes.intensities import IntensityTransform
 
 FORMAT_VERSION = 3
@@ -93,6 +94,8 @@ class SpecimenRecord:
             )
         if not all(0 < side < math.inf for side in self.spacing_mm):
             raise ValueError(f"spacing_mm must be positive and finite, got {self.spacing_mm}")
+        if not is_orientation(self.orientation):
+            raise ValueError(f"orientation must be one such as RAS, got {self.orientation!r}")
         if not 0 <= self.overlap <= 1:
             raise ValueError(f"overlap must be from 0 to 1, got {self.overlap}")
 
@@ -139,7 +142,7 @@ class Manifest:
         specimens: In the order of their names.
         shards: In the order of their names.
         left_out: Specimens of the cohort that failed and were left out knowingly.
-        version: Of the format.
+        version: The version of the format.
     """
 
     __pydantic_config__ = STRICT
@@ -257,7 +260,7 @@ def mask_name(specimen: str, sha256: str) -> str:
 
 
 def check_no_leak(where: str, manifest: Manifest) -> None:
-    """Refuse a set in which one scan stands in two specimens.
+    """Refuse a set in which two specimens hold the same scan.
 
     Raises:
         DataError: Names the two.

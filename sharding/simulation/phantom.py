@@ -1,4 +1,4 @@
-"""A phantom specimen: folded layers, vessels and a dark background, with known truth."""
+"""Phantom specimens: folded layers, vessels and a dark background, for which the truth is known."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def phantom_volume(
 
     Args:
         shape: Voxels along each axis.
-        seed: Every specimen of another seed has other folds, vessels and texture.
+        seed: Determines the folds, vessels and texture.
         spacing_mm: Isotropic voxel size.
 
     Returns:
@@ -63,7 +63,7 @@ def write_phantom_cohort(
     simulation: SimulationConfig | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write phantom targets, their simulated sources and a cohort.csv; return the latter."""
+    """Write phantom targets, their simulated sources and a cohort.csv; return the latter's path."""
     names = [f"phantom-{index:02d}" for index in range(specimens)]
     rows = [Specimen(name, target=out / f"{name}_target.nii.gz") for name in names]
     refuse_existing([out / "cohort.csv", *(row.target for row in rows)], overwrite)

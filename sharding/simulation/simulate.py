@@ -1,13 +1,13 @@
-"""A low-field partner for a high-field volume.
+"""A simulated low-field source for a high-field volume.
 
-The model of a lower-field scan, on intensities scaled to [0, 1] between the 0.1 and 99.9
+The model of a low-field scan, on intensities scaled to [0, 1] between the 0.1 and 99.9
 percentiles:
 
 1. contrast: x -> x ** gamma;
 2. bias: times 1 + sum over axes of slope * position, position from -1 to 1 across the volume,
    each slope drawn evenly from [-bias, bias];
 3. blur: Gaussian of `blur_voxels` standard deviation, in target voxels;
-4. misalignment: a rigid motion about the centre that the affine does not tell, if asked for;
+4. misalignment: an optional rigid motion about the centre that the affine does not record;
 5. downsampling: every `factor`-th voxel along each axis;
 6. Rician noise: sqrt((x + n1)^2 + n2^2), n1 and n2 normal with standard deviation `noise`.
 """
@@ -43,7 +43,7 @@ LIMITS = {
     "shift_mm": (0, 1000),
     "seed": (0, 2**32 - 1),
 }
-"""Field -> values within which a simulated source is a volume of finite intensities."""
+"""Field -> limits within which the intensities of a simulated source are finite."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class SimulationConfig:
 def simulate_source(
     target: Volume, config: SimulationConfig, name: str
 ) -> tuple[Volume, dict[str, Any]]:
-    """Make the low-field scan of a target.
+    """Simulate the low-field scan of a target.
 
     Args:
         target: High-field volume, any intensity units.
         config: Strength of each effect.
-        name: Specimen; with the seed it fixes every random draw.
+        name: The specimen; with the seed it determines every random draw.
 
     Returns:
         The source on its own coarser grid, intensities in [0, 1] and noise; and what was applied,
@@ -129,13 +129,13 @@ def simulate_source(
 def simulate_cohort(
     specimens: Sequence[Specimen], out: Path, config: SimulationConfig, overwrite: bool = False
 ) -> Path:
-    """Write a source and a record of what was applied for every target, and a cohort.csv.
+    """Write a source and a record of its simulation for every target, and a cohort.csv.
 
     Args:
         specimens: The cohort; its targets are used where they are, existing sources ignored.
         out: Folder for NAME_source.nii.gz, NAME_source.json and cohort.csv.
         config: Strength of each effect.
-        overwrite: Replace what exists of these.
+        overwrite: Replace those of these files that exist.
 
     Returns:
         The path of the new cohort.csv, written last.
@@ -151,7 +151,7 @@ def simulate_cohort(
         if path.resolve() in targets:
             raise DataError(path, "the source would replace a target", "Give another folder")
     out.mkdir(parents=True, exist_ok=True)
-    # Gathered beside the output and moved into it in the end: a bad target leaves nothing behind.
+    # Written to a temporary folder and moved in the end: a bad target leaves nothing behind.
     with TemporaryDirectory(prefix=".simulating-", dir=out) as gathered:
         for specimen in progress(specimens, "simulating", len(specimens)):
             target = read_volume(specimen.target)
@@ -175,7 +175,7 @@ def _move(
     angles: NDArray[np.float64],
     shift_mm: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """Rotate about the centre and shift, voxel sizes respected."""
+    """Rotate about the centre and shift, both in millimetres."""
     spacing = np.diag(spacing_mm)
     rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     matrix = np.linalg.inv(spacing) @ rotation @ spacing

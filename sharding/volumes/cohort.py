@@ -1,6 +1,6 @@
 """Specimens and their paired files, from a cohort.csv or a BIDS folder, and their split.
 
-The specimen is the unit of splitting: everything of one specimen stands in one split.
+The specimen is the unit of splitting: all data of one specimen is in the same split.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sharding.io.atomic import atomic_write
-from sharding.io.errors import DataError, list_causes
+from sharding.io.errors import DataError, file_errors, list_causes
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ class Specimen:
         name: Unique within the cohort; letters, digits, dot, dash and underscore.
         target: The high-field volume.
         source: The low-field volume; None until it is simulated.
-        split: Where the cohort puts it; None leaves that to assign_splits.
-        mask: Foreground on the target's grid; None leaves that to a threshold.
-        native_source: Of a prepared specimen, the source on its own grid, before it was resampled.
-        transform: Of a prepared specimen, the folder of the registration that took the native
-            source to the target; None where the headers align the two.
+        split: The split that the cohort states; None lets assign_splits choose one.
+        mask: Foreground on the target's grid; None finds it by a threshold.
+        native_source: The source of a prepared specimen on its own grid, before it was resampled.
+        transform: The folder of the registration that aligned the native source of a prepared
+            specimen with its target; None if the headers align the two.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Specimen:
     transform: Path | None = None
 
     def resolved(self) -> Specimen:
-        """The same with paths that are valid in every process, whatever its working folder."""
+        """The same with absolute paths, which are valid in every process."""
         paths = {name: getattr(self, name) for name in PATHS}
         return replace(self, **{name: path and path.resolve() for name, path in paths.items()})
 
     @property
     def volumes(self) -> list[Path]:
-        """Every volume that is given."""
+        """Every volume file that the specimen has."""
         files = (self.source, self.target, self.mask, self.native_source)
         return [file for file in files if file]
 
@@ -130,7 +130,8 @@ def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
 def _read_table(path: Path) -> list[Specimen]:
     """Read a cohort file of named columns."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with file_errors(path):
+            text = path.read_text(encoding="utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
         lines = [(reader.line_num, row) for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:
@@ -145,7 +146,7 @@ def _read_table(path: Path) -> list[Specimen]:
 
 
 def _delimiter(text: str) -> str:
-    """The delimiter under which most columns of the first row are known."""
+    """The delimiter that splits the first row into the most known columns."""
 
     def known(delimiter: str) -> int:
         first = text.partition("\n")[0].split(delimiter)

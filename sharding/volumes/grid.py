@@ -1,4 +1,4 @@
-"""Grids: of another voxel size over the same field of view, and whether two grids meet."""
+"""Grids of another voxel size over the same field of view, and whether two grids overlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sharding.volumes.volume import Volume
 SAME_SPACING = 0.01
 """Share by which voxel sizes may differ that count as the same."""
 MOST_VOXELS = 10**9
-"""Of a grid, unless an option allows more: 4 GB an array, several of which are needed."""
+"""Most voxels of a grid, unless an option allows more: 4 GB an array, and several are needed."""
 
 
 def same_spacing(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
@@ -57,11 +57,11 @@ def check_grid_size(
     spacing_mm: tuple[float, ...],
     most: int = MOST_VOXELS,
 ) -> None:
-    """Refuse a grid that nobody can want, before memory for it is taken.
+    """Refuse a grid that is larger than intended, before memory for it is allocated.
 
     Args:
         where: Names the file in the error.
-        shape: Of the grid.
+        shape: Shape of the grid.
         spacing_mm: Its voxel size.
         most: Voxels that it may have.
 
@@ -81,12 +81,12 @@ def check_grid_size(
 
 
 def check_grids_meet(where: object, source: Volume, grid: Volume, least: float) -> None:
-    """Refuse a grid that hardly meets the source that is to be brought onto it.
+    """Refuse a grid that hardly overlaps the source that is to be resampled onto it.
 
     Args:
         where: Names the grid in the error.
-        source: What is brought onto the grid.
-        grid: Its shape and affine count.
+        source: What is resampled onto the grid.
+        grid: A volume whose shape and affine define the grid.
         least: Share that the source must cover of the grid, or the grid of the source.
 
     Raises:
@@ -100,7 +100,7 @@ def check_grids_meet(where: object, source: Volume, grid: Volume, least: float) 
 
 
 def refuse_apart(where: object, of_grid: float, of_source: float, least: float) -> None:
-    """Raise DataError if neither share of what a grid and a source have in common suffices."""
+    """Raise DataError if neither covers a sufficient share of the other."""
     if max(of_grid, of_source) < least:
         raise DataError(
             str(where),

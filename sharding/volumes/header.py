@@ -1,4 +1,4 @@
-"""What a NIfTI header says of space: units, orientation codes, voxel size; checked before use."""
+"""The geometry in a NIfTI header: units, orientation codes and voxel size, checked before use."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ Orientation = Literal["header", "array"]
 """Where the directions of an image's axes come from: its header's codes, or the array itself."""
 
 UNITS_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
-"""Unit of a header's lengths to millimetres; unknown stands for mm, as everywhere in the field."""
+"""Unit of a header's lengths to millimetres; unknown stands for mm, as is usual in the field."""
 LEAST_MM, MOST_MM = 0.001, 50.0
 """Voxel sizes that scanners and microscopes have."""
+OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 LEAST_DISAGREEMENT = 0.01
 """Share by which two voxel sizes of one header may differ before that is reported."""
 MOST_VOXELS_APART = 0.5
 """How far apart the two affines of a header may place a voxel before that is reported."""
+
+
+def is_orientation(name: str) -> bool:
+    """Whether a name such as RAS gives each of the three axes one direction."""
+    return sorted(OPPOSITE.get(letter, letter) for letter in name) == ["A", "R", "S"]
 
 
 def codes_of(header: nib.Nifti1Header) -> tuple[int, int]:
@@ -103,9 +109,9 @@ def aligned_by_array(
     """The affine that lays an array's axes along those of a target, middle on middle.
 
     Args:
-        shape: Of the array.
+        shape: Shape of the array.
         spacing_mm: Its voxel size along its own axes.
-        target_shape: Of the target.
+        target_shape: Shape of the target.
         target_affine: Index to world millimetres, shape (4, 4).
     """
     scale = np.array(spacing_mm) / voxel_sizes(target_affine)

@@ -21,11 +21,11 @@ from sharding.volumes.volume import Volume
 SCALED_MAX = 1000.0
 """Prepared volumes run from 0 to this (section 5.1)."""
 LEAST_CONTRAST = 0.01
-"""Share of the intensity range that an image spans where it counts; less is called constant."""
+"""Least share of the intensity range that an image must span within its mask or foreground."""
 LEAST_VOXELS = 27
-"""So few voxels say nothing about contrast."""
+"""Fewest voxels by which contrast is measured."""
 LEVELS = 4000
-"""Steps of the histogram that contrast is measured by."""
+"""Bins of the histogram by which contrast is measured."""
 BLOCKS, BLOCK_LEVELS = 4, 15
 """Parts of each axis, and grey levels of their means, that a fingerprint is made of."""
 
@@ -105,7 +105,7 @@ class IntensityTransform:
     def standardise_scaled(
         self, scaled: NDArray[np.float32], empty: Empty = in_memory
     ) -> NDArray[np.float32]:
-        """The last step alone, for intensities already in [0, 1]."""
+        """Only the last step, for intensities that are in [0, 1] already."""
         mean, std = np.float32(self.mean), np.float32(self.std)
         return by_slabs(lambda slab: (slab - mean) / std, scaled, empty)
 
@@ -117,7 +117,7 @@ class IntensityTransform:
     def restore(
         self, standardised: NDArray[np.float32], empty: Empty = in_memory
     ) -> NDArray[np.float32]:
-        """Back to the file's units; what was clipped stays clipped."""
+        """Convert back to the file's units; clipped intensities stay clipped."""
         width = self.high - self.low
         return by_slabs(
             lambda slab: (slab.astype(np.float64) * self.std + self.mean) * width + self.low,
@@ -152,7 +152,7 @@ def _mean(slabs_of_values: Iterator[NDArray]) -> float:
 def check_varies(
     where: object, scaled: NDArray[np.float32], region: NDArray[np.bool_], named: str
 ) -> None:
-    """Refuse an image that shows nothing where it counts, whatever lies elsewhere.
+    """Refuse an image that is nearly constant within a region, whatever it shows elsewhere.
 
     Args:
         where: Names the file in the error.
@@ -177,7 +177,7 @@ def _histogram(scaled: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _refuse_constant(where: object, counts: NDArray[np.int64], named: str) -> None:
-    """Raise DataError if a histogram spans too little of the intensity range."""
+    """Raise DataError if a histogram covers too little of the intensity range."""
     if counts.sum() < LEAST_VOXELS:
         return
     below = np.cumsum(counts) / counts.sum()
@@ -195,7 +195,7 @@ def _refuse_constant(where: object, counts: NDArray[np.int64], named: str) -> No
 def check_foreground_varies(
     where: object, volume: Volume, transform: IntensityTransform, threshold: float
 ) -> None:
-    """Refuse a scan that shows nothing but its outline, where no mask says what counts.
+    """Refuse a scan without a mask whose foreground is nearly constant.
 
     Args:
         where: Names the file in the error.
@@ -214,7 +214,7 @@ def check_foreground_varies(
 
 
 def fingerprint(volume: Volume) -> str:
-    """A digest of what a scan shows, to find the same scan under another name.
+    """A digest of a scan's content, by which the same scan is found under another name.
 
     It does not change when the intensities are scaled or shifted and rounded to integers, nor when
     the axes are flipped or permuted, nor with the affine. It does change when the scan is cropped,

@@ -17,7 +17,7 @@ from sharding.volumes.header import Orientation, aligned_by_array
 from sharding.volumes.volume import Volume, read_volume
 
 GRID_TOLERANCE = 0.1
-"""Share of a voxel by which the corners of one grid may differ in two headers."""
+"""Share of a voxel by which the corners of the same grid may differ between two headers."""
 TOLERANCE = 1e-3
 """Rounding of a mask's values, as a share of the one that marks the inside."""
 ZERO = 1e-6

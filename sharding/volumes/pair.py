@@ -2,7 +2,7 @@
 
 The order is the paper's: clip, scale, bring the source onto the target grid, standardise. N4 bias
 correction and registration come before: `sharding.registration` runs them and writes a cohort of
-prepared volumes, for which nothing is left to move here. Other volumes are aligned by their
+prepared volumes, whose pairs are aligned already. Other volumes are aligned by their
 affines alone.
 
 The source is standardised by a transform that is fitted on the source as it was scanned, on its
@@ -36,7 +36,7 @@ from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_pair
 
 FINER = 0.9
-"""A source whose voxels are below this share of the target's volume is clearly the finer one."""
+"""A source is clearly the finer one if its voxels are smaller than this share of the target's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Pair:
         native_source: The source on its own grid, before any registration.
         grid: The target as read: geometry and header of everything here.
         overlap: Share of the target's foreground inside the source's field of view.
-        registration: Target world to native source world, of a prepared specimen; None where the
+        registration: Target world to native source world for a prepared specimen; None if the
             headers align the two.
     """
 
@@ -172,7 +172,7 @@ def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
 def _target(
     specimen: Specimen, target: Volume, config: PreprocessConfig
 ) -> tuple[Volume, NDArray[np.bool_], IntensityTransform]:
-    """The target at the spacing that is asked for, its foreground, and its intensity transform."""
+    """The target at the configured spacing, its foreground, and its intensity transform."""
     spaced = target
     if config.target_spacing_mm:
         spaced = at_spacing(target, config.target_spacing_mm)
@@ -237,8 +237,8 @@ def place_source(
 
     Args:
         source: The volume.
-        shape: Of the grid.
-        affine: Of the grid, index to world millimetres.
+        shape: Shape of the grid.
+        affine: Grid index to world millimetres, shape (4, 4).
         config: Percentiles to clip at.
         where: Names the source in errors.
         empty: Makes the arrays that are as large as a volume.

@@ -1,7 +1,7 @@
-"""Arrays of whole volumes: worked on slab by slab, and kept in files where they are large.
+"""Arrays of whole volumes: processed slab by slab, and kept in files if they are large.
 
-A slab is a run of planes along the last axis, the slowest in a NIfTI file: it is read and written
-in one piece there. What is done slab by slab takes memory for a slab, whatever the volume.
+A slab is a run of planes along the last axis, the slowest one in a NIfTI file, where it is read and
+written in one piece. Processing slab by slab takes memory for one slab, however large the volume.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from numpy.typing import DTypeLike, NDArray
 from sharding.io.errors import DataError
 
 SLAB = 2**22
-"""Voxels of a slab, at most but for a single plane."""
+"""Most voxels of a slab, unless a single plane has more."""
 Slab = tuple[slice, ...]
 
 
 class Empty(Protocol):
-    """Makes an array whose values are not set, as np.empty does."""
+    """A function that makes an array whose values are not set, as np.empty does."""
 
     def __call__(
         self, shape: Sequence[int], dtype: DTypeLike = np.float32, order: Literal["C", "F"] = "C"
@@ -43,14 +43,14 @@ def in_memory(
 
 @dataclass(frozen=True)
 class Scratch:
-    """Makes arrays in memory or, where they are large, in files without a name.
+    """Makes arrays in memory or, if they are large, in files without a name.
 
-    The system writes pages of such a file out when memory is short, so arrays larger than memory
-    serve. The files vanish with the arrays, or with the process.
+    The system writes pages of such a file to the disk when memory is short, so that arrays may be
+    larger than memory. The files vanish with the arrays, or with the process.
 
     Attributes:
-        folder: Where the files lie; made if it is not there.
-        most: Bytes of an array in memory.
+        folder: The folder of the files; it is created if it does not exist.
+        most: Bytes of the largest array that is made in memory.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class Scratch:
         """An array of this shape; one in a file has the order of a NIfTI file.
 
         Raises:
-            DataError: If the disk has no room for it.
+            DataError: If there is not enough space on the disk.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size <= self.most:
@@ -71,7 +71,7 @@ class Scratch:
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 _reserve(file.fileno(), size)
-                # The map holds on to the file after it is closed.
+                # The map keeps the file alive after it is closed.
                 mapped = np.memmap(file, dtype, "r+", shape=tuple(shape), order="F")
         except OSError as error:
             raise DataError(
@@ -83,7 +83,7 @@ class Scratch:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Take the room on the disk now: a full disk would later kill whoever writes to the map."""
+    """Allocate the disk space now: on a full disk, writing to the map would kill the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:
@@ -91,7 +91,7 @@ def _reserve(file: int, size: int) -> None:
 
 
 def slabs(shape: Sequence[int], along: int = -1) -> Iterator[Slab]:
-    """Cut an array into slabs along an axis: as many as SLAB asks for, the same on any machine."""
+    """Cut an array into slabs along an axis, of a size that is the same on any machine."""
     planes = max(1, SLAB * shape[along] // max(1, math.prod(shape)))
     slab = [slice(0, size) for size in shape]
     for low in range(0, shape[along], planes):
@@ -102,7 +102,7 @@ def slabs(shape: Sequence[int], along: int = -1) -> Iterator[Slab]:
 def by_slabs(
     change: Callable[[NDArray], NDArray], data: NDArray, empty: Empty = in_memory
 ) -> NDArray[np.float32]:
-    """What a function of single voxels makes of a volume, as float32."""
+    """Apply a function of single voxels to a volume; the result is float32."""
     changed = empty(data.shape, order="F" if data.flags.f_contiguous else "C")
     for slab in slabs(data.shape):
         changed[slab] = change(data[slab])

@@ -1,4 +1,4 @@
-"""Where a point of one volume's space lies in another's: an affine map after a smooth warp."""
+"""Maps from one volume's space to another's: a smooth warp, then an affine map."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from scipy import ndimage
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.errors import DataError
 from sharding.volumes.resample import FWHM_TO_SIGMA
-from sharding.volumes.volume import UNREADABLE, Volume
+from sharding.volumes.volume import UNREADABLE, Volume, check_claimed_size
 
 AFFINE_FILE = "affine.tfm"
 WARP_FILE = "warp.nii.gz"
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """NIfTI's world to ITK's, and back."""
 
+READ_BYTES = 2**24
+"""Bytes of a file that are unpacked at a time where only their checksum counts."""
 SLAB_POINTS = 2**20
 """Voxels mapped at a time; bounds the memory that coordinates take."""
 INVERSE_STEPS = (1.0, 0.5, 0.25, 0.1)
-"""Step lengths of the inversion, shorter ones for points where the longer ones do not settle."""
+"""Step lengths of the inversion, shorter ones for points where the longer ones do not converge."""
 INVERSE_ITERATIONS = 60
 INVERSE_TOLERANCE = 1e-4
 """The inversion's accuracy, as a share of the field's smallest step."""
-# What ITK and ANTs call a matrix, a centre and a shift.
+# The names that ITK and ANTs give to a transform of a matrix, a centre and a shift.
 AFFINE_KINDS = tuple(
     f"{kind}_{precision}_3_3"
     for kind in ("AffineTransform", "MatrixOffsetTransformBase")
@@ -38,13 +40,13 @@ AFFINE_KINDS = tuple(
 )
 NIFTI_INTENT_VECTOR = 1007
 ORTHOGONAL = 5e-3
-"""Cosine of the angle between axes that count as orthogonal: headers of fine voxels that were
-rounded to four decimals come close to it."""
+"""Largest cosine of the angle between axes that count as orthogonal: headers of fine voxels come
+close to it when they are rounded to four decimals."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transform:
-    """Where points of the target's space lie in the source's: q = affine @ (p + u(p)).
+    """A map from points p of the target's space to the source's: affine @ (p + u(p)).
 
     Attributes:
         affine: World millimetres to world millimetres, shape (4, 4).
@@ -76,7 +78,7 @@ class Transform:
 
     @classmethod
     def identity(cls) -> Transform:
-        """Every point where it is."""
+        """The map that leaves every point where it is."""
         return cls(np.eye(4))
 
     def points(self, points: NDArray) -> NDArray[np.float64]:
@@ -88,7 +90,7 @@ class Transform:
         """Source world to target world, millimetres, shape (n, 3).
 
         Raises:
-            ValueError: If the inversion does not settle: the field folds space over itself.
+            ValueError: If the inversion does not converge: the field folds space over itself.
         """
         before = apply_affine(np.linalg.inv(self.affine), np.asarray(points, np.float64))
         if self.field is None or self.field_affine is None:
@@ -261,7 +263,7 @@ def _check_affine(name: str, affine: NDArray[np.float64]) -> None:
 
 
 def _index_map(to_world: NDArray[np.float64], volume: Volume) -> NDArray[np.float64]:
-    """Grid index to the volume's index, but for the field."""
+    """Grid index to the volume's index, without the field."""
     matrix = np.linalg.inv(volume.affine) @ to_world
     # Rounding in an inverted affine would otherwise turn the identity into an interpolation.
     return np.where(np.abs(matrix - matrix.round()) < 1e-6, matrix.round(), matrix)
@@ -281,7 +283,7 @@ def _sample(
         shape: Shape of the grid.
         matrix: Grid index to the volume's index, shape (4, 4); with `place` only its scale counts.
         place: Grid index to the volume's index where that is not affine, (n, 3) to (n, 3).
-        order: Of the spline.
+        order: Order of the spline.
     """
     data = _blurred(volume.data, np.abs(matrix[:3, :3]).max(axis=1)) if order else volume.data
     if place is None and np.array_equal(matrix, matrix.round()):
@@ -333,10 +335,16 @@ def _write_warp(path: Path, field: NDArray[np.float32], field_affine: NDArray[np
 
 def _read_warp(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     try:
-        # All of it, so that the checksum is verified.
-        image = nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))
+        image = nib.Nifti1Image.from_filename(path)
+        check_claimed_size(path, image)
         data = np.asarray(image.dataobj, np.float32)
-    except UNREADABLE as error:
+        with gzip.open(path) as file:
+            # The whole file is read, so that its checksum is verified.
+            while file.read(READ_BYTES):
+                pass
+    except DataError:
+        raise
+    except (*UNREADABLE, MemoryError) as error:
         raise _damaged(path, f"not a readable NIfTI file ({error})") from error
     if data.ndim != 5 or data.shape[3:] != (1, 3):
         raise _damaged(path, f"must have shape (x, y, z, 1, 3), found {data.shape}")

@@ -163,6 +163,32 @@ def test_what_is_written(evaluated, predictor, run_dir, tmp_path):
         assert str(place) not in page
 
 
+def test_conventions_are_written_for_the_model_and_cubic(predictor, specimens, tmp_path):
+    models = {"first": predictor}
+    evaluation = evaluate(models, specimens, baselines=[Cubic()], conventions=True)
+    text = write_evaluation(tmp_path, evaluation, models, {})
+    (name,) = evaluation.specimens
+    assert list(evaluation.conventions) == ["cubic", "first"]
+    with (tmp_path / "conventions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 4 * 2 * 2 * 6
+    found = {tuple(row.values())[:6]: float(row["value"] or "nan") for row in rows}
+    ours = evaluation.results["first"][name]
+    key = ("first", name, "standardised", "whole", "volume", "psnr_255")
+    assert found[key] == pytest.approx(ours["psnr255_whole"], rel=1e-6)
+    key = ("first", name, "standardised", "mask", "volume", "psnr_range")
+    assert found[key] == pytest.approx(ours["psnr_mask"], rel=1e-6)
+    markdown = (tmp_path / "conventions.md").read_text()
+    page = (tmp_path / "conventions.html").read_text()
+    for shown in (markdown, page):
+        assert f"{ours['psnr255_whole']:.2f}" in shown
+        assert "by convention alone" in shown
+        assert "fastMRI" in shown
+    assert str(tmp_path) not in page
+    assert text.startswith("first † (")
+    assert "Untrained: fewer than 1,000 optimiser steps" in text
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_other_splits_may_be_judged(split, predictor, specimens):
     evaluation = evaluate({"first": predictor}, specimens, split)

@@ -243,7 +243,8 @@ def test_only_what_no_trial_depends_on_may_be_set_anew(field):
     old = getattr(before.sweep, field)
     lines = str(caught.value).splitlines()
     assert lines == [
-        "sweep lambdas was started otherwise and can only go on as it was:",
+        "sweep lambdas was started with other settings and can only be resumed with these "
+        "unchanged:",
         f"  sweep.{field}: {old} before, {OTHER[field]} now",
         "Resume it by its name alone, or start another sweep under a new name",
     ]

@@ -204,11 +204,11 @@ def test_a_digest_that_leads_elsewhere_is_refused(remote, refused):
 
 
 def test_urls_that_cannot_be_used_are_refused(refused):
-    with refused("s3:/scans/run", "reads like a URL", "s3://bucket/folder"):
+    with refused("s3:/scans/run", "looks like a URL", "s3://bucket/folder"):
         Folder(Path("s3://scans/run"))
     with refused("s3://", "names no bucket", "s3://bucket/folder"):
         Folder("s3://")
-    with refused("sftp://...@host/data", "no password", "environment"):
+    with refused("sftp://...@host/data", "not hold a password", "environment"):
         Folder("sftp://me:secret@host/data")
     with pytest.raises(DataError) as caught:
         Folder("sftp://me:secret@host/data")
