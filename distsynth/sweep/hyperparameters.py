@@ -1,8 +1,8 @@
 """Sampled hyperparameters -> RunConfig; sampling them from a space, at random or as a grid.
 
 The hyperparameters of a trial are a dict of dotted fields to plain values, drawn from the space.
-Some fields stand for several: `generator` and `discriminator` name a whole network and `adversarial`
-a loss with what it asks of the discriminator (distsynth.presets.GENERATORS, DISCRIMINATORS,
+Some fields stand for several: `generator` and `discriminator` name a whole network, `adversarial` a
+loss with what it asks of the discriminator (distsynth.presets.GENERATORS, DISCRIMINATORS,
 ADVERSARIAL), on which dotted fields are then set; `data.shards` brings the patch of the shards that
 it names.
 """
