@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from distsynth.config import RunConfig, from_json, with_overrides
 from distsynth.errors import ConfigError, check_workers
 from distsynth.presets import preset
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, file_errors
 from sharding.registration.config import PrepareConfig
 from sharding.shards.config import ShardConfig
 from sharding.shards.shard_set import ShardSet
@@ -182,7 +182,8 @@ def load_config(start: str | Path, overrides: Mapping[str, Any] | None = None) -
     if not str(start).endswith(".json"):
         config = preset(str(start))
     elif Path(start).is_file():
-        config = from_json(Path(start).read_bytes(), start)
+        with file_errors(start):
+            config = from_json(Path(start).read_bytes(), start)
     else:
         raise DataError(start, "the configuration does not exist", "Check the path")
     return with_overrides(config, overrides or {})
@@ -348,7 +349,6 @@ def write_report(
     from distsynth.sweep.folder import SweepFolder
     from distsynth.sweep.page import sweep_page
     from sharding.io.atomic import atomic_write, refuse_existing
-    from sharding.io.errors import disk_errors
     from sharding.io.storage import Folder
 
     out = Path(out)
@@ -367,7 +367,7 @@ def write_report(
     else:
         rule = "there is no run, sweep or reproduction in this folder"
         raise DataError(folder, rule, "Give the folder of one")
-    with disk_errors(out):
+    with file_errors(out):
         atomic_write(out, page)
     return out
 

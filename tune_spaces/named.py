@@ -82,6 +82,8 @@ def _read_yaml(path: Path, where: str) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{where}: must be a readable text file: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: must not be nested this deeply") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: must be valid YAML: {error}") from None
 

@@ -36,7 +36,8 @@ def sweep(args: Sequence[str]) -> None:
             raise UsageError("name a preset, a configuration file, or a sweep")
         return
     if args[0].startswith("-"):
-        _known_sweep(args)
+        # The name that an option lacks must not keep its help back.
+        _known_sweep(["--help"] if {"-h", "--help"} & set(args) else args)
     else:
         _new_sweep(args)
 

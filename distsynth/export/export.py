@@ -13,7 +13,7 @@ from distsynth.models import Generator
 from distsynth.runs.package import RECORD, WEIGHTS, export_files, is_export, write_files
 from distsynth.runs.versions import installed_versions
 from sharding.io.atomic import atomic_folder
-from sharding.io.errors import DataError, disk_errors
+from sharding.io.errors import DataError, file_errors
 from sharding.io.storage import Folder
 
 CARD, ONNX = "README.md", "model.onnx"
@@ -49,7 +49,7 @@ def write_export(
             model differs from PyTorch.
     """
     out = Path(out)
-    with disk_errors(out), atomic_folder(out, RECORD, overwrite) as folder:
+    with file_errors(out), atomic_folder(out, RECORD, overwrite) as folder:
         if onnx:
             require_onnx()
         if is_export(path):

@@ -18,7 +18,8 @@ from distsynth.reporting.conventions import conventions_files
 from distsynth.reporting.evaluation_page import evaluation_page, figure_picture
 from distsynth.reporting.figures import comparison_figure, curves_figure
 from distsynth.runs.folder import METRICS_FILE
-from distsynth.runs.tracking import public_config, read_rows
+from distsynth.runs.rows import read_rows
+from distsynth.runs.tracking import public_config
 from sharding.io.atomic import atomic_write
 
 

@@ -15,7 +15,8 @@ from distsynth.reporting.specimen_pictures import show_specimens
 from distsynth.reporting.viewer import viewer_html
 from distsynth.runs.checkpoint import DataRecord, load_checkpoint
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE, local_file
-from distsynth.runs.tracking import public_config, read_rows
+from distsynth.runs.rows import read_rows
+from distsynth.runs.tracking import public_config
 from distsynth.runs.versions import installed_versions
 from sharding.io.page import Picture, render
 from sharding.io.storage import Folder

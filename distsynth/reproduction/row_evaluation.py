@@ -134,7 +134,15 @@ def read_slices(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
         with np.load(content, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
     # Whatever the zip file's parts hold: not a zip, cut, not an array, one of objects.
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        EOFError,
+        MemoryError,
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise _damaged(folder / file, error) from None
 
 

@@ -21,11 +21,12 @@ from typing_extensions import TypedDict
 from distsynth.config import RunConfig, dotted_fields, from_dict, to_dict
 from distsynth.errors import ConfigError
 from sharding.io.atomic import atomic_path
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, file_errors
 from sharding.io.records import first_complaint
 from sharding.shards.manifest import Manifest
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.header import LEAST_MM, MOST_MM, is_orientation
 from sharding.volumes.intensities import fingerprint
 from sharding.volumes.pair import Pair
 
@@ -66,6 +67,14 @@ class DataRecord:
     orientation: str
     splits: dict[str, Split]
     seen_sha256: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not all(LEAST_MM <= side <= MOST_MM for side in self.spacing_mm):
+            raise ValueError(
+                f"spacing_mm must be from {LEAST_MM} to {MOST_MM:g}, got {self.spacing_mm}"
+            )
+        if not is_orientation(self.orientation):
+            raise ValueError(f"orientation must be one such as RAS, got {self.orientation!r}")
 
     @classmethod
     def of(cls, manifest: Manifest) -> DataRecord:
@@ -133,6 +142,10 @@ class Position:
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.epoch, self.step_in_epoch, self.step) < 0:
+            raise ValueError(f"epoch and steps must be >= 0, got {self}")
 
 
 _POSITION = TypeAdapter(Position)
@@ -208,6 +221,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise DataError(path, "the checkpoint does not exist", "Check the path")
+    with file_errors(path):
+        return _read(path)
+
+
+def _read(path: Path) -> Checkpoint:
     try:
         _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -238,6 +256,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _unreadable(path, reason) from error
 

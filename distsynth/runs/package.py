@@ -113,7 +113,7 @@ def read_export(path: str | Path) -> Checkpoint:
         position = _POSITION.validate_python(record["position"])
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(folder, RECORD, error) from None
     return Checkpoint(config, data, position, {"generator": {"network": network}}, [], {})
 

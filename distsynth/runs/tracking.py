@@ -8,8 +8,6 @@ program is left in W&B's files, and W&B reports nothing about itself to its make
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import secrets
 import shutil
@@ -32,7 +30,9 @@ from distsynth.runs.folder import (
     picture_path,
     sample_pictures,
 )
+from distsynth.runs.rows import read_rows, row_line
 from sharding.io.atomic import atomic_path, atomic_write
+from sharding.io.errors import file_errors
 from sharding.io.storage import Folder
 
 Array = NDArray[np.floating[Any]]
@@ -71,25 +71,29 @@ class LocalTracker:
 
     def __init__(self, run_dir: Path, step: int) -> None:
         self._run_dir = run_dir
-        path = run_dir / METRICS_FILE
+        self._path = path = run_dir / METRICS_FILE
         kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
-        atomic_write(path, "".join(map(_line, kept)))
-        self._file = path.open("a", encoding="utf-8")
+        with file_errors(path):
+            atomic_write(path, "".join(map(row_line, kept)))
+            self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
         """Append a line, at once; JSON has no NaN, so a number that is not finite is null."""
-        self._file.write(_line({"step": step, **row}))
-        self._file.flush()
+        with file_errors(self._path):
+            self._file.write(row_line({"step": step, **row}))
+            self._file.flush()
 
     def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """Write samples/NAME-STEP.png."""
         path = picture_path(self._run_dir, name, step)
-        with atomic_path(path, ".png") as partial:
+        with file_errors(path), atomic_path(path, ".png") as partial:
             Image.fromarray(image).save(partial)
 
     def finish(self, failed: bool = False) -> None:  # noqa: ARG002
         """Close the file."""
-        self._file.close()
+        # Every row has been written: what is left is one that a full disk has cut short.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class WandbTracker:
@@ -334,26 +338,6 @@ def public_config(config: RunConfig) -> dict[str, Any]:
     for section, name in PATH_FIELDS:
         del values[section][name]
     return values
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, null as NaN; a last line torn by a kill is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        rows.append({name: math.nan if value is None else value for name, value in row.items()})
-    return rows
-
-
-def _line(row: Mapping[str, float]) -> str:
-    """A row of a metrics.jsonl."""
-    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-    return json.dumps(finite) + "\n"
 
 
 def patch_grid(source: Array, synthetic: Array, target: Array) -> NDArray[np.uint8]:

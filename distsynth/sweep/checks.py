@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get
 
 from distsynth.config import RunConfig
 from distsynth.data.resolve import resolved
@@ -18,6 +24,10 @@ from sharding.io.storage import Folder
 from sharding.volumes.cohort import read_cohort
 from tune_spaces.plain import space_from_plain
 
+logger = logging.getLogger(__name__)
+
+MADE_UP = "node_"
+"""How the types of nodes begin that no autoscaler manages."""
 CANDIDATES = 16
 """Sets of hyperparameters that are checked; if none can be trained, the plan is refused."""
 
@@ -49,22 +59,63 @@ def check_plan(plan: SweepPlan) -> None:
     raise ConfigError(f"no hyperparameters of the space can be trained: {reasons[0]}")
 
 
-def check_resources(plan: SweepPlan) -> None:
-    """Refuse trials that the cluster of this machine can never run; it does not grow.
+def check_resources(plan: SweepPlan, local: bool) -> None:
+    """Refuse trials that the cluster can never run; say what is waited for if it may grow.
+
+    Args:
+        plan: What is asked.
+        local: Whether the cluster was started on this machine for the sweep.
 
     Raises:
-        ConfigError: Names what it lacks.
+        ConfigError: Names what a cluster lacks that does not grow.
     """
     sweep = plan.sweep
+    each = {"CPU": float(sweep.cpus), "GPU": sweep.gpus}
     there = ray.cluster_resources()
-    for name, each in (("CPU", float(sweep.cpus)), ("GPU", sweep.gpus)):
-        needed, found = each * sweep.workers, there.get(name, 0.0)
-        if needed > found:
-            raise ConfigError(
-                f"sweep.{name.lower()}s must fit this machine: a trial with "
-                f"sweep.workers={sweep.workers} needs {needed:g} {name}, it has {found:g}; ask for "
-                "less, or give --address of a larger cluster"
-            )
+    lacks = next((name for name in each if each[name] * sweep.workers > there.get(name, 0)), None)
+    if lacks is None:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if sum(_room(node, each) for node in nodes) >= sweep.workers:
+            return
+    needed = {name: count * sweep.workers for name, count in each.items() if count}
+    wanted = ", ".join(f"{count:g} {name}" for name, count in needed.items())
+    found = ", ".join(f"{there.get(name, 0):g} {name}" for name in needed)
+    if _may_grow():
+        logger.info(
+            f"a trial needs {wanted}, the cluster has {found} now: trials wait until it has grown"
+        )
+        return
+    place = "this machine" if local else "a cluster that does not grow"
+    field = f"sweep.{(lacks or 'CPU').lower()}s"
+    detail = "" if lacks else ", spread over nodes that each have too few for one worker"
+    remedy = "give --address of a larger cluster" if local else "add nodes to the cluster first"
+    raise ConfigError(
+        f"{field} must fit {place}: a trial with sweep.workers={sweep.workers} needs {wanted}, it "
+        f"has {found}{detail}; ask for less, or {remedy}"
+    )
+
+
+def _room(node: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """How many workers a node has room for, when it is empty."""
+    return int(min(node.get(name, 0) // count for name, count in each.items() if count))
+
+
+def _may_grow() -> bool:
+    """Whether an autoscaler may add nodes to the cluster.
+
+    Ray has no public name for this. Its first autoscaler reports the types of nodes, which for a
+    cluster that was put together by hand are made up, one a node; its second reports elsewhere.
+    """
+    if is_autoscaler_v2():
+        return True
+    report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    if report is None:
+        return False
+    try:
+        kinds = json.loads(report)["autoscaler_report"]["active_nodes"]
+    except (ValueError, KeyError):
+        return False
+    return not all(kind.startswith(MADE_UP) for kind in kinds)
 
 
 def why_not(config: RunConfig, sweep: SweepConfig) -> str | None:

@@ -15,6 +15,7 @@ the scheduler. So a sweep is resumed from these files alone, with any version of
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
 
+logger = logging.getLogger(__name__)
+
 PLAN_FILE = "sweep.json"
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
@@ -40,7 +43,9 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-_RECORD_FILE = re.compile(r"trials/[^/]+\.json")
+_JSON_FILE = re.compile(r"trials/([^/.][^/]*)\.json")
+_TRIAL = re.compile(r"(final-)?\d{5,}")
+"""Names that only a sweep gives; a reproduction names its runs after rows of the table."""
 Values = Annotated[dict[str, Any], AfterValidator(_tuples)]
 """Field to plain value; JSON has lists for tuples."""
 
@@ -193,25 +198,34 @@ class SweepFolder:
         self.folder.write(PLAN_FILE, plan.to_json())
 
     def records(self) -> dict[str, TrialRecord]:
-        """Every trial by its name, in order.
+        """Every trial by its name, in order; files of others are left alone.
 
         Raises:
             DataError: If a record cannot be read.
         """
-        found = {}
-        for file in self.folder.names("trials"):
-            if not _RECORD_FILE.fullmatch(file):
-                continue
-            try:
-                record = _RECORD.validate_json(self.folder.read(file))
-            except ValidationError as error:
-                raise DataError(
-                    self.folder / file,
-                    f"not a trial's record ({first_complaint(error)})",
-                    "Remove it to try the trial again",
-                ) from None
-            found[record.name] = record
-        return dict(sorted(found.items()))
+        files = filter(_JSON_FILE.fullmatch, self.folder.names("trials"))
+        records = [record for file in files if (record := self._record(file))]
+        return {record.name: record for record in sorted(records, key=lambda row: row.name)}
+
+    def _record(self, file: str) -> TrialRecord | None:
+        """The record in a file; None if the file is not one of a sweep's."""
+        match = _JSON_FILE.fullmatch(file)
+        name = match[1] if match else ""
+        try:
+            record = _RECORD.validate_json(self.folder.read(file))
+            reason = f"it is that of {record.name}"
+        except ValidationError as error:
+            record, reason = None, first_complaint(error)
+        if record is not None and record.name == name:
+            return record
+        if _TRIAL.fullmatch(name):
+            raise DataError(
+                self.folder / file,
+                f"not a trial's record ({reason})",
+                "Remove it to try the trial again",
+            )
+        logger.warning(f"{self.folder / file} is not a trial's record and is left alone")
+        return None
 
     def write_record(self, record: TrialRecord) -> None:
         """Write the record of a trial."""
@@ -219,9 +233,8 @@ class SweepFolder:
 
     def remove_records(self) -> None:
         """Remove the records of all trials."""
-        for file in self.folder.names("trials"):
-            if _RECORD_FILE.fullmatch(file):
-                self.folder.remove(file)
+        for name in self.records():
+            self.folder.remove(f"trials/{name}.json")
 
     def run_dir(self, trial: str) -> str:
         """The folder of a trial's run."""

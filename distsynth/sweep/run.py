@@ -128,7 +128,7 @@ def start_sweep(folder: SweepFolder, plan: SweepPlan, address: str | None = None
     check_plan(plan)
     with lease(folder.url), cluster(address):
         _refuse_existing(folder)
-        _check_fits_machine(plan, address)
+        check_resources(plan, local=address in (None, LOCAL))
         # Left by a start that was killed before there was a plan.
         folder.remove_records()
         folder.write_plan(plan)
@@ -231,12 +231,6 @@ def _refuse_existing(folder: SweepFolder) -> None:
         )
 
 
-def _check_fits_machine(plan: SweepPlan, address: str | None) -> None:
-    """Refuse trials that this machine alone can never run; another cluster may still grow."""
-    if address in (None, LOCAL):
-        check_resources(plan)
-
-
 def _carry_out(
     folder: SweepFolder, plan: SweepPlan, records: dict[str, TrialRecord], address: str | None
 ) -> SweepResult:
@@ -250,7 +244,7 @@ def _carry_out(
     callback = SweepCallback(folder, plan, records)
     if _unended(plan, records):
         with cluster(address):
-            _check_fits_machine(plan, address)
+            check_resources(plan, local=address in (None, LOCAL))
             search(folder, plan, space, callback)
     _close_leaderboard(folder, plan, records)
     return SweepResult(folder, records, not _unended(plan, records))

@@ -100,16 +100,36 @@ def disk_error(where: str | Path, error: OSError) -> DataError:
 
 
 @contextlib.contextmanager
-def disk_errors(where: str | Path) -> Iterator[None]:
-    """Turn errors that the operating system raises in the block into DataErrors."""
+def file_errors(where: str | Path) -> Iterator[None]:
+    """Turn what the system raises over a file, and what its content exhausts, into DataErrors.
+
+    Args:
+        where: The file that is read or written in the block.
+
+    Raises:
+        DataError: In the place of OSError, MemoryError and RecursionError.
+    """
     try:
         yield
     except OSError as error:
         raise disk_error(where, error) from error
+    except MemoryError as error:
+        rule = "its content does not fit into the memory that is free"
+        raise DataError(where, rule, "Check the file, or use a machine with more memory") from error
+    except RecursionError as error:
+        rule = "its content is nested too deeply"
+        raise DataError(where, rule, "Check the file, or write it again") from error
 
 
 def missing_file(where: str | Path) -> MissingError:
     return MissingError(where, "there is no such file", "Check the name, or copy the file again")
+
+
+def cause(error: Exception) -> str:
+    """What a failure says; one that is not this program's own says its kind first."""
+    if isinstance(error, DataError):
+        return str(error)
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(error: Exception) -> str:

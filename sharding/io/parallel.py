@@ -20,7 +20,10 @@ from sharding.io.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Outcome = tuple[Item, Result | Exception]
+Failure = DataError | OSError | MemoryError
+"""What an item or its machine can be to blame for; any other exception is a bug."""
+FAILURES = (DataError, OSError, MemoryError)
+Outcome = tuple[Item, Result | Failure]
 
 CONNECT_SECONDS = 5
 """How long a cluster's head may take to accept a connection."""
@@ -42,8 +45,8 @@ def run_each(
     workers: int = 0,
     title: str = "",
     address: str | None = None,
-) -> Iterator[tuple[Item, Result | Exception]]:
-    """Run a function on every item; one that fails does not stop the others.
+) -> Iterator[tuple[Item, Result | Failure]]:
+    """Run a function on every item; one that fails does not stop the others, a bug does.
 
     Args:
         function: Picklable, and safe to run again: a task of a lost node is.
@@ -54,10 +57,11 @@ def run_each(
         address: A Ray cluster ("auto" for the one that this machine belongs to); None stays here.
 
     Yields:
-        Each item with its result, or the exception that it raised, in the order they finish.
+        Each item with its result, or the Failure that it raised, in the order they finish.
 
     Raises:
         DataError: If a process is killed from outside; the results of finished items are kept.
+        Exception: Whatever else the function raises.
         ValueError: If `workers` is negative.
     """
     if workers < 0:
@@ -74,7 +78,7 @@ def _here(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator
     for item in items:
         try:
             yield item, function(item)
-        except Exception as error:
+        except FAILURES as error:
             yield item, error
 
 
@@ -129,10 +133,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def _outcome(error: BaseException | None, future: Future[Result]) -> Result | Exception:
-    if isinstance(error, BrokenProcessPool) or not isinstance(error, Exception | None):
-        raise error
-    return future.result() if error is None else error
+def _outcome(error: BaseException | None, future: Future[Result]) -> Result | Failure:
+    return error if isinstance(error, Failure) else future.result()
 
 
 def _check_answers(address: str) -> None:
@@ -189,9 +191,13 @@ def _on_ray(
                 try:
                     outcome = ray.get(task)
                 except RayTaskError as error:
-                    outcome = error.cause if isinstance(error.cause, Exception) else error
+                    if not isinstance(error.cause, Failure):
+                        raise
+                    outcome = error.cause
                 except RayError as error:
-                    outcome = error
+                    rule = f"its process or node was lost again and again ({one_line(error)})"
+                    remedy = "Start again: what is finished is kept"
+                    outcome = DataError("the cluster", rule, remedy)
                 yield item, outcome
     finally:
         for task in running:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from sharding.io.atomic import atomic_path
 from sharding.io.cache import DIGEST, Cache
-from sharding.io.errors import DISK_FULL, DataError, MissingError, disk_error, disk_errors
+from sharding.io.errors import DISK_FULL, DataError, MissingError, disk_error, file_errors
 from sharding.io.locks import Timeout, exclusive
 from sharding.io.retries import EXTRAS, RetryingConnection
 
@@ -175,11 +175,11 @@ class Folder:
         suffix = PurePosixPath(name).suffix
         with contextlib.ExitStack() as stack:
             if self.local is None:
-                with disk_errors(tempfile.gettempdir()):
+                with file_errors(tempfile.gettempdir()):
                     scratch = tempfile.TemporaryDirectory(prefix="distsynth-")
                     partial = Path(stack.enter_context(scratch), f"file{suffix}")
             else:
-                with disk_errors(where):
+                with file_errors(where):
                     partial = stack.enter_context(atomic_path(self.local / name, suffix))
             try:
                 yield partial
@@ -192,7 +192,7 @@ class Folder:
                 self._connection.request(
                     where, lambda system, path: system.put_file(str(partial), path)
                 )
-            with disk_errors(where):
+            with file_errors(where):
                 stack.close()
 
     def remove(self, name: str) -> None:
@@ -221,7 +221,7 @@ class Folder:
         if sha256 is not None and not DIGEST.fullmatch(sha256):
             raise DataError(where, f"not a sha256: {sha256!r}", "Shard the cohort again")
         if self.local is None and sha256:
-            with disk_errors(self.cache.folder):
+            with file_errors(self.cache.folder):
                 found = self.cache.find(sha256, size)
             if found:
                 return found
@@ -234,7 +234,7 @@ class Folder:
         size = int(info["size"])
         version = [where, str(size), *(str(info.get(key)) for key in _VERSIONS)]
         digest = sha256 or hashlib.sha256("\n".join(version).encode()).hexdigest()
-        with disk_errors(self.cache.folder):
+        with file_errors(self.cache.folder):
             return self.cache.find(digest, size) or self.cache.add(
                 digest, size, where, lambda partial: self._download(name, partial, size, sha256)
             )
@@ -255,7 +255,7 @@ class Folder:
         folder = self.local.resolve()
         file = folder.parent / f".{folder.name}.lock"
         with contextlib.ExitStack() as stack:
-            with disk_errors(file):
+            with file_errors(file):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     stack.enter_context(exclusive(file))

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT
+from sharding.registration.tool_errors import tool_errors
 from sharding.volumes.volume import Volume
 
 SPLINE_ORDER = 3
@@ -110,7 +111,9 @@ def correct_bias(
     n4.SetConvergenceThreshold(config.convergence)
     n4.SetSplineOrder(SPLINE_ORDER)
     n4.SetNumberOfControlPoints(control_points)
-    n4.Execute(small, small_mask)
+    remedy = "Change the --correct options, or leave out the step correct"
+    with tool_errors(where, "the bias field cannot be fitted", remedy):
+        n4.Execute(small, small_mask)
     log_field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T
     field = np.exp(log_field, dtype=np.float32)
     field /= field[mask].mean(dtype=np.float64)
@@ -139,7 +142,7 @@ def tissue_within(
         DataError: If the intensities start far above 0.
     """
     signal = np.clip(volume.data - np.float32(_offset(volume, config, where)), 0, None)
-    near = ndimage.binary_dilation(region, iterations=REGION_MARGIN)
+    near = np.asarray(ndimage.binary_dilation(region, iterations=REGION_MARGIN), bool)
     if not near.any():
         return None
     found = near & (signal > FOREGROUND * np.percentile(signal[near], 99.9))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
-import logging
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sharding.io.atomic import atomic_write, remove_leftovers
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, cause
 from sharding.io.locks import Timeout, exclusive
 from sharding.io.parallel import run_each
 from sharding.io.records import json_text
@@ -35,8 +34,6 @@ from sharding.registration.quality_page import quality_page
 from sharding.registration.register import tool_version
 from sharding.registration.specimen import LOCK, PICTURE, PreparedSpecimen, prepare_specimen
 from sharding.volumes.cohort import Specimen, write_cohort
-
-logger = logging.getLogger(__name__)
 
 COHORT = "cohort.csv"
 QUALITY = "quality.json"
@@ -91,6 +88,7 @@ def prepare_cohort(
     Raises:
         DataError: If `out` holds something else, another run is writing there, or the disk is
             full. What is finished stays.
+        Exception: Any other one that a step raises, which no specimen is to blame for.
     """
     out = out.resolve()
     names = {specimen.name for specimen in specimens}
@@ -168,10 +166,7 @@ def _full_disk_named(out: Path) -> Iterator[None]:
 
 def _cause(error: Exception, specimen: Specimen, out: Path) -> str:
     """Why a specimen failed, without the folders of this machine."""
-    text = str(error)
-    if not isinstance(error, DataError):
-        text = f"{type(error).__name__}: {text}"
-        logger.error("%s failed unexpectedly", specimen.name, exc_info=error)
+    text = cause(error)
     files = [specimen.source, specimen.target, specimen.mask]
     for folder in sorted({out, *(path.parent for path in files if path)}, reverse=True):
         text = text.replace(f"{folder}/", "")

@@ -7,6 +7,7 @@ thread: results do not depend on the machine's cores, and specimens are what is 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from scipy import ndimage
 
 from sharding.io.errors import DataError
 from sharding.registration.config import LEAST_VOXELS, Level, RegisterConfig
+from sharding.registration.tool_errors import tool_errors
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume
 
@@ -52,7 +54,8 @@ def register_rigid(
         DataError: If the backend is not installed or finds no overlap.
     """
     levels = [_level(source, target, mask, shrink, config) for shrink in config.affine_shrink]
-    return Transform(_backend(config).rigid(levels, _starts(levels[0]), config))
+    with _may_give_up(config):
+        return Transform(_backend(config).rigid(levels, _starts(levels[0]), config))
 
 
 def register_affine(
@@ -80,9 +83,10 @@ def register_affine(
     """
     levels = [_level(source, target, mask, shrink, config) for shrink in config.affine_shrink]
     backend = _backend(config)
-    if start is None:
-        start = Transform(backend.rigid(levels, _starts(levels[0]), config))
-    found = backend.affine(levels, start.affine, config)
+    with _may_give_up(config):
+        if start is None:
+            start = Transform(backend.rigid(levels, _starts(levels[0]), config))
+        found = backend.affine(levels, start.affine, config)
     determinant = float(np.linalg.det(found[:3, :3]))
     if determinant <= 0:
         raise DataError(
@@ -123,7 +127,8 @@ def register_deformable(
         # On one grid, so that neither obliqueness nor a shear is the backend's concern.
         moved, _ = affine_part.apply(moving, fixed.shape, fixed.affine, order=1)
         levels.append((fixed, fixed.with_data(moved), inside))
-    field = _backend(config).deformable(levels, config)
+    with _may_give_up(config):
+        field = _backend(config).deformable(levels, config)
     return Transform(start.affine, field, levels[-1][0].affine)
 
 
@@ -165,6 +170,11 @@ def _backend(config: RegisterConfig) -> Backend:
                 'Run pip install "distsynth[greedy]", or use simpleitk',
             ) from error
     return Backend(module.rigid, module.affine, module.deformable)
+
+
+def _may_give_up(config: RegisterConfig) -> contextlib.AbstractContextManager[None]:
+    remedy = "Check that the files belong together, or change the --register options"
+    return tool_errors("registration", f"{config.backend} cannot register this pair", remedy)
 
 
 def _level(

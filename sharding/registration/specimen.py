@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from sharding.io.atomic import atomic_write, remove_leftovers
 from sharding.io.locks import exclusive
@@ -155,7 +155,7 @@ def _read_quality(plan: SpecimenSteps, folder: Path) -> SpecimenQuality | None:
     try:
         record = json.loads((folder / QUALITY).read_bytes())
         quality = TypeAdapter(SpecimenQuality).validate_python(record["quality"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, ValidationError):
+    except (FileNotFoundError, KeyError, RecursionError, TypeError, ValueError):
         return None
     if record.get("key") != plan.key or not (folder / PICTURE).is_file():
         return None

@@ -43,6 +43,7 @@ from sharding.io.records import STRICT
 from sharding.io.storage import Folder
 from sharding.shards.config import ShardConfig
 from sharding.volumes.cohort import SPECIMEN_NAME, Split
+from sharding.volumes.header import is_orientation
 from sharding.volumes.intensities import IntensityTransform
 
 FORMAT_VERSION = 3
@@ -93,6 +94,8 @@ class SpecimenRecord:
             )
         if not all(0 < side < math.inf for side in self.spacing_mm):
             raise ValueError(f"spacing_mm must be positive and finite, got {self.spacing_mm}")
+        if not is_orientation(self.orientation):
+            raise ValueError(f"orientation must be one such as RAS, got {self.orientation!r}")
         if not 0 <= self.overlap <= 1:
             raise ValueError(f"overlap must be from 0 to 1, got {self.overlap}")
 

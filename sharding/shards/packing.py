@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from sharding.io.errors import DataError
-from sharding.io.parallel import run_each
+from sharding.io.parallel import Failure, run_each
 from sharding.io.records import STRICT
 from sharding.io.storage import Folder
 from sharding.shards.config import ShardConfig
@@ -107,7 +107,7 @@ def pack_shards(
     # One shard keeps a single machine's disk busy; a cluster shares the work.
     pack = partial(pack_shard, folder)
     for _, outcome in run_each(pack, plans, workers if address else 1, "packing shards", address):
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, Failure):
             raise outcome
         records.append(outcome)
     order = {split: index for index, split in enumerate(SPLITS)}

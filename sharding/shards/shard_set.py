@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding.io.cache import Cache
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, file_errors
 from sharding.io.storage import Folder
 from sharding.shards.manifest import (
     MANIFEST,
@@ -80,7 +80,7 @@ class ShardSet:
         Raises:
             DataError: If it is not as it was written.
         """
-        with self.path(shard).open("rb") as file:
+        with file_errors(self.folder / shard.name), self.path(shard).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != shard.sha256:
             raise DataError(
@@ -108,7 +108,8 @@ class ShardSet:
         """
         where = self.folder / shard.name
         try:
-            blocks = read_blocks(self.path(shard), self.manifest.config)
+            with file_errors(where):
+                blocks = read_blocks(self.path(shard), self.manifest.config)
         except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
             if isinstance(error, DataError):
                 raise

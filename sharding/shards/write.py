@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sharding.io.atomic import remove_leftovers
-from sharding.io.errors import CohortError, DataError
-from sharding.io.parallel import run_each
+from sharding.io.errors import CohortError, DataError, cause
+from sharding.io.parallel import Failure, run_each
 from sharding.io.storage import Folder
 from sharding.shards.config import ShardConfig
 from sharding.shards.cut import PARTS, CutSpecimen, CutTask, cut_specimen, part_file
@@ -168,9 +168,8 @@ def _cut(
     failures: dict[str, str] = {}
     for task, outcome in run_each(cut_specimen, tasks, workers, "cutting patches", address):
         name = task.specimen.name
-        if isinstance(outcome, Exception):
-            kind = "" if isinstance(outcome, DataError) else f"{type(outcome).__name__}: "
-            failures[name] = f"{kind}{outcome}"
+        if isinstance(outcome, Failure):
+            failures[name] = cause(outcome)
         elif outcome is None:
             records[name] = replace(held_record(name, old), split=task.split)
             pieces[name] = list(held_ranges(name, old, str(task.known)))

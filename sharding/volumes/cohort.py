@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sharding.io.atomic import atomic_write
-from sharding.io.errors import DataError, list_causes
+from sharding.io.errors import DataError, file_errors, list_causes
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,8 @@ def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
 def _read_table(path: Path) -> list[Specimen]:
     """Read a cohort file of named columns."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with file_errors(path):
+            text = path.read_text(encoding="utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
         lines = [(reader.line_num, row) for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:

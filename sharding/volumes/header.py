@@ -24,10 +24,16 @@ UNITS_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 """Unit of a header's lengths to millimetres; unknown stands for mm, as is usual in the field."""
 LEAST_MM, MOST_MM = 0.001, 50.0
 """Voxel sizes that scanners and microscopes have."""
+OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 LEAST_DISAGREEMENT = 0.01
 """Share by which two voxel sizes of one header may differ before that is reported."""
 MOST_VOXELS_APART = 0.5
 """How far apart the two affines of a header may place a voxel before that is reported."""
+
+
+def is_orientation(name: str) -> bool:
+    """Whether a name such as RAS gives each of the three axes one direction."""
+    return sorted(OPPOSITE.get(letter, letter) for letter in name) == ["A", "R", "S"]
 
 
 def codes_of(header: nib.Nifti1Header) -> tuple[int, int]:

@@ -16,13 +16,15 @@ from scipy import ndimage
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.errors import DataError
 from sharding.volumes.resample import FWHM_TO_SIGMA
-from sharding.volumes.volume import UNREADABLE, Volume
+from sharding.volumes.volume import UNREADABLE, Volume, check_claimed_size
 
 AFFINE_FILE = "affine.tfm"
 WARP_FILE = "warp.nii.gz"
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """NIfTI's world to ITK's, and back."""
 
+READ_BYTES = 2**24
+"""Bytes of a file that are unpacked at a time where only their checksum counts."""
 SLAB_POINTS = 2**20
 """Voxels mapped at a time; bounds the memory that coordinates take."""
 INVERSE_STEPS = (1.0, 0.5, 0.25, 0.1)
@@ -333,10 +335,16 @@ def _write_warp(path: Path, field: NDArray[np.float32], field_affine: NDArray[np
 
 def _read_warp(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     try:
-        # The whole file is read, so that its checksum is verified.
-        image = nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))
+        image = nib.Nifti1Image.from_filename(path)
+        check_claimed_size(path, image)
         data = np.asarray(image.dataobj, np.float32)
-    except UNREADABLE as error:
+        with gzip.open(path) as file:
+            # The whole file is read, so that its checksum is verified.
+            while file.read(READ_BYTES):
+                pass
+    except DataError:
+        raise
+    except (*UNREADABLE, MemoryError) as error:
         raise _damaged(path, f"not a readable NIfTI file ({error})") from error
     if data.ndim != 5 or data.shape[3:] != (1, 3):
         raise _damaged(path, f"must have shape (x, y, z, 1, 3), found {data.shape}")

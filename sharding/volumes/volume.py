@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -25,16 +24,18 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from sharding.io.atomic import atomic_path
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, file_errors
 from sharding.volumes.header import Orientation, aligned_by_array, codes_of, geometry
 from sharding.volumes.slabs import Empty, in_memory, slabs
 
 FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
 """Header fields that scanners fill with names, dates and hosts; outputs leave them empty."""
 
-SUFFIXES = (".nii", ".nii.gz")
-# Deflate cannot expand a byte to more than this, so a header that claims more is wrong.
-MAX_DEFLATE_RATIO = 1032
+SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
+GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
+"""How packed files begin."""
+# Neither can expand a byte to more than this, so a header that claims more is wrong.
+MAX_DEFLATE_RATIO, MAX_BZIP2_RATIO = 1032, 22_500
 SCAN_DEFLATE_RATIO = 200
 """No scan of a GiB is compressed by more than this; the noise alone prevents it."""
 MOST_TRAILING_BYTES = 2**20
@@ -122,9 +123,15 @@ def read_volume(
     path = Path(path)
     if not path.is_file():
         raise DataError(path, "the file does not exist", "Check the path")
+    with file_errors(path):
+        return _read(path, constant, empty, orientation)
+
+
+def _read(path: Path, constant: bool, empty: Empty, orientation: Orientation) -> Volume:
     if not path.name.lower().endswith(SUFFIXES):
-        rule = f"must be a NIfTI file named .nii or .nii.gz, found {path.name}"
-        raise DataError(path, rule, "Convert it to .nii.gz")
+        rule = f"must be a NIfTI file named {', '.join(SUFFIXES)}, found {path.name}"
+        unpacked = path.name.lower().endswith((".zst", ".xz", ".zip"))
+        raise DataError(path, rule, "Unpack it" if unpacked else "Convert it to .nii.gz")
     try:
         image = nib.load(path)
     except UNREADABLE as error:
@@ -144,7 +151,7 @@ def read_volume(
     dtype = np.dtype(image.get_data_dtype())
     if dtype.kind not in "iuf":
         raise DataError(path, f"voxels must be real numbers, found {dtype}", "Export magnitudes")
-    _check_claimed_size(path, image)
+    check_claimed_size(path, image)
     affine, header = geometry(path, image, orientation)
     try:
         with np.errstate(
@@ -212,13 +219,19 @@ def write_volume(path: str | Path, volume: Volume) -> None:
         nib.save(image, partial)
 
 
-def _check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
-    """Refuse a header that claims more bytes than the file can hold, before memory is taken."""
+def check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
+    """Refuse a header that claims more bytes than the file can hold, before memory is taken.
+
+    Raises:
+        DataError: If it does, or if a small file would unpack to gigabytes.
+    """
     claimed = int(np.prod(image.shape, dtype=object)) * np.dtype(image.get_data_dtype()).itemsize
     held = path.stat().st_size
-    packed = _is_gzip(path.open("rb"))
+    with path.open("rb") as file:
+        start = file.read(3)
+    packed = start.startswith((GZIP, BZIP2))
     if packed:
-        held *= MAX_DEFLATE_RATIO
+        held *= MAX_DEFLATE_RATIO if start.startswith(GZIP) else MAX_BZIP2_RATIO
     if claimed > held:
         raise DataError(
             path,
@@ -232,11 +245,6 @@ def _check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
             "scan does",
             "If the file is meant, unpack it to .nii",
         )
-
-
-def _is_gzip(file: BinaryIO) -> bool:
-    with file:
-        return file.read(2) == b"\x1f\x8b"
 
 
 def _read_voxels(

@@ -247,6 +247,14 @@ def test_help_shows_the_fields_of_the_family_of_the_preset():
     assert "--discriminator.kernels" not in patchgan
 
 
+@pytest.mark.parametrize("option", ["--resume", "--status", "--extend"])
+def test_help_on_a_sweep_needs_no_name(option):
+    for flag in ("-h", "--help"):
+        assert {"--resume", "--from", "--retry-failed"} <= set(
+            done("sweep", option, flag).out.split()
+        )
+
+
 def test_usage_and_version():
     for flag in ("-h", "--help"):
         ended = done(flag)
@@ -269,13 +277,13 @@ def test_usage_and_version():
         (["train", "small", "-o", "x", "--loss.lambda-gradiant", "2"], "--loss.lambda-gradient"),
         (["train", "small", "-o", "x", "--train.epochs", "many"], "many"),
         (["train", "small", "-o", "x", "--train.epochs", "0"], "train.epochs must be >= 1, got 0"),
-        (["train", "small", "-o", "x", "--generator.family", "res"], "unet, got 'res'"),
+        (["train", "small", "-o", "x", "--generator.family", "res"], "feedback, got 'res'"),
         (["train", "unet-7", "-o", "x", "--generator.kernels", "3"], "not a field of a unet"),
         (
             ["train", "unet-7", "-o", "x", "--generator.family=conv", "--generator.kernels", "4"],
             "odd",
         ),
-        (["train", "small", "-o", "x", "--generator.family", ""], "unet, got ''"),
+        (["train", "small", "-o", "x", "--generator.family", ""], "feedback, got ''"),
         (["presets", "smal"], "did you mean small?"),
         (["predict"], "checkpoint"),
         (["shard", "x", "-o", "y", "--stride", "0"], "stride must be >= 1"),

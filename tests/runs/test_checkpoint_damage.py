@@ -36,6 +36,16 @@ UNREADABLE = {
     "a position in words": lambda state: state["position"].update(step="five"),
     "random states of another kind": lambda state: state.update(random=[1, 2]),
     "no record": lambda state: state.update(record=[]),
+    "a step below zero": lambda state: state["position"].update(step=-1),
+    "a spacing of zero": lambda state: state["data"].update(spacing_mm=[0.2, 0.0, 0.2]),
+    "a spacing of NaN": lambda state: state["data"].update(spacing_mm=[0.2, np.nan, 0.2]),
+    "a negative spacing": lambda state: state["data"].update(spacing_mm=[0.2, 0.2, -0.2]),
+    "a spacing of kilometres": lambda state: state["data"].update(spacing_mm=[1e6, 1e6, 1e6]),
+    "two spacings": lambda state: state["data"].update(spacing_mm=[0.2, 0.2]),
+    "axes of nowhere": lambda state: state["data"].update(orientation="RLS"),
+    "percentiles that fall": lambda state: state["data"]["preprocess"].update(
+        clip_percentiles=[99, 1]
+    ),
     "another version": lambda state: state.update(version=0),
 }
 

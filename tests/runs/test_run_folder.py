@@ -25,7 +25,7 @@ from distsynth.runs.folder import (
     open_run,
     sample_pictures,
 )
-from distsynth.runs.tracking import read_rows
+from distsynth.runs.rows import read_rows
 from distsynth.training.loop import train
 from distsynth.training.report import EpochReport
 from sharding.io import retries

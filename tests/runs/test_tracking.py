@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -19,12 +20,12 @@ from tiny_runs import launch, losses, run, tiny_config
 from wandb_offline import read_offline_run
 
 from distsynth.config import RunConfig, dotted_fields, with_overrides
-from distsynth.runs.folder import METRICS_FILE
+from distsynth.runs.folder import METRICS_FILE, picture_path
+from distsynth.runs.rows import read_rows
 from distsynth.runs.tracking import (
     LocalTracker,
     patch_grid,
     public_config,
-    read_rows,
     run_id,
     start_trackers,
 )
@@ -66,6 +67,36 @@ def test_resuming_drops_later_rows_and_a_torn_line(tmp_path):
     tracker.log(6, {"value": 7.0})
     tracker.finish()
     assert read_rows(tmp_path / METRICS_FILE) == [*rows[:3], {"step": 6, "value": 7.0}]
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1, 2]", '{"value": 1}', '{"step": 2.5}', '{"step": 2, "value": "high"}']
+)
+def test_a_line_in_the_middle_that_is_no_row_is_named(line, tmp_path, refused):
+    path = tmp_path / METRICS_FILE
+    path.write_text(f'{{"step": 1, "value": 1.0}}\n{line}\n{{"step": 3, "value": 1.0}}\n')
+    with refused(f"{path}, line 2", "not a row of a run", "Restore the file"):
+        read_rows(path)
+    path.write_text("[" * 100_000 + '\n{"step": 3}\n')
+    with refused(path, "nested too deeply", "write it again"):
+        read_rows(path)
+
+
+def test_a_row_or_a_picture_that_finds_no_room_is_named(tmp_path, refused):
+    tracker = LocalTracker(tmp_path, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        tracker.log(1, {"train/recon": 0.5})
+        with refused(tmp_path / METRICS_FILE, "cannot be read or written", "permissions"):
+            tracker.log(2, {f"train/{name}": 0.5 for name in "abcdefgh"})
+        image = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+        with refused(picture_path(tmp_path, "a", 2), "cannot be read or written", "permissions"):
+            tracker.picture(2, "a", image)
+        tracker.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_rows(tmp_path / METRICS_FILE) == [{"step": 1, "train/recon": 0.5}]
 
 
 def test_starting_afresh_drops_all_rows(tmp_path):

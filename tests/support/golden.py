@@ -24,7 +24,7 @@ from distsynth.evaluation.evaluate import evaluate
 from distsynth.inference.predictor import load_predictor
 from distsynth.presets import preset
 from distsynth.runs.folder import METRICS_FILE
-from distsynth.runs.tracking import read_rows
+from distsynth.runs.rows import read_rows
 from distsynth.training.loop import train
 from sharding.registration.bias_correction import CorrectConfig
 from sharding.registration.config import PrepareConfig

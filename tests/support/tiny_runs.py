@@ -27,7 +27,8 @@ import distsynth.training.loop
 from distsynth.config import RunConfig, field_names, with_overrides
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST, METRICS_FILE
-from distsynth.runs.tracking import LocalTracker, read_rows
+from distsynth.runs.rows import read_rows
+from distsynth.runs.tracking import LocalTracker
 from distsynth.training.loop import train
 
 SECONDS = 120
@@ -190,6 +191,8 @@ def _child(name: tuple[str, str], args: Any, environment: dict[str, str], log: P
     torch.set_num_threads(1)
     try:
         target(*args)
+    except SystemExit:
+        raise
     except BaseException:
         traceback.print_exc()
         os._exit(1)

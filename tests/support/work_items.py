@@ -16,11 +16,13 @@ SECONDS = 60
 
 
 def root(number: int) -> tuple[int, float]:
-    """The process, and the square root; of some numbers an error."""
+    """The process, and the square root; of some numbers a failure, of one a bug."""
     if number < 0:
-        raise DataError(f"item {number}", "must be >= 0", "Mend it")
+        raise DataError(f"item {number}", "must be >= 0", "Correct it")
     if number == 13:
-        raise ZeroDivisionError("unlucky")
+        raise FileNotFoundError(2, "unlucky")
+    if number == 666:
+        raise ZeroDivisionError("a bug")
     return os.getpid(), number**0.5
 
 

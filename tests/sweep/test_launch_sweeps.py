@@ -136,8 +136,8 @@ def test_more_gpus_than_this_machine_has_are_refused_locally(lab, home):
     status, said = finished(words, environment(home), home)
     assert status == 2, said
     assert (
-        "sweep.gpus must fit this machine: a trial with sweep.workers=1 needs 64 GPU, it has"
-        in said
+        "sweep.gpus must fit this machine: a trial with sweep.workers=1 needs 1 CPU, 64 GPU, "
+        "it has" in said
     )
     assert "Traceback" not in said
     # The corrected command may have the same name.

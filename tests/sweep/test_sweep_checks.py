@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from tiny_sweeps import tiny_plan
 
 from distsynth.errors import ConfigError
 from distsynth.runs.folder import BEST, LAST
+from distsynth.sweep.checks import check_resources
 from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
 from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.run import copy_run, extend_sweep, resume_sweep, start_sweep
@@ -97,6 +103,46 @@ def test_windowed_ssim_is_checked_as_any_of_the_objectives(shards, monkeypatch, 
     plan = replace(tiny_plan(shards, trials=1), sweep=sweep)
     with pytest.raises(ConfigError, match=r"ssim_2d needs validation slices"):
         start_sweep(SweepFolder(tmp_path / "sweep"), plan, NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "lack"),
+    [
+        (
+            {"gpus": 1.0},
+            r"sweep\.gpus must fit a cluster .* needs 1 CPU, 1 GPU, it has 4 CPU, 0 GPU",
+        ),
+        ({"workers": 5}, r"sweep\.cpus must fit .* sweep\.workers=5 needs 5 CPU, it has 4 CPU"),
+        ({"cpus": 2}, r"needs 2 CPU, it has 4 CPU, spread over nodes that each have too few"),
+    ],
+)
+def test_what_a_cluster_can_never_run_is_refused(cluster, shards, tmp_path, asked, lack):
+    plan = tiny_plan(shards, trials=1)
+    plan = replace(plan, sweep=replace(plan.sweep, **asked))
+    folder = SweepFolder(tmp_path / "sweep")
+    with pytest.raises(ConfigError, match=lack + ".*; ask for less, or add nodes"):
+        start_sweep(folder, plan, cluster)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "waits"), [({"node_f3a5": 1}, False), ({"head": 1, "gpu-worker": 0}, True)]
+)
+def test_a_cluster_that_grows_is_waited_for(cluster, shards, caplog, kinds, waits):
+    caplog.set_level(logging.INFO)
+    plan = tiny_plan(shards, trials=1)
+    plan = replace(plan, sweep=replace(plan.sweep, gpus=1.0))
+    ray.init(cluster, log_to_driver=False)
+    report = json.dumps({"autoscaler_report": {"active_nodes": kinds}})
+    _internal_kv_put(DEBUG_AUTOSCALING_STATUS, report)
+    refused = pytest.raises(ConfigError, match=r"sweep\.gpus must fit")
+    try:
+        with contextlib.nullcontext() if waits else refused:
+            check_resources(plan, local=False)
+    finally:
+        _internal_kv_del(DEBUG_AUTOSCALING_STATUS)
+    said = "a trial needs 1 CPU, 1 GPU, the cluster has 4 CPU, 0 GPU now: trials wait"
+    assert (said in caplog.text) == waits
 
 
 def test_a_run_is_copied_with_its_pictures_and_without_files_of_wandb(tmp_path):

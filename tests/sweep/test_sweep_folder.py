@@ -254,6 +254,21 @@ def test_a_damaged_record_is_named_with_the_remedy(content, rule, tmp_path, refu
     assert list(folder.records()) == ["00000"]
 
 
+def test_files_of_others_among_the_records_are_left_alone(tmp_path, caplog):
+    folder = SweepFolder(tmp_path)
+    folder.write_record(TrialRecord("00000", {}))
+    folder.write_record(TrialRecord("dcgan-1", {}))
+    trials = tmp_path / "trials"
+    content = (trials / "00000.json").read_text()
+    others = {"notes.json": "{}", "00000 (copy).json": content, "mine.json": "[", ".x.json": "{"}
+    for name, text in others.items():
+        (trials / name).write_text(text)
+    assert list(folder.records()) == ["00000", "dcgan-1"]
+    assert caplog.text.count("is not a trial's record and is left alone") == 3
+    folder.remove_records()
+    assert {path.name for path in trials.iterdir()} == set(others)
+
+
 def test_an_unfinished_write_is_no_record(tmp_path):
     folder = SweepFolder(tmp_path)
     folder.write_record(TrialRecord("00000", {}))

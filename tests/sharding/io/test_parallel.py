@@ -44,9 +44,9 @@ def assert_outcomes(outcomes, items):
         if number < 0:
             assert type(outcome) is DataError
             parts = (outcome.where, outcome.rule, outcome.remedy)
-            assert parts == (f"item {number}", "must be >= 0", "Mend it")
+            assert parts == (f"item {number}", "must be >= 0", "Correct it")
         elif number == 13:
-            assert isinstance(outcome, ZeroDivisionError)
+            assert isinstance(outcome, FileNotFoundError)
             assert "unlucky" in str(outcome)
         else:
             assert outcome[1] == number**0.5
@@ -62,6 +62,12 @@ def test_every_item_has_its_outcome_whatever_fails(workers):
     assert_outcomes(outcomes, items)
     processes = {outcome[0] for outcome in outcomes.values() if isinstance(outcome, tuple)}
     assert (os.getpid() in processes) == (workers == 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bug_is_nobodys_failure(workers):
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(run_each(root, [4, -1, 666, 9], workers))
 
 
 def test_one_item_needs_no_other_process():
@@ -139,6 +145,11 @@ def test_tasks_of_a_cluster_have_their_outcomes_whatever_fails(cluster, workers)
     assert_outcomes(outcomes, items)
     processes = {outcome[0] for outcome in outcomes.values() if isinstance(outcome, tuple)}
     assert os.getpid() not in processes
+
+
+def test_a_bug_in_a_task_is_nobodys_failure(cluster):
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(run_each(root, [4, -1, 666, 9], address=cluster))
 
 
 def test_tasks_of_a_node_that_is_lost_run_again_elsewhere(nodes, cluster, tmp_path):

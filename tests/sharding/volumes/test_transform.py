@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -157,6 +158,16 @@ def test_a_flipped_bit_of_the_warp_is_refused(motion, tmp_path, refused):
     with pytest.raises(gzip.BadGzipFile):
         gzip.decompress(path.read_bytes())
     with refused(path, "not a readable", "Register again"):
+        Transform.load(tmp_path)
+
+
+def test_a_warp_of_gigabytes_in_a_small_file_is_refused(motion, tmp_path, refused):
+    motion.save(tmp_path)
+    path = tmp_path / WARP_FILE
+    header = nib.load(path).header.copy()
+    header.set_data_shape((1024, 1024, 512, 1, 3))
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)) + bytes(8_000_000))
+    with refused(path, "would unpack to", "unpack it"):
         Transform.load(tmp_path)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import os
 import pickle
+import resource
 import warnings
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -114,16 +118,30 @@ def test_no_nifti_is_refused(tmp_path, refused, name, content):
         read_volume(path)
 
 
-@pytest.mark.parametrize("name", ["a.nii.zst", "a.nii.bz2", "a.mgz", "a.txt", "a"])
+@pytest.mark.parametrize("name", ["a.nii.zst", "a.nii.xz", "a.mgz", "a.txt", "a"])
 def test_other_formats_are_refused(tmp_path, refused, name):
     (tmp_path / name).write_bytes(save(tmp_path / "good.nii.gz").read_bytes())
-    with refused(
-        tmp_path / name, f"must be a NIfTI file named .nii or .nii.gz, found {name}", "Con"
-    ):
+    found = f"must be a NIfTI file named .nii, .nii.gz, .nii.bz2, found {name}"
+    with refused(tmp_path / name, found, "Convert|Unpack"):
         read_volume(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["cut.nii", "cut.nii.gz"])
+def test_bzip2_is_read_and_refused_like_gzip(tmp_path, refused):
+    path, plain = save(tmp_path / "a.nii.bz2"), save(tmp_path / "a.nii")
+    volume, expected = read_volume(path), read_volume(plain)
+    np.testing.assert_array_equal(volume.data, expected.data)
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+    header = nib.load(plain).header.copy()
+    header.set_data_shape((1024, 1024, 1024))
+    path.write_bytes(bz2.compress(header.binaryblock + bytes(4)) + bytes(400_000))
+    with refused(path, "0.4 MB would unpack to 4.29 GB", "unpack it to .nii"):
+        read_volume(path)
+    path.write_bytes(bz2.compress(header.binaryblock + bytes(4)))
+    with refused(path, "claims 4294967296 bytes of voxels, more than the file can hold", "again"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["cut.nii", "cut.nii.gz", "cut.nii.bz2"])
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.98])
 def test_files_cut_short_are_refused(tmp_path, refused, name, keep):
     path = save(tmp_path / name)
@@ -312,3 +330,19 @@ def test_data_errors_cross_processes_whole():
     again = pickle.loads(pickle.dumps(error))
     assert (again.where, again.rule, again.remedy) == ("a.nii", "must be 3D", "Export it again")
     assert str(again) == "a.nii: must be 3D. Export it again."
+
+
+def test_a_volume_that_does_not_fit_into_memory_is_named(tmp_path, refused):
+    path = tmp_path / "large.nii"
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4))
+    image.header.set_data_shape((1000, 1000, 600))
+    path.write_bytes(image.header.binaryblock + bytes(4))
+    os.truncate(path, 352 + 4 * 1000 * 1000 * 600)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
+    try:
+        with refused(path, "does not fit into the memory that is free", "more memory"):
+            read_volume(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
