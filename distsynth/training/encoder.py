@@ -22,7 +22,8 @@ from sharding.shards.shard_set import ShardSet
 logger = logging.getLogger(__name__)
 SEED = 0
 """Not that of the run: all runs on the same shards measure by the same encoder."""
-BATCH, LEARNING_RATE = 16, 1e-3
+BATCH, VOXELS, LEARNING_RATE = 16, 65_536, 1e-3
+"""Patches a step; fewer of blocks, so that no step sees more than so many voxels."""
 NOISE = 0.5
 """Deviation of what is added to a patch, in standardised units."""
 POOL = 4096
@@ -113,8 +114,9 @@ def _fit(encoder: Encoder, targets: Tensor, steps: int) -> tuple[float, float]:
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     errors: list[Tensor] = []
+    batch = max(1, min(BATCH, VOXELS // targets[0].numel()))
     for _ in range(steps):
-        chosen = draw.integers(0, len(targets), BATCH)
+        chosen = draw.integers(0, len(targets), batch)
         patches = targets[torch.from_numpy(chosen).to(targets.device)]
         noise = torch.from_numpy(draw.standard_normal(patches.shape, np.float32))
         noisy = patches + NOISE * noise.to(targets.device)
