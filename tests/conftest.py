@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from killing import SUPPORT
+from programs import with_path
 from ray_cluster import Nodes, loopback_nodes
 from s3_server import S3Server, s3_server
 from tiny_runs import start_fork_server
+from warm_workers import start_server
 
 from sharding.io.errors import DataError
 from sharding.shards.config import ShardConfig
@@ -63,6 +67,19 @@ def fork_server() -> None:
     """
     get_temp_dir()
     start_fork_server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_workers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray's workers start at once, whoever starts a cluster."""
+    if not any(item.get_closest_marker("slow") for item in request.session.items):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder, pytest.MonkeyPatch.context() as it:
+        path = with_path(SUPPORT / "stop_hook", SUPPORT, before=os.environ)
+        for name, value in (start_server(Path(folder)) | path).items():
+            it.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")

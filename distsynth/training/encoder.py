@@ -22,7 +22,7 @@ from sharding.shards.shard_set import ShardSet
 logger = logging.getLogger(__name__)
 SEED = 0
 """Fixed, not the run's: all runs on the same shards use the same encoder."""
-BATCH, LEARNING_RATE = 32, 1e-3
+BATCH, LEARNING_RATE = 16, 1e-3
 NOISE = 0.5
 """Standard deviation of the noise that is added to a patch, in standardised units."""
 POOL = 4096

@@ -191,6 +191,8 @@ def _child(name: tuple[str, str], args: Any, environment: dict[str, str], log: P
     torch.set_num_threads(1)
     try:
         target(*args)
+    except SystemExit:
+        raise
     except BaseException:
         traceback.print_exc()
         os._exit(1)
