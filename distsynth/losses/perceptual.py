@@ -212,7 +212,8 @@ def check_weights(weights: str | Path | None) -> Path:
         raise ConfigError(
             f"loss.vgg_weights must be a file with torchvision's VGG16 weights, got {path}, which "
             "is not there; download https://download.pytorch.org/models/"
-            f"{WEIGHTS_FILE} (528 MB) and name it here, or put it at {default}"
+            f"{WEIGHTS_FILE} (528 MB) and name it here, or put it at {default}; "
+            "loss.perceptual_network=cohort needs none"
         )
     return path
 
