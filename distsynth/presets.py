@@ -212,6 +212,9 @@ PRESETS: dict[str, RunConfig] = {
 }
 # fmt: on
 
+OURS = ("srcnn", "edsr", "rdn", "drcn", "srfbn", "unet-3d", "gan-3d", "small")
+"""Presets that are no rows of the paper's tables."""
+
 BLOCKS: dict[str, ShardConfig] = {
     "unet-3d": ShardConfig(patch_size=(48, 48, 48), patches_per_specimen=150, stride=24),
     "gan-3d": ShardConfig(patch_size=(32, 32, 32), patches_per_specimen=300, stride=16),

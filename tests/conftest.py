@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from killing import SUPPORT
+from programs import with_path
 from ray_cluster import Nodes, loopback_nodes
 from s3_server import S3Server, s3_server
 from tiny_runs import start_fork_server
+from warm_workers import start_server
 
 from sharding.io.errors import DataError
 from sharding.shards.config import ShardConfig
@@ -35,7 +40,14 @@ settings.register_profile("quick", max_examples=30, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-LONGEST = {"test_sweep_run.py": -3, "test_launch_sweeps.py": -2, "test_sweep_killed.py": -1}
+ON_THE_CLUSTER = {
+    "test_sweep_run.py",
+    "test_sweep_killed.py",
+    "test_sweep_checks.py",
+    "test_parallel.py",
+}
+"""Files whose tests use the same Ray cluster: one process of the tests runs them all."""
+LONGEST = dict.fromkeys(ON_THE_CLUSTER, -3) | {"test_launch_sweeps.py": -2, "test_signals.py": -1}
 """Files that run first of all."""
 
 Refused = Callable[[str | Path, str, str], AbstractContextManager[None]]
@@ -54,6 +66,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.get(item.path.name, 0 if long[item.path] else 1))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share out files as `--dist loadfile` does, but those on the cluster as if they were one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "cluster" if Path(file).name in ON_THE_CLUSTER else file
+
+    return OneCluster(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> None:
     """Processes that tests start are forked, and do not load the libraries anew.
@@ -63,6 +90,19 @@ def fork_server() -> None:
     """
     get_temp_dir()
     start_fork_server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_workers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray's workers start at once, whoever starts a cluster."""
+    if not any(item.get_closest_marker("slow") for item in request.session.items):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder, pytest.MonkeyPatch.context() as it:
+        path = with_path(SUPPORT / "stop_hook", SUPPORT, before=os.environ)
+        for name, value in (start_server(Path(folder)) | path).items():
+            it.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -120,11 +160,13 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def nodes(server: S3Server) -> Iterator[Nodes]:
+def nodes(server: S3Server, request: pytest.FixtureRequest) -> Iterator[Nodes]:
     """A Ray cluster on loopback: a head without cores, and four nodes with one core each.
 
     That is room for four trials, more than most machines have cores for: they are small.
     """
+    files = {item.path.name for item in request.session.items if "nodes" in item.fixturenames}
+    assert files <= ON_THE_CLUSTER, files - ON_THE_CLUSTER
     with loopback_nodes(1, 1, 1, 1, **server.environment) as running:
         yield running
 

@@ -16,6 +16,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from programs import with_path
+from warm_workers import PROGRAMS
 
 import distsynth
 from distsynth.cli.main import COMMANDS, main
@@ -304,10 +306,8 @@ def test_the_phantom_tutorial_runs_as_it_is_written(tmp_path: Path):
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m distsynth "$@"\n')
     program.chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
+    path = {"PATH": f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | PROGRAMS | with_path(ROOT) | path
     ran = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

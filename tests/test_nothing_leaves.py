@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from network_trace import attempts, traced
 from small_study import run_study
+from warm_workers import COLD
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def test_a_study_reaches_for_no_address(study, tmp_path):
 
 def test_a_sweep_reaches_for_no_address(study, tmp_path):
     log = tmp_path / "trace"
-    run_study(study, ["sweep"], before=traced(log), umask=0o077)
+    run_study(study, ["sweep"], before=traced(log), umask=0o077, **COLD)
     trials = study.glob("sweeps/*/runs/*/wandb/offline-run-*/run-*.wandb")
     assert len(list(trials)) == 2
     assert attempts(log) == []

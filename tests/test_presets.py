@@ -1,14 +1,17 @@
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from distsynth.config import from_json, to_json, validate, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.inference.predictor import load_predictor
-from distsynth.models import build_discriminator, build_generator
-from distsynth.presets import BLOCKS, GENERATORS, PRESETS, describe, preset
+from distsynth.models import build_discriminator, build_generator, parameter_count
+from distsynth.presets import BLOCKS, GENERATORS, OURS, PRESETS, describe, preset
 from distsynth.training.loop import train
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
@@ -77,17 +80,7 @@ def test_table_2(row):
 
 def test_the_names_are_the_papers_and_those_of_what_it_leaves_for_later():
     papers = [row[0] for row in TABLE_1] + [row[0] for row in TABLE_2]
-    assert list(PRESETS) == [
-        *papers,
-        "srcnn",
-        "edsr",
-        "rdn",
-        "drcn",
-        "srfbn",
-        "unet-3d",
-        "gan-3d",
-        "small",
-    ]
+    assert list(PRESETS) == [*papers, *OURS]
 
 
 @pytest.mark.parametrize("name", ["srcnn", "edsr", "rdn", "drcn", "srfbn"])
@@ -147,6 +140,24 @@ def test_blocks_are_of_32_and_48_voxels_a_side():
     weights = 64 * (2 * 16 + 16 * 32 + 32 * 64 + 64)
     assert gan["discriminator_parameters"] == weights + 16 + 1 + 2 * (32 + 64)
     assert describe("unet-3d")["discriminator"] is None
+
+
+def test_the_page_of_networks_has_their_sizes_and_reach():
+    page = (Path(__file__).parents[1] / "docs" / "networks.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| `([\w-]+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|", page, re.M
+    )
+    assert {row[0] for row in rows} == set(GENERATORS)
+    for name, family, *numbers in rows:
+        assert GENERATORS[name].family == family
+        with torch.device("meta"):
+            built = [
+                build_generator(GENERATORS[name], sides, channels)
+                for sides, channels in (((64, 64), 1), ((64, 64), 3), ((32, 32, 32), 1))
+            ]
+        sizes = [f"{parameter_count(network):,}" for network in built]
+        reach = built[0].reach
+        assert numbers == [*sizes, "-" if reach is None else str(reach)], name
 
 
 def test_a_listing_row():

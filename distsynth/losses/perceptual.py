@@ -42,8 +42,8 @@ class PerceptualConfig(TermConfig):
     perceptual_network: Literal["vgg16", "cohort"] = field(default="vgg16", kw_only=True)
     """Whose features are compared. vgg16 is the paper's, and needs its ImageNet weights. cohort is
     a small encoder that the run trains first, on the targets of the training split alone (ours)."""
-    encoder_steps: int = field(default=400, kw_only=True)
-    """Optimizer steps that train the cohort's encoder, of 32 patches each."""
+    encoder_steps: int = field(default=200, kw_only=True)
+    """Optimizer steps that train the cohort's encoder, of 16 patches each."""
     perceptual_scale: Scale = field(default="fixed", kw_only=True)
     """How images are standardised for VGG16; the cohort's encoder takes them as they are. fixed
     takes the intensities as they are: standardised by specimen, as ImageNet's are by fixed
@@ -212,7 +212,8 @@ def check_weights(weights: str | Path | None) -> Path:
         raise ConfigError(
             f"loss.vgg_weights must be a file with torchvision's VGG16 weights, got {path}, which "
             "is not there; download https://download.pytorch.org/models/"
-            f"{WEIGHTS_FILE} (528 MB) and name it here, or put it at {default}"
+            f"{WEIGHTS_FILE} (528 MB) and name it here, or put it at {default}; "
+            "loss.perceptual_network=cohort needs none"
         )
     return path
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,6 +80,13 @@ def kernel_sizes(kernels: Sequence[int], layers: int) -> tuple[int, ...]:
     return tuple(kernels) * layers if len(kernels) == 1 else tuple(kernels)
 
 
-def widths_label(family: str, widths: Sequence[int]) -> str:
-    """A network in a few words, such as "unet 16-32-64"."""
-    return f"{family} {'-'.join(map(str, widths))}"
+class WidthsLabel:
+    """A configuration whose label is its family and the widths of its layers."""
+
+    family: Any  # the literal of each family
+    channels: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """The family and its widths, such as "unet 16-32-64"."""
+        return f"{self.family} {'-'.join(map(str, self.channels))}"

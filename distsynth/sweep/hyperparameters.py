@@ -1,9 +1,10 @@
 """Sampled hyperparameters -> RunConfig; sampling them from a space, at random or as a grid.
 
 The hyperparameters of a trial are a dict of dotted fields to plain values, drawn from the space.
-Two kinds of field stand for several: `generator` and `discriminator` name a whole network
-(distsynth.presets.GENERATORS, DISCRIMINATORS), on which dotted fields are then set; `data.shards`
-brings the patch of the shards that it names.
+Some fields stand for several: `generator` and `discriminator` name a whole network, `adversarial` a
+loss with what it asks of the discriminator (distsynth.presets.GENERATORS, DISCRIMINATORS,
+ADVERSARIAL), on which dotted fields are then set; `data.shards` brings the patch of the shards that
+it names.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ Hyperparameters = dict[str, Any]
 """One trial's values: dotted field, or a name of NAMED -> plain value."""
 Space = Mapping[str, Any]
 """The same keys -> Ray Tune domain."""
-NETWORKS = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
+_NETWORKS = {"generator": GENERATORS, "discriminator": DISCRIMINATORS}
 NAMED = {
     **{
         section: {name: dict(dotted_fields(found, f"{section}.")) for name, found in known.items()}
-        for section, known in NETWORKS.items()
+        for section, known in _NETWORKS.items()
     },
     "adversarial": ADVERSARIAL,
 }

@@ -11,7 +11,7 @@ from ray.tune.search.sample import Integer
 
 from distsynth.config import RunConfig, dotted_fields, field_names, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.presets import GENERATORS, PRESETS
+from distsynth.presets import GENERATORS, OURS, PRESETS
 from distsynth.sweep.hyperparameters import (
     NAMED,
     Hyperparameters,
@@ -134,7 +134,7 @@ def presets_in(space: Space, base: RunConfig) -> dict[str, Hyperparameters]:
     """
     found = {}
     for name, config in PRESETS.items():
-        if not config.adversarial or name in ("small", "gan-3d"):
+        if not config.adversarial or name in OURS:
             continue
         wanted = dict(dotted_fields(config))
         # Which network the perceptual term has says nothing where that has no weight.

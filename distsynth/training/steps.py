@@ -96,9 +96,12 @@ class Learner:
             self.raw.requires_grad_(True)
 
     def in_float32(self, *inputs: Tensor) -> Tensor:
-        """The output without autocast, wrapper and compiler, none of which goes through a second
-        backward unharmed. Its gradients join those of the forwards beside it, and so does their
-        exchange between ranks, where one backward serves all."""
+        """The output in float32, without autocast, DDP's wrapper and torch.compile.
+
+        A penalty differentiates twice, which half precision spoils and the compiler does not
+        support. Ranks exchange its gradients too, if one backward serves it and a forward of
+        `network`: they are added to the same weights.
+        """
         with torch.autocast(self._accelerator.device.type, enabled=False):
             return type(self.raw).forward(self.raw, *inputs)
 

@@ -6,15 +6,14 @@ import contextlib
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from killed_commands import command, command_under_nohup, kill_family
 from small_study import study_commands
-from tiny_runs import tiny_config
+from tiny_runs import start, tiny_config
 
 from distsynth.cli.main import main
 from distsynth.config import to_json
@@ -29,19 +28,12 @@ LONG = {"train.epochs": 100_000, "train.validate_every": 100_000}
 
 
 class Program:
-    """`distsynth` in a process group of its own; standard error goes to a file."""
+    """`distsynth` in a process of its own, a fork; what it says goes to a file."""
 
-    def __init__(self, log: Path, *args: str | Path) -> None:
+    def __init__(self, target: Callable[..., None], log: Path, *args: str | Path) -> None:
         self.log = log
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "distsynth", *map(str, args)],
-                stdout=subprocess.DEVNULL,
-                stderr=file,
-                env=environment,
-                start_new_session=True,
-            )
+        log.touch()
+        self.process = start(target, [*map(str, args)], environment={}, log=log)
 
     @property
     def said(self) -> str:
@@ -50,16 +42,20 @@ class Program:
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + SECONDS
         while not condition():
-            assert self.process.poll() is None, self.said
+            assert self.process.is_alive(), self.said
             assert time.monotonic() < deadline, self.said
             time.sleep(0.05)
 
+    def send(self, number: signal.Signals) -> None:
+        assert self.process.pid
+        os.kill(self.process.pid, number)
+
     def end(self, number: signal.Signals) -> str:
         """Send a signal; check the status; return what was said."""
-        os.kill(self.process.pid, number)
-        status = self.process.wait(SECONDS)
+        self.send(number)
+        self.process.join(SECONDS)
         said = self.said
-        assert status == 128 + number, said
+        assert self.process.exitcode == 128 + number, said
         assert said.rstrip().endswith(f"distsynth: interrupted by {number.name}"), said
         for word in ("Traceback", "***", "Fatal", "Aborted", "C++"):
             assert word not in said
@@ -67,14 +63,14 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(log: Path, *args: str | Path) -> Iterator[Program]:
-    found = Program(log, *args)
+def program(
+    log: Path, *args: str | Path, target: Callable[..., None] = command
+) -> Iterator[Program]:
+    found = Program(target, log, *args)
     try:
         yield found
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(found.process.pid, signal.SIGKILL)
-        found.process.wait()
+        kill_family(found.process)
 
 
 def command_to_continue(said: str) -> list[str]:
@@ -169,18 +165,10 @@ def test_a_background_job_that_ignores_hangups_is_not_ended_by_one(shard_folder,
     config = tmp_path / "config.json"
     config.write_text(to_json(tiny_config(shard_folder, LONG)))
     last = tmp_path / "run" / LAST
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        first = Program(tmp_path / "first", "train", config, "-o", tmp_path / "run")
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    try:
+    words = ["train", config, "-o", tmp_path / "run"]
+    with program(tmp_path / "first", *words, target=command_under_nohup) as first:
         first.wait_until(last.exists)
-        os.kill(first.process.pid, signal.SIGHUP)
+        first.send(signal.SIGHUP)
         written = last.stat().st_mtime_ns
         first.wait_until(lambda: last.stat().st_mtime_ns != written)
         first.end(signal.SIGTERM)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(first.process.pid, signal.SIGKILL)
-        first.process.wait()

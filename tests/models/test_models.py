@@ -1,6 +1,7 @@
 import itertools
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distsynth.cli.main import main
+from distsynth.config import RunConfig, from_json, to_json, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.models import (
     DISCRIMINATOR_FAMILIES,
@@ -142,6 +145,19 @@ def test_feedback_reads_its_own_output():
 def test_sizes_have_bounds(config, message):
     with pytest.raises(ConfigError, match=message):
         check_rules("generator", config.rules())
+
+
+@pytest.mark.parametrize("family", SMALL_GENERATORS)
+def test_every_field_is_an_option_and_survives_json(family, capsys):
+    config = SMALL_GENERATORS[family]
+    run = with_overrides(RunConfig(generator=config), {})
+    assert from_json(to_json(run)).generator == config
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "small", "--generator.family", family, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for item in fields(config):
+        assert re.search(rf"--generator\.{item.name.replace('_', '-')}[ ,]", shown), item.name
 
 
 def test_feedback_halves_the_sides():

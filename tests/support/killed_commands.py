@@ -7,6 +7,7 @@ their names are cut short first, as if the process had died while it wrote them.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -14,9 +15,11 @@ import json
 import random
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +111,7 @@ class Command:
             log = self._folder / "log"
             process = _started(self._words(study), stop.environment, log)
             stop.wait(process)
-            _kill(process.pid)
-            process.join(SECONDS)
+            kill_family(process)
         self._run(study, None)
         found = self._found(study)
         assert found.keys() == self._expected.keys(), (kill, found.keys() ^ self._expected.keys())
@@ -155,6 +157,12 @@ def command(words: list[str]) -> None:
         raise SystemExit(status)
 
 
+def command_under_nohup(words: list[str]) -> None:
+    """Run a command as `nohup` starts it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    command(words)
+
+
 def _started(words: list[str], environment: dict[str, str], log: Path) -> Any:
     return start(command, words, environment=ENVIRONMENT | environment, log=log)
 
@@ -162,18 +170,21 @@ def _started(words: list[str], environment: dict[str, str], log: Path) -> Any:
 def _end(process: Any, log: Path) -> None:
     process.join(SECONDS)
     if process.is_alive():
-        _kill(process.pid)
+        kill_family(process)
         raise TimeoutError(f"a command hangs: {log.read_text()}")
     assert process.exitcode == 0, log.read_text()
 
 
-def _kill(process: int) -> None:
-    """Kill a process and all that it has started."""
-    parent = psutil.Process(process)
-    family = [*parent.children(recursive=True), parent]
-    for one in reversed(family):
-        one.kill()
-    psutil.wait_procs(family[:-1], timeout=30)
+def kill_family(process: BaseProcess) -> None:
+    """Kill a process and all that it has started, and wait until they have ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        family = [*parent.children(recursive=True), parent]
+        for one in reversed(family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(family[:-1], timeout=30)
+    process.join(SECONDS)
 
 
 def _content(path: Path, study: Path) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import psutil
+from warm_workers import PROGRAMS, fork_of
 
 SECONDS = 200
 """A program that takes longer hangs."""
@@ -81,6 +82,9 @@ class Program:
             found = {process.pid: process for process, belongs in rest.items() if belongs}
             if not found:
                 break
+            for process in map(fork_of, list(found)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found[process] = psutil.Process(process)
             known |= found
             rest = {process: False for process, belongs in rest.items() if not belongs}
         return list(known.values())
@@ -141,12 +145,12 @@ def started(
 def finished(
     words: Sequence[str | Path], environment: dict[str, str], folder: Path | None = None
 ) -> tuple[int, str]:
-    """Run a program to its end.
+    """Run a program to its end, in a process that may be a fork: see warm_workers.
 
     Returns:
         Exit status, and what it said.
     """
-    with started(words, environment, folder) as program:
+    with started(words, environment | PROGRAMS, folder) as program:
         return program.end()
 
 

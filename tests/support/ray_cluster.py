@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 from killing import SUPPORT, FileMoment, Stop
+from lab import children
 from moments import controlled_by
 from programs import with_path
+from warm_workers import fork_of
 
 SECONDS = 200
 """A node that takes longer to start hangs."""
@@ -26,6 +28,9 @@ SETTINGS = {
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
     "RAY_worker_niceness": "0",
+    # Nobody looks at what the agent of each node measures.
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",
+    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
     "OMP_NUM_THREADS": "1",
 }
 
@@ -39,7 +44,7 @@ class Nodes:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._control = folder / "moment.json"
-        self._environment = SETTINGS | environment | {"RAY_TMPDIR": str(folder)}
+        self._environment = environment
         with self._prepared():
             from ray.cluster_utils import Cluster
 
@@ -85,6 +90,11 @@ class Nodes:
         """Every node, the head too."""
         return self._cluster.list_all_nodes()
 
+    def processes(self, node: Any) -> list[int]:
+        """The workers and agents of a node."""
+        raylet = node.all_processes["raylet"][0].process.pid
+        return [fork_of(process) for process in children(raylet)]
+
     def shut_down(self) -> None:
         """End all nodes."""
         import ray
@@ -108,7 +118,7 @@ class Nodes:
 def loopback_nodes(*cores: int, **environment: str) -> Iterator[Nodes]:
     """A head without cores, and nodes with these; the environment is that of all processes too."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the names of sockets may not be long
-    nodes = Nodes(folder, environment)
+    nodes = Nodes(folder, SETTINGS | environment | {"RAY_TMPDIR": str(folder)})
     try:
         for number in cores:
             nodes.add(number)

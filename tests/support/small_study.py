@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from warm_workers import PROGRAMS
+
 SECONDS = 240
 """A study that takes longer hangs."""
 
@@ -80,6 +82,7 @@ def run_study(
         [*before, sys.executable, __file__, str(folder), *names],
         env={key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
         | {"OMP_NUM_THREADS": "1"}
+        | ({} if before else PROGRAMS)
         | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

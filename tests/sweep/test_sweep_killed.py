@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from killing import FileMoment, Stop, alongside
-from lab import children, kill
+from lab import kill
 from tiny_runs import losses, same, start, tensors
 from tiny_sweeps import TRACKED, drive, offline_runs, outcomes, tiny_plan
 
@@ -138,7 +138,7 @@ def test_a_trial_goes_on_when_a_node_of_it_is_lost(nodes, cluster, shard_folder,
     def lose() -> None:
         first = stop.wait_anywhere()
         doomed = node_of_a_trial(nodes, first, apart=workers == 2)
-        its = children(raylet(doomed))
+        its = nodes.processes(doomed)
         nodes.remove(doomed)
         for process in its:
             with contextlib.suppress(ProcessLookupError):
@@ -160,16 +160,11 @@ def test_a_trial_goes_on_when_a_node_of_it_is_lost(nodes, cluster, shard_folder,
         assert same(tensors(tmp_path / "alone"), tensors(Path(folder.run_dir("00000"))))
 
 
-def raylet(node):
-    """The process of a node that starts its workers."""
-    return node.all_processes["raylet"][0].process.pid
-
-
 def node_of_a_trial(nodes, first, apart):
     """The node of a trial's first rank or, apart from it, of another rank."""
     found = []
     for node in nodes.all():
-        its = children(raylet(node))
+        its = nodes.processes(node)
         names = [Path(f"/proc/{process}/cmdline").read_bytes() for process in its]
         # Those of a node itself are agents, and what waits for work is idle.
         at_work = any(b"ray::" in name and not re.search(b"Agent|IDLE", name) for name in names)

@@ -128,6 +128,24 @@ def test_bf16_leaves_the_penalty_in_float32(kind):
         assert torch.equal(exact["penalty"], rounded["penalty"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_scaled_gradients_give_the_unscaled_step(kind):
+    """As under fp16, where each network has a scaler of its own."""
+    config, ends = config_of(kind, "none"), []
+    for scale in (None, 64.0):
+        learners = learners_of(config)
+        if scale:
+            for learner in learners:
+                learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        source, target = torch.randn(2, 8, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+        shares = interpolation_shares(0, 0, 8)
+        adversarial_step(*learners, GeneratorLoss(config.loss), [(source, target)], 0, shares)
+        ends.append([weights(learner) for learner in learners])
+    for left, right in zip(*ends, strict=True):
+        for name, value in left.items():
+            torch.testing.assert_close(value, right[name], rtol=1e-5, atol=1e-7)
+
+
 def test_shares_depend_on_seed_and_step_alone():
     shares = interpolation_shares(3, 7, 24)
     assert torch.equal(shares, interpolation_shares(3, 7, 24))

@@ -14,12 +14,12 @@ from distsynth.models.discriminator import (
     DiscriminatorNetwork,
     check_sides,
 )
-from distsynth.models.layers import Norm, conv, kernel_sizes, max_pool, normalisation, widths_label
+from distsynth.models.layers import Norm, WidthsLabel, conv, kernel_sizes, max_pool, normalisation
 from distsynth.rules import Rule, odd_kernels, positive_widths
 
 
 @dataclass(frozen=True)
-class ConvDiscriminatorConfig(DiscriminatorConfig):
+class ConvDiscriminatorConfig(WidthsLabel, DiscriminatorConfig):
     """Convolutions that halve the sides, then one logit for the whole patch."""
 
     family: Literal["conv"] = field(default="conv", kw_only=True)
@@ -30,11 +30,6 @@ class ConvDiscriminatorConfig(DiscriminatorConfig):
     downsample: Literal["stride", "maxpool"] = "stride"
     """How each layer halves its maps."""
     norm: Norm = "batch"
-
-    @property
-    def label(self) -> str:
-        """The family and its widths."""
-        return widths_label(self.family, self.channels)
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths and odd kernels, as many as there are layers."""

@@ -14,23 +14,18 @@ from distsynth.models.discriminator import (
     DiscriminatorNetwork,
     check_sides,
 )
-from distsynth.models.layers import Norm, conv, normalisation, widths_label
+from distsynth.models.layers import Norm, WidthsLabel, conv, normalisation
 from distsynth.rules import Rule, positive_widths
 
 
 @dataclass(frozen=True)
-class PatchGANConfig(DiscriminatorConfig):
+class PatchGANConfig(WidthsLabel, DiscriminatorConfig):
     """The PatchGAN of pix2pix, with kernels of 4 throughout."""
 
     family: Literal["patchgan"] = field(default="patchgan", kw_only=True)
     channels: tuple[int, ...] = (64, 128, 256, 512)
     """Widths of the layers, each of half the sides but the last."""
     norm: Norm = "batch"
-
-    @property
-    def label(self) -> str:
-        """The family and its widths."""
-        return widths_label(self.family, self.channels)
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths."""

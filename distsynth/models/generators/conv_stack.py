@@ -10,12 +10,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from distsynth.models.generator import GeneratorConfig
-from distsynth.models.layers import Norm, conv, kernel_sizes, normalisation, reach, widths_label
+from distsynth.models.layers import Norm, WidthsLabel, conv, kernel_sizes, normalisation, reach
 from distsynth.rules import Rule, odd_kernels, positive_widths
 
 
 @dataclass(frozen=True)
-class ConvStackConfig(GeneratorConfig):
+class ConvStackConfig(WidthsLabel, GeneratorConfig):
     """A stack of convolutions that keep the sides of the patch."""
 
     family: Literal["conv"] = field(default="conv", kw_only=True)
@@ -26,11 +26,6 @@ class ConvStackConfig(GeneratorConfig):
     norm: Norm = "batch"
     norm_first: bool = True
     """Whether the first layer is normalised too (DCGAN 1 does not)."""
-
-    @property
-    def label(self) -> str:
-        """The family and its widths."""
-        return widths_label(self.family, self.channels)
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths and odd kernels, as many as there are layers."""

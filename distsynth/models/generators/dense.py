@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from distsynth.models.generator import GeneratorConfig
-from distsynth.models.layers import Norm, conv, normalisation, reach, widths_label
+from distsynth.models.layers import Norm, WidthsLabel, conv, normalisation, reach
 from distsynth.rules import Rule, odd_kernels, positive_widths
 
 
 @dataclass(frozen=True)
-class DenseConfig(GeneratorConfig):
+class DenseConfig(WidthsLabel, GeneratorConfig):
     """DCSRN: each unit reads the outputs of all before it."""
 
     family: Literal["dense"] = field(default="dense", kw_only=True)
@@ -24,11 +24,6 @@ class DenseConfig(GeneratorConfig):
     kernels: tuple[int, ...] = (3,)
     """One odd kernel size, for every layer."""
     norm: Norm = "batch"
-
-    @property
-    def label(self) -> str:
-        """The family and its widths."""
-        return widths_label(self.family, self.channels)
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths and one odd kernel."""

@@ -13,18 +13,18 @@ from distsynth.errors import ConfigError
 from distsynth.models.generator import GeneratorConfig
 from distsynth.models.layers import (
     Norm,
+    WidthsLabel,
     conv,
     kernel_sizes,
     max_pool,
     normalisation,
     transposed_conv,
-    widths_label,
 )
 from distsynth.rules import Rule, odd_kernels, positive_widths
 
 
 @dataclass(frozen=True)
-class EncoderDecoderConfig(GeneratorConfig):
+class EncoderDecoderConfig(WidthsLabel, GeneratorConfig):
     """FCN 2: an encoder that halves the sides at each level, and a decoder that mirrors it."""
 
     family: Literal["encoder-decoder"] = field(default="encoder-decoder", kw_only=True)
@@ -33,11 +33,6 @@ class EncoderDecoderConfig(GeneratorConfig):
     kernels: tuple[int, ...] = (5, 3, 3)
     """Odd kernel sizes of the encoder: one a level, or one that serves every level."""
     norm: Norm = "batch"
-
-    @property
-    def label(self) -> str:
-        """The family and its widths."""
-        return widths_label(self.family, self.channels)
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths and odd kernels, as many as there are levels."""

@@ -12,23 +12,18 @@ from torch import Tensor, nn
 
 from distsynth.errors import ConfigError
 from distsynth.models.generator import GeneratorConfig
-from distsynth.models.layers import Norm, conv, normalisation, transposed_conv, widths_label
+from distsynth.models.layers import Norm, WidthsLabel, conv, normalisation, transposed_conv
 from distsynth.rules import Rule, positive_widths
 
 
 @dataclass(frozen=True)
-class UNetConfig(GeneratorConfig):
+class UNetConfig(WidthsLabel, GeneratorConfig):
     """The U-Net of pix2pix, with kernels of 4 throughout."""
 
     family: Literal["unet"] = field(default="unet", kw_only=True)
     channels: tuple[int, ...] = (16, 32, 64, 128, 128, 128)
     """Widths of the levels, each of half the sides, cut to as many as the patch allows."""
     norm: Norm = "batch"
-
-    @property
-    def label(self) -> str:
-        """The family and its widths."""
-        return widths_label(self.family, self.channels)
 
     def rules(self) -> Iterable[Rule]:
         """Positive widths, at least two."""
