@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.image import SSIM_WINDOW
 from distsynth.metrics.statistics import bootstrap_interval
+from distsynth.metrics.steps import MARK_MEANS, is_untrained, marked
 from sharding.io.errors import DataError
 from sharding.io.records import first_complaint
 from sharding.io.tables import Cell, Column, Table, rows_csv, table_text, to_json
@@ -83,6 +84,7 @@ class ResultsTable:
         values: Method -> specimen -> metric -> value; NaN where there is none.
         summary: Method -> metric -> mean and interval.
         best: Metric -> methods with the best mean; empty unless two methods or more have one.
+        steps: Method -> optimiser steps that it was trained for; of networks alone.
     """
 
     columns: tuple[str, ...]
@@ -90,6 +92,7 @@ class ResultsTable:
     values: dict[str, dict[str, dict[str, float]]]
     summary: dict[str, dict[str, Interval]]
     best: dict[str, tuple[str, ...]]
+    steps: dict[str, int] = field(default_factory=dict)
 
     def regions(self) -> list[tuple[str, tuple[str, ...]]]:
         """(Heading, metrics) of the tables that this one is shown as; none is empty."""
@@ -102,12 +105,20 @@ class ResultsTable:
     @property
     def note(self) -> str:
         """What the numbers of the summary are, in a sentence or two."""
+        trained = ", ".join(f"{method} {count:,}" for method, count in self.steps.items())
+        after = f" Optimiser steps: {trained}." if trained else ""
+        if any(map(is_untrained, self.steps.values())):
+            after += f" {MARK_MEANS}"
         count = len(self.specimens)
         if count == 1:
-            return "One specimen: no interval over specimens can be given."
+            return "One specimen: no interval over specimens can be given." + after
         note = f"Mean over {count} specimens, {LEVEL:.0%} bootstrap interval of the mean below it."
         few = " With so few specimens the interval is too narrow." if count < 10 else ""
-        return note + few
+        return note + few + after
+
+    def title(self, method: str) -> str:
+        """The name of a method, marked if it is an untrained network."""
+        return marked(method, self.steps.get(method))
 
     def mean_cell(self, method: str, metric: str) -> Cell:
         """A method's mean with its interval, marked if it is the best."""
@@ -139,7 +150,15 @@ class ResultsTable:
         return [
             Table(
                 [*names, *map(metric_column, metrics)],
-                [("", [[Cell(m), *(self.mean_cell(m, k) for k in metrics)] for m in self.summary])],
+                [
+                    (
+                        "",
+                        [
+                            [Cell(self.title(m)), *(self.mean_cell(m, k) for k in metrics)]
+                            for m in self.summary
+                        ],
+                    )
+                ],
                 heading,
                 self.gaps(metrics),
             )
@@ -153,7 +172,11 @@ class ResultsTable:
         for heading, metrics in self.regions():
             columns = [*names, *(replace(metric_column(key), legend=False) for key in metrics)]
             rows = [
-                [Cell(method), Cell(name), *(Cell(format_value(k, values[k])) for k in metrics)]
+                [
+                    Cell(self.title(method)),
+                    Cell(name),
+                    *(Cell(format_value(k, values[k])) for k in metrics),
+                ]
                 for method, by_specimen in self.values.items()
                 for name, values in by_specimen.items()
             ]
@@ -175,6 +198,7 @@ class _MethodInFile:
     __pydantic_config__ = ConfigDict(strict=True)
 
     specimens: dict[str, dict[str, float | None]]
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +213,7 @@ class _File:
 _FILE = TypeAdapter(_File)
 
 
-def results_table(results: MetricValues) -> ResultsTable:
+def results_table(results: MetricValues, steps: Mapping[str, int] | None = None) -> ResultsTable:
     """Means and intervals over specimens.
 
     A metric that a specimen lacks counts as NaN and makes the mean NaN: means over different
@@ -198,6 +222,7 @@ def results_table(results: MetricValues) -> ResultsTable:
     Args:
         results: Method -> specimen -> key of METRICS -> value. Methods keep their order, and
             specimens that of the first method.
+        steps: Method -> optimiser steps, of those that are networks.
 
     Raises:
         ValueError: If there is nothing to show, a metric is unknown, or methods were evaluated on
@@ -231,7 +256,7 @@ def results_table(results: MetricValues) -> ResultsTable:
         key: _best({method: METRICS[key].quality(by[key].mean) for method, by in summary.items()})
         for key in columns
     }
-    return ResultsTable(columns, specimens, values, summary, best)
+    return ResultsTable(columns, specimens, values, summary, best, dict(steps or {}))
 
 
 def read_results(content: bytes | str, where: str) -> ResultsTable:
@@ -249,7 +274,8 @@ def read_results(content: bytes | str, where: str) -> ResultsTable:
                     for specimen, values in part.specimens.items()
                 }
                 for method, part in methods.items()
-            }
+            },
+            {method: part.steps for method, part in methods.items() if part.steps is not None},
         )
     except ValueError as error:
         complaint = first_complaint(error) if isinstance(error, ValidationError) else error
@@ -318,7 +344,8 @@ def results_json(table: ResultsTable) -> str:
                 for key in table.columns
             },
             "methods": {
-                method: {
+                method: ({"steps": table.steps[method]} if method in table.steps else {})
+                | {
                     "summary": {
                         key: {name: finite(value) for name, value in vars(interval).items()}
                         | {"best": method in table.best[key]}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from distsynth.metrics.conventions import COLUMNS, SCALES, Convention, Values
+from distsynth.metrics.steps import MARK_MEANS, is_untrained, marked
 from distsynth.runs.versions import installed_versions
 from sharding.io.atomic import atomic_write
 from sharding.io.page import render
@@ -53,7 +54,10 @@ SSIM_NOTE = (
 
 
 def conventions_files(
-    out: Path, values: Mapping[str, Mapping[str, Values]], title: str = "Conventions"
+    out: Path,
+    values: Mapping[str, Mapping[str, Values]],
+    title: str,
+    steps: Mapping[str, int],
 ) -> None:
     """Write conventions.csv with every number, and its means as conventions.md and .html.
 
@@ -61,8 +65,9 @@ def conventions_files(
         out: Folder to write to.
         values: Method -> specimen -> values.
         title: Heading of the page.
+        steps: Method -> optimiser steps, of those that are networks.
     """
-    tables = [conventions_table(name, by) for name, by in values.items()]
+    tables = [conventions_table(name, by, steps.get(name)) for name, by in values.items()]
     atomic_write(out / "conventions.csv", conventions_csv(values))
     atomic_write(out / "conventions.md", "\n".join(map(_markdown, tables)))
     page = render(
@@ -75,7 +80,9 @@ def conventions_files(
     atomic_write(out / "conventions.html", page)
 
 
-def conventions_table(method: str, by_specimen: Mapping[str, Values]) -> Table:
+def conventions_table(
+    method: str, by_specimen: Mapping[str, Values], steps: int | None = None
+) -> Table:
     """The mean over specimens of a method under each convention."""
     means = {
         convention: {
@@ -106,7 +113,11 @@ def conventions_table(method: str, by_specimen: Mapping[str, Values]) -> Table:
         )
         for scale, words in SCALES.items()
     ]
-    return Table(columns, groups, method, (_range_note(means), SSIM_NOTE), heads=2)
+    notes = [_range_note(means), SSIM_NOTE]
+    if steps is not None:
+        notes.insert(0, f"Trained for {steps:,} optimiser steps.")
+    notes += [MARK_MEANS] if is_untrained(steps) else []
+    return Table(columns, groups, marked(method, steps), notes, heads=2)
 
 
 def conventions_csv(values: Mapping[str, Mapping[str, Values]]) -> str:

@@ -14,7 +14,6 @@ from distsynth.metrics.results import (
     results_table,
     results_text,
 )
-from distsynth.metrics.steps import MARK, MARK_MEANS, is_untrained, marked
 from distsynth.reporting.conventions import conventions_files
 from distsynth.reporting.evaluation_page import evaluation_page, figure_picture
 from distsynth.reporting.figures import comparison_figure, curves_figure
@@ -41,8 +40,9 @@ def write_evaluation(
     Returns:
         The table as text.
     """
-    table = results_table(evaluation.results)
-    text = _untrained(predictors) + results_text(table)
+    steps = {name: predictor.checkpoint.position.step for name, predictor in predictors.items()}
+    table = results_table(evaluation.results, steps)
+    text = results_text(table)
     for name, content in (
         ("table.txt", text + "\n"),
         ("results.csv", results_csv(table)),
@@ -76,7 +76,7 @@ def write_evaluation(
             atomic_write(out / "pictures" / f"{name}_curves.png", curves[-1].png)
     if evaluation.conventions:
         title = "distsynth conventions: " + ", ".join(predictors)
-        conventions_files(out, evaluation.conventions, title)
+        conventions_files(out, evaluation.conventions, title, steps)
     page = evaluation_page(
         "distsynth evaluation: " + ", ".join(predictors),
         _evaluated(evaluation, predictors),
@@ -96,7 +96,6 @@ def _evaluated(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> d
     """What was evaluated and how, for the page."""
     data = next(iter(predictors.values())).checkpoint.data
     stitching = {name: _stitching(predictor) for name, predictor in predictors.items()}
-    steps = {name: predictor.checkpoint.position.step for name, predictor in predictors.items()}
     return {
         "split": f"{evaluation.split}: {', '.join(evaluation.specimens)}",
         "intensities": "standardised by the target's own clip, mean and deviation",
@@ -106,20 +105,9 @@ def _evaluated(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> d
         ),
         "intervals": "95 %, resampled over specimens",
         "fitted baselines": f"on {evaluation.training} training specimens",
-        **{f"trained, {name}": marked(f"{count:,} steps", count) for name, count in steps.items()},
-        **({"mark": MARK_MEANS} if any(map(is_untrained, steps.values())) else {}),
         **{f"stitching, {name}": value for name, value in stitching.items()},
         "data fingerprint": data.manifest_sha256[:16],
     }
-
-
-def _untrained(predictors: Mapping[str, Predictor]) -> str:
-    """Which models have hardly been trained, above their table; empty if none."""
-    steps = {name: predictor.checkpoint.position.step for name, predictor in predictors.items()}
-    few = [
-        f"{name} {MARK} ({count:,} steps)" for name, count in steps.items() if is_untrained(count)
-    ]
-    return f"{', '.join(few)}. {MARK_MEANS}\n\n" if few else ""
 
 
 def _stitching(predictor: Predictor) -> str:

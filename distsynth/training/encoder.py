@@ -21,17 +21,17 @@ from sharding.shards.shard_set import ShardSet
 
 logger = logging.getLogger(__name__)
 SEED = 0
-"""Not that of the run: all runs on the same shards measure by the same encoder."""
+"""Fixed, not the run's: all runs on the same shards use the same encoder."""
 BATCH, VOXELS, LEARNING_RATE = 16, 65_536, 1e-3
 """Patches a step; fewer of blocks, so that no step sees more than so many voxels."""
 NOISE = 0.5
-"""Deviation of what is added to a patch, in standardised units."""
+"""Standard deviation of the noise that is added to a patch, in standardised units."""
 POOL = 4096
 """Most patches that are read; small enough for one pass over a remote set's first shards."""
 
 
 class Decoder(nn.Module):
-    """From the deepest features back to the patch; only for training, and then left."""
+    """Maps the deepest features back to the patch; used only while the encoder is trained."""
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
 
 
 def new_encoder(dims: int) -> Encoder:
-    """An untrained encoder, always the same; the run's random numbers are left alone."""
+    """An untrained encoder, always the same; it does not draw from the run's random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return Encoder(dims)
@@ -64,17 +64,17 @@ def train_encoder(
     steps: int,
     accelerator: Accelerator,
 ) -> None:
-    """Train the encoder to take noise away from target patches, and set its scale.
+    """Train the encoder to remove noise from target patches, and set its scale.
 
-    Only targets of the training split are seen. What comes out depends on the shards, `steps` and
-    the processor's rounding alone; the first rank trains, and the others take over its weights.
+    Only targets of the training split are used. The result depends on the shards, `steps` and the
+    processor's rounding alone; the first rank trains, and the others take over its weights.
 
     Args:
         encoder: From new_encoder, on the accelerator's device.
-        shards: Of the run.
-        standardise: Of the run.
+        shards: The shards of the run.
+        standardise: The standardiser of the run.
         steps: Optimizer steps.
-        accelerator: Of this process.
+        accelerator: The accelerator of this process.
     """
     if accelerator.is_main_process:
         first, last = _fit(encoder, _targets(shards, standardise), steps)

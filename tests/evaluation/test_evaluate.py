@@ -16,7 +16,7 @@ from distsynth.evaluation.evaluate import evaluate
 from distsynth.inference.predictor import Predictor, load_predictor, predict_file
 from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.image import volume_metrics
-from distsynth.metrics.results import RESULTS_FILE
+from distsynth.metrics.results import RESULTS_FILE, read_results
 from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
@@ -185,8 +185,15 @@ def test_conventions_are_written_for_the_model_and_cubic(predictor, specimens, t
         assert "by convention alone" in shown
         assert "fastMRI" in shown
     assert str(tmp_path) not in page
-    assert text.startswith("first † (")
-    assert "Untrained: fewer than 1,000 optimiser steps" in text
+    assert f"  first †  {name}" in text
+    count = predictor.checkpoint.position.step
+    report = (tmp_path / "report.html").read_text()
+    for shown in (text, report):
+        assert f"Optimiser steps: first {count}. † Untrained: fewer than 1,000" in shown
+    assert "first †" in report
+    assert f"## first †\n\nTrained for {count} optimiser steps." in markdown
+    again = read_results((tmp_path / RESULTS_FILE).read_bytes(), "results.json")
+    assert again.steps == {"first": count}
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.statistics import bootstrap_interval
+from distsynth.metrics.steps import MARK_MEANS
 from distsynth.reproduction.comparison import (
     BASELINE,
     CNN,
@@ -185,6 +187,32 @@ def test_the_budget_stands_beside_every_number(comparison):
             assert all(BUDGET in line for line in lines if "pix2pix" not in line)
     for row in csv.DictReader(io.StringIO(comparison_csv(comparison))):
         assert bool(row["budget"]) == bool(row["mean"] or row["metric"])
+
+
+def test_an_untrained_row_is_marked_in_every_table_beside_its_steps():
+    few, enough = (replace(row, steps=steps) for row, steps in ((UNET, 999), (ALONE, 1000)))
+    comparison = compare([CUBIC, few, enough], CONTROLS[:1])
+    text = comparison_text(comparison)
+    parts = re.split(r"\n\n(?=[A-Z])", text)
+    assert len(parts) == 5
+    for part in parts:
+        lines = [line for line in part.splitlines() if line.lstrip().startswith("unet-7")]
+        assert len(lines) in (1, 2)
+        assert lines[0].startswith("  unet-7 † ")
+        assert f"{BUDGET}, 999 steps" in lines[0]
+        assert MARK_MEANS in part
+        assert "unet-7-alone †" not in part
+        if len(lines) == 2:
+            assert f"{BUDGET}, 1,000 steps" in lines[1]
+    assert MARK_MEANS not in comparison_text(compare([CUBIC, enough]))
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
+    marks = {(row["method"], row["steps"], row["untrained"]) for row in rows}
+    assert marks == {
+        ("cubic", "", ""),
+        ("unet-7", "999", "True"),
+        ("unet-7-alone", "1000", "False"),
+    }
+    assert r"unet-7 \textdagger{}" in comparison_latex(comparison)
 
 
 def test_rows_stand_by_group_and_keep_their_order(comparison):

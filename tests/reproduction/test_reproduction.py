@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from distsynth.reproduction.budget import Budget
 from distsynth.reproduction.paper_values import PAPER_VALUES
 from distsynth.reproduction.row_evaluation import read_evaluation, read_slices
 from distsynth.reproduction.rows import CNNS, FORESTS, GANS, NETWORKS, QUESTIONS, ROWS, chosen_rows
+from distsynth.reproduction.run import warn_of_untrained
 from distsynth.reproduction.task import Task, check_same_task, read_task, task_from_json
 from distsynth.runs.lease import lease
 from distsynth.sweep.folder import SweepFolder
@@ -33,6 +35,7 @@ SIDES = (68, 67, 66)
 """Patches of 64 must fit."""
 TINY = ["--budget.epochs", "0.04", "--budget.patches", "8", "--budget.stride", "48"]
 TINY += ["--budget.val-slices", "2", "--budget.trees", "3", "--budget.tree-rows", "500"]
+CLEAN = ("dcgan-4", "dcgan-3")
 FIRST = ("dcgan-1", "dcsrn-perceptual", "rfsr")
 ADDED = ("unet-5",)
 
@@ -122,6 +125,21 @@ def test_a_task_comes_back_from_json_and_another_one_is_refused():
         task_from_json(task.to_json().replace("0.1", '"many"'), "here")
 
 
+def test_rows_that_the_budget_leaves_untrained_are_named_beforehand(caplog):
+    task = Task("cohort", "shards", ("fcn-1", "dcsrn-perceptual", "unet-7", "rfsr"))
+    assert task.steps("unet-7", 9300) == 30 * (9300 // 32)
+    warn_of_untrained(task, 9300)
+    assert not caplog.records
+    warn_of_untrained(replace(task, budget=Budget(0.1)), 9300)
+    assert "2 of 2 networks below 1,000 optimiser steps (fcn-1 290, unet-7 870)" in caplog.text
+
+
+def test_the_only_clean_pair_for_the_gradient_term_is_asked():
+    asked = {metric for first, second, metric in QUESTIONS if (first, second) == CLEAN}
+    assert asked == {"psnr_mask", "ssim_mask", "seam_index"}
+    assert differing(*CLEAN) == {"loss.lambda_gradient"}
+
+
 # The whole of it.
 
 
@@ -198,7 +216,7 @@ def test_seams_are_told_for_every_way_of_stitching(out):
     seams = {row["method"] for row in rows if row["metric"] == "seam_index"}
     assert seams == {
         f"unet-5, trim {trim}, {weights} weights"
-        for trim in (0, 8)
+        for trim in (0, 4, 8)
         for weights in ("uniform", "smooth")
     }
 
