@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -39,7 +40,14 @@ settings.register_profile("quick", max_examples=30, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-LONGEST = {"test_sweep_run.py": -3, "test_launch_sweeps.py": -2, "test_sweep_killed.py": -1}
+ON_THE_CLUSTER = {
+    "test_sweep_run.py",
+    "test_sweep_killed.py",
+    "test_sweep_checks.py",
+    "test_parallel.py",
+}
+"""Files whose tests use the same Ray cluster: one process of the tests runs them all."""
+LONGEST = dict.fromkeys(ON_THE_CLUSTER, -3) | {"test_launch_sweeps.py": -2, "test_signals.py": -1}
 """Files that run first of all."""
 
 Refused = Callable[[str | Path, str, str], AbstractContextManager[None]]
@@ -56,6 +64,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     long = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: LONGEST.get(item.path.name, 0 if long[item.path] else 1))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share out files as `--dist loadfile` does, but those on the cluster as if they were one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "cluster" if Path(file).name in ON_THE_CLUSTER else file
+
+    return OneCluster(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -137,11 +160,13 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def nodes(server: S3Server) -> Iterator[Nodes]:
+def nodes(server: S3Server, request: pytest.FixtureRequest) -> Iterator[Nodes]:
     """A Ray cluster on loopback: a head without cores, and four nodes with one core each.
 
     That is room for four trials, more than most machines have cores for: they are small.
     """
+    files = {item.path.name for item in request.session.items if "nodes" in item.fixturenames}
+    assert files <= ON_THE_CLUSTER, files - ON_THE_CLUSTER
     with loopback_nodes(1, 1, 1, 1, **server.environment) as running:
         yield running
 

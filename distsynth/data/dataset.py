@@ -19,7 +19,7 @@ from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import Split
 
 OPEN_SHARDS = 128
-"""Shards that one process keeps mapped: far below the usual limit of open files."""
+"""Most shards that one process keeps mapped: far below the usual limit of open files."""
 CPU = torch.device("cpu")
 
 
@@ -51,7 +51,7 @@ class PatchDataset(Dataset[Batch]):
         return int(self.starts[-1])
 
     def __getstate__(self) -> dict[str, object]:
-        # Mapped files stay behind; a worker process maps its own.
+        # Mapped files are not pickled; a worker process maps its own.
         return {**self.__dict__, "_mapped": OrderedDict()}
 
     def __getitem__(self, index: NDArray[np.int64]) -> Batch:
@@ -71,11 +71,11 @@ class PatchDataset(Dataset[Batch]):
 
     @property
     def bytes(self) -> int:
-        """What all patches take in memory."""
+        """Bytes that all patches take in memory."""
         return len(self) * sum(part.nbytes for part in self.empty(1))
 
     def empty(self, count: int, device: torch.device = CPU) -> Batch:
-        """Room for some patches."""
+        """Empty arrays for some patches."""
         config = self.shards.manifest.config
 
         def part(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -136,7 +136,7 @@ class ResidentPatches:
     def batches(self, plan: NDArray[np.int64]) -> Iterator[Batch]:
         """The batches of a plan, shape (steps, n), on the device."""
         source, target, where = self._patches
-        # Selecting rows is not there for uint16 on every device; the bits are the same.
+        # Not every device can select rows of uint16; the bits are the same.
         source, target = source.view(torch.int16), target.view(torch.int16)
         for rows in torch.from_numpy(np.ascontiguousarray(plan)).to(where.device):
             yield Batch(
@@ -151,5 +151,5 @@ def _copy(rows: NDArray[Any], part: Tensor) -> None:
     if part.device.type == "cpu":
         part.numpy()[...] = rows
     else:
-        # A copy between, for tensors cannot be of a file that is mapped to be read only.
+        # Copied first, because a tensor cannot use a file that is mapped read-only.
         part.copy_(torch.from_numpy(rows.copy()))

@@ -17,7 +17,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters of glibc's mallopt."""
 LARGEST_MMAP_THRESHOLD = 32 * 2**20
-"""That glibc takes."""
+"""The largest threshold that glibc accepts."""
 
 
 def keepable_bytes(device: torch.device, ranks: int = 1) -> int:
@@ -36,7 +36,7 @@ def keepable_bytes(device: torch.device, ranks: int = 1) -> int:
 
 
 def available_bytes() -> int:
-    """What this process can take of its host's memory without swapping, or of its container's."""
+    """Bytes that this process can take without swapping, within its host or container."""
     return max(0, min([psutil.virtual_memory().available, *_left_in_groups()]))
 
 
@@ -51,7 +51,7 @@ def _left_in_groups(own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS)
         if not limit.is_file() or limit.read_text().strip() == "max":
             continue
         used = dict(line.split() for line in usage.read_text().splitlines())
-        # Not cached files: they give way.
+        # Cached files are not counted: the system drops them when memory is short.
         yield int(limit.read_text()) - int(used["anon"]) - int(used["shmem"])
 
 
@@ -59,8 +59,8 @@ def keep_freed_memory(any_size: bool = True) -> None:
     """Let this process keep what it frees for its next step, where the C library is glibc.
 
     By default large blocks go back to the system at once, and each step of a training, or forward
-    of a prediction, on the CPU waits for fresh pages again. Changes no number. The process stays
-    as large as its largest step.
+    of a prediction, on the CPU waits for fresh pages again. No number changes. The process
+    stays as large as its largest step.
 
     Args:
         any_size: Keep blocks above 32 MB too. They leave gaps between them, so that the process

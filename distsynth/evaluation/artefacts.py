@@ -1,4 +1,4 @@
-"""What patches and strides leave in a prediction: seams, disagreement of windows, checkerboards."""
+"""Artefacts of patches and strides: seams, disagreement of windows, checkerboards."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NO_BORDERS: Borders = (np.array([], np.int64),) * 3
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A synthetic volume, and how it came about.
+    """A synthetic volume, and how it was predicted.
 
     Attributes:
         method: Its name.
         synthetic: Shape (x, y, z), standardised.
-        borders: Planes where its patches start or end; none of a baseline.
-        overlap: What its windows disagree about; None if it has none.
+        borders: Planes where its patches start or end; a baseline has none.
+        overlap: The disagreement of its windows; None if it has none.
         whole: The same generator's prediction without windows; None if there is none.
     """
 
@@ -40,7 +40,7 @@ class Prediction:
 
 
 def predictions(pair: Pair, predictors: Mapping[str, Predictor]) -> Iterator[Prediction]:
-    """Yield what each model makes of a pair's source, in windows and without them.
+    """Yield the predictions of each model for a pair, with windows and without them.
 
     The prediction without windows is made once for models that differ in how they stitch alone.
     """
@@ -67,7 +67,7 @@ def predictions(pair: Pair, predictors: Mapping[str, Predictor]) -> Iterator[Pre
 def artefacts(
     prediction: Prediction, target: NDArray[np.float32], mask: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Metrics of a prediction that tell of patches and strides; NaN where it has none.
+    """Metrics of the artefacts of patches and strides; NaN if a prediction has neither.
 
     Args:
         prediction: What was predicted.

@@ -1,4 +1,4 @@
-"""What any network must beat: predictions without one.
+"""Baselines: predictions without a network, which any network must beat.
 
 A baseline has a `name` and `predict(pair)`; those that are fitted also have `fit(pairs)`, which
 reads training pairs one at a time and keeps only sums, so that memory does not grow with the
@@ -111,7 +111,7 @@ class Fitted(ABC):
         return self.finish()
 
     def _check(self, ready: bool) -> None:
-        """Raise ValueError unless there is something to work from."""
+        """Raise ValueError if there has been no training pair."""
         if not ready:
             raise ValueError(f"{self.name} has seen no training pairs: call fit with some first")
 
@@ -269,7 +269,7 @@ class NeighbourhoodRegression(Fitted):
 
 
 def _check_pair(pair: PairLike) -> None:
-    """Raise ValueError unless the pair can be learnt from."""
+    """Raise ValueError if the pair cannot be used for training."""
     shapes = {volume.shape for volume in (pair.source, pair.target, pair.mask)}
     if len(shapes) != 1:
         raise ValueError(f"source, target and mask of a pair must have one shape, got {shapes}")

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         results: Every number.
@@ -115,8 +115,8 @@ def evaluate(
         split: Which specimens to evaluate, by the split of the shards; a specimen that the shards
             did not hold counts as test.
         volumes: Folder to write every model's synthetic volumes to, in the source's units.
-        baselines: What else to evaluate; None fits the usual ones.
-        data: What shards were cut from; None takes that of the models.
+        baselines: The baselines to evaluate; None fits the usual ones.
+        data: The record of the data; None takes that of the models.
         conventions: Compute PSNR and SSIM under every convention as well.
 
     Returns:
@@ -160,7 +160,7 @@ def evaluate(
 
 
 def usual_baselines(training: Sequence[Specimen], config: PreprocessConfig) -> list[Baseline]:
-    """Identity, cubic, and what is fitted on training specimens."""
+    """Identity, cubic, and the baselines that are fitted on training specimens."""
     pairs = (prepare_pair(specimen, config) for specimen in training)
     fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)))
     return [Identity(), Cubic(), *fitted]
@@ -226,7 +226,7 @@ def _say_what_is_missing(pair: Pair) -> None:
         )
     if not pair.native_mask.any():
         logger.warning(
-            f"{pair.name}: no consistency error, for the mask is empty at the resolution of the "
+            f"{pair.name}: no consistency error, as the mask is empty at the resolution of the "
             "source"
         )
 
@@ -234,7 +234,7 @@ def _say_what_is_missing(pair: Pair) -> None:
 def _predictions(
     pair: Pair, baselines: Sequence[Baseline], predictors: Mapping[str, Predictor]
 ) -> Iterator[Prediction]:
-    """Yield what each baseline and each model makes of a pair's source."""
+    """Yield the prediction of each baseline and each model for a pair."""
     for baseline in baselines:
         yield Prediction(baseline.name, baseline.predict(pair))
     yield from predictions(pair, predictors)

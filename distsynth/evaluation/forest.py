@@ -124,12 +124,12 @@ FORESTS: dict[str, ForestConfig] = {
 }
 """Every forest by name; see the top of this file for what each is."""
 BOOSTED = "rfsr-boosted"
-"""The one that is boosted rather than a random forest."""
+"""The forest that is boosted."""
 
 
 @dataclass(frozen=True)
 class ForestFit:
-    """What a fit took.
+    """The cost of a fit.
 
     Attributes:
         patches: Training patches read.
@@ -151,7 +151,7 @@ class Forest:
     Attributes:
         name: A name of FORESTS.
         config: How it was fitted.
-        fit: What that took.
+        fit: The cost of the fit.
         model: The fitted trees.
     """
 

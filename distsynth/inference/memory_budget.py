@@ -51,13 +51,13 @@ def memory_budget(
     memory_mb: int,
     device: torch.device,
 ) -> MemoryBudget:
-    """What one forward of a generator may take.
+    """How much one forward pass of a generator may take.
 
     Args:
         config: The generator, whose weights are float32.
         patch_size: Sides in voxels.
         channels: Channels of a source.
-        memory_mb: What its activations may take.
+        memory_mb: Memory that its activations may take, in MiB.
         device: Where it computes; only a CPU is slowed by large batches.
     """
     widest = widest_map(config, patch_size, channels)

@@ -1,4 +1,4 @@
-"""A volume through a checkpoint: dense patches, stitched (section 5.2), or what equals them."""
+"""Prediction of a volume by a checkpoint: dense stitched patches (section 5.2) or an equivalent."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Predictor:
             raise self._does_not_fit(shape, error) from None
 
     def _does_not_fit(self, shape: Sequence[int], error: ValueError) -> ConfigError:
-        """What to say of patches that do not fit a volume, with the slicing axes that would."""
+        """The message for patches that do not fit a volume, with the slicing axes that would do."""
         patch_size = self.checkpoint.config.data.sides
         message = f"stitch: {error}"
         if len(patch_size) == 2:
@@ -258,14 +258,14 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
 
 
 def checkpoint_of(path: str | Path) -> str:
-    """The checkpoint itself, where a run's folder is given."""
+    """The path of the checkpoint, if a run's folder is given."""
     if is_remote(path):
         return str(path) if str(path).endswith(".pt") else f"{str(path).rstrip('/')}/{BEST}"
     return str(Path(path) / BEST if Path(path).is_dir() else path)
 
 
 def run_dir_of(path: str | Path) -> Path:
-    """The folder of the run that a checkpoint is of; of a remote one only the name is real.
+    """The folder of the run that a checkpoint belongs to; for a remote one only its name is valid.
 
     An export is a folder by itself.
     """
@@ -284,7 +284,7 @@ def predict_file(
     orientation: Orientation = "header",
     max_voxels: int = MOST_VOXELS,
 ) -> Path:
-    """Predict a source volume and write the result where any viewer shows it in place.
+    """Predict a source volume and write the result, which any viewer shows in the right place.
 
     The grid is that of `like`; or the source's own if its voxels have the size of the training
     targets; or else one of that size over the source's field of view. Intensities are brought

@@ -20,7 +20,7 @@ from sharding.shards.patches import grid_starts
 from sharding.volumes.slabs import Empty, in_memory
 
 VOXEL_BYTES = 24
-"""Bytes of an image's voxel while its windows are summed, besides those of its source."""
+"""Bytes for each voxel of an image while its windows are summed, besides those of its source."""
 Interval = tuple[slice, slice, slice]
 """A window along one side: where it is cut, where it counts, and that part within the window."""
 
@@ -110,7 +110,7 @@ class SlidingWindows:
             yield batch
 
     def _zeros(self, count: int, sides: Sequence[int]) -> Tensor:
-        """The sums: where the generator is, if they fit there."""
+        """The sums, on the generator's device if they fit there."""
         if self._fits:
             return torch.zeros((count, *sides), dtype=torch.float64, device=self._device)
         return torch.from_numpy(self._empty(sides, np.float64)).zero_()[None]

@@ -61,7 +61,7 @@ class Stitcher:
             the patch's axes of sin²(π (i + 1/2) / n), for voxel i of the n left by the trim, so
             that a patch fades out towards its border. Voxels that the trim spares at a face
             take the outermost of these weights. All weights are positive.
-        device: Where the sums live.
+        device: The device of the sums.
 
     Raises:
         ValueError: If trim is negative or leaves nothing of a patch, weights is unknown, or
@@ -117,8 +117,8 @@ class Stitcher:
         """The weighted mean of all patches so far.
 
         Args:
-            allow_uncovered: Return NaN where no patch lies, rather than raise: no value there
-                could be told from the network's output.
+            allow_uncovered: Return NaN where no patch lies, rather than raise: any other value
+                could be mistaken for the network's output.
 
         Returns:
             Float32, shape (x, y, z), on the device of the sums.
@@ -135,7 +135,7 @@ class Stitcher:
 
 
 def gaps_message(count: int, voxels: int, first: tuple[int, ...] | None = None) -> str:
-    """What to tell of voxels that no patch covers."""
+    """The message about voxels that no patch covers."""
     place = f", the first at {first}" if first else ""
     return (
         f"{count} of {voxels} voxels lie in no patch{place}: use a smaller stride or trim, or "
@@ -164,7 +164,7 @@ def smooth_window(patch_size: Sequence[int], trim: int = 0) -> Tensor:
 def places(
     locations: NDArray[np.int32], shape: Sequence[int], patch_size: Sequence[int], trim: int = 0
 ) -> list[tuple[Place, Place]]:
-    """Where patches count.
+    """The parts of the volume and of the patches that stitching uses.
 
     Args:
         locations: Shape (n, 4): slicing axis and corner of each patch.
@@ -173,8 +173,8 @@ def places(
         trim: Voxels cut from each patch side, as in Stitcher.
 
     Returns:
-        Of each patch: its part of the volume that the trim leaves, and that part within the patch,
-        of one voxel along a slicing axis.
+        For each patch its part of the volume that the trim leaves, and the same part within the
+        patch, of one voxel along a slicing axis.
 
     Raises:
         ValueError: If a patch leaves the volume, or locations have another shape.
@@ -196,7 +196,7 @@ def places(
 def border_planes(
     locations: NDArray[np.int32], shape: Sequence[int], patch_size: Sequence[int], trim: int = 0
 ) -> list[NDArray[np.intp]]:
-    """Planes where a patch starts or ends: where seams can be.
+    """Planes where a patch starts or ends, at which there can be seams.
 
     Args:
         locations: Shape (n, 4): slicing axis and corner of each patch.

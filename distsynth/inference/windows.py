@@ -1,4 +1,4 @@
-"""What windows do to a prediction: their disagreement, and the prediction without them."""
+"""The effect of windows on a prediction: their disagreement, and the prediction without them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def overlap(predictor: Predictor, variance: NDArray[np.float32]) -> Overlap:
     """What the `variance` of a prediction tells of the disagreement between its windows.
 
     Args:
-        predictor: Whose stride, trim, weights and axes the prediction was made with.
+        predictor: The model that made the prediction, with its stride, trim, weights and axes.
         variance: As the predictor filled it, shape (x, y, z).
     """
     config = predictor.checkpoint.config
@@ -41,7 +41,7 @@ def without_windows(predictor: Predictor, shape: tuple[int, int, int]) -> Predic
 
     Args:
         predictor: A model that predicts in windows.
-        shape: Of the volume, (x, y, z).
+        shape: Shape of the volume (x, y, z).
 
     Returns:
         None if it uses no windows anyway, or if a volume of this shape is too large for one forward

@@ -43,9 +43,9 @@ MAY_CHANGE = (
 """Fields that may change when a run is resumed, and tracking.*; train.epochs too if the learning
 rates are constant. All others would change its numbers by more than rounding."""
 _DIGEST = "sha256:"
-"""No specimen's name starts so: it has no colon."""
+"""Prefix of a digest: no name of a specimen starts like this, as names have no colon."""
 MAY_FORK = ("loss.lambda_", "optim.lr_")
-"""Starts of the fields in which a run may differ from the one that it is forked from."""
+"""Prefixes of the fields in which a run may differ from the one that it is forked from."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DataRecord:
         preprocess: How volumes became pairs.
         spacing_mm: Voxel size of the first training target: the grid to predict on.
         orientation: Axis directions of the targets, such as RAS.
-        splits: Specimen name to split; of an export, see `anonymous`, digest to split.
+        splits: Specimen name to split; in an export a digest takes the place of a name.
         seen_sha256: Fingerprints of every training and validation scan; none may be a test scan.
     """
 
@@ -93,14 +93,14 @@ class DataRecord:
         )
 
     def split_of(self, specimen: str) -> Split:
-        """Where a specimen stands; one that the shards did not hold counts as test."""
+        """The split of a specimen; one that the shards did not hold counts as test."""
         return self.splits.get(specimen) or self.splits.get(self._digest(specimen), "test")
 
     def refuse_seen(self, specimen: Specimen, pair: Pair) -> None:
-        """A scan that a model was trained or chosen on shows nothing as a test scan.
+        """Refuse a test scan on which the model was trained or selected.
 
         Raises:
-            DataError: If this is one.
+            DataError: If this is such a scan.
         """
         for file, volume in ((specimen.source, pair.native_source), (specimen.target, pair.grid)):
             if fingerprint(volume) in self.seen_sha256:
@@ -113,7 +113,7 @@ class DataRecord:
     def anonymous(self) -> DataRecord:
         """The same with a digest in the place of each specimen's name.
 
-        Who knows a name finds its split; names that are hard to guess cannot be read from it.
+        A known name can be looked up; names that are hard to guess cannot be recovered.
         """
         splits = {
             name if name.startswith(_DIGEST) else self._digest(name): split
@@ -131,7 +131,7 @@ _DATA_RECORD = TypeAdapter(DataRecord)
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         epoch: Epoch to work on next, from 0.
@@ -154,7 +154,7 @@ _TENSORS = ConfigDict(arbitrary_types_allowed=True)
 
 @with_config(_TENSORS)
 class LearnerState(TypedDict):
-    """What Learner.state_dict gives."""
+    """The form of Learner.state_dict."""
 
     network: dict[str, Tensor]
     optimizer: NotRequired[dict[str, Any]]
@@ -173,10 +173,10 @@ class Checkpoint:
     Attributes:
         config: The run's configuration.
         data: What it was trained on.
-        position: How far it is.
+        position: How far the run is.
         learners: Name to Learner.state_dict().
-        random: One entry a rank, from random_state().
-        record: What the loop keeps besides: best score, sums since the last row, tracking id.
+        random: One entry for each rank, from random_state().
+        record: Other state of the loop: best score, sums since the last row, tracking id.
     """
 
     config: RunConfig
@@ -188,7 +188,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; the old file stays whole until the new one is.
+    """Write a checkpoint; the old file stays until the new one is complete.
 
     Raises:
         DataError: If there is no space for it.
@@ -286,10 +286,10 @@ def check_finite_weights(where: str | Path, network: Mapping[str, Tensor], remed
 
 
 def _check_sums(path: Path) -> None:
-    """Raise unless the file is whole: torch reads flipped bits as other weights.
+    """Raise unless the file is intact: torch would read flipped bits as other weights.
 
-    Checkpoints are not compressed: one that unpacks to more than its size was not written here,
-    and might fill the memory.
+    Checkpoints are not compressed: a file that unpacks to more than its size was not written by
+    this program, and might fill the memory.
     """
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(part.file_size for part in archive.infolist())
@@ -326,7 +326,7 @@ def fork(donor: Checkpoint, config: RunConfig, own: Checkpoint | None) -> Checkp
     Args:
         donor: The run whose networks, position and random states are continued.
         config: The run's own; loss weights and learning rates may differ from the donor's.
-        own: What the run had before; its best score and past reports stay its own.
+        own: The run's own checkpoint, if it has one; its best score and past reports are kept.
 
     Raises:
         ConfigError: If anything else differs.

@@ -30,7 +30,7 @@ Stamp = tuple[int, int]
 
 
 def epoch_checkpoint(epoch: int) -> Path:
-    """Where a run's folder keeps the checkpoint of an epoch, from 1; see train.keep_epochs."""
+    """The file of the checkpoint of an epoch, from 1, in a run's folder; see train.keep_epochs."""
     return LAST.with_name(f"epoch-{epoch:05d}.pt")
 
 
@@ -81,7 +81,7 @@ def _run_folder_contents(run_dir: Path) -> list[Path]:
 
 
 class RunFolder:
-    """Where a run works, and where its files are uploaded to.
+    """The folder that a run works in, and the one that its files are uploaded to.
 
     Attributes:
         url: As the user gave it.
@@ -107,7 +107,7 @@ class RunFolder:
         """Upload what has changed, checkpoints last: one is never ahead of the rows it goes with.
 
         Args:
-            wandb: W&B's files too, which are written to all the time.
+            wandb: Include W&B's files, which change all the time.
         """
         if self._remote is None:
             return
@@ -143,13 +143,13 @@ class RunFolder:
                 self._remote.remove(name)
 
     def locate(self, name: Path) -> str | Path:
-        """The lasting place of one of the run's files."""
+        """The permanent location of one of the run's files."""
         return self._remote / name.as_posix() if self._remote else self.path / name
 
 
 @contextlib.contextmanager
 def open_run(url: str | Path) -> Iterator[RunFolder]:
-    """The folder of a run to work in, with what is there already.
+    """The folder for a run to work in, with the files that exist already.
 
     Raises:
         DataError: If the storage cannot be reached.

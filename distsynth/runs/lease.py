@@ -1,7 +1,7 @@
 """A lease on a folder, on any storage: one process at a time writes to a run or a sweep.
 
-The holder renews a small hidden file in the folder as long as it lives. Whoever finds it fresh is
-refused. Whoever finds that its process is gone, or that it is no longer renewed, takes it over.
+The holder renews a small hidden file in the folder as long as it lives. A process that finds a
+fresh file is refused. If the holder has ended, or no longer renews the file, it is taken over.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ BEAT_SECONDS = 15.0
 STALE_SECONDS = 4 * BEAT_SECONDS
 """Age at which a lease that another machine wrote is no longer fresh."""
 SETTLE_SECONDS, LOCAL_SETTLE_SECONDS = 1.0, 0.05
-"""Time for two processes that take a lease at once to see which of them wrote last."""
+"""Time after which two processes that take a lease at once can see which of them wrote last."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Who writes to a folder.
+    """The process that writes to a folder.
 
     Attributes:
         token: Random text that each holder makes for itself.
@@ -100,7 +100,7 @@ _LEASE = TypeAdapter(Lease)
 
 @contextlib.contextmanager
 def lease(url: str | Path) -> Iterator[None]:
-    """Hold the lease on a folder for the time of the block.
+    """Hold the lease on a folder while the block runs.
 
     A process that loses its lease, because it was stopped for so long that another one took it
     over, is interrupted.
@@ -132,7 +132,7 @@ def lease(url: str | Path) -> Iterator[None]:
 
 
 def read_lease(folder: Folder) -> Lease | None:
-    """The lease on a folder; None if nobody holds one, or the file is not a lease."""
+    """The lease on a folder; None if there is none, or the file is not a lease."""
     try:
         return _LEASE.validate_json(folder.read(LEASE_FILE))
     except (MissingError, ValidationError):

@@ -1,4 +1,4 @@
-"""A trained generator in a folder to hand on: weights, configuration, record, checksums.
+"""A trained generator in a folder to share: weights, configuration, record, checksums.
 
 Nothing in it is pickled, and nothing names a path, host, user or specimen.
 """
@@ -53,7 +53,7 @@ def exported_config(config: RunConfig) -> dict[str, Any]:
 
 
 def export_files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Name to content of what predicting needs; the same checkpoint gives the same bytes."""
+    """Name to content of the files that predicting needs; equal checkpoints give equal bytes."""
     weights: Mapping[str, Tensor] = checkpoint.learners["generator"]["network"]
     record = {
         "version": FORMAT_VERSION,
@@ -78,7 +78,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_export(path: str | Path) -> Checkpoint:
-    """What prediction and evaluation need of an export; see Checkpoint.
+    """Read an export as a checkpoint that serves prediction and evaluation.
 
     Optimizers, random states and the loop's own record are empty; specimens have digests in the
     place of names.
@@ -91,7 +91,7 @@ def read_export(path: str | Path) -> Checkpoint:
     """
     folder = Folder(path)
     sums = _read_sums(folder)
-    # Those that prediction does not read as well: the card and the ONNX model speak for these.
+    # Also files that prediction does not read: the model card and the ONNX model.
     for name in sums.keys() - {WEIGHTS, CONFIG, RECORD}:
         _checked(folder, name, sums)
     weights = _checked(folder, WEIGHTS, sums)
@@ -133,7 +133,7 @@ def _read_sums(folder: Folder) -> dict[str, str]:
 
 
 def _checked(folder: Folder, name: str, sums: Mapping[str, str]) -> bytes:
-    """The content of a file whose checksum is right."""
+    """The content of a file, whose checksum is verified."""
     content = folder.read(name)
     found, expected = hashlib.sha256(content).hexdigest(), sums.get(name)
     if expected is None:
@@ -145,7 +145,7 @@ def _checked(folder: Folder, name: str, sums: Mapping[str, str]) -> bytes:
 
 
 def _unreadable(folder: Folder, name: str, error: Exception) -> DataError:
-    """The first complaint, in one line."""
+    """The first complaint on one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -1,8 +1,8 @@
-"""What a run tells while it trains: rows of numbers and pictures, to a local file and to W&B.
+"""The record of a run: rows of numbers, and pictures, in a local file and in W&B.
 
 `metrics.jsonl` is complete by itself. W&B gets the same rows, under explicit steps; it stays
-offline, in the run's folder, until the user says online. Nothing that names a path, host, user or
-program is left in W&B's files, and W&B reports nothing about itself to its makers.
+offline, in the run's folder, unless the user asks for online. Nothing that names a path, host, user
+or program is left in W&B's files, and W&B reports nothing about itself to its makers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
 
 
 class Tracker(Protocol):
-    """Where rows and pictures go."""
+    """A destination of rows and pictures."""
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
         """Record numbers of a step."""
@@ -132,7 +132,7 @@ class WandbTracker:
     def finish(self, failed: bool = False) -> None:
         """Flush and close; a resumed offline run then keeps one part, which holds every row."""
         self._run.finish(exit_code=int(failed))
-        # Not before: until this part is whole, the earlier ones are what there is. If the run
+        # Not earlier: until this part is complete, the earlier ones are the record. If the run
         # failed, a full disk may have cut this one short.
         for part in [] if failed else self._repeated:
             shutil.rmtree(part, ignore_errors=True)
@@ -148,9 +148,9 @@ class WandbTracker:
 def _silent_wandb(tracking: TrackingConfig) -> Any:
     """The library of W&B, which sends no telemetry about itself.
 
-    By default it does, whatever the mode of its runs is. It reads the variable when it is imported
-    and when it starts its service, so each process that tracks a run comes here first. The service
-    of another process, which W&B would take over from the environment, may not be silent.
+    By default it does, in every mode. It reads the variable when it is imported and when it starts
+    its service, so each process that tracks a run must call this first. The service of another
+    process, which W&B would take over from the environment, may not be silent.
     """
     if "wandb" not in sys.modules:
         os.environ.pop(SERVICE, None)
@@ -164,7 +164,7 @@ def _silent_wandb(tracking: TrackingConfig) -> Any:
 
 
 def _remove_logs(folder: Path) -> None:
-    """Remove the logs that W&B keeps beside its runs, for they name paths of this machine.
+    """Remove the logs that W&B keeps beside its runs, because they name paths of this machine.
 
     W&B has no setting to write none. Where a file that is open can be removed, nothing of them
     reaches the disk after this, even if the process is killed; elsewhere they go at the end.
@@ -179,7 +179,7 @@ def _remove_logs(folder: Path) -> None:
 
 
 def _private_settings() -> Any:
-    """Settings of a W&B run that tell nothing of this machine, its user or the program."""
+    """Settings of a W&B run that reveal nothing about this machine, its user or the program."""
     import wandb
 
     return wandb.Settings(
@@ -250,7 +250,7 @@ def log_table(
 
 
 def _bring_in(folder: Folder, made: Path, run_id: str) -> None:
-    """Copy an offline run into a folder, then remove those before it: one is always whole."""
+    """Copy an offline run into a folder, then remove earlier ones: one is always complete."""
     found = (path for path in (made / "wandb").rglob("*") if not path.is_symlink())
     files = {path.relative_to(made).as_posix(): path for path in found if path.is_file()}
     known = [name for name in folder.names("wandb") if f"-{run_id}/" in name]
@@ -277,17 +277,17 @@ class Trackers:
         self._trackers = trackers
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
-        """Pass on to all."""
+        """Pass it on to all trackers."""
         for tracker in self._trackers:
             tracker.log(step, row)
 
     def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
-        """Pass on to all."""
+        """Pass it on to all trackers."""
         for tracker in self._trackers:
             tracker.picture(step, name, image)
 
     def finish(self, failed: bool = False) -> None:
-        """Pass on to all."""
+        """Pass it on to all trackers."""
         for tracker in self._trackers:
             tracker.finish(failed)
 
@@ -309,7 +309,7 @@ def _tell_again(tracker: Tracker, run_dir: Path, step: int) -> None:
     """Give a resumed offline run what was logged before.
 
     Each part of an offline run is a file of its own, and a process that is killed takes its last
-    half second with it: so told, the last file is whole by itself and replaces those before it.
+    half second with it. With the earlier rows, the last file is complete and replaces the others.
     """
     pictures = sample_pictures(run_dir)
     rows = [row for row in read_rows(run_dir / METRICS_FILE) if row["step"] <= step]

@@ -1,6 +1,6 @@
 """BatchNorm over the whole batch, whatever the number of ranks that share it.
 
-PyTorch's SyncBatchNorm does this on GPUs and refuses tensors on a CPU. What is here takes its place
+PyTorch's SyncBatchNorm does this on GPUs and refuses tensors on a CPU. These layers take its place
 there, with the same parameters and buffers under the same names.
 """
 
@@ -43,7 +43,7 @@ class RankedBatchNorm(_BatchNorm):
         dims = [dim for dim in range(input.dim()) if dim != 1]
         images = input.float()
         own_variance, own_mean = torch.var_mean(images, dims, correction=0)
-        # In double precision the difference of squares loses nothing that single precision has.
+        # In double precision the difference of squares is as accurate as single precision needs.
         moments = torch.stack((own_mean, own_variance)).double()
         moments = torch.stack((moments[0], moments[1] + moments[0].square()))
         moments = _SumOverRanks.apply(moments) / torch.distributed.get_world_size()

@@ -38,7 +38,7 @@ from sharding.io.errors import DataError
 from sharding.shards.manifest import Manifest
 
 ENCODER = "encoder"
-"""Under which a checkpoint keeps the encoder among the networks."""
+"""Name of the encoder among the networks of a checkpoint."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class RunState:
         position: How far the run is.
         best_score: The best score of all epochs so far.
         reports: One for each completed epoch.
-        encoder: Of the perceptual loss, where the run trains one.
+        encoder: The encoder of the perceptual loss, if the run trains one.
         encoder_trained: Whether it has been trained, or taken over from a checkpoint.
     """
 
@@ -147,7 +147,7 @@ class RunCheckpoints:
     def _restore(self, checkpoint: Checkpoint, state: RunState) -> None:
         for name, learner in state.learners.items():
             learner.load_state_dict(checkpoint.learners[name])
-        # Without one, that from which a run is forked did without the perceptual term.
+        # Absent if the run is forked from one without the perceptual term.
         if state.encoder is not None and ENCODER in checkpoint.learners:
             state.encoder.load_state_dict(checkpoint.learners[ENCODER]["network"])
             state.encoder_trained = True

@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
-    """Compile networks in place; parameters, their names and so checkpoints stay as they are.
+    """Compile networks in place; parameters and their names, and so checkpoints, do not change.
 
-    Where there is no working compiler the networks stay as they are too, and a warning says why.
+    Without a working compiler the networks do not change either, and a warning says why.
     Rounding differs from that of the plain networks.
     """
     reason = why_not(device)
@@ -26,7 +26,7 @@ def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> Non
 
 
 def why_not(device: torch.device) -> str | None:
-    """What keeps torch.compile from working on a device; None if it works."""
+    """Why torch.compile does not work on a device; None if it works."""
     try:
         torch.compile(_probe)(torch.ones(2, device=device))
     except Exception as error:

@@ -104,8 +104,8 @@ def epochs(
 ) -> Generator[EpochReport, None, TrainResult]:
     """The loop of `train`, one epoch at a time, on every rank.
 
-    Closing the generator ends the run in good order after the epoch that it yielded: its records
-    are complete and it can be resumed.
+    Closing the generator ends the run cleanly after the epoch that it yielded: its records are
+    complete and it can be resumed.
 
     Args:
         config: As for `train`.
@@ -114,11 +114,11 @@ def epochs(
         overwrite: As for `train`.
 
     Yields:
-        A report of each epoch, its checkpoint written; of a resumed run, first those of the epochs
-        that were completed before.
+        A report of each epoch once its checkpoint is written; a resumed run first yields those of
+        the epochs that were completed before.
 
     Returns:
-        What the run leaves.
+        The result of the run.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(open_run(run_dir))
@@ -135,7 +135,7 @@ class TrainingRun:
     """One training run in one process.
 
     Attributes:
-        state: What a checkpoint keeps of it.
+        state: The state that a checkpoint keeps.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
@@ -201,7 +201,7 @@ class TrainingRun:
                     self.folder.remove_earlier_parts()
 
     def _take_encoder(self) -> None:
-        """Train the encoder of the perceptual loss where no checkpoint has brought it."""
+        """Train the encoder of the perceptual loss, unless a checkpoint has provided it."""
         encoder, state = self.state.encoder, self.state
         if encoder is None:
             return
@@ -259,7 +259,7 @@ class TrainingRun:
         return True
 
     def close_epoch(self, epoch: int) -> EpochReport:
-        """Validate where that is due, write the checkpoints and log samples."""
+        """Validate if it is due, write the checkpoints and log samples."""
         config, state, done = self.config, self.state, epoch + 1
         self._merge_ranks()
         metrics: dict[str, float] = {}
@@ -315,7 +315,7 @@ class TrainingRun:
         return supervised_step(generator, self.loss, micro_batches, step)
 
     def _interpolation_shares(self, step: int) -> Tensor | None:
-        """Of this rank's patches, for a gradient penalty; None without one."""
+        """Interpolation shares of this rank's patches for a gradient penalty; None without one."""
         if self.config.loss.penalty != "gradient":
             return None
         train, accelerator = self.config.train, self.accelerator

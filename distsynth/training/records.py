@@ -59,7 +59,7 @@ class LossRecord:
         Args:
             epoch: From 0.
             step: Steps taken in the run.
-            learners: Whose learning rates the row holds.
+            learners: Those whose learning rates the row holds.
 
         Raises:
             FloatingPointError: If a mean is not finite.
@@ -83,7 +83,7 @@ class LossRecord:
         return row
 
     def check_finite(self, name: str, value: float, step: int) -> None:
-        """Raise FloatingPointError for a loss that is not finite, or such a gradient norm.
+        """Raise FloatingPointError for a loss or a gradient norm that is not finite.
 
         With fp16 the loss scaler skips the steps of gradients that are not finite.
         """
@@ -115,7 +115,7 @@ def sample_picture(
 
 
 def _sample_batch(shards: ShardSet, count: int) -> Batch:
-    """Evenly spread validation patches, each the one of most contrast in its neighbourhood."""
+    """Evenly spread validation patches, each with the most contrast in its neighbourhood."""
     dataset = PatchDataset(shards, "val")
     candidates = torch.linspace(0, len(dataset) - 1, min(len(dataset), 16 * count)).long()
     batch = dataset[candidates.numpy()]

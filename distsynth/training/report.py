@@ -1,4 +1,4 @@
-"""What a run reports: how it stands after an epoch, and what it leaves."""
+"""The report of a run after each epoch, and its result."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ RECORDED = ("epoch", "step", "metrics", "score", "best_score")
 
 @dataclass(frozen=True)
 class EpochReport:
-    """How a run stands after an epoch.
+    """The state of a run after an epoch.
 
     Attributes:
         epoch: Number of completed epochs.
         step: Optimizer steps taken in the run.
         metrics: Stitched validation metrics, empty in an epoch without validation.
-        score: What the best epoch is chosen by, higher being better; NaN without validation.
+        score: The score that selects the best epoch, higher is better; NaN without validation.
         best_score: The best score of this epoch and all before it.
         checkpoint: The checkpoint just written; for a past epoch, the run's last one.
         past: Whether the epoch was completed before the run was resumed.
@@ -39,7 +39,7 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
         run_dir: Its folder.

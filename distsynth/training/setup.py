@@ -144,7 +144,7 @@ def build_loss(config: RunConfig, accelerator: Accelerator) -> GeneratorLoss:
 
 
 def build_encoder(config: RunConfig, accelerator: Accelerator) -> Encoder | None:
-    """The untrained encoder of the perceptual loss; None where that has another or no weight."""
+    """The untrained encoder of the perceptual loss; None if another one is used, or none."""
     if not config.loss.needs_encoder:
         return None
     return new_encoder(config.data.spatial_dims).to(accelerator.device)

@@ -125,7 +125,7 @@ def _check_one_handedness(path: Path, header: nib.Nifti1Header) -> None:
     try:
         affines = [np.asarray(header.get_qform()), np.asarray(header.get_sform())]
         signs = [np.sign(np.linalg.det(affine[:3, :3])) for affine in affines]
-    except (HeaderDataError, np.linalg.LinAlgError):
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError):
         return  # An affine that cannot be read is refused elsewhere, if it is used.
     if signs[0] * signs[1] < 0:
         raise DataError(
@@ -140,7 +140,7 @@ def _say_what_disagrees(path: Path, shape: tuple[int, ...], header: nib.Nifti1He
     """Warn of a header that says two things of where its voxels lie; the sform counts here."""
     try:
         sform, qform = np.asarray(header.get_sform()), np.asarray(header.get_qform())
-    except (HeaderDataError, np.linalg.LinAlgError):
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError):
         return
     ours, theirs = voxel_sizes(sform), np.abs(header["pixdim"][1:4])
     if not (np.isfinite(sform).all() and np.isfinite(qform).all()) or not min(*ours, *theirs) > 0:

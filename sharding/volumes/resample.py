@@ -72,7 +72,7 @@ def resample(
             on_grid[slab] = data[slab]
         return on_grid
     if order > 1:
-        data, offset = _spline_coefficients(data, order, empty), offset + SPLINE_PAD
+        data, offset = spline_coefficients(data, order, empty), offset + SPLINE_PAD
     diagonal = np.array_equal(linear, np.diag(np.diag(linear)))
     for slab in slabs(shape):
         ndimage.affine_transform(
@@ -101,8 +101,8 @@ def _blurred(
     return blurred
 
 
-def _spline_coefficients(
-    data: NDArray[np.float32], order: int, empty: Empty
+def spline_coefficients(
+    data: NDArray[np.float32], order: int, empty: Empty = in_memory
 ) -> NDArray[np.float64]:
     """B-spline coefficients of a volume that its border continues by SPLINE_PAD voxels."""
     pad = SPLINE_PAD

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.errors import DataError
-from sharding.volumes.resample import FWHM_TO_SIGMA
+from sharding.volumes.resample import FWHM_TO_SIGMA, SPLINE_PAD, spline_coefficients
 from sharding.volumes.volume import UNREADABLE, Volume, check_claimed_size
 
 AFFINE_FILE = "affine.tfm"
@@ -288,9 +288,10 @@ def _sample(
     data = _blurred(volume.data, np.abs(matrix[:3, :3]).max(axis=1)) if order else volume.data
     if place is None and np.array_equal(matrix, matrix.round()):
         order = 0  # Every sample is a voxel.
+    last, pad, mode = np.array(volume.shape) - 1, 0, "mirror"
     if order > 1:
-        data = np.asarray(ndimage.spline_filter(data, order, mode="mirror"), np.float32)
-    last = np.array(volume.shape) - 1
+        # As sharding.volumes.resample does, so that a scan is the same by either way.
+        data, pad, mode = spline_coefficients(data, order), SPLINE_PAD, "nearest"
     values = np.empty(shape, np.float32)
     inside = np.empty(shape, bool)
     rows = max(1, SLAB_POINTS // (shape[1] * shape[2]))
@@ -301,13 +302,15 @@ def _sample(
         found = apply_affine(matrix, index) if place is None else place(index)
         within = (found > -0.5 - 1e-3) & (found < last + 0.5 + 1e-3)
         inside[slab] = within.all(axis=1).reshape(grid.shape[1:])
-        # Clamping gives the border value beyond the volume and exact values on its rim.
+        if not pad:
+            # Clamping gives the border value beyond the volume and exact values on its rim.
+            found = np.clip(found, 0, last)
         sampled = ndimage.map_coordinates(
             data,
-            np.clip(found, 0, last).T,
+            (found + pad).T,
             output=np.float32,
             order=order,
-            mode="mirror",
+            mode=mode,
             prefilter=False,
         )
         values[slab] = sampled.reshape(grid.shape[1:])

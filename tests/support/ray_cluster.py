@@ -28,6 +28,9 @@ SETTINGS = {
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
     "RAY_worker_niceness": "0",
+    # Nobody looks at what the agent of each node measures.
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",
+    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
     "OMP_NUM_THREADS": "1",
 }
 

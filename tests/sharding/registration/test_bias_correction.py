@@ -136,14 +136,14 @@ def test_a_field_on_a_real_volume_is_removed(real_t1w):
 # Offsets, voxel sizes
 
 
-@pytest.mark.parametrize("offset", [-1000.0, -50.0])
-def test_a_negative_offset_does_not_change_what_is_removed(phantom, offset):
+def test_a_negative_offset_does_not_change_what_is_removed(phantom):
     true = linear_field(phantom.shape, (0.2, -0.15, 0.1))
     shaded = phantom.data * true
     plain, field = correct_bias(phantom.with_data(shaded), QUICK)
-    moved, found = correct_bias(phantom.with_data(shaded + offset), QUICK)
-    np.testing.assert_allclose(found, field, rtol=1e-3)
-    np.testing.assert_allclose(moved.data - offset, plain.data, atol=1.0)
+    for offset in (-1000.0, -50.0):
+        moved, found = correct_bias(phantom.with_data(shaded + offset), QUICK)
+        np.testing.assert_allclose(found, field, rtol=1e-3)
+        np.testing.assert_allclose(moved.data - offset, plain.data, atol=1.0)
 
 
 def test_a_positive_offset_is_refused_unless_it_is_named(phantom, refused):
