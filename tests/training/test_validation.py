@@ -98,8 +98,8 @@ def test_equals_metrics_of_predicted_whole_volumes(overrides, whole, specimens):
         )
     for name in rows[0]:
         expected = float(np.mean([row[name] for row in rows]))
-        # The shards hold 16 bits.
-        assert found[name] == pytest.approx(expected, rel=2e-4), name
+        # The shards hold 16 bits; a small excess is a root of a difference.
+        assert found[name] == pytest.approx(expected, rel=2e-4, abs=1e-4), name
     assert rows[0]["val/psnr"] != pytest.approx(rows[1]["val/psnr"], rel=1e-3)
 
 
