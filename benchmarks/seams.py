@@ -141,7 +141,7 @@ def experiments() -> list[Curve]:
     stepped = calm + steps(0.25)
 
     def blurred(volume: Volume) -> Callable[[float], Volume]:
-        return lambda sigma: ndimage.gaussian_filter(volume, sigma) if sigma else volume
+        return lambda sigma: np.asarray(ndimage.gaussian_filter(volume, sigma), np.float32)
 
     sizes, sigmas = (0.0, 0.03, 0.06, 0.12, 0.25), (0.0, 0.5, 1.0, 2.0)
     return [
@@ -194,7 +194,7 @@ def picture(found: Sequence[Curve]) -> Figure:
 
 def main() -> None:
     """Run all experiments."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-o", "--out", type=Path, help="PNG file to write the curves to")
     given = parser.parse_args()
     found = experiments()

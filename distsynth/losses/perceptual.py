@@ -43,7 +43,7 @@ class PerceptualConfig(TermConfig):
     """Whose features are compared. vgg16 is the paper's, and needs its ImageNet weights. cohort is
     a small encoder that the run trains first, on the targets of the training split alone (ours)."""
     encoder_steps: int = field(default=200, kw_only=True)
-    """Optimizer steps that train the cohort's encoder, of 16 patches each."""
+    """Optimizer steps that train the cohort's encoder, of 16 patches each, fewer of blocks."""
     perceptual_scale: Scale = field(default="fixed", kw_only=True)
     """How images are standardised for VGG16; the cohort's encoder takes them as they are. fixed
     takes the intensities as they are: standardised by specimen, as ImageNet's are by fixed

@@ -145,7 +145,7 @@ def _between(volume: Array, low: float, high: float) -> NDArray[np.float32]:
 def _slices(synthetic: Array, target: Array, mask: Mask) -> Iterator[_Unit]:
     """The slices that hold foreground."""
     for index in np.flatnonzero(mask.any(axis=(0, 1))):
-        yield _Unit(*(volume[:, :, index] for volume in (synthetic, target, mask)))
+        yield _Unit(synthetic[:, :, index], target[:, :, index], mask[:, :, index])
 
 
 def _values(unit: _Unit, scale: str, masked: bool) -> dict[str, float]:
@@ -155,7 +155,7 @@ def _values(unit: _Unit, scale: str, masked: bool) -> dict[str, float]:
     wide = largest - float(truth.min())
     eight_bits = error
     if scale != "standardised":
-        eight_bits = mse(*(np.rint(np.clip(v, 0, 1) * 255) for v in (made, truth)), where)
+        eight_bits = mse(_eight_bits(made), _eight_bits(truth), where)
     fits = min(truth.shape) >= SSIM_WINDOW
     return {
         "psnr_1": psnr(error, 1),
@@ -171,5 +171,10 @@ def _windowed(made: Array, truth: Array, wide: float, where: Mask | None) -> flo
     """Windowed SSIM of a volume in 3D, of a slice in 2D."""
     if truth.ndim == 3:
         return windowed_ssim(made, truth, wide, where)
-    deep = [volume[:, :, None] for volume in (made, truth)]
-    return windowed_ssim(*deep, wide, None if where is None else where[:, :, None], dims=2)
+    mask = None if where is None else where[:, :, None]
+    return windowed_ssim(made[:, :, None], truth[:, :, None], wide, mask, dims=2)
+
+
+def _eight_bits(volume: Array) -> Array:
+    """From [0, 1] to whole numbers from 0 to 255."""
+    return np.rint(np.clip(volume, 0, 1) * 255)

@@ -22,11 +22,14 @@ from sharding.shards.shard_set import ShardSet
 logger = logging.getLogger(__name__)
 SEED = 0
 """Fixed, not the run's: all runs on the same shards use the same encoder."""
-BATCH, LEARNING_RATE = 16, 1e-3
+BATCH, VOXELS, LEARNING_RATE = 16, 65_536, 1e-3
+"""Patches a step; fewer of blocks, so that no step sees more than so many voxels."""
 NOISE = 0.5
 """Standard deviation of the noise that is added to a patch, in standardised units."""
-POOL = 4096
-"""Most patches that are read; small enough for one pass over a remote set's first shards."""
+POOL = 2**24
+"""Most voxels of the patches that are kept in memory: 4096 patches of 64 x 64."""
+MEASURED = 4
+"""Batches, evenly spread, on which the scale is measured."""
 
 
 class Decoder(nn.Module):
@@ -101,7 +104,8 @@ def fingerprint(encoder: Encoder) -> str:
 def _targets(shards: ShardSet, standardise: Standardiser) -> Tensor:
     """Standardised targets of training patches, evenly spread, (patches, 1, *spatial)."""
     dataset = PatchDataset(shards, "train")
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), POOL)).astype(np.int64))
+    count = min(len(dataset), max(1, POOL // math.prod(shards.manifest.config.patch_size)))
+    chosen = np.linspace(0, len(dataset) - 1, count).astype(np.int64)
     parts = np.array_split(chosen, math.ceil(len(chosen) / 256))
     return torch.cat([standardise(dataset[part])[1] for part in parts])
 
@@ -113,8 +117,9 @@ def _fit(encoder: Encoder, targets: Tensor, steps: int) -> tuple[float, float]:
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     errors: list[Tensor] = []
+    batch = max(1, min(BATCH, VOXELS // targets[0].numel()))
     for _ in range(steps):
-        chosen = draw.integers(0, len(targets), BATCH)
+        chosen = draw.integers(0, len(targets), batch)
         patches = targets[torch.from_numpy(chosen).to(targets.device)]
         noise = torch.from_numpy(draw.standard_normal(patches.shape, np.float32))
         noisy = patches + NOISE * noise.to(targets.device)
@@ -124,7 +129,7 @@ def _fit(encoder: Encoder, targets: Tensor, steps: int) -> tuple[float, float]:
         optimizer.step()
         errors.append(error.detach())
     with torch.no_grad():
-        features = encoder.features(targets[:256])
+        features = encoder.features(targets[:: max(1, len(targets) // (MEASURED * batch))])
         encoder.scale.copy_(torch.stack([level.abs().mean() for level in features]) + 1e-6)
     return float(errors[0]), float(torch.stack(errors[-10:]).mean())
 

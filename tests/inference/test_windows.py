@@ -32,7 +32,7 @@ def predictor(changes, **stitch):
     config = with_overrides(RunConfig(), {"data.neighbours": 0, **changes, **stitching})
     torch.manual_seed(3)
     generator = build_generator(config.generator, config.data.sides, config.data.channels)
-    record = DataRecord("sha", PreprocessConfig(), (1.0,) * 3, "RAS", {}, ())
+    record = DataRecord("sha", PreprocessConfig(), (1.0, 1.0, 1.0), "RAS", {}, ())
     checkpoint = Checkpoint(config, record, Position(), {}, [], {})
     return Predictor(checkpoint, generator.eval(), torch.device("cpu"))
 

@@ -41,8 +41,8 @@ def test_nothing_but_a_pattern_reads_as_one(rng, error):
     """To 0.12; a mask, whose rim is an edge, changes nothing."""
     volume = error(rng)
     assert checkerboard(volume) == pytest.approx(1, abs=0.12)
-    ball = ndimage.distance_transform_edt(np.ones(SHAPE)[8:-8, 8:-8, 4:-4]) > 4
-    mask = np.pad(ball, ((8, 8), (8, 8), (4, 4)))
+    mask = np.zeros(SHAPE, bool)
+    mask[8:-8, 8:-8, 4:-4] = True
     assert checkerboard(volume, None, mask) == pytest.approx(1, abs=0.2)
 
 

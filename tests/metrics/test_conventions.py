@@ -94,13 +94,15 @@ def test_ssim_is_of_the_volume_in_3d_and_of_slices_in_2d():
     made = TRANSFORM.standardise(target) + rng.normal(scale=0.3, size=target.shape).astype("f4")
     mask = target > 30
     found = conventional_values(made, target, TRANSFORM, mask)
-    unit = np.clip(TRANSFORM.unstandardise(made), 0, 1), TRANSFORM.scale(target)
-    wide = float(np.ptp(unit[1]))
+    one, other = np.clip(TRANSFORM.unstandardise(made), 0, 1), TRANSFORM.scale(target)
+    wide = float(np.ptp(other))
     volume = found[Convention("percentiles", "mask", "volume")]
-    assert volume["ssim_windowed"] == pytest.approx(windowed_ssim(*unit, wide, mask), rel=1e-5)
-    assert volume["ssim_global"] == pytest.approx(global_ssim(*unit, wide, mask), rel=1e-5)
+    assert volume["ssim_windowed"] == pytest.approx(windowed_ssim(one, other, wide, mask), rel=1e-5)
+    assert volume["ssim_global"] == pytest.approx(global_ssim(one, other, wide, mask), rel=1e-5)
     slices = [
-        windowed_ssim(*(v[:, :, k, None] for v in unit), float(np.ptp(unit[1][:, :, k])), dims=2)
+        windowed_ssim(
+            one[..., k : k + 1], other[..., k : k + 1], float(np.ptp(other[..., k])), dims=2
+        )
         for k in range(14)
     ]
     row = found[Convention("percentiles", "whole", "slices")]

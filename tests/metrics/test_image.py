@@ -93,7 +93,7 @@ def test_volume_metrics_agree_with_their_parts(pair):
     assert values["mse_mask"] == metrics.mse(synthetic, target, mask)
     assert values["psnr_whole"] == metrics.psnr(values["mse_whole"], 5.0)
     assert values["psnr255_mask"] == metrics.psnr(values["mse_mask"], 255)
-    scaled = [volume * 0.2 + 0.4 for volume in (synthetic, target)]
+    scaled = synthetic * 0.2 + 0.4, target * 0.2 + 0.4
     near = partial(pytest.approx, rel=1e-5)
     assert values["ssim_global_mask"] == near(metrics.global_ssim(*scaled, 1.0, mask))
     assert values["ssim_literal_whole"] == near(metrics.literal_ssim(*scaled, 1.0))
@@ -105,7 +105,7 @@ def test_ssim_sees_an_offset_only_on_the_scale_of_the_percentiles(pair):
     """On standardised intensities, whose mean is zero, an offset hardly changes luminance."""
     _, target = pair
     brighter = target + 1.0
-    scaled = [volume * 0.2 + 0.4 for volume in (brighter, target)]
+    scaled = brighter * 0.2 + 0.4, target * 0.2 + 0.4
     here = metrics.volume_metrics(brighter, target, TRANSFORM, target > -99)["ssim_whole"]
     assert here == pytest.approx(metrics.windowed_ssim(*scaled, 1.0), rel=1e-5)
     standardised = metrics.windowed_ssim(brighter, target, TRANSFORM.data_range)
