@@ -75,7 +75,7 @@ def cluster(address: str | None) -> Iterator[None]:
         RuntimeError,
         SystemExit,
     ) as error:
-        raise _refused(str(address), error) from error
+        raise _refused(address or LOCAL, error) from error
     try:
         yield
     finally:

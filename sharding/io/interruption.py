@@ -111,6 +111,11 @@ def kept_handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     try:
         yield
+    except SystemExit as error:
+        # What Ray's own handler makes of a SIGTERM that arrives within the block.
+        if error.code == signal.SIGTERM:
+            raise Interrupted(signal.SIGTERM) from error
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():

@@ -122,7 +122,7 @@ def test_preparing_continues(tmp_path):
     assert main(args) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_sweep_ends_in_good_order(number, shard_folder, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(to_json(tiny_config(shard_folder, LONG)))
@@ -142,6 +142,17 @@ def test_a_sweep_ends_in_good_order(number, shard_folder, tmp_path):
     with program(tmp_path / "second", *again) as second:
         second.wait_until(lambda: trained() != before)
         assert command_to_continue(second.end(number)) == again
+
+
+def test_a_reproduction_ends_in_good_order(tmp_path):
+    commands = study_commands(tmp_path)
+    for name in ("phantom", "shard"):
+        assert main(commands[name]) == 0
+    args = commands["reproduce"]
+    plan = tmp_path / "reproduction" / "sweep.json"
+    with program(tmp_path / "first", *args) as first:
+        first.wait_until(plan.exists)
+        assert command_to_continue(first.end(signal.SIGTERM)) == [*args, "--resume"]
 
 
 def test_a_prediction_leaves_nothing_behind(shard_folder, tmp_path):

@@ -129,6 +129,23 @@ def loopback_nodes(*cores: int, **environment: str) -> Iterator[Nodes]:
 
 
 @contextlib.contextmanager
+def autoscaled(kinds: dict[str, int]) -> Iterator[None]:
+    """The cluster that was joined says that an autoscaler runs nodes of these types."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import (
+        _internal_kv_del,
+        _internal_kv_put,
+    )
+
+    report = json.dumps({"autoscaler_report": {"active_nodes": kinds}})
+    _internal_kv_put(DEBUG_AUTOSCALING_STATUS, report)
+    try:
+        yield
+    finally:
+        _internal_kv_del(DEBUG_AUTOSCALING_STATUS)
+
+
+@contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 from dataclasses import replace
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+from ray_cluster import autoscaled
 from tiny_sweeps import tiny_plan
 
 from distsynth.errors import ConfigError
@@ -112,7 +110,7 @@ def test_windowed_ssim_is_checked_as_any_of_the_objectives(shards, monkeypatch, 
             {"gpus": 1.0},
             r"sweep\.gpus must fit a cluster .* needs 1 CPU, 1 GPU, it has 4 CPU, 0 GPU",
         ),
-        ({"workers": 5}, r"sweep\.cpus must fit .* sweep\.workers=5 needs 5 CPU, it has 4 CPU"),
+        ({"workers": 6}, r"sweep\.cpus must fit .* sweep\.workers=6 needs 6 CPU, it has 4 CPU"),
         ({"cpus": 2}, r"needs 2 CPU, it has 4 CPU, spread over nodes that each have too few"),
     ],
 )
@@ -133,14 +131,9 @@ def test_a_cluster_that_grows_is_waited_for(cluster, shards, caplog, kinds, wait
     plan = tiny_plan(shards, trials=1)
     plan = replace(plan, sweep=replace(plan.sweep, gpus=1.0))
     ray.init(cluster, log_to_driver=False)
-    report = json.dumps({"autoscaler_report": {"active_nodes": kinds}})
-    _internal_kv_put(DEBUG_AUTOSCALING_STATUS, report)
     refused = pytest.raises(ConfigError, match=r"sweep\.gpus must fit")
-    try:
-        with contextlib.nullcontext() if waits else refused:
-            check_resources(plan, local=False)
-    finally:
-        _internal_kv_del(DEBUG_AUTOSCALING_STATUS)
+    with autoscaled(kinds), contextlib.nullcontext() if waits else refused:
+        check_resources(plan, local=False)
     said = "a trial needs 1 CPU, 1 GPU, the cluster has 4 CPU, 0 GPU now: trials wait"
     assert (said in caplog.text) == waits
 

@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 from killing import FileMoment, alongside
 from lab import until
+from ray_cluster import autoscaled
 from tiny_runs import launch, losses, same, tensors, tiny_config
 from tiny_runs import run as run_alone
 from tiny_sweeps import EPOCHS, SPACE, TRACKED, offline_runs, outcomes, tiny_plan
@@ -439,7 +441,8 @@ def test_waiting_for_what_the_cluster_lacks_is_told(
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(Interrupted):
+    ray.init(cluster, log_to_driver=False)
+    with autoscaled({"head": 1, "large-worker": 0}), pytest.raises(Interrupted):
         start_sweep(folder, plan, cluster)
     thread.join()
     text = caplog.text
