@@ -20,7 +20,7 @@ from programs import with_path
 from ray_cluster import Nodes, loopback_nodes
 from s3_server import S3Server, s3_server
 from tiny_runs import start_fork_server
-from warm_workers import start_server
+from warm_workers import server as warm_server
 
 from sharding.io.errors import DataError
 from sharding.shards.config import ShardConfig
@@ -98,10 +98,14 @@ def warm_workers(request: pytest.FixtureRequest) -> Iterator[None]:
     if not any(item.get_closest_marker("slow") for item in request.session.items):
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="warm-") as folder, pytest.MonkeyPatch.context() as it:
+    with (
+        tempfile.TemporaryDirectory(prefix="warm-") as folder,
+        warm_server(Path(folder)) as found,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         path = with_path(SUPPORT / "stop_hook", SUPPORT, before=os.environ)
-        for name, value in (start_server(Path(folder)) | path).items():
-            it.setenv(name, value)
+        for name, value in (found | path).items():
+            patch.setenv(name, value)
         yield
 
 

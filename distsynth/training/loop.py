@@ -42,7 +42,7 @@ from distsynth.training.steps import (
 )
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
-from sharding.io.interruption import DeferredSignals, deferred_signals
+from sharding.io.interruption import DeferredSignals, Interrupted, deferred_signals
 from sharding.io.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ def epochs(
         folder = stack.enter_context(open_run(run_dir))
         run = TrainingRun(validate(config), folder)
         stack.enter_context(run.prepared(resume, overwrite))
+        stack.enter_context(run.signals_of_ranks())
         yield from list(run.state.reports)
         for epoch in range(run.state.position.epoch, config.train.epochs):
             run.train_epoch(epoch)
@@ -165,6 +166,7 @@ class TrainingRun:
         )
         self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
+        self._signals: DeferredSignals | None = None
 
     @contextlib.contextmanager
     def prepared(self, resume: bool, overwrite: bool) -> Iterator[None]:
@@ -200,6 +202,19 @@ class TrainingRun:
                 if resume and not failed and config.tracking.mode == "offline":
                     self.folder.remove_earlier_parts()
 
+    @contextlib.contextmanager
+    def signals_of_ranks(self) -> Iterator[None]:
+        """Where there are several ranks, hold signals back until all of them agree to stop.
+
+        Raises:
+            Interrupted: At the end, if there was a signal that they did not come to agree on.
+        """
+        if self.accelerator.num_processes == 1:
+            yield
+            return
+        with deferred_signals() as self._signals:
+            yield
+
     def _take_encoder(self) -> None:
         """Train the encoder of the perceptual loss, unless a checkpoint has provided it."""
         encoder, state = self.state.encoder, self.state
@@ -217,46 +232,50 @@ class TrainingRun:
         Raises:
             Interrupted: After a signal, when the step is done and its checkpoint is written.
         """
-        with deferred_signals() as signals:
+        held_back = contextlib.nullcontext(self._signals) if self._signals else deferred_signals()
+        with held_back as signals:
             self._take_steps(epoch, signals)
         self.accelerator.wait_for_everyone()
 
     def _take_steps(self, epoch: int, signals: DeferredSignals) -> None:
         config, state = self.config, self.state
         start = state.position.step_in_epoch
+        # One may have come while the epoch before was closed: its checkpoint is written.
+        self._stop_if_told(signals)
         batches = self.batches.epoch(epoch, start)
         state.losses.start_clock(state.position.step)
         for done, batch in enumerate(self._progress(batches, epoch, start), start=start + 1):
             step = state.position.step
             state.losses.add(self._step(batch, step))
             state.position = Position(epoch, done, step + 1)
-            if state.position.step % config.train.log_every == 0:
+            logged = state.position.step % config.train.log_every == 0
+            if logged:
                 self._log(epoch)
             every = config.train.checkpoint_every
-            due = every and state.position.step % every == 0 and done < self.batches.steps
-            stopped = self._is_stopped(signals)
-            if due or stopped:
-                self._merge_ranks()
-                self.checkpoints.save(LAST, state)
-            if stopped:
-                return
+            if every and state.position.step % every == 0 and done < self.batches.steps:
+                self._save_in_epoch()
+            # Ranks exchange a row where it is logged: to agree costs little more there.
+            if logged or self._signals is None:
+                self._stop_if_told(signals, self._save_in_epoch)
         if epoch + 1 == config.train.epochs and state.losses.sums:
             self._log(epoch)
 
-    def _is_stopped(self, signals: DeferredSignals) -> bool:
-        """Whether all ranks are to stop after this step.
+    def _save_in_epoch(self) -> None:
+        self._merge_ranks()
+        self.checkpoints.save(LAST, self.state)
 
-        Several ranks get a signal in different steps; they agree where they exchange a row anyway.
-        """
-        if self.accelerator.num_processes == 1:
-            return signals.signal is not None
-        if self.state.position.step % self.config.train.log_every:
-            return False
-        flag = torch.tensor(float(signals.signal is not None), device=self.accelerator.device)
-        if not float(self.accelerator.reduce(flag, "sum")):  # type: ignore[arg-type]
-            return False
-        signals.signal = signals.signal or signal.SIGTERM
-        return True
+    def _stop_if_told(
+        self, signals: DeferredSignals, save: Callable[[], None] | None = None
+    ) -> None:
+        """Raise Interrupted on all ranks if a signal came to one of them, saved first if asked."""
+        told = signals.signal is not None
+        if self._signals is not None:
+            flag = torch.tensor(float(told), device=self.accelerator.device)
+            told = bool(float(self.accelerator.reduce(flag, "sum")))  # type: ignore[arg-type]
+        if told:
+            if save is not None:
+                save()
+            raise Interrupted(signals.signal or signal.SIGTERM)
 
     def close_epoch(self, epoch: int) -> EpochReport:
         """Validate if it is due, write the checkpoints and log samples."""

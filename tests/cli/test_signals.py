@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from killed_commands import command, command_under_nohup, kill_family
+from lab import until
 from small_study import study_commands
-from tiny_runs import start, tiny_config
+from tiny_runs import start, start_ranks, tiny_config
 
 from distsynth.cli.main import main
 from distsynth.config import to_json
+from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST
 from distsynth.sweep.folder import SweepFolder
 
@@ -95,6 +97,30 @@ def test_training_continues_with_the_command_that_it_shows(number, shard_folder,
     with program(tmp_path / "second", *again) as second:
         second.wait_until(lambda: "resuming from step" in second.said)
         assert command_to_continue(second.end(number)) == again
+
+
+@pytest.mark.parametrize("told", [(1,), (0, 1)])
+def test_the_ranks_of_a_training_end_together(told, shard_folder, tmp_path):
+    """A batch system tells all of them, or the one that it started."""
+    config = tmp_path / "config.json"
+    config.write_text(to_json(tiny_config(shard_folder, LONG)))
+    run = tmp_path / "run"
+    words = ["train", str(config), "-o", str(run)]
+    ranks = start_ranks(command, words, ranks=2, log=tmp_path / "log")
+    logs = [tmp_path / f"log-{rank}" for rank in (0, 1)]
+    try:
+        until(lambda: (run / LAST).exists() or not all(rank.is_alive() for rank in ranks))
+        for rank in told:
+            os.kill(ranks[rank].pid, signal.SIGTERM)
+        for rank in ranks:
+            rank.join(SECONDS)
+        said = [log.read_text() for log in logs]
+        assert [rank.exitcode for rank in ranks] == [128 + signal.SIGTERM] * 2, said
+    finally:
+        for rank in ranks:
+            kill_family(rank)
+    assert command_to_continue(said[0]) == [*words, "--resume"]
+    assert load_checkpoint(run / LAST).position.step > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

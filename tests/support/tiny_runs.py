@@ -109,15 +109,10 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
     )
 
 
-def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) -> list[int]:
-    """Run a function of this module in one process a rank.
-
-    Returns:
-        Their exit codes; what they wrote lies in `log`-RANK.
-
-    Raises:
-        TimeoutError: If one hangs; all are killed.
-    """
+def start_ranks(
+    target: Callable[..., Any], *args: Any, ranks: int, log: Path
+) -> list[multiprocessing.process.BaseProcess]:
+    """Start a function in one process a rank; what they write lies in `log`-RANK."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -135,6 +130,19 @@ def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) ->
             }
         own_log = log.with_name(f"{log.name}-{rank}")
         processes.append(start(target, *args, environment=environment, log=own_log))
+    return processes
+
+
+def launch(target: Callable[..., Any], *args: Any, ranks: int = 1, log: Path) -> list[int]:
+    """Run a function of this module in one process a rank.
+
+    Returns:
+        Their exit codes; what they wrote lies in `log`-RANK.
+
+    Raises:
+        TimeoutError: If one hangs; all are killed.
+    """
+    processes = start_ranks(target, *args, ranks=ranks, log=log)
     deadline = time.monotonic() + SECONDS
     for process in processes:
         process.join(max(0, deadline - time.monotonic()))

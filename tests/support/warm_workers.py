@@ -20,8 +20,9 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import selectors
@@ -51,35 +52,33 @@ LIBRARIES = (
 """All but Ray and W&B: one keeps the environment, the other a folder, from when it was loaded."""
 
 
-def start_server(folder: Path) -> dict[str, str]:
-    """Start a server, which ends with this process.
+@contextlib.contextmanager
+def server(folder: Path) -> Iterator[dict[str, str]]:
+    """A server, which ends with the block or, at the latest, with this process.
 
     Args:
         folder: For its socket and log; its name may not be long.
 
-    Returns:
+    Yields:
         What processes need in their environment to find it.
     """
     import subprocess
 
     address = str(folder / "socket")
     log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, __file__, address],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=output,
-        )
-    assert process.stdout is not None
-    if process.stdout.readline() != b"ready\n":
-        raise RuntimeError(f"no server of warm workers: {log.read_text()}")
-    _SERVERS.append(process)
-    return {VARIABLE: address}
-
-
-_SERVERS: list[Any] = []
-"""Kept, for a server ends when its standard input is closed."""
+    pipe: Any = subprocess.PIPE
+    words = [sys.executable, __file__, address]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=output) as process,
+    ):
+        assert process.stdout is not None
+        if process.stdout.readline() != b"ready\n":
+            raise RuntimeError(f"no server of warm workers: {log.read_text()}")
+        try:
+            yield {VARIABLE: address}
+        finally:
+            process.kill()
 
 
 def fork_of(process: int) -> int:
@@ -177,7 +176,7 @@ def serve(address: str) -> None:
             if key.fileobj is listening:
                 _fork(listening, waiting)
             else:
-                _end(*key.data, waiting)
+                _end(key.data, waiting)
 
 
 def _fork(listening: socket.socket, waiting: selectors.BaseSelector) -> None:
@@ -197,32 +196,34 @@ def _fork(listening: socket.socket, waiting: selectors.BaseSelector) -> None:
     note.write_text(str(process))
     for handle in handles:
         os.close(handle)
-    ended = os.pidfd_open(process)
-    data = (process, note, ended, connection)
-    for source in (ended, connection):
-        waiting.register(source, READ, data)
+    fork = _Fork(process, note, os.pidfd_open(process), connection)
+    for source in (fork.ended, connection):
+        waiting.register(source, READ, fork)
 
 
-def _end(
-    process: int,
-    note: Path,
-    ended: int,
-    connection: socket.socket,
-    waiting: selectors.BaseSelector,
-) -> None:
+class _Fork(NamedTuple):
+    """A worker: its number, the note of it, what shows its end, and the process it stands for."""
+
+    process: int
+    note: Path
+    ended: int
+    connection: socket.socket
+
+
+def _end(fork: _Fork, waiting: selectors.BaseSelector) -> None:
     """The fork has ended, or who asked for it has: then neither shall live."""
-    if not note.exists():
+    if not fork.note.exists():
         return  # both have ended at once
-    note.unlink()  # before the number may be another process's
+    fork.note.unlink()  # before the number may be another process's
     with contextlib.suppress(ProcessLookupError):
-        os.kill(process, 9)
-    _, status = os.waitpid(process, 0)
-    waiting.unregister(ended)
-    waiting.unregister(connection)
-    os.close(ended)
+        os.kill(fork.process, 9)
+    _, status = os.waitpid(fork.process, 0)
+    waiting.unregister(fork.ended)
+    waiting.unregister(fork.connection)
+    os.close(fork.ended)
     with contextlib.suppress(OSError):
-        connection.send(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
-    connection.close()
+        fork.connection.send(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+    fork.connection.close()
 
 
 def _become(told: dict[str, Any], handles: list[int]) -> None:
