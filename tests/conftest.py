@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -47,6 +48,9 @@ ON_THE_CLUSTER = {
     "test_parallel.py",
 }
 """Files whose tests use the same Ray cluster: one process of the tests runs them all."""
+# A shell that runs the tests in the background has it ignored, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 LONGEST = dict.fromkeys(ON_THE_CLUSTER, -3) | {"test_launch_sweeps.py": -2, "test_signals.py": -1}
 """Files that run first of all."""
 

@@ -299,12 +299,12 @@ def test_a_bad_scan_is_named_before_anything_is_trained(cohort, tmp_path, capsys
 
 
 def test_a_run_that_fails_is_told_and_tried_again(out, cohort, tmp_path):
-    """A shard that was cut short behind the manifest's back."""
+    """A shard whose second half was wiped behind the manifest's back."""
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     shard = min((copy / "shards").rglob("train-*.tar"))
     whole = shard.read_bytes()
-    shard.write_bytes(whole[: len(whole) // 2])
+    shard.write_bytes(whole[: len(whole) // 2].ljust(len(whole), b"\0"))
     words = ["distsynth", "reproduce", cohort, "--out", copy, *TINY, "--resume", "--retries", "0"]
     words += ["--shards", copy / "shards", "--rows", "unet-7-alone"]
     task = json.loads((copy / "reproduction.json").read_text())
@@ -313,7 +313,7 @@ def test_a_run_that_fails_is_told_and_tried_again(out, cohort, tmp_path):
         status, said = finished(words, environment(home), home)
     assert status == 1, said
     assert shard.name in said.splitlines()[-1]
-    assert "it failed: " in (copy / "comparison.txt").read_text()
+    assert "it failed: " in (copy / "comparison.txt").read_text(), said
     shard.write_bytes(whole)
     with home_folder() as home:
         status, said = finished(words, environment(home), home)

@@ -189,8 +189,6 @@ def _child(name: tuple[str, str], args: Any, environment: dict[str, str], log: P
     # it when it is imported: the target's module comes after.
     os.environ.clear()
     os.environ.update(environment)
-    # A shell that runs the tests in the background has it ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     watch_as_asked()
     module, function = name
     target = getattr(importlib.import_module(module), function)

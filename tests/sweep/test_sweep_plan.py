@@ -295,7 +295,7 @@ def test_every_difference_of_the_space_is_shown():
         check_same_sweep(plan(), plan(space=space, sweep=sweep, base=base))
     assert str(caught.value).splitlines()[1:-1] == [
         '  space.loss.lambda_bce: {"zero_or_log": [0.01, 4.0], "zero": 0.2} before, absent now',
-        '  space.loss.lambda_recon: {"zero_or_log": [0.02, 8.0], "zero": 0.1} before, '
+        '  space.loss.lambda_recon: {"zero_or_log": [0.02, 8.0], "zero": 0.0} before, '
         '{"uniform": [0.0, 3.0]} now',
         '  space.train.seed: absent before, {"choice": [0, 1]} now',
         "  sweep.asha_grace: 1 before, 3 now",

@@ -46,12 +46,13 @@ NETWORKS = {
 LIMITED = """
 import resource, sys
 from pathlib import Path
+import numpy as np
 import sharding.volumes.slabs
 from distsynth.inference.predictor import load_predictor, predict_file
 megabytes, memory_mb = int(sys.argv[1]), int(sys.argv[2])
 sharding.volumes.slabs.SLAB = 2**19
 model = load_predictor(sys.argv[3], "cpu").stitched(memory_mb=memory_mb)
-model(sharding.volumes.slabs.in_memory((24, 24, 24)) * 0, quiet=True)
+model(np.zeros((24, 24, 24), np.float32), quiet=True)
 now = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1])
 most = now * 1024 + megabytes * 2**20
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
