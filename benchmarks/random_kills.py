@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -19,6 +20,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests" / "support")
 
 from killed_commands import SETUP, Command, Kill  # noqa: E402 # pyright: ignore[reportMissingImports]
+from killing import SUPPORT  # noqa: E402 # pyright: ignore[reportMissingImports]
+from programs import with_path  # noqa: E402 # pyright: ignore[reportMissingImports]
+from warm_workers import server  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
 def main() -> int:
@@ -30,6 +34,10 @@ def main() -> int:
     options = parser.parse_args()
     done = {name: [0, 0] for name in options.commands}
     with contextlib.ExitStack() as folders:
+        # Workers of Ray are forks: they start at once, and what they do is the same.
+        warm = folders.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
+        os.environ |= folders.enter_context(server(Path(warm)))
+        os.environ |= with_path(SUPPORT / "stop_hook", SUPPORT)
         commands, moments = {}, {}
         for name in options.commands:
             folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="kills-"))

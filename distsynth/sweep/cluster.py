@@ -7,13 +7,17 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator
+from typing import Any
 
 from sharding.io.errors import DataError
 from sharding.io.interruption import kept_handlers
 from sharding.io.parallel import available_cores
 
 LOCAL = "local"
+START_SECONDS = 180
+"""How long a node may take to start; Ray itself waits for 30 s."""
 
 
 @contextlib.contextmanager
@@ -63,7 +67,7 @@ def cluster(address: str | None) -> Iterator[None]:
     try:
         with kept_handlers():
             if local:
-                with _without_dashboard():
+                with _without_dashboard(), patient_start():
                     cores = available_cores()
                     ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
             else:
@@ -71,6 +75,7 @@ def cluster(address: str | None) -> Iterator[None]:
     except (
         AuthenticationError,
         ConnectionError,
+        TimeoutError,
         ValueError,
         RuntimeError,
         SystemExit,
@@ -80,6 +85,34 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def patient_start() -> Iterator[None]:
+    """Give nodes of Ray that start in the block the time that they need on a busy machine.
+
+    Raises:
+        TimeoutError: If a node does not start within `START_SECONDS`.
+    """
+    from ray._private import services
+
+    get_node = services.get_node
+
+    def wait_for_node(address: str, node: str) -> Any:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return get_node(address, node)
+            except RuntimeError as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"Ray did not start within {START_SECONDS} s") from error
+                time.sleep(0.1)
+
+    services.get_node = wait_for_node
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 @contextlib.contextmanager
@@ -111,6 +144,9 @@ def _refused(address: str, error: BaseException) -> DataError:
                 "Set RAY_AUTH_MODE=token, with the token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
             )
         reason = reason.__cause__ or reason.__context__
+    if isinstance(error, TimeoutError):
+        remedy = "Try again when the machine is less busy, or give --address of a running cluster"
+        return DataError(address, str(error), remedy)
     return DataError(
         address,
         f"no Ray cluster answers there ({error})",

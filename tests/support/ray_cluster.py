@@ -6,8 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from moments import controlled_by
 from programs import with_path
 from warm_workers import fork_of
 
-SECONDS = 200
-"""A node that takes longer to start hangs."""
+from distsynth.sweep.cluster import patient_start
+
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_TOKEN": "for-the-tests-of-this-machine-only",
@@ -107,10 +106,7 @@ class Nodes:
         """The environment that a node and all its processes take over."""
         path = with_path(SUPPORT / "stop_hook", SUPPORT)
         more = path | controlled_by(str(self._control))
-        with _environment(self._environment | more), pytest.MonkeyPatch.context() as patch:
-            from ray._private import services
-
-            patch.setattr(services, "get_node", _patient(services.get_node))
+        with _environment(self._environment | more), patient_start():
             yield
 
 
@@ -155,22 +151,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
         # Read when ray is imported, which another test may have done.
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
         yield
-
-
-def _patient(get_node: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
-    """Wait for a node that has been started, however busy the machine is: Ray waits 30 s."""
-
-    def found(address: str, node: str) -> Any:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            try:
-                return get_node(address, node)
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-
-    return found
 
 
 def _node(cores: int) -> dict[str, Any]:
