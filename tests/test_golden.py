@@ -19,6 +19,7 @@ def computed(tmp_path_factory) -> dict[str, Any]:
     return json.loads(json.dumps(golden.compute(tmp_path_factory.mktemp("golden"))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["shards", "losses", "evaluation", "prepared"])
 def test_nothing_has_changed(part, recorded, computed):
     if recorded["environment"] == golden.environment():

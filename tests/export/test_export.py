@@ -176,6 +176,7 @@ def reweighted(change):
     return edit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_export_predicts_the_same_voxels(family, made, phantom_cohort, tmp_path, capsys):
     checkpoint, folder = made(family)

@@ -354,6 +354,7 @@ def sent(address: str, home: Path, *args: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 def test_online_sends_the_specifications_that_offline_writes(sweep, tmp_path):
     offline = written(tmp_path / "offline", "--sweep", sweep.url, "--entity", "lab")
     (tmp_path / "home").mkdir()

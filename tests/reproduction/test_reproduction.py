@@ -31,6 +31,8 @@ from distsynth.sweep.folder import SweepFolder
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.volume import read_volume, write_volume
 
+pytestmark = pytest.mark.slow
+
 SIDES = (68, 67, 66)
 """Patches of 64 must fit."""
 TINY = ["--budget.epochs", "0.04", "--budget.patches", "8", "--budget.stride", "48"]

@@ -163,6 +163,7 @@ subprocess.run([sys.executable, "-c", {TRACKS!r}, "child"], check=True)
 """
 
 
+@pytest.mark.slow
 def test_a_service_of_wandb_in_another_folder_does_not_lose_the_run(tmp_path):
     """As where a notebook tracks something of its own, or starts a program."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -229,6 +230,7 @@ def offline_runs(run_dir):
     return [read_offline_run(path) for path in files]
 
 
+@pytest.mark.slow
 def test_wandb_has_the_rows_under_their_steps(tracked):
     # One part: that of the resumed run repeats the rows of the first and has taken its place.
     (found,) = offline_runs(tracked)
@@ -267,6 +269,7 @@ def killed(run_dir):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_first_part_goes_only_when_another_is_whole(tmp_path):
     tracker = LocalTracker(tmp_path, 0)
     tracker.log(1, {"value": 1.0})

@@ -48,6 +48,7 @@ def test_every_family_is_tried():
     assert set(SIZES) == set(GENERATOR_FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind"),
     [(family, "2d") for family in SIZES]
