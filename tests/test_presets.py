@@ -106,6 +106,7 @@ def test_presets_serve_other_patches(name, patch_size):
         build_discriminator(config.discriminator, patch_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_presets_of_blocks_train_and_predict(name, tmp_path):
     cohort = write_phantom_cohort(tmp_path / "cohort", specimens=5, shape=(56, 52, 48), seed=3)

@@ -98,6 +98,7 @@ def assert_private(page, *places):
     assert page.count("script-src") == viewers
 
 
+@pytest.mark.slow
 def test_a_run_with_everything(run_dir, evaluation, phantom_cohort, tmp_path, capsys):
     out = tmp_path / "page.html"
     given = ("--cohort", phantom_cohort, "--evaluation", evaluation, "--out", out)
@@ -172,6 +173,7 @@ def test_what_cannot_be_shown_is_refused(run_dir, tmp_path, capsys):
         read_results(b"[]", "x")
 
 
+@pytest.mark.slow
 def test_shown_specimens_are_those_of_the_split(run_dir, phantom_cohort):
     predictors = {"first": load_predictor(run_dir, "cpu")}
     specimens = read_cohort(phantom_cohort)
@@ -218,6 +220,7 @@ def test_slices_are_of_the_prediction(run_dir, phantom_cohort):
     assert (np.abs(windows - shown).max(axis=(2, 3)) <= 1).any()
 
 
+@pytest.mark.slow
 def test_a_sweep(run_dir, tmp_path, capsys):
     folder = SweepFolder(tmp_path / "sweeps" / "lambdas")
     folder.write_plan(make_plan(cohort=str(tmp_path / "cohort.csv")))

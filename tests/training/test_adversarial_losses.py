@@ -12,6 +12,8 @@ from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.training.loop import TrainingRun, train
 from distsynth.training.steps import (
+
+pytestmark = pytest.mark.slow
     Learner,
     adversarial_step,
     interpolation_shares,

@@ -19,6 +19,8 @@ from distsynth.training.loop import TrainingRun, train
 from distsynth.training.steps import make_accelerator
 from sharding.shards.shard_set import ShardSet
 
+pytestmark = pytest.mark.slow
+
 COHORT = {
     "loss.lambda_perceptual": 0.2,
     "loss.perceptual_network": "cohort",

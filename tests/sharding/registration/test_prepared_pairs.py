@@ -21,6 +21,8 @@ from sharding.volumes.header import codes_of
 from sharding.volumes.pair import place_source, prepare_pair
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
+pytestmark = pytest.mark.slow
+
 PLAIN = replace(CHEAP, steps=("scale", "resample"))
 
 

@@ -266,6 +266,7 @@ def test_a_file_on_disk_is_predicted_like_one_in_memory(like, tmp_path, monkeypa
     assert [found.name for found in (tmp_path / "new").iterdir()] == ["disk.nii.gz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["whole slices", "windows", "whole blocks", "block windows"])
 def test_a_volume_larger_than_its_memory_streams_through(network, tmp_path):
     """Under a limit on the memory of a process that its arrays exceed several times."""
