@@ -12,13 +12,14 @@ from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.training.loop import TrainingRun, train
 from distsynth.training.steps import (
-
-pytestmark = pytest.mark.slow
     Learner,
     adversarial_step,
     interpolation_shares,
     make_accelerator,
 )
+
+pytestmark = pytest.mark.slow
+
 
 KINDS = {
     "wasserstein": {
