@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ ENDING_SIGNALS: tuple[signal.Signals, ...] = tuple(
 """What Ctrl-C, a batch system and a closed terminal send; Windows has no SIGHUP."""
 SECONDS_TO_END = 30.0
 """A second SIGTERM or SIGHUP within this time after the first is ignored."""
+SECONDS_TO_RESEND = 0.05
+"""How long after an exception of a signal was lost the signal is sent once more."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,9 +64,17 @@ def signals_as_exceptions() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread while the block runs.
 
     A signal that the process ignores stays ignored, as nohup wants it. In another thread than the
-    main one, and on return, nothing is changed.
+    main one, and on return, nothing is changed. Python drops an exception that is raised while it
+    runs a finaliser or a callback of a fork: such a signal is sent once more, a moment later.
     """
     started_to_end: float | None = None
+
+    def resend(number: int) -> None:
+        nonlocal started_to_end
+        started_to_end = None
+        again = threading.Timer(SECONDS_TO_RESEND, _signal_main_thread, (number,))
+        again.daemon = True
+        again.start()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal started_to_end
@@ -76,7 +87,10 @@ def signals_as_exceptions() -> Iterator[None]:
         raise Interrupted(number)
 
     interrupt.__dict__["raises_interrupted"] = True
-    with _handlers(interrupt, lambda handler: handler is not signal.SIG_IGN):
+    with (
+        _handlers(interrupt, lambda handler: handler is not signal.SIG_IGN),
+        _dropped_interruptions(resend),
+    ):
         yield
 
 
@@ -112,8 +126,7 @@ def kept_handlers() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        # What Ray's own handler makes of a SIGTERM that arrives within the block.
-        if error.code == signal.SIGTERM:
+        if _signal_of(error) is not None:
             raise Interrupted(signal.SIGTERM) from error
         raise
     finally:
@@ -137,6 +150,46 @@ def blocked_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _signal_of(error: BaseException | None) -> int | None:
+    """The number of the signal that raised an exception, in our handler or in Ray's."""
+    if isinstance(error, Interrupted):
+        return error.signal
+    # What Ray's own handler makes of a SIGTERM, until kept_handlers restores ours.
+    if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+        return signal.SIGTERM
+    return None
+
+
+def _signal_main_thread(number: int) -> None:
+    """Send the main thread a signal, which also wakes it from a wait where the system can."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _dropped_interruptions(resend: Callable[[int], None]) -> Iterator[None]:
+    """Call `resend` with the number of each signal whose exception Python dropped in the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        number = _signal_of(unraisable.exc_value)
+        if number is None:
+            before(unraisable)
+        else:
+            resend(number)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _raises(handler: object) -> bool:

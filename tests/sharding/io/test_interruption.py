@@ -95,6 +95,34 @@ def test_handlers_are_kept_against_a_library():
             time.sleep(10)
 
 
+class Finaliser:
+    """Sends the process a signal at a moment in which Python drops every exception."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
+def test_a_signal_within_a_finaliser_is_not_lost(number):
+    hook = sys.unraisablehook
+    with pytest.raises(Interrupted) as caught, signals_as_exceptions():
+        Finaliser(number)
+        time.sleep(10)
+    assert caught.value.signal == number
+    assert sys.unraisablehook is hook
+
+
+def test_a_signal_that_a_library_drops_is_not_lost():
+    with pytest.raises(Interrupted) as caught, signals_as_exceptions(), kept_handlers():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        Finaliser(signal.SIGTERM)
+        time.sleep(10)
+    assert caught.value.signal == signal.SIGTERM
+
+
 def test_an_impatient_user_is_not_kept():
     with pytest.raises(Interrupted), deferred_signals() as deferred:
         os.kill(os.getpid(), signal.SIGINT)
