@@ -41,13 +41,13 @@ from distsynth.reproduction.row_evaluation import (
 )
 from distsynth.reproduction.rows import NETWORKS, SEAM_ROWS, STITCHINGS
 from distsynth.reproduction.task import TASK_FILE, Task, check_same_task, read_task, task_from_json
-from distsynth.runs.lease import lease
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord
 from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.tuner import fit, listed
 from sharding.io.errors import CohortError, DataError
+from sharding.io.lease import lease
 from sharding.io.progress import progress
 from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet

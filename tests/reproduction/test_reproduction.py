@@ -26,8 +26,8 @@ from distsynth.reproduction.row_evaluation import read_evaluation, read_slices
 from distsynth.reproduction.rows import CNNS, FORESTS, GANS, NETWORKS, QUESTIONS, ROWS, chosen_rows
 from distsynth.reproduction.run import warn_of_untrained
 from distsynth.reproduction.task import Task, check_same_task, read_task, task_from_json
-from distsynth.runs.lease import lease
 from distsynth.sweep.folder import SweepFolder
+from sharding.io.lease import lease
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.volume import read_volume, write_volume
 
