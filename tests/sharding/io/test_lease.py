@@ -185,7 +185,7 @@ def test_a_swap_needs_the_content_that_it_names(folder):
     assert folder.read("file") == b"new"
 
 
-def taken_in_between(folder, monkeypatch, theirs: Lease) -> None:
+def taken_in_between(monkeypatch, theirs: Lease) -> None:
     """Let another process take the lease after it was read and before it is written."""
     before = Folder.swap
 
@@ -202,7 +202,7 @@ def test_of_two_that_take_it_on_s3_the_second_is_refused(bucket, found, monkeypa
     if found == "an expired lease":
         bucket.write(LEASE_FILE, elsewhere(age=1000).to_json())
     theirs = elsewhere(age=0)
-    taken_in_between(bucket, monkeypatch, theirs)
+    taken_in_between(monkeypatch, theirs)
     with refused(bucket.url, "on elsewhere since", "give another folder"), lease(bucket.url):
         pass
     assert read_lease(bucket) == theirs
