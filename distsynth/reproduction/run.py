@@ -181,11 +181,16 @@ def _wanted(
 ) -> dict[str, TrialRecord]:
     """The runs of the rows that can be run, with what is known of them; the failed ones again."""
     found = {}
+    rows = []
     for row in task.networks():
         if reason := task.missing(row):
             logger.info(f"{row} is not run: {reason}")
-            continue
-        for seed, name in enumerate(task.run_names(row)):
+        else:
+            rows.append(row)
+    # Every row once before any row again: an interrupted reproduction has a table to show.
+    for seed in range(task.seeds):
+        for row in rows:
+            name = task.run_names(row)[seed]
             hyperparameters = _differences(plan.base, task.config(row, seed))
             known = records.get(name) or TrialRecord(
                 name, hyperparameters, preset=NETWORKS[row].preset
