@@ -49,7 +49,7 @@ dimensions() { equal_time dimensions; }
 lambdas() {
   local how=(unet-7 --data.shards "$out/rows/shards" --space loss-weights-perceptual
              --trials 16 --search optuna --scheduler asha --asha-grace 2 --presets-first
-             --train.epochs 7 --train.precision "${PRECISION:-bf16}" --objective ssim_2d
+             --train.epochs 7 --train.precision "${PRECISION:-bf16}"
              --final retrained --top 1 --cohort "$out/plain/cohort.csv")
   [ -e "$out/sweeps/lambdas" ] && how=(--resume lambdas) || how+=(--name lambdas)
   run distsynth sweep "${how[@]}" --storage "$out/sweeps"
