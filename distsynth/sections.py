@@ -13,6 +13,7 @@ from sharding.io.records import STRICT
 LARGEST_SIDE, MOST_NEIGHBOURS, MOST_WORKERS, LARGEST_BATCH = 4096, 128, 256, 1_000_000
 MOST_SAMPLES, MOST_UPDATES, LARGEST_SEED = 256, 1000, 2**32 - 2
 """Bounds that keep a slip of the pen from taking the machine; NumPy's seeds end at 2^32 - 1."""
+Precision = Literal["no", "bf16", "fp16"]
 RESERVED = "/\\#?%:"
 """Characters that W&B does not take in the name of a project or an entity."""
 
@@ -147,7 +148,7 @@ class TrainConfig:
     accumulation: int = 1
     """Micro-batches that a rank's part of a batch is cut into, to save memory. BatchNorm takes its
     statistics over one of them at a time, all else is as without."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "no"
     seed: int = 0
     log_every: int = 20
     """Steps between rows of losses."""

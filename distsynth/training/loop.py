@@ -20,7 +20,6 @@ from distsynth.data.memory import keep_freed_memory
 from distsynth.metrics.objective import score
 from distsynth.runs.checkpoint import Position
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder, open_run
-from distsynth.runs.lease import lease
 from distsynth.runs.tracking import Trackers, start_trackers
 from distsynth.training.checkpointing import RunCheckpoints, RunState, claim_folder
 from distsynth.training.encoder import train_encoder
@@ -43,6 +42,7 @@ from distsynth.training.steps import (
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, Interrupted, deferred_signals
+from sharding.io.lease import lease
 from sharding.io.progress import progress
 
 logger = logging.getLogger(__name__)
