@@ -4,12 +4,12 @@
 #
 #   benchmarks/study.sh DATA OUT [PART ...]     about six hours of two cores in all
 #
-# Parts, in order: cohort, rows, varied. SEEDS (1) is how often each row is trained; raise it and
-# run `rows` again for more seeds.
+# Parts, in order: cohort, rows, adversarial, dimensions, lambdas, varied. SEEDS (1) is how often
+# each network is trained; raise it and run a part again for more seeds.
 set -euo pipefail
 data=$(realpath "$1") out=$(realpath -m "$2")
 shift 2
-parts=${*:-cohort rows varied}
+parts=${*:-cohort rows adversarial dimensions lambdas varied}
 seeds=${SEEDS:-1}
 run() { echo "+ $*" >&2; "$@"; }
 again() { [ -e "$1/reproduction.json" ] && echo --resume || true; }
@@ -35,6 +35,24 @@ cohort() {
 rows() {
   run distsynth reproduce "$out/plain/cohort.csv" -o "$out/rows" $(again "$out/rows") \
     --rows "${rows[@]}" "${budget[@]}" --seeds "$seeds"
+}
+
+# Which adversarial loss, and which number of dimensions, at equal processor time.
+equal_time() {
+  run python -m benchmarks.study_equal_time "$1" "$out/plain/cohort.csv" "$out/$1" \
+    --seconds 300 --seeds "$seeds" --precision "${PRECISION:-bf16}"
+}
+adversarial() { equal_time adversarial; }
+dimensions() { equal_time dimensions; }
+
+# Lambda 1 to 4 by a search, against Table 1's by hand: unet-5, -7 and -8 among the rows.
+lambdas() {
+  local how=(unet-7 --data.shards "$out/rows/shards" --space loss-weights-perceptual
+             --trials 16 --search optuna --scheduler asha --asha-grace 2 --presets-first
+             --train.epochs 7 --train.precision "${PRECISION:-bf16}"
+             --final retrained --top 1 --cohort "$out/plain/cohort.csv")
+  [ -e "$out/sweeps/lambdas" ] && how=(--resume lambdas) || how+=(--name lambdas)
+  run distsynth sweep "${how[@]}" --storage "$out/sweeps"
 }
 
 varied() {

@@ -32,6 +32,9 @@ class DataConfig:
     neighbours: int | None = None
     """Slices on each side that a 2D source carries as channels (2.5D). None takes those of the
     shards; what is given must agree with them."""
+    alignment: int | None = None
+    """Patches and windows start at multiples of this many voxels. None takes the shards' own; what
+    is given must agree with it."""
     workers: int = 0
     """Processes that read batches ahead; 0 reads in the training process. Order and content of
     the batches do not depend on it."""
@@ -70,6 +73,17 @@ class DataConfig:
             raise ConfigError("data.neighbours is not known before the shards have been read")
         return 1 + 2 * self.neighbours
 
+    @property
+    def start_multiple(self) -> int:
+        """Voxels at whose multiples windows start.
+
+        Raises:
+            ConfigError: If the shards have not been read yet.
+        """
+        if self.alignment is None:
+            raise ConfigError("data.alignment is not known before the shards have been read")
+        return self.alignment
+
     def rules(self) -> Iterable[Rule]:
         """Rules of each field; those about the patch hold once it is known."""
         if self.patch_size is not None:
@@ -82,6 +96,10 @@ class DataConfig:
             yield between("neighbours", self.neighbours, 0, MOST_NEIGHBOURS)
             flat = self.neighbours == 0 or len(self.patch_size or ()) != 3
             yield Rule("neighbours", flat, "0 for 3D patches", self.neighbours)
+        if self.alignment is not None:
+            yield between("alignment", self.alignment, 1, LARGEST_SIDE)
+            divides = all(side % self.alignment == 0 for side in self.patch_size or ())
+            yield Rule("alignment", divides, "a divisor of the patch's sides", self.alignment)
         yield between("workers", self.workers, 0, MOST_WORKERS)
         yield at_least("shuffle_shards", self.shuffle_shards, 1)
         yield Rule("cache_gb", self.cache_gb > 0, "> 0", self.cache_gb)

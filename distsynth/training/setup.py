@@ -74,7 +74,7 @@ def check_trim(config: RunConfig, manifest: Manifest) -> None:
         for axis in patch_axes(cut.patch_size, cut.dense_axes) if row.split == "val" else ():
             sides = [side for dim, side in enumerate(row.shape) if dim != axis]
             try:
-                weight_lines(sides, cut.patch_size, stitch)
+                weight_lines(sides, cut.patch_size, stitch, cut.alignment)
             except ValueError:
                 raise ConfigError(
                     f"stitch.trim={config.stitch.trim} leaves voxels of {row.name} uncovered at "

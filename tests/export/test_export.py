@@ -53,6 +53,7 @@ FAMILIES = {
     },
     "encoder-decoder": {
         "data.neighbours": 1,
+        "data.alignment": 1,
         "generator.channels": (3, 4),
         "generator.norm": "batch",
         "generator.output": "tanh",
@@ -75,6 +76,7 @@ FAMILIES = {
     },
     "recursive": {
         "data.neighbours": 1,
+        "data.alignment": 1,
         "generator.features": 3,
         "generator.recursions": 3,
         "generator.residual": True,
