@@ -282,6 +282,9 @@ def test_the_first_part_goes_only_when_another_is_whole(tmp_path):
     assert launch(ended, tmp_path, True, log=tmp_path / "log") == [0]
     (first,) = tmp_path.glob("wandb/offline-run-*")
     assert launch(killed, tmp_path, log=tmp_path / "log") == [-signal.SIGKILL]
+    (second,) = set(tmp_path.glob("wandb/offline-run-*")) - {first}
+    # As W&B names a start within the same second as another.
+    second.rename(f"{second}-1")
     assert launch(ended, tmp_path, True, log=tmp_path / "log") == [0]
     assert first.exists()
     assert launch(ended, tmp_path, False, log=tmp_path / "log") == [0]
