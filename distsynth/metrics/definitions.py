@@ -52,6 +52,9 @@ METRICS: dict[str, Metric] = {
         for region, where in (("mask", "mask"), ("whole", "whole volume"))
         for key, metric in _IMAGE.items()
     },
+    "psnr_unlent_mask": Metric(
+        "PSNR, mask, nothing lent but the clip (dB, peak = range of the target)", "higher"
+    ),
     "seam_index": Metric("Seam index, mask (jumps at borders over nearby ones, 1 = no seam)", 1.0),
     "seam_index_outside": Metric("Seam index, outside the mask (ratio, 1 = no seam)", 1.0),
     "seam_excess": Metric("Excess jump at borders, mask (standardised units, 0 = no seam)", 0.0),

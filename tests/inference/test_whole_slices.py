@@ -353,16 +353,17 @@ def test_tiles_cover_each_voxel_once_with_their_halo(sides, halo, most, multiple
 
 # The paper's presets are stitched as the paper does; dcsrn and fcn-1 see further than 4 voxels.
 WHOLE = {"small"}
+ALWAYS_WHOLE = {"quick", "best", "best-gpu"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_whole_slices_by_preset(name):
-    config = preset(name)
+    config = with_overrides(preset(name), {"data.alignment": 1})
     generator = build_generator(config.generator, PAPER_PATCH)
     record = DataRecord("sha", PreprocessConfig(), (1.0,) * 3, "RAS", {}, ())
     model = Predictor(Checkpoint(config, record, Position(), {}, [], {}), generator, CPU)
-    assert config.stitch.method == "auto"
-    assert model.whole_images == (name in WHOLE)
+    assert config.stitch.method == ("whole" if name in ALWAYS_WHOLE else "auto")
+    assert model.whole_images == (name in WHOLE or name in ALWAYS_WHOLE)
     reach = {"dcgan-1": 5, "dcgan-2": 8, "dcgan-3": 10, "fcn-1": 9, "dcsrn-l1": 6, "small": 7}
     if name in reach:
         assert generator.reach == reach[name]
