@@ -14,21 +14,22 @@ from pydantic import TypeAdapter, ValidationError
 
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
-from distsynth.presets import preset
+from distsynth.presets import EVEN_BLOCKS, preset
 from distsynth.study.survey import Survey
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.registration.config import StepName
 from sharding.shards.config import ShardConfig
+from sharding.volumes.splits import split_sizes
 
 DISPLACED = 0.5
 """Voxels; a pair that a registration moves by less is aligned already."""
-BLOCK = 32
-"""Side of a block."""
 ISOTROPIC = 2.0
 """Blocks are cut where the voxels are at most this many times as long as they are wide."""
 LARGEST_PATCH, LEAST_PATCH, PATCH_STEP = 64, 16, 16
-"""Sides of a slice's patch; 16 divides what the networks halve four times."""
+"""Sides of a slice's patch."""
+LARGEST_BATCH = 64
+"""Patches of slices in a batch, which else holds as many voxels as one of blocks."""
 NEIGHBOURS = 2
 """Slices on each side that a patch of thick slices carries."""
 QUICK_MINUTES = 10.0
@@ -126,16 +127,16 @@ def plan_study(
         raise ConfigError(f"--gpus must be >= 0, got {gpus}")
     reasons: dict[str, str] = {}
     prepare, reasons["preparation"] = preparation(seen)
-    shards, stitch, reasons["patches"] = patches(seen)
+    shards, cut, reasons["patches"] = patches(seen)
     name, reasons["network"] = network(minutes, gpus)
-    changes: dict[str, Any] = {**stitch, "train.minutes": minutes}
+    changes: dict[str, Any] = {**cut, "train.minutes": minutes}
     changes["train.precision"], reasons["precision"] = precision(bf16, gpus)
     config = with_overrides(
         preset(name),
         {**changes, "data.patch_size": shards.patch_size, "data.neighbours": shards.neighbours},
     )
     seconds = timed_step(config, shards)
-    training = training_specimens(len(seen.pairs), shards)
+    training = training_specimens(seen, shards)
     steps = max(VALIDATIONS, int(minutes * 60 / seconds))
     each = steps * config.train.batch_size // (VALIDATIONS * training)
     shards = replace(shards, patches_per_specimen=min(MOST_PATCHES, max(LEAST_PATCHES, each)))
@@ -169,18 +170,17 @@ def patches(seen: Survey) -> tuple[ShardConfig, dict[str, Any], str]:
     """Blocks where they fit and voxels are nearly cubes, else slices, with neighbours if thick.
 
     Returns:
-        What to cut, fields of the stitching, and the reason.
+        What to cut, fields of the training that go with it, and the reason.
 
     Raises:
         DataError: If no patch of LEAST_PATCH fits.
     """
-    sides, spacing = seen.smallest, seen.spacing_mm
+    sides, spacing, block = seen.smallest, seen.spacing_mm, EVEN_BLOCKS.patch_size[0]
     shape = "x".join(map(str, sides))
     stretched = max(spacing) / min(spacing)
-    if min(sides) >= BLOCK and stretched <= ISOTROPIC:
-        config = ShardConfig(patch_size=(BLOCK,) * 3, stride=BLOCK // 2, foreground=0.8)
-        reason = f"blocks of {BLOCK}: the smallest specimen has {shape} voxels, nearly cubes"
-        return config, {"stitch.stride": BLOCK // 2}, reason
+    if min(sides) >= block and stretched <= ISOTROPIC:
+        reason = f"blocks of {block}: the smallest specimen has {shape} voxels, nearly cubes"
+        return EVEN_BLOCKS, {}, reason
     thick = max(range(3), key=lambda axis: spacing[axis])
     wanted = (thick,) if stretched > ISOTROPIC else (0, 1, 2)
     planes = {axis: min(sides[other] for other in range(3) if other != axis) for axis in wanted}
@@ -195,22 +195,24 @@ def patches(seen: Survey) -> tuple[ShardConfig, dict[str, Any], str]:
     fitting = min(planes[axis] for axis in axes)
     side = min(LARGEST_PATCH, fitting // PATCH_STEP * PATCH_STEP)
     neighbours = NEIGHBOURS if stretched > ISOTROPIC and sides[thick] > 2 * NEIGHBOURS else 0
-    config = ShardConfig(
+    config = replace(
+        EVEN_BLOCKS,
         patch_size=(side, side),
         axes=axes,
         dense_axes=axes,
         neighbours=neighbours,
-        stride=side // 4,
+        stride=side,
     )
     why = (
         f"voxels are {stretched:.1f} times as long as they are wide"
         if stretched > ISOTROPIC
-        else f"the smallest specimen, {shape} voxels, holds no block of {BLOCK}"
+        else f"the smallest specimen, {shape} voxels, holds no block of {block}"
     )
     slices = f"slices along axis {', '.join(map(str, axes))}"
     more = f" with {neighbours} neighbours on each side" if neighbours else ""
-    stitch = {"stitch.stride": side // 4, "stitch.trim": 0, "stitch.axes": axes}
-    return config, stitch, f"{side}x{side} {slices}{more}: {why}"
+    batch = min(LARGEST_BATCH, 2 * block**3 // side**2)
+    changes = {"stitch.stride": side, "stitch.axes": list(axes), "train.batch_size": batch}
+    return config, changes, f"{side}x{side} {slices}{more}: {why}"
 
 
 def network(minutes: float, gpus: int) -> tuple[str, str]:
@@ -230,8 +232,15 @@ def precision(bf16: bool, gpus: int) -> tuple[str, str]:
     return "no", f"float32: {device} has no instructions for bf16"
 
 
-def training_specimens(count: int, shards: ShardConfig) -> int:
-    """Specimens that train, if the cohort does not say which."""
-    from sharding.volumes.splits import split_sizes
+def training_specimens(seen: Survey, shards: ShardConfig) -> int:
+    """How many specimens train, by the cohort's own splits or else by shares.
 
-    return split_sizes(count, shards.fractions)[0]
+    Raises:
+        DataError: If there are too few to train, validate and test.
+    """
+    if splits := [pair.split for pair in seen.pairs if pair.split]:
+        return splits.count("train")
+    try:
+        return split_sizes(len(seen.pairs), shards.fractions)[0]
+    except ValueError as error:
+        raise DataError("cohort", str(error), "Add specimens") from error

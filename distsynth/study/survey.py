@@ -16,7 +16,7 @@ from sharding.registration.alignment import compare
 from sharding.registration.config import RegisterConfig
 from sharding.registration.quality import foreground
 from sharding.registration.register import register_rigid
-from sharding.volumes.cohort import Specimen
+from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.intensities import SCALED_MAX, IntensityTransform
 from sharding.volumes.pair import source_of
@@ -56,6 +56,7 @@ class PairFacts:
         source_spacing_mm: Voxel size of the source along the axes of the target.
         orientation: Axis codes of the target, such as RAS.
         foreground: Share of the target's voxels that hold tissue.
+        split: The split that the cohort states.
         alignment: Of the measured specimens.
     """
 
@@ -67,6 +68,7 @@ class PairFacts:
     source_spacing_mm: tuple[float, float, float]
     orientation: str
     foreground: float
+    split: Split | None = None
     alignment: Alignment | None = None
 
 
@@ -145,6 +147,7 @@ def _facts(specimen: Specimen, config: PreprocessConfig, measure: bool) -> PairF
         _spacing_along(source, target),
         target.orientation,
         round(float(tissue.mean()), 4),
+        specimen.split,
         _alignment(_scaled(source, config), scaled, tissue) if measure else None,
     )
 
