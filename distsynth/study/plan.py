@@ -20,6 +20,7 @@ from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.registration.config import StepName
 from sharding.shards.config import ShardConfig
+from sharding.volumes.cohort import SPLITS
 from sharding.volumes.splits import split_sizes
 
 DISPLACED = 0.5
@@ -34,6 +35,8 @@ NEIGHBOURS = 2
 """Slices on each side that a patch of thick slices carries."""
 QUICK_MINUTES = 10.0
 """A training of less time takes the smaller network."""
+TESTED, VALIDATED, LEAST_TESTED = 0.2, 0.15, 6
+"""Shares of the cohort that are tested and validated on, and the fewest that allow a test."""
 VALIDATIONS = 15
 """Epochs, and so validations, that a training is divided into."""
 LEAST_PATCHES, MOST_PATCHES = 8, 300
@@ -129,6 +132,8 @@ def plan_study(
     prepare, reasons["preparation"] = preparation(seen)
     shards, cut, reasons["patches"] = patches(seen)
     name, reasons["network"] = network(minutes, gpus)
+    fractions, reasons["splits"] = splits(seen)
+    shards = replace(shards, fractions=fractions)
     changes: dict[str, Any] = {**cut, "train.minutes": minutes}
     changes["train.precision"], reasons["precision"] = precision(bf16, gpus)
     config = with_overrides(
@@ -215,6 +220,27 @@ def patches(seen: Survey) -> tuple[ShardConfig, dict[str, Any], str]:
     return config, changes, f"{side}x{side} {slices}{more}: {why}"
 
 
+def splits(seen: Survey) -> tuple[tuple[float, float, float], str]:
+    """The cohort's own splits; else a fifth to test, six or more where that leaves most to train.
+
+    Six is the fewest specimens with which a paired test can be significant.
+    """
+    usual = EVEN_BLOCKS.fractions
+    if named := [pair.split for pair in seen.pairs if pair.split]:
+        counts = ", ".join(f"{named.count(split)} {split}" for split in SPLITS)
+        return usual, f"the cohort's own: {counts}"
+    count = len(seen.pairs)
+    tested = max(TESTED * count, LEAST_TESTED if count >= 3 * LEAST_TESTED else 1.0) / count
+    tested = min(tested, 0.4)
+    shares = (1 - VALIDATED - tested, VALIDATED, tested)
+    try:
+        train, val, test = split_sizes(count, shares)
+    except ValueError as error:
+        raise DataError("cohort", str(error), "Add specimens") from error
+    few = f"; {LEAST_TESTED} or more would make a test possible" if test < LEAST_TESTED else ""
+    return shares, f"at random by specimen: {train} train, {val} val, {test} test{few}"
+
+
 def network(minutes: float, gpus: int) -> tuple[str, str]:
     """The preset for the time and the device."""
     if gpus:
@@ -233,14 +259,7 @@ def precision(bf16: bool, gpus: int) -> tuple[str, str]:
 
 
 def training_specimens(seen: Survey, shards: ShardConfig) -> int:
-    """How many specimens train, by the cohort's own splits or else by shares.
-
-    Raises:
-        DataError: If there are too few to train, validate and test.
-    """
-    if splits := [pair.split for pair in seen.pairs if pair.split]:
-        return splits.count("train")
-    try:
-        return split_sizes(len(seen.pairs), shards.fractions)[0]
-    except ValueError as error:
-        raise DataError("cohort", str(error), "Add specimens") from error
+    """How many specimens train, by the cohort's own splits or else by shares."""
+    if named := [pair.split for pair in seen.pairs if pair.split]:
+        return named.count("train")
+    return split_sizes(len(seen.pairs), shards.fractions)[0]

@@ -15,6 +15,7 @@ from distsynth.study.plan import (
     plan_study,
     precision,
     preparation,
+    splits,
 )
 from distsynth.study.survey import Alignment, PairFacts, Survey
 from sharding.io.errors import DataError
@@ -116,7 +117,7 @@ def test_epochs_and_patches_fill_the_minutes():
     made = plan()
     config = made.config("shards")
     steps = 5 * 60 / 0.25
-    epoch = 7 * made.shards.patches_per_specimen // config.train.batch_size
+    epoch = 6 * made.shards.patches_per_specimen // config.train.batch_size
     assert config.train.epochs * epoch == pytest.approx(steps, rel=0.1)
     assert 10 <= config.train.epochs <= 20
     assert "about 1,200 fit 5 minutes" in made.reasons["length"]
@@ -160,6 +161,31 @@ def test_a_changed_plan_is_checked():
 def test_no_time_is_no_plan(minutes, gpus):
     with pytest.raises(ConfigError, match="must be >"):
         plan(minutes=minutes, gpus=gpus)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (3, "1 train, 1 val, 1 test"),
+        (8, "5 train, 1 val, 2 test"),
+        (18, "9 train, 3 val, 6 test"),
+        (24, "14 train, 4 val, 6 test"),
+        (100, "65 train, 15 val, 20 test"),
+    ],
+)
+def test_enough_specimens_are_tested_on_where_there_are_enough(count, sizes):
+    shares, reason = splits(cohort((60, 60, 60), count=count))
+    assert sum(shares) == pytest.approx(1)
+    assert sizes in reason
+    assert ("would make a test possible" in reason) == (count < 18)
+
+
+def test_splits_of_the_cohort_are_kept():
+    named = ("train", "train", "val", "test")
+    pairs = [replace(pair, split=split) for pair, split in zip(HEADS.pairs, named, strict=False)]
+    made = plan(Survey(tuple(pairs)))
+    assert made.reasons["splits"] == "the cohort's own: 2 train, 1 val, 1 test"
+    assert "each of 2 training specimens" in made.reasons["length"]
 
 
 def test_too_few_specimens_are_refused():
