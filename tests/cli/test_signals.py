@@ -140,7 +140,7 @@ def test_sharding_continues(number, tmp_path):
 
 def test_preparing_continues(tmp_path):
     commands = study_commands(tmp_path)
-    assert main([*commands["phantom"], "--overwrite"]) == 0
+    assert main([*commands["pair"], "--overwrite"]) == 0
     args = commands["prepare"]
     with program(tmp_path / "first", *args) as first:
         first.wait_until(lambda: any((tmp_path / "prepared").glob("phantom-*/*")))
@@ -148,26 +148,25 @@ def test_preparing_continues(tmp_path):
     assert main(args) == 0
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_sweep_ends_in_good_order(number, shard_folder, tmp_path):
+def test_a_sweep_ends_in_good_order(shard_folder, tmp_path):
+    """By each of the signals, one after the other: each interrupts what the one before left."""
     config = tmp_path / "config.json"
     config.write_text(to_json(tiny_config(shard_folder, LONG)))
     storage = tmp_path / "sweeps"
-    args = ["sweep", config, "--name", "tiny", "--space", "learning-rates", "--storage", storage]
+    words = ["sweep", config, "--name", "tiny", "--space", "learning-rates", "--storage", storage]
+    args = [*map(str, words), "--trials", "2", "--concurrent", "1"]
     folder = SweepFolder(storage / "tiny")
 
     def trained() -> list[int]:
         return [path.stat().st_mtime_ns for path in (storage / "tiny").rglob(LAST.name)]
 
-    with program(tmp_path / "first", *args, "--trials", "2", "--concurrent", "1") as first:
-        first.wait_until(lambda: bool(trained()))
-        again = command_to_continue(first.end(number))
-    assert again == ["sweep", "--resume", "tiny", "--storage", str(storage)]
-    assert {record.status for record in folder.records().values()} <= {"waiting", "running"}
-    before = trained()
-    with program(tmp_path / "second", *again) as second:
-        second.wait_until(lambda: trained() != before)
-        assert command_to_continue(second.end(number)) == again
+    for number in SIGNALS:
+        before = trained()
+        with program(tmp_path / number.name, *args) as running:
+            running.wait_until(lambda before=before: trained() != before)
+            args = command_to_continue(running.end(number))
+        assert args == ["sweep", "--resume", "tiny", "--storage", str(storage)]
+        assert {record.status for record in folder.records().values()} <= {"waiting", "running"}
 
 
 def test_a_reproduction_ends_in_good_order(tmp_path):
