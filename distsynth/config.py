@@ -70,6 +70,10 @@ class RunConfig:
             yield Rule(f"loss.{name}", felt, "0 when discriminator.family is none", weight)
         if isinstance(self.discriminator, DiscriminatorConfig):
             yield from self._discriminator_rules(self.discriminator)
+        if self.data.alignment is not None:
+            rule = f"divisible by data.alignment, {self.data.alignment}"
+            aligned = self.stitch.stride % self.data.alignment == 0
+            yield Rule("stitch.stride", aligned, rule, self.stitch.stride)
         if self.data.patch_size is not None:
             side, stitch = min(self.data.patch_size), self.stitch
             rule = f"at most the patch's shortest side, {side}"

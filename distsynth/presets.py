@@ -17,6 +17,7 @@ from distsynth.models import (
     DenseConfig,
     EncoderDecoderConfig,
     FeedbackConfig,
+    HalfResolutionConfig,
     NoDiscriminatorConfig,
     PatchGANConfig,
     RecursiveConfig,
@@ -64,6 +65,9 @@ SRFBN = FeedbackConfig(features=16, groups=3, steps=4, residual=True)
 SMALL = ConvStackConfig((32,) * 6, (3,), norm="none", residual=True)
 SMALL_DISCRIMINATOR = ConvDiscriminatorConfig((8, 16, 32), (3,), norm="none")
 
+# Ours: residual blocks on cells of two voxels a side, which see an eighth of a block's voxels.
+HALF_RESOLUTION = HalfResolutionConfig()
+
 # Ours, for blocks; the paper leaves three dimensions for later (section 8).
 UNET_3D = UNetConfig((16, 32, 64, 128), init="normal")
 RESIDUAL_3D = ResidualConfig(features=16, blocks=4, residual=True)
@@ -83,6 +87,7 @@ GENERATORS: dict[str, AnyGenerator] = {
     "drcn": DRCN,
     "srfbn": SRFBN,
     "small": SMALL,
+    "half-resolution": HALF_RESOLUTION,
 }
 """Whole generators by the name that a search space gives them."""
 

@@ -13,6 +13,7 @@ from sharding.io.records import STRICT
 LARGEST_SIDE, MOST_NEIGHBOURS, MOST_WORKERS, LARGEST_BATCH = 4096, 128, 256, 1_000_000
 MOST_SAMPLES, MOST_UPDATES, LARGEST_SEED = 256, 1000, 2**32 - 2
 """Bounds that keep a slip of the pen from taking the machine; NumPy's seeds end at 2^32 - 1."""
+Precision = Literal["no", "bf16", "fp16"]
 RESERVED = "/\\#?%:"
 """Characters that W&B does not take in the name of a project or an entity."""
 
@@ -31,6 +32,9 @@ class DataConfig:
     neighbours: int | None = None
     """Slices on each side that a 2D source carries as channels (2.5D). None takes those of the
     shards; what is given must agree with them."""
+    alignment: int | None = None
+    """Patches and windows start at multiples of this many voxels. None takes the shards' own; what
+    is given must agree with it."""
     workers: int = 0
     """Processes that read batches ahead; 0 reads in the training process. Order and content of
     the batches do not depend on it."""
@@ -69,6 +73,17 @@ class DataConfig:
             raise ConfigError("data.neighbours is not known before the shards have been read")
         return 1 + 2 * self.neighbours
 
+    @property
+    def start_multiple(self) -> int:
+        """Voxels at whose multiples windows start.
+
+        Raises:
+            ConfigError: If the shards have not been read yet.
+        """
+        if self.alignment is None:
+            raise ConfigError("data.alignment is not known before the shards have been read")
+        return self.alignment
+
     def rules(self) -> Iterable[Rule]:
         """Rules of each field; those about the patch hold once it is known."""
         if self.patch_size is not None:
@@ -81,6 +96,10 @@ class DataConfig:
             yield between("neighbours", self.neighbours, 0, MOST_NEIGHBOURS)
             flat = self.neighbours == 0 or len(self.patch_size or ()) != 3
             yield Rule("neighbours", flat, "0 for 3D patches", self.neighbours)
+        if self.alignment is not None:
+            yield between("alignment", self.alignment, 1, LARGEST_SIDE)
+            divides = all(side % self.alignment == 0 for side in self.patch_size or ())
+            yield Rule("alignment", divides, "a divisor of the patch's sides", self.alignment)
         yield between("workers", self.workers, 0, MOST_WORKERS)
         yield at_least("shuffle_shards", self.shuffle_shards, 1)
         yield Rule("cache_gb", self.cache_gb > 0, "> 0", self.cache_gb)
@@ -88,7 +107,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam for both networks (section 6.5)."""
+    """AdamW for both networks; without weight decay it is the paper's Adam (section 6.5)."""
 
     __pydantic_config__ = STRICT
 
@@ -98,6 +117,13 @@ class OptimConfig:
     beta2: float = 0.999
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rates over the run, to zero at its end unless constant."""
+    warmup_steps: int = 0
+    """Steps in which the learning rates grow from zero to what the schedule says."""
+    weight_decay: float = 0.0
+    """Share of the weights, times the learning rate, by which they shrink in each step."""
+    average: float = 0.0
+    """Decay of a running average of the generator's weights, such as 0.995; the average is what is
+    validated, predicts and is exported. 0 takes the weights as they are."""
     clip_norm: float = 0.0
     """Largest gradient norm of each network; 0 does not clip."""
     discriminator_steps: int = 1
@@ -112,7 +138,9 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             yield Rule(name, 0 <= value < 1, "in [0, 1)", value)
-        yield at_least("clip_norm", self.clip_norm, 0)
+        yield Rule("average", 0 <= self.average < 1, "in [0, 1)", self.average)
+        for name in ("clip_norm", "warmup_steps", "weight_decay"):
+            yield at_least(name, getattr(self, name), 0)
         yield between("discriminator_steps", self.discriminator_steps, 1, MOST_UPDATES)
 
 
@@ -123,13 +151,23 @@ class TrainConfig:
     __pydantic_config__ = STRICT
 
     epochs: int = 10
+    """Passes through the training patches."""
+    minutes: float = 0.0
+    """Minutes of training, if they are over before the epochs; 0 for no limit. The time of steps
+    counts, not that of validations and checkpoints. Learning rates then follow the clock, and a
+    resumed run ends after as much training as one that was not interrupted."""
+    patience: int = 0
+    """Validations without a new best score after which the run ends early; 0 never does."""
+    start_from: str | None = None
+    """Checkpoint or run, a path or a URL, whose weights the networks start with; all else starts
+    anew. None starts with random weights."""
     batch_size: int = 32
     """Patches an optimizer step, over all ranks and micro-batches. The number of ranks changes a
     run by rounding only: BatchNorm takes its statistics over all of them."""
     accumulation: int = 1
     """Micro-batches that a rank's part of a batch is cut into, to save memory. BatchNorm takes its
     statistics over one of them at a time, all else is as without."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "no"
     seed: int = 0
     log_every: int = 20
     """Steps between rows of losses."""
@@ -153,7 +191,7 @@ class TrainConfig:
         """Rules of each field, and whole micro-batches."""
         for name in ("epochs", "batch_size", "accumulation", "log_every", "validate_every"):
             yield at_least(name, getattr(self, name), 1)
-        for name in ("checkpoint_every", "keep_epochs", "seam_penalty"):
+        for name in ("minutes", "patience", "checkpoint_every", "keep_epochs", "seam_penalty"):
             yield at_least(name, getattr(self, name), 0)
         yield between("seed", self.seed, 0, LARGEST_SEED)
         yield Rule(

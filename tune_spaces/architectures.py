@@ -10,7 +10,7 @@ from tune_spaces.domains import Space
 
 GENERATORS = (
     *("dcgan-1", "dcgan-2", "dcgan-3", "unet", "fcn-1", "fcn-2", "dcsrn"),
-    *("srcnn", "edsr", "rdn", "drcn", "srfbn", "small"),
+    *("srcnn", "edsr", "rdn", "drcn", "srfbn", "small", "half-resolution"),
 )
 """Networks of figures 3 and 13, those that the paper leaves for later, and a small one of ours;
 `distsynth.presets` defines them."""

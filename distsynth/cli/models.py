@@ -181,7 +181,7 @@ def evaluate(args: Sequence[str]) -> None:
     from distsynth.api import evaluate as run_evaluation
     from sharding.volumes.cohort import read_cohort
 
-    run_evaluation(
+    evaluation = run_evaluation(
         given.checkpoints,
         read_cohort(given.cohort, given.source_pattern, given.target_pattern),
         given.out,
@@ -194,6 +194,9 @@ def evaluate(args: Sequence[str]) -> None:
     )
     print((given.out / "table.txt").read_text(encoding="utf-8"))
     print(given.out / "report.html")
+    # Last, where it is seen.
+    for verdict in evaluation.verdicts:
+        print(verdict)
 
 
 def _cell(value: object) -> str:

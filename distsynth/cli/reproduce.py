@@ -19,6 +19,7 @@ def reproduce(args: Sequence[str]) -> None:
     """reproduce the paper's comparison on a cohort, row by row"""
     from distsynth.config import TrackingConfig
     from distsynth.reproduction.budget import Budget, Resources
+    from distsynth.sections import Precision
 
     @dataclass(frozen=True)
     class Reproduce:
@@ -31,11 +32,14 @@ def reproduce(args: Sequence[str]) -> None:
         out: Annotated[str, arg(aliases=["-o"])] = "reproduction"
         """Folder of the reproduction: a path, or a URL that all nodes reach."""
         rows: tuple[str, ...] = ()
-        """Rows of the comparison to run; all by default. See distsynth/reproduction/rows.py."""
+        """Rows of the comparison to run; by default the paper's and their controls. See
+        distsynth/reproduction/rows.py for more."""
         seeds: int = 1
         """Number of times that each network is trained, each time with another seed."""
         budget: Budget = field(default_factory=Budget)
         """Share of the paper's training that is done; printed beside every number."""
+        precision: Precision = "no"
+        """Precision in which the networks are trained."""
         shards: str | None = None
         """A finished shard set of the cohort; by default one is written to the folder."""
         vgg_weights: str | None = None
@@ -64,6 +68,7 @@ def reproduce(args: Sequence[str]) -> None:
         chosen_rows(given.rows),
         given.seeds,
         given.budget,
+        given.precision,
         given.vgg_weights,
     )
     address = None if given.local else given.address

@@ -1,4 +1,4 @@
-"""What the shards know of a run: the patch, and the slices beside it."""
+"""What the shards know of a run: the patch, where it starts, and the slices beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
 from sharding.shards.manifest import Manifest
 
-FIELDS = ("patch_size", "neighbours")
+SHARD_FIELDS = ("patch_size", "neighbours", "alignment")
 """Fields of the section `data` that the manifest decides."""
 
 
@@ -22,7 +22,7 @@ def resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
             not suit the networks, the losses or the stitching.
     """
     found = {}
-    for name in FIELDS:
+    for name in SHARD_FIELDS:
         here, given = getattr(manifest.config, name), getattr(config.data, name)
         if given is not None and given != here:
             raise ConfigError(

@@ -58,7 +58,13 @@ def predictions(pair: Pair, predictors: Mapping[str, Predictor]) -> Iterator[Pre
         yield Prediction(
             name,
             synthetic,
-            border_planes(predictor.locations(shape), shape, config.data.sides, config.stitch.trim),
+            border_planes(
+                predictor.locations(shape),
+                shape,
+                config.data.sides,
+                config.stitch.trim,
+                config.data.start_multiple,
+            ),
             None if variance is None else overlap(predictor, variance),
             None if reference is None else without[key],
         )

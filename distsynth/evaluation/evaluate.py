@@ -19,6 +19,7 @@ from distsynth.inference.predictor import Predictor
 from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.conventions import Values, conventional_values
 from distsynth.metrics.image import SSIM_WINDOW, central_slice, volume_metrics
+from distsynth.metrics.verdict import verdicts
 from distsynth.runs.checkpoint import DataRecord
 from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, Split
@@ -41,6 +42,7 @@ class Evaluation:
         specimens: The specimens, in order.
         split: The split they belong to.
         training: How many specimens the baselines were fitted on.
+        models: The methods that are models; the others are baselines.
         examples: A slice of each specimen through every method, for pictures.
         conventions: Method -> specimen -> PSNR and SSIM under each convention, of the models and of
             cubic interpolation; empty unless they were asked for.
@@ -50,8 +52,14 @@ class Evaluation:
     specimens: list[str]
     split: Split
     training: int
+    models: list[str] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     conventions: dict[str, dict[str, Values]] = field(default_factory=dict)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """What the numbers mean, a sentence or two for each model."""
+        return verdicts(self.results, self.models)
 
     def frame(self) -> pd.DataFrame:
         """Every number: a row for each (method, specimen), a column for each metric.
@@ -150,7 +158,7 @@ def evaluate(
     for baseline in baselines:
         if baseline.name in predictors:
             raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
-    evaluation = Evaluation({}, [], split, len(groups["train"]))
+    evaluation = Evaluation({}, [], split, len(groups["train"]), list(predictors))
     for specimen in chosen:
         pair = prepare_pair(specimen, first.preprocess)
         if split == "test":

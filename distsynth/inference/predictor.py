@@ -67,18 +67,22 @@ class Predictor:
     def locations(self, shape: tuple[int, int, int]) -> NDArray[np.int32]:
         """The dense patches that a prediction is made of, or equals."""
         stitch = self.checkpoint.config.stitch
-        patch_size = self.checkpoint.config.data.sides
+        data = self.checkpoint.config.data
         try:
-            return dense_locations(shape, patch_size, stitch.stride, stitch.axes)
+            return dense_locations(
+                shape, data.sides, stitch.stride, stitch.axes, alignment=data.start_multiple
+            )
         except ValueError as error:
             raise self._does_not_fit(shape, error) from None
 
     def _does_not_fit(self, shape: Sequence[int], error: ValueError) -> ConfigError:
         """The message for patches that do not fit a volume, with the slicing axes that would do."""
-        patch_size = self.checkpoint.config.data.sides
+        data = self.checkpoint.config.data
         message = f"stitch: {error}"
-        if len(patch_size) == 2:
-            fitting = [axis for axis in (0, 1, 2) if fits(shape, patch_size, axis)]
+        if len(data.sides) == 2:
+            fitting = [
+                axis for axis in (0, 1, 2) if fits(shape, data.sides, axis, data.start_multiple)
+            ]
             if fitting:
                 message += f"; --stitch.axes {' '.join(map(str, fitting))} would"
         return ConfigError(message)
@@ -129,7 +133,7 @@ class Predictor:
                 methods,
                 config.data.channels // 2,
                 forward,
-                lambda sides: total_weight(sides, patch_size, stitch),
+                lambda sides: total_weight(sides, patch_size, stitch, config.data.start_multiple),
                 empty,
                 variance,
             )
@@ -180,9 +184,14 @@ class Predictor:
 
     @property
     def exact(self) -> bool:
-        """Whether whole images and windows give the same: the trim covers the receptive field."""
-        reach = self.generator.reach
-        return reach is not None and self.checkpoint.config.stitch.trim >= reach
+        """Whether whole images and windows give the same.
+
+        They do if the trim covers the receptive field, and windows start where the cells of the
+        network do.
+        """
+        reach, config = self.generator.reach, self.checkpoint.config
+        aligned = config.data.start_multiple % self.generator.multiple == 0
+        return reach is not None and aligned and config.stitch.trim >= reach
 
     @property
     def whole_images(self) -> bool:
@@ -207,7 +216,7 @@ class Predictor:
         methods: dict[int, ImageMethod] = {}
         for axis in patch_axes(patch_size, stitch.axes):
             try:
-                check_fits(shape, patch_size, axis)
+                check_fits(shape, patch_size, axis, data.start_multiple)
             except ValueError as error:
                 raise self._does_not_fit(shape, error) from None
             count = 1 if axis == BLOCK else shape[axis]
@@ -218,7 +227,7 @@ class Predictor:
                 methods[axis] = WholeImages(images, generator, budget, least, self.device)
             else:
                 methods[axis] = SlidingWindows(
-                    images, patch_size, stitch, budget, self.device, empty
+                    images, patch_size, stitch, budget, self.device, empty, data.start_multiple
                 )
         return methods
 
@@ -244,14 +253,14 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     data = config.data
     try:
         generator = build_generator(config.generator, data.sides, data.channels)
-        generator.load_state_dict(checkpoint.learners["generator"]["network"])
+        generator.load_state_dict(checkpoint.weights())
     except (ConfigError, KeyError, RuntimeError) as error:
         # Torch's first line names the network, its second what is wrong.
         reason = str(error).splitlines()[:2][-1].strip()
         raise DataError(
             path, f"the weights do not fit the configuration ({reason})", remedy
         ) from error
-    check_finite_weights(path, checkpoint.learners["generator"]["network"], remedy)
+    check_finite_weights(path, checkpoint.weights(), remedy)
     name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     chosen = torch.device(name if device == "auto" else device)
     return Predictor(checkpoint, generator.to(chosen).eval(), chosen)

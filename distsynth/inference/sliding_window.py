@@ -9,6 +9,7 @@ from functools import reduce
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from distsynth.config import StitchConfig
 from distsynth.inference.memory_budget import MEGABYTE, Forward, MemoryBudget, evenly
 from distsynth.inference.stitching import PatchSum, gaps_message, smooth_window, trimmed
 from distsynth.inference.volume import ImageStack
-from sharding.shards.patches import grid_starts
+from sharding.shards.patches import extended, grid_starts
 from sharding.volumes.slabs import Empty, in_memory
 
 VOXEL_BYTES = 24
@@ -39,6 +40,8 @@ class SlidingWindows:
         budget: The memory budget of the generator.
         device: The device of the generator.
         empty: Allocates the sums of an image that exceeds the memory.
+        alignment: Windows start at multiples of it, in images that are extended to one by
+            repeating their last voxels.
 
     Attributes:
         batch_size: Images to predict at once.
@@ -56,9 +59,11 @@ class SlidingWindows:
         budget: MemoryBudget,
         device: torch.device,
         empty: Empty = in_memory,
+        alignment: int = 1,
     ) -> None:
-        self._intervals = intervals(images.sides, patch_size, stitch)
-        self._lines = weight_lines(images.sides, patch_size, stitch)
+        self._intervals = intervals(images.sides, patch_size, stitch, alignment)
+        self._lines = weight_lines(images.sides, patch_size, stitch, alignment)
+        self._alignment = alignment
         smooth = stitch.weights == "smooth"
         self._window = smooth_window(patch_size, stitch.trim) if smooth else None
         together = budget.batch_size(math.prod(patch_size))
@@ -88,7 +93,8 @@ class SlidingWindows:
         if variance is not None:
             sums.append(PatchSum(self._zeros(count, images.shape[2:]), None))
         for batch in self._batches():
-            sources = torch.cat([given[(..., *cut)] for cut, _, _ in batch])
+            cuts = [extend_images(given[(..., *cut)], self._alignment) for cut, _, _ in batch]
+            sources = torch.cat(cuts)
             predicted = forward(sources.to(self._device))
             weighted = [sums[0].weighted(predicted)]
             if variance is not None:
@@ -123,8 +129,20 @@ class SlidingWindows:
             yield slice(low, low + step), _product([*others, last[low : low + step]])
 
 
+def extend_images(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the last voxels of images (n, channels, *sides) up to a multiple along each side."""
+    far = [(0, -side % multiple) for side in reversed(images.shape[2:])]
+    if not any(more for _, more in far):
+        return images
+    return F.pad(images, list(itertools.chain(*far)), mode="replicate")
+
+
 def total_weight(
-    sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig, power: int = 1
+    sides: Sequence[int],
+    patch_size: Sequence[int],
+    stitch: StitchConfig,
+    alignment: int = 1,
+    power: int = 1,
 ) -> Tensor:
     """What the weights of all windows at a voxel of an image sum to: float64, shape `sides`.
 
@@ -133,11 +151,15 @@ def total_weight(
     Raises:
         ValueError: If a voxel is left uncovered.
     """
-    return _product(weight_lines(sides, patch_size, stitch, power))
+    return _product(weight_lines(sides, patch_size, stitch, alignment, power))
 
 
 def weight_lines(
-    sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig, power: int = 1
+    sides: Sequence[int],
+    patch_size: Sequence[int],
+    stitch: StitchConfig,
+    alignment: int = 1,
+    power: int = 1,
 ) -> list[Tensor]:
     """The factors of total_weight, float64: a line for each side.
 
@@ -146,7 +168,7 @@ def weight_lines(
     """
     lines = []
     for side, patch, found in zip(
-        sides, patch_size, intervals(sides, patch_size, stitch), strict=True
+        sides, patch_size, intervals(sides, patch_size, stitch, alignment), strict=True
     ):
         smooth = stitch.weights == "smooth"
         profile = smooth_window([patch], stitch.trim) if smooth else torch.ones(patch)
@@ -161,14 +183,20 @@ def weight_lines(
 
 
 def intervals(
-    sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig
+    sides: Sequence[int], patch_size: Sequence[int], stitch: StitchConfig, alignment: int = 1
 ) -> list[list[Interval]]:
-    """Along each side, those whose products are the windows of an image; trim as in Stitcher."""
+    """Along each side, those whose products are the windows of an image; trim as in Stitcher.
+
+    Windows are cut from the image that is extended to the alignment; where they count lies within
+    the image itself.
+    """
     found = []
     for side, patch in zip(sides, patch_size, strict=True):
         along: list[Interval] = []
-        starts = np.array(grid_starts(side, patch, stitch.stride))
-        lows, highs = trimmed(starts, starts + patch, side, stitch.trim)
+        (whole,) = extended([side], alignment)
+        starts = np.array(grid_starts(whole, patch, stitch.stride))
+        lows, highs = trimmed(starts, starts + patch, whole, stitch.trim)
+        highs = np.minimum(highs, side)
         for start, low, high in zip(starts.tolist(), lows.tolist(), highs.tolist(), strict=True):
             part = slice(low - start, high - start)
             along.append((slice(start, start + patch), slice(low, high), part))

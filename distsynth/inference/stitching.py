@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharding.shards.patches import BLOCK, extent
+from sharding.shards.patches import BLOCK, extended, extent
 
 Place = tuple[slice, ...]
 """A part of an array."""
@@ -194,7 +194,11 @@ def places(
 
 
 def border_planes(
-    locations: NDArray[np.int32], shape: Sequence[int], patch_size: Sequence[int], trim: int = 0
+    locations: NDArray[np.int32],
+    shape: Sequence[int],
+    patch_size: Sequence[int],
+    trim: int = 0,
+    alignment: int = 1,
 ) -> list[NDArray[np.intp]]:
     """Planes where a patch starts or ends, at which there can be seams.
 
@@ -203,6 +207,7 @@ def border_planes(
         shape: Volume shape (x, y, z) in voxels.
         patch_size: Two or three sides in voxels.
         trim: Voxels cut from each patch side, as in Stitcher.
+        alignment: The patches lie in the volume extended to multiples of it.
 
     Returns:
         For each of the three axes the sorted plane indices p: the border lies between voxels
@@ -213,7 +218,7 @@ def border_planes(
         ValueError: As Stitcher and its `add` do.
     """
     _check_sizes(shape, patch_size, trim)
-    lows, highs = _kept(locations, shape, patch_size, trim)
+    lows, highs = _kept(locations, extended(shape, alignment), patch_size, trim)
     planes = []
     for dim, size in enumerate(shape):
         cut = locations[:, 0] != dim

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from distsynth.inference.memory_budget import Forward, MemoryBudget, evenly
+from distsynth.inference.sliding_window import extend_images
 from distsynth.inference.stitching import Place
 from distsynth.inference.volume import ImageStack
 from distsynth.models import Generator
+from sharding.shards.patches import extended
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class WholeImages:
 
     Args:
         images: Their size.
-        generator: Images are padded with zeros at their far ends to its `multiple`; without a
+        generator: Images are extended to its `multiple` by repeating their last voxels; without a
             `reach` each image takes one forward, whatever memory that needs.
         budget: The memory budget. Images that exceed it are cut into tiles with a halo of `reach`.
         least: Voxels of the smallest tile worth a forward, those of a patch.
@@ -64,8 +65,9 @@ class WholeImages:
     ) -> None:
         self._sides, self._multiple, self._device = images.sides, generator.multiple, device
         reach = generator.reach
-        most = images.voxels if reach is None else max(budget.max_voxels, least)
-        self._tiles = tiles(images.sides, reach or 0, most)
+        whole = extended(images.sides, self._multiple)
+        most = math.prod(whole) if reach is None else max(budget.max_voxels, least)
+        self._tiles = tiles(whole, reach or 0, most, self._multiple)
         self.batch_size = evenly(images.count, budget.batch_size(images.voxels))
         self.forwards = len(self._tiles)
 
@@ -84,16 +86,19 @@ class WholeImages:
             variance[...] = 0
         given = torch.from_numpy(images)
         if self.forwards == 1:
-            far = [(0, -side % self._multiple) for side in reversed(self._sides)]
-            padded = F.pad(given.to(self._device), list(itertools.chain(*far)))
-            out[...] = forward(padded)[(..., *map(slice, self._sides))].cpu().numpy()
+            whole = extend_images(given.to(self._device), self._multiple)
+            out[...] = forward(whole)[(..., *map(slice, self._sides))].cpu().numpy()
             return
         for tile in self._tiles:
-            part = forward(given[(..., *tile.read)].contiguous().to(self._device))
-            out[(..., *tile.write)] = part[(..., *tile.inner)].cpu().numpy()
+            # A tile starts at a multiple, so that only far ends of the image are extended.
+            part = extend_images(given[(..., *tile.read)].contiguous(), self._multiple)
+            part = forward(part.to(self._device))
+            place = out[(..., *tile.write)]
+            inner = part[(..., *tile.inner)].cpu().numpy()
+            place[...] = inner[(..., *map(slice, place.shape[1:]))]
 
 
-def tiles(sides: Sequence[int], halo: int, most: int) -> list[Tile]:
+def tiles(sides: Sequence[int], halo: int, most: int, multiple: int = 1) -> list[Tile]:
     """Cut an image into parts of about equal size that touch without overlap.
 
     Args:
@@ -101,11 +106,14 @@ def tiles(sides: Sequence[int], halo: int, most: int) -> list[Tile]:
         halo: Voxels to read around each part.
         most: Voxels of a tile including its halo; a part has at least one voxel, even if the tile
             then exceeds this.
+        multiple: Sides and halo are divisible by it, and all parts start at multiples of it.
 
     Returns:
         As few tiles as result from always cutting the longest side of a part.
     """
     counts = [1] * len(sides)
+    halo, most = halo // multiple, most // multiple ** len(sides)
+    sides = [side // multiple for side in sides]
     while True:
         parts = [math.ceil(side / count) for side, count in zip(sides, counts, strict=True)]
         read = [min(side, part + 2 * halo) for side, part in zip(sides, parts, strict=True)]
@@ -113,13 +121,18 @@ def tiles(sides: Sequence[int], halo: int, most: int) -> list[Tile]:
             break
         counts[parts.index(max(parts))] += 1
     rows = [
-        [_cut(side, side * i // count, side * (i + 1) // count, halo) for i in range(count)]
+        [
+            _cut(side, side * i // count, side * (i + 1) // count, halo, multiple)
+            for i in range(count)
+        ]
         for side, count in zip(sides, counts, strict=True)
     ]
     return [Tile(*zip(*row, strict=True)) for row in itertools.product(*rows)]
 
 
-def _cut(side: int, low: int, high: int, halo: int) -> tuple[slice, slice, slice]:
-    """Read, write and inner slices of a part along one side."""
+def _cut(side: int, low: int, high: int, halo: int, multiple: int) -> tuple[slice, slice, slice]:
+    """Read, write and inner slices of a part along one side, all given in multiples."""
     first, last = max(0, low - halo), min(side, high + halo)
-    return slice(first, last), slice(low, high), slice(low - first, high - first)
+    ends = (first, last), (low, high), (low - first, high - first)
+    read, write, inner = (slice(start * multiple, end * multiple) for start, end in ends)
+    return read, write, inner

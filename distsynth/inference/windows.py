@@ -28,7 +28,9 @@ def overlap(predictor: Predictor, variance: NDArray[np.float32]) -> Overlap:
         total = np.zeros((1,) * len(shape))
         for axis in patch_axes(patch_size, config.stitch.axes):
             sides = [size for dim, size in enumerate(shape) if dim != axis]
-            own = total_weight(sides, patch_size, config.stitch, power).numpy()
+            own = total_weight(
+                sides, patch_size, config.stitch, config.data.start_multiple, power
+            ).numpy()
             total = total + (own if axis == BLOCK else np.expand_dims(own, axis))
         return total
 

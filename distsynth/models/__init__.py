@@ -25,6 +25,7 @@ from distsynth.models.generators.conv_stack import ConvStackConfig
 from distsynth.models.generators.dense import DenseConfig
 from distsynth.models.generators.encoder_decoder import EncoderDecoderConfig
 from distsynth.models.generators.feedback import FeedbackConfig
+from distsynth.models.generators.half_resolution import HalfResolutionConfig
 from distsynth.models.generators.recursive import RecursiveConfig
 from distsynth.models.generators.residual import ResidualConfig
 from distsynth.models.generators.residual_dense import ResidualDenseConfig
@@ -38,7 +39,8 @@ AnyGenerator = Annotated[
     | ResidualConfig
     | ResidualDenseConfig
     | RecursiveConfig
-    | FeedbackConfig,
+    | FeedbackConfig
+    | HalfResolutionConfig,
     Field(discriminator="family"),
 ]
 """The registry of generators: the configuration of each family."""

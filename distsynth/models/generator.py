@@ -82,9 +82,10 @@ class Generator(nn.Module):
 
     Attributes:
         multiple: Every side of the source must be divisible by it; 1 where any side serves.
-        reach: In eval mode, voxels on each side of a voxel of the source that its output depends
-            on; None where it depends on where the source starts and ends, which is so wherever
-            resolution is halved and with instance norm.
+        reach: In eval mode, voxels to cut from each side of a part of the source so that the
+            output is that of the whole, if the part starts at multiples of `multiple`; None where
+            it depends on where the source starts and ends, which is so wherever strides or pools
+            halve the resolution and with instance norm.
     """
 
     def __init__(

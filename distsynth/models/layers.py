@@ -31,6 +31,52 @@ def conv(
     return _CONV[dims](inputs, outputs, kernel, stride, padding, bias=bias)
 
 
+def zero_conv(dims: int, inputs: int, outputs: int, kernel: int) -> nn.Module:
+    """A convolution whose weights start at zero, whatever the initialisation of the network."""
+    layer: nn.Module = conv(dims, inputs, outputs, kernel)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    layer.starts_at_zero = True  # type: ignore[assignment]
+    return layer
+
+
+def space_to_depth(image: Tensor, cell: int) -> Tensor:
+    """Turn cells of voxels into channels, without any loss.
+
+    Args:
+        image: Shape (batch, channels, *spatial), sides divisible by `cell`.
+        cell: Voxels along each side of a cell.
+
+    Returns:
+        Shape (batch, channels * cell^dims, *spatial / cell).
+    """
+    dims = image.dim() - 2
+    for axis in range(dims):
+        image = image.unflatten(2 + 2 * axis, (-1, cell))
+    offsets = range(3, 3 + 2 * dims, 2)
+    sides = range(2, 2 + 2 * dims, 2)
+    return image.permute(0, 1, *offsets, *sides).flatten(1, 1 + dims)
+
+
+def depth_to_space(features: Tensor, cell: int) -> Tensor:
+    """Inverse of space_to_depth.
+
+    Args:
+        features: Shape (batch, channels * cell^dims, *spatial).
+        cell: Voxels along each side of a cell.
+
+    Returns:
+        Shape (batch, channels, *spatial * cell).
+    """
+    dims = features.dim() - 2
+    image = features.unflatten(1, (-1, *[cell] * dims))
+    order = [axis for side in range(dims) for axis in (2 + dims + side, 2 + side)]
+    image = image.permute(0, 1, *order)
+    for axis in range(dims):
+        image = image.flatten(2 + axis, 3 + axis)
+    return image
+
+
 def transposed_conv(dims: int, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
     """A transposed convolution that doubles the sides: kernel 4, stride 2, padding 1."""
     return _TRANSPOSED_CONV[dims](inputs, outputs, 4, 2, 1, bias=bias)

@@ -42,7 +42,7 @@ def write_evaluation(
     """
     steps = {name: predictor.checkpoint.position.step for name, predictor in predictors.items()}
     table = results_table(evaluation.results, steps)
-    text = results_text(table)
+    text = "\n".join([*evaluation.verdicts, "", results_text(table)])
     for name, content in (
         ("table.txt", text + "\n"),
         ("results.csv", results_csv(table)),
@@ -83,6 +83,7 @@ def write_evaluation(
         table,
         pictures,
         curves,
+        verdicts=evaluation.verdicts,
         config={
             name: public_config(predictor.checkpoint.config)
             for name, predictor in predictors.items()

@@ -26,6 +26,7 @@ def evaluation_page(
     curves: Sequence[Picture] = (),
     config: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
+    verdicts: Sequence[str] = (),
 ) -> str:
     """The whole report of an evaluation: results first, definitions last.
 
@@ -35,6 +36,7 @@ def evaluation_page(
         table: Methods against metrics.
         pictures: Comparisons of specimens.
         curves: What each run logged.
+        verdicts: What the numbers mean, a sentence for each model.
         config: The run's configuration, without what must not leave this machine.
         versions: Package -> version; None for those installed.
 
@@ -48,6 +50,7 @@ def evaluation_page(
         results=table,
         pictures=pictures,
         curves=curves,
+        verdicts=verdicts,
         config=config,
         versions=installed_versions() if versions is None else versions,
     )

@@ -23,6 +23,11 @@ class Budget:
 
     epochs: float = 1.0
     """Fraction of each row's epochs; at least one is trained."""
+    least_epochs: int = 1
+    """Epochs that each row is trained at least, whatever the fraction says."""
+    slow_epochs: int = 0
+    """Epochs of the rows whose steps cost some twenty times as much as a U-Net's (fcn-1, dcgan-2 to
+    dcgan-4); 0 trains them like the others."""
     patches: int = PAPER_PATCHES
     """Training patches a specimen; the paper's 300."""
     stride: int = 20
@@ -37,6 +42,8 @@ class Budget:
     def __post_init__(self) -> None:
         rules = (
             ("epochs", 0 < self.epochs <= 1, "in (0, 1]"),
+            ("least_epochs", self.least_epochs >= 1, ">= 1"),
+            ("slow_epochs", self.slow_epochs >= 0, ">= 0"),
             ("patches", self.patches >= 1, ">= 1"),
             ("stride", 1 <= self.stride <= 48, "from 1 to 48: patches must meet"),
             ("val_slices", self.val_slices >= 0, ">= 0"),
@@ -47,14 +54,21 @@ class Budget:
             if not holds:
                 raise ConfigError(f"budget.{name} must be {rule}, got {getattr(self, name)}")
 
-    def epochs_of(self, full: int) -> int:
-        """Epochs that a row of so many is trained."""
-        return max(1, round(full * self.epochs))
+    def epochs_of(self, full: int, slow: bool = False) -> int:
+        """Epochs that a row is trained.
 
-    def in_words(self, epochs: int) -> str:
-        """The budget of a row of so many epochs, in words."""
+        Args:
+            full: Epochs that the paper trains it.
+            slow: Whether the row is one of those that `slow_epochs` names.
+        """
+        if slow and self.slow_epochs:
+            return self.slow_epochs
+        return max(self.least_epochs, round(full * self.epochs))
+
+    def in_words(self, full: int, slow: bool = False) -> str:
+        """The budget of a row in words; arguments as for `epochs_of`."""
         patches = f"{self.patches} of {PAPER_PATCHES} patches a specimen"
-        return f"{self.epochs_of(epochs)} of {epochs} epochs, {patches}, stride {self.stride}"
+        return f"{self.epochs_of(full, slow)} of {full} epochs, {patches}, stride {self.stride}"
 
     def in_words_of_forest(self, config: ForestConfig) -> str:
         """The budget of a forest in words."""

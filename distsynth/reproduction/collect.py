@@ -88,7 +88,7 @@ def seams_of(folder: SweepFolder, task: Task) -> Comparison | None:
     for name in task.networks():
         found = read_evaluation(folder.folder, name) if name in SEAM_ROWS else None
         if found:
-            trained = task.budget.in_words(NETWORKS[name].config.train.epochs)
+            trained = task.trained(name)
             rows += [
                 ComparedRow(
                     f"{name}, {way}",
@@ -138,9 +138,10 @@ def _network_row(
     folder: SweepFolder, task: Task, name: str, records: Mapping[str, TrialRecord]
 ) -> ComparedRow:
     row, config = NETWORKS[name], task.config(name)
-    trained = task.budget.in_words(row.config.train.epochs)
     size = parameter_count(build_generator(config.generator, PAPER_PATCH))
-    start = ComparedRow(name, row.group, size, trained, reason="it has not been evaluated yet")
+    start = ComparedRow(
+        name, row.group, size, task.trained(name), reason="it has not been evaluated yet"
+    )
     if reason := task.missing(name):
         return replace(start, reason=reason)
     names = task.run_names(name)

@@ -14,6 +14,7 @@ from distsynth.reporting.run_page import (
     run_pictures,
     run_rows,
 )
+from distsynth.reproduction.budget import Budget
 from distsynth.reproduction.collect import comparison_of, ranked, seams_of
 from distsynth.reproduction.comparison import Comparison
 from distsynth.reproduction.comparison_tables import comparison_tables
@@ -84,11 +85,18 @@ def _facts(task: Task) -> dict[str, Any]:
     return {
         "rows": ", ".join(task.rows),
         "seeds": task.seeds,
-        "epochs": f"{budget.epochs:.4g} of each row's",
+        "epochs": _epochs(budget),
+        "precision": task.precision,
         "training patches a specimen": budget.patches,
         "stride of stitched prediction": budget.stride,
         **{split: f"{len(manifest.names(split))} specimens" for split in ("train", "val", "test")},
     }
+
+
+def _epochs(budget: Budget) -> str:
+    """The share of each row's epochs in words, with its exceptions."""
+    words = f"{budget.epochs:.4g} of each row's, at least {budget.least_epochs}"
+    return f"{words}; {budget.slow_epochs} of the slow rows" if budget.slow_epochs else words
 
 
 def _pictures(folder: SweepFolder, compared: Comparison) -> list[Picture]:

@@ -41,13 +41,13 @@ from distsynth.reproduction.row_evaluation import (
 )
 from distsynth.reproduction.rows import NETWORKS, SEAM_ROWS, STITCHINGS
 from distsynth.reproduction.task import TASK_FILE, Task, check_same_task, read_task, task_from_json
-from distsynth.runs.lease import lease
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.cluster import cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord
 from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.tuner import fit, listed
 from sharding.io.errors import CohortError, DataError
+from sharding.io.lease import lease
 from sharding.io.progress import progress
 from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
@@ -181,11 +181,16 @@ def _wanted(
 ) -> dict[str, TrialRecord]:
     """The runs of the rows that can be run, with what is known of them; the failed ones again."""
     found = {}
+    rows = []
     for row in task.networks():
         if reason := task.missing(row):
             logger.info(f"{row} is not run: {reason}")
-            continue
-        for seed, name in enumerate(task.run_names(row)):
+        else:
+            rows.append(row)
+    # Every row once before any row again: an interrupted reproduction has a table to show.
+    for seed in range(task.seeds):
+        for row in rows:
+            name = task.run_names(row)[seed]
             hyperparameters = _differences(plan.base, task.config(row, seed))
             known = records.get(name) or TrialRecord(
                 name, hyperparameters, preset=NETWORKS[row].preset

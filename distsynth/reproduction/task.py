@@ -16,6 +16,7 @@ from distsynth.evaluation.forest import FORESTS as FOREST_CONFIGS
 from distsynth.losses.perceptual import weights_path
 from distsynth.reproduction.budget import Budget
 from distsynth.reproduction.rows import FORESTS, NETWORKS
+from distsynth.sections import Precision
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
@@ -36,6 +37,7 @@ class Task:
         rows: Names of NETWORKS and FORESTS.
         seeds: How often each network is trained.
         budget: How much of the paper's training.
+        precision: In which the networks are trained.
         vgg_weights: For the perceptual rows; None looks in the cache of this user.
     """
 
@@ -46,6 +48,7 @@ class Task:
     rows: tuple[str, ...]
     seeds: int = 1
     budget: Budget = field(default_factory=Budget)
+    precision: Precision = "no"
     vgg_weights: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,9 +78,10 @@ class Task:
     def changes(self, row: str, seed: int) -> dict[str, Any]:
         """What the budget and the seed change of a row's configuration."""
         config = NETWORKS[row].config
-        epochs = self.budget.epochs_of(config.train.epochs)
+        epochs = self.budget.epochs_of(config.train.epochs, NETWORKS[row].slow)
         return {
             "train.epochs": epochs,
+            "train.precision": self.precision,
             "train.validate_every": max(1, round(epochs / VALIDATIONS)),
             "train.seed": seed,
             "stitch.stride": self.budget.stride,
@@ -88,6 +92,11 @@ class Task:
         """Optimiser steps of a row that is trained on so many patches."""
         train = self.config(row).train
         return train.epochs * (patches // train.batch_size)
+
+    def trained(self, row: str) -> str:
+        """What the budget leaves of a network's training, in words."""
+        network = NETWORKS[row]
+        return self.budget.in_words(network.config.train.epochs, network.slow)
 
     def config(self, row: str, seed: int = 0) -> RunConfig:
         """The run of a row."""

@@ -57,6 +57,14 @@ def picture_path(run_dir: Path, name: str, step: int) -> Path:
     return run_dir / SAMPLES_FOLDER / f"{name}-{step:07d}.png"
 
 
+def wandb_part(run_id: str) -> re.Pattern[str]:
+    """Names of the folders in which W&B kept an offline run, a folder each time that it started.
+
+    A start within the same second as an earlier one has a number at the end.
+    """
+    return re.compile(rf"offline-run-\d+_\d+-{re.escape(run_id)}(-\d+)?")
+
+
 def clear_run(run_dir: Path) -> None:
     """Remove what a run writes and leave anything else in its folders alone."""
     for name in RUN_FILES:
@@ -137,9 +145,9 @@ class RunFolder:
         if self._remote is None:
             return
         own = (self.path / RUN_ID_FILE).read_text(encoding="utf-8").strip()
-        part = re.compile(rf"{WANDB_FOLDER}/offline-run-[^/]*-{re.escape(own)}/.*")
+        part = wandb_part(own)
         for name in self._remote.names(WANDB_FOLDER):
-            if part.fullmatch(name) and name not in self._uploaded:
+            if part.fullmatch(name.split("/")[1]) and name not in self._uploaded:
                 self._remote.remove(name)
 
     def locate(self, name: Path) -> str | Path:

@@ -29,6 +29,7 @@ from distsynth.runs.folder import (
     WANDB_FOLDER,
     picture_path,
     sample_pictures,
+    wandb_part,
 )
 from distsynth.runs.rows import read_rows, row_line
 from sharding.io.atomic import atomic_path, atomic_write
@@ -40,7 +41,7 @@ TELEMETRY = "WANDB_ERROR_REPORTING"
 """Environment variable: whether W&B reports to its makers what it does and how it fails."""
 SERVICE = "WANDB_SERVICE"
 """Environment variable: where W&B's service listens, which this process or a parent started."""
-PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
+PATH_FIELDS = (("data", "shards"), ("train", "start_from"), ("loss", "vgg_weights"))
 """Fields of the configuration that hold a path; W&B does not get them."""
 
 
@@ -141,7 +142,8 @@ class WandbTracker:
     def _earlier_parts(self) -> list[Path]:
         """Folders of this run that W&B wrote offline before it was resumed."""
         own = Path(self._run.dir).resolve().parent
-        parts = (self._run_dir / WANDB_FOLDER).glob(f"offline-run-*-{self._run.id}")
+        folders = (self._run_dir / WANDB_FOLDER).glob("offline-run-*")
+        parts = [path for path in folders if wandb_part(self._run.id).fullmatch(path.name)]
         return [part for part in parts if part.resolve() != own]
 
 

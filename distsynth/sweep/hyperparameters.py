@@ -19,6 +19,7 @@ import numpy as np
 from ray.tune.search.sample import Integer
 
 from distsynth.config import RunConfig, dotted_fields, with_overrides
+from distsynth.data.resolve import SHARD_FIELDS
 from distsynth.errors import ConfigError
 from distsynth.presets import ADVERSARIAL, DISCRIMINATORS, GENERATORS
 from sharding.io.storage import Folder
@@ -67,7 +68,7 @@ def configure(
     overrides |= {name: value for name, value in hyperparameters.items() if name not in NAMED}
     if "data.shards" in hyperparameters:
         cut = manifest_of(str(hyperparameters["data.shards"])).config
-        overrides |= {"data.patch_size": cut.patch_size, "data.neighbours": cut.neighbours}
+        overrides |= {f"data.{name}": getattr(cut, name) for name in SHARD_FIELDS}
     family = overrides.get("discriminator.family", base.discriminator.family)
     weight = overrides.get("loss.lambda_bce", base.loss.lambda_bce)
     if family == "none" or (weight == 0 and not keep_discriminator):

@@ -16,7 +16,6 @@ from distsynth.config import RunConfig, with_overrides
 from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.runs.folder import CONFIG_FILE, LAST, METRICS_FILE, SAMPLES_FOLDER
-from distsynth.runs.lease import lease
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.checks import check_plan, check_resources
 from distsynth.sweep.cluster import LOCAL, cluster
@@ -36,6 +35,7 @@ from distsynth.sweep.space import check_grid, check_shards, check_space, presets
 from distsynth.sweep.trial import FINAL
 from distsynth.sweep.tuner import fit, listed, scores_of, search
 from sharding.io.errors import DataError
+from sharding.io.lease import lease
 from sharding.io.storage import Folder, is_remote
 from tune_spaces.plain import space_from_plain, space_to_plain
 

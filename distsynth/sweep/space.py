@@ -29,7 +29,9 @@ FIXED = {
     "train.device": "--gpus decides it",
     "train.keep_epochs": "it changes no number",
     "data.patch_size": "the shards decide it; search data.shards",
+    "data.alignment": "the shards decide it; search data.shards",
     "data.neighbours": "the shards decide it; search data.shards",
+    "train.start_from": "all trials start alike; give --base.train.start-from",
     "loss.vgg_weights": "it is a file and no value to compare",
     "tracking.": "it changes no number",
 }

@@ -26,7 +26,7 @@ from distsynth.metrics.image import SSIM_WINDOW, global_ssim, mse, psnr, windowe
 from distsynth.metrics.seams import seams
 from sharding.shards.config import ShardConfig
 from sharding.shards.manifest import SpecimenRecord
-from sharding.shards.patches import dense_locations
+from sharding.shards.patches import dense_locations, extended
 from sharding.shards.shard_set import ShardSet
 
 BATCH = 64
@@ -102,8 +102,9 @@ class Validator:
         patch_size = self._shards.manifest.config.patch_size
         device = accelerator.device
         stitch = config.stitch
-        synthetic = Stitcher(specimen.shape, patch_size, stitch.trim, stitch.weights, device)
-        target = Stitcher(specimen.shape, patch_size, device=device)
+        shape = extended(specimen.shape, config.data.start_multiple)
+        synthetic = Stitcher(shape, patch_size, stitch.trim, stitch.weights, device)
+        target = Stitcher(shape, patch_size, device=device)
         sums: dict[str, Tensor] = {}
         batches = validation_batches(
             self._shards,
@@ -136,9 +137,10 @@ class Validator:
         axis = validation_axis(self._shards.manifest.config)
         if specimen.name not in self._masks:
             self._masks[specimen.name] = self._shards.mask(specimen)
-        covered = target.covered.cpu().numpy()
+        own = tuple(map(slice, specimen.shape))
+        covered = target.covered[own].cpu().numpy()
         # See check_trim, which every run goes through first.
-        assert np.array_equal(covered, synthetic.covered.cpu().numpy())
+        assert np.array_equal(covered, synthetic.covered[own].cpu().numpy())
         # With slices along several axes, those along the first: others cross them as lines only.
         slices = np.flatnonzero(covered.all(axis=tuple({0, 1, 2} - {axis})))
 
@@ -147,9 +149,8 @@ class Validator:
             return np.take(array, slices, axis)
 
         mask = covered_part(self._masks[specimen.name] & covered)
-        image, truth = (
-            covered_part(stitcher.volume(allow_uncovered=True)) for stitcher in (synthetic, target)
-        )
+        volumes = (stitcher.volume(allow_uncovered=True) for stitcher in (synthetic, target))
+        image, truth = (covered_part(volume[own]) for volume in volumes)
         error = mse(image, truth, mask)
         borders = self._borders(specimen)
         if len(slices) < specimen.shape[axis]:
@@ -176,7 +177,14 @@ class Validator:
         """Planes where patches of the shards' dense grid meet."""
         config = self._shards.manifest.config
         locations = dense_locations(
-            specimen.shape, config.patch_size, config.stride, config.dense_axes, config.val_slices
+            specimen.shape,
+            config.patch_size,
+            config.stride,
+            config.dense_axes,
+            config.val_slices,
+            config.alignment,
         )
         trim = self._config.stitch.trim
-        return list(border_planes(locations, specimen.shape, config.patch_size, trim))
+        return list(
+            border_planes(locations, specimen.shape, config.patch_size, trim, config.alignment)
+        )

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from sharding.io.atomic import atomic_path
 from sharding.io.cache import DIGEST, Cache
+from sharding.io.conditional import swap_local, swap_object
 from sharding.io.errors import DISK_FULL, DataError, MissingError, disk_error, file_errors
-from sharding.io.locks import Timeout, exclusive
 from sharding.io.retries import EXTRAS, RetryingConnection
 
 logger = logging.getLogger(__name__)
@@ -161,6 +161,23 @@ class Folder:
             with self.writer(name) as partial:
                 partial.write_bytes(content)
 
+    def swap(self, name: str, old: bytes | None, new: bytes) -> bool:
+        """Write a small file, only if its content is `old`; None if there is no file.
+
+        On local disks and on S3 no other call can come between the comparison and the write.
+        Other storages offer no such request: of two calls at once, both may succeed there.
+
+        Returns:
+            Whether the file was as expected, and was written.
+        """
+        where = self / self._checked(name)
+        if self.local is not None:
+            with file_errors(where):
+                return swap_local(self.local / name, old, new)
+        return self._connection.request(
+            where, lambda system, path: swap_object(system, path, old, new)
+        )
+
     @contextlib.contextmanager
     def writer(self, name: str) -> Iterator[Path]:
         """Yield a local temporary path; the file appears, whole, only if the block succeeds.
@@ -238,31 +255,6 @@ class Folder:
             return self.cache.find(digest, size) or self.cache.add(
                 digest, size, where, lambda partial: self._download(name, partial, size, sha256)
             )
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other runs from writing here, until the block ends or the process dies.
-
-        A local folder NAME is locked by the file .NAME.lock beside it, for as long as the block
-        runs. Object stores know no locks: on a remote folder this does nothing.
-
-        Raises:
-            DataError: If another run holds the lock.
-        """
-        if self.local is None:
-            yield
-            return
-        folder = self.local.resolve()
-        file = folder.parent / f".{folder.name}.lock"
-        with contextlib.ExitStack() as stack:
-            with file_errors(file):
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(exclusive(file))
-                except Timeout:
-                    rule = "another run is writing here"
-                    raise DataError(self.url, rule, "Wait for it or give another folder") from None
-            yield
 
     def _checked(self, name: str) -> str:
         """The name, if it stays inside the folder: no manifest may point anywhere else."""

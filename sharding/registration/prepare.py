@@ -25,14 +25,14 @@ from typing import Any
 
 from sharding.io.atomic import atomic_write, remove_leftovers
 from sharding.io.errors import DataError, cause
-from sharding.io.locks import Timeout, exclusive
+from sharding.io.lease import LEASE_FILE, lease
 from sharding.io.parallel import run_each
 from sharding.io.records import json_text
 from sharding.registration.config import PrepareConfig
 from sharding.registration.quality import SpecimenQuality, flag_outliers
 from sharding.registration.quality_page import quality_page
 from sharding.registration.register import tool_version
-from sharding.registration.specimen import LOCK, PICTURE, PreparedSpecimen, prepare_specimen
+from sharding.registration.specimen import PICTURE, PreparedSpecimen, prepare_specimen
 from sharding.volumes.cohort import Specimen, write_cohort
 
 COHORT = "cohort.csv"
@@ -86,8 +86,8 @@ def prepare_cohort(
         What was prepared, what stands out, what failed and why. A failure does not stop the rest.
 
     Raises:
-        DataError: If `out` holds something else, another run is writing there, or the disk is
-            full. What is finished stays.
+        DataError: If `out` holds something else, another process is writing there, or the
+            disk is full. What is finished stays.
         Exception: Any other one that a step raises, which no specimen is to blame for.
     """
     out = out.resolve()
@@ -97,7 +97,7 @@ def prepare_cohort(
             name, "a specimen cannot be named like a file that prepare writes", "Rename it"
         )
     _check_folder(out)
-    with _full_disk_named(out), _alone_in(out):
+    with _full_disk_named(out), lease(out):
         remove_leftovers(out)
         atomic_write(out / MARK, json_text(asdict(config)))
         # Until all is done, these would describe another state than the folder's.
@@ -135,22 +135,10 @@ def _check_folder(out: Path) -> None:
     if (
         out.is_dir()
         and any(out.iterdir())
-        and not any((out / name).is_file() for name in (LOCK, MARK))
+        and not any((out / name).is_file() for name in (LEASE_FILE, MARK))
     ):
         rule = "the folder holds something else than a prepared cohort"
         raise DataError(out, rule, "Give a new folder, or that of an earlier run")
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Make the folder and keep other runs out."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with exclusive(out / LOCK):
-            yield
-    except Timeout:
-        rule = "another run is writing here"
-        raise DataError(out, rule, "Wait for it, or give another folder") from None
 
 
 @contextlib.contextmanager

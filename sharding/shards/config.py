@@ -27,6 +27,10 @@ class ShardConfig:
     """Share of training patches centred on foreground; the others lie anywhere."""
     stride: int = 20
     """Voxels between dense validation and test patches (section 5.2)."""
+    alignment: int = 1
+    """Every patch starts at multiples of this many voxels along its sides. With 2, a network that
+    gathers cells of two voxels always sees the same ones. The far ends of a volume are extended to
+    a multiple of it by repeating the last voxels."""
     neighbours: int = 0
     """Slices on each side of a 2D patch that its source carries as channels (2.5D)."""
     dense_axes: tuple[int, ...] = (2,)
@@ -44,7 +48,7 @@ class ShardConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
-        for name in ("patches_per_specimen", "stride", "block"):
+        for name in ("patches_per_specimen", "stride", "block", "alignment"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         for name in ("val_slices", "seed", "neighbours"):
@@ -63,6 +67,13 @@ class ShardConfig:
                 f"stride must be at most the smallest patch side {min(self.patch_size)}, got "
                 f"{self.stride}: a larger one leaves voxels uncovered"
             )
+        aligned = ("stride", (self.stride,)), ("patch_size", self.patch_size)
+        for name, values in aligned:
+            if any(value % self.alignment for value in values):
+                raise ValueError(
+                    f"{name} must be divisible by the alignment of {self.alignment}, got "
+                    f"{getattr(self, name)}"
+                )
         if self.neighbours and len(self.patch_size) != 2:
             raise ValueError(f"neighbours must be 0 for 3D patches, got {self.neighbours}")
         split_sizes(len(SPLITS), self.fractions)

@@ -21,7 +21,13 @@ from sharding.io.records import STRICT
 from sharding.io.storage import Folder
 from sharding.shards.config import ShardConfig
 from sharding.shards.manifest import FORMAT_VERSION, SpecimenRecord, mask_name
-from sharding.shards.patches import cut, cut_channels, dense_locations, random_locations
+from sharding.shards.patches import (
+    cut,
+    cut_channels,
+    dense_locations,
+    extend_volume,
+    random_locations,
+)
 from sharding.shards.records import encode_mask, quantise, record_key, write_record
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.intensities import fingerprint
@@ -35,7 +41,7 @@ KEY_FIELDS = {
     "val": ("stride", "dense_axes"),
     "test": ("stride", "dense_axes"),
 }
-COMMON_FIELDS = ("patch_size", "neighbours", "block", "preprocess")
+COMMON_FIELDS = ("patch_size", "alignment", "neighbours", "block", "preprocess")
 """Fields of ShardConfig that every cut specimen depends on."""
 
 
@@ -191,10 +197,16 @@ def _locations(pair: Pair, split: Split, config: ShardConfig) -> NDArray[np.int3
             config.axes,
             config.foreground,
             rng,
+            config.alignment,
         )
     slices = config.val_slices if split == "val" else 0
     return dense_locations(
-        pair.mask.shape, config.patch_size, config.stride, config.dense_axes, slices
+        pair.mask.shape,
+        config.patch_size,
+        config.stride,
+        config.dense_axes,
+        slices,
+        config.alignment,
     )
 
 
@@ -206,7 +218,10 @@ def write_records(
     Returns:
         Patches and bytes of each record.
     """
-    source, target = quantise(pair.source_scaled), quantise(pair.target_scaled)
+    source, target = (
+        extend_volume(quantise(scaled), config.alignment)
+        for scaled in (pair.source_scaled, pair.target_scaled)
+    )
     records = []
     # A tar without its end, because other records follow in a shard.
     with folder.writer(part_file(pair.name)) as path, path.open("wb") as file:

@@ -3,6 +3,9 @@
 A location is four numbers: the slicing axis 0, 1 or 2 of a 2D patch, or BLOCK for a 3D patch, and
 the patch's first voxel along each axis of the volume. Shards, the loader and stitching hold many of
 them as one int32 array of shape (n, 4).
+
+Patches may be aligned: they then start at multiples of a number of voxels, and the far ends of a
+volume are extended to such a multiple, so that aligned patches still cover every voxel.
 """
 
 from __future__ import annotations
@@ -44,15 +47,31 @@ def patch_axes(patch_size: Sequence[int], axes: Sequence[int]) -> tuple[int, ...
     return tuple(axes) if len(patch_size) == 2 else (BLOCK,)
 
 
-def fits(shape: Sequence[int], patch_size: Sequence[int], axis: int) -> bool:
-    """Whether the patch is no larger than the volume along any axis."""
+def extended(shape: Sequence[int], alignment: int) -> tuple[int, ...]:
+    """The sides of a volume or an image, each extended to a multiple of the alignment."""
+    return tuple(size + -size % alignment for size in shape)
+
+
+def extend_volume(volume: NDArray, alignment: int) -> NDArray:
+    """The volume with its last voxels repeated up to the extended shape."""
+    more = [
+        (0, end - size)
+        for size, end in zip(volume.shape, extended(volume.shape, alignment), strict=True)
+    ]
+    return np.pad(volume, more, mode="edge") if any(far for _, far in more) else volume
+
+
+def fits(shape: Sequence[int], patch_size: Sequence[int], axis: int, alignment: int = 1) -> bool:
+    """Whether the patch is no larger than the extended volume along any axis."""
     sides = extent(patch_size, axis)
-    return all(side <= size for side, size in zip(sides, shape, strict=True))
+    return all(side <= size for side, size in zip(sides, extended(shape, alignment), strict=True))
 
 
-def check_fits(shape: Sequence[int], patch_size: Sequence[int], axis: int) -> None:
-    """Raise ValueError if the patch is larger than the volume along any axis."""
-    if not fits(shape, patch_size, axis):
+def check_fits(
+    shape: Sequence[int], patch_size: Sequence[int], axis: int, alignment: int = 1
+) -> None:
+    """Raise ValueError if the patch is larger than the extended volume along any axis."""
+    if not fits(shape, patch_size, axis, alignment):
         raise ValueError(
             f"patches of {'x'.join(map(str, patch_size))} cut along axis {axis} do not fit into "
             f"a volume of {'x'.join(map(str, shape))} voxels"
@@ -65,6 +84,7 @@ def dense_locations(
     stride: int,
     axes: Sequence[int],
     slices: int = 0,
+    alignment: int = 1,
 ) -> NDArray[np.int32]:
     """A grid of patches that covers every voxel (section 5.2: spacing of 20 voxels).
 
@@ -77,13 +97,16 @@ def dense_locations(
         stride: Voxels between neighbouring patches, within a slice or a block grid.
         axes: Slicing axes; every slice along each is covered.
         slices: Cover only this many evenly spaced slices along each axis; 0 covers all.
+        alignment: Patches start at multiples of it, in a volume that is extended to one.
 
     Returns:
         Locations, shape (n, 4), ordered by axis, then slice.
 
     Raises:
-        ValueError: If a patch does not fit, or the stride leaves gaps between patches.
+        ValueError: If a patch does not fit, the stride leaves gaps between patches, or patch or
+            stride are not divisible by the alignment.
     """
+    _check_aligned((*patch_size, stride), alignment)
     if not 1 <= stride <= min(patch_size):
         raise ValueError(
             f"stride must be from 1 to the patch side {min(patch_size)}, got {stride}: "
@@ -91,10 +114,13 @@ def dense_locations(
         )
     rows: list[NDArray[np.int32]] = []
     for axis in patch_axes(patch_size, axes):
-        check_fits(shape, patch_size, axis)
+        check_fits(shape, patch_size, axis, alignment)
+        whole = extended(shape, alignment)
         starts = [
-            _slice_starts(size, slices) if dim == axis else grid_starts(size, side, stride)
-            for dim, (size, side) in enumerate(zip(shape, extent(patch_size, axis), strict=True))
+            _slice_starts(shape[dim], slices)
+            if dim == axis
+            else grid_starts(whole[dim], side, stride)
+            for dim, side in enumerate(extent(patch_size, axis))
         ]
         order = [axis, *(dim for dim in range(3) if dim != axis)] if axis != BLOCK else [0, 1, 2]
         corners = np.array(list(itertools.product(*(starts[dim] for dim in order))), np.int32)
@@ -116,6 +142,7 @@ def random_locations(
     axes: Sequence[int],
     foreground: float,
     rng: np.random.Generator,
+    alignment: int = 1,
 ) -> NDArray[np.int32]:
     """Random patches with a share that is centred on foreground (section 5.2: 300 a specimen).
 
@@ -127,30 +154,36 @@ def random_locations(
         foreground: Share of patches, 0 to 1, whose centre is drawn from the mask (moved inwards
             at the faces); the others lie anywhere with equal chance.
         rng: The only source of randomness.
+        alignment: Patches start at multiples of it along their sides, at or before where they would
+            else, in a volume that is extended to one.
 
     Returns:
         Locations, shape (count, 4).
 
     Raises:
-        ValueError: If a patch does not fit, or foreground is asked for and the mask is empty.
+        ValueError: If a patch does not fit or is not divisible by the alignment, or foreground is
+            asked for and the mask is empty.
     """
+    _check_aligned(patch_size, alignment)
     inside = np.flatnonzero(mask)
     if foreground > 0 and not len(inside):
         raise ValueError("no foreground voxel to centre patches on")
     choices = patch_axes(patch_size, axes)
     for axis in choices:
-        check_fits(mask.shape, patch_size, axis)
+        check_fits(mask.shape, patch_size, axis, alignment)
     locations = np.empty((count, 4), np.int32)
+    whole = np.array(extended(mask.shape, alignment))
     for row in range(count):
         axis = choices[row % len(choices)]
         sides = np.array(extent(patch_size, axis))
-        highest = np.array(mask.shape) - sides
+        steps = np.where(np.arange(3) == axis, 1, alignment)
+        highest = np.where(steps == 1, mask.shape, whole) - sides
         if rng.random() < foreground:
             centre = np.array(np.unravel_index(rng.choice(inside), mask.shape))
             corner = np.clip(centre - sides // 2, 0, highest)
         else:
             corner = rng.integers(0, highest + 1)
-        locations[row] = axis, *corner
+        locations[row] = axis, *(corner - corner % steps)
     return locations
 
 
@@ -209,6 +242,15 @@ def window(patch_size: Sequence[int], axis: int, corner: Sequence[int]) -> tuple
     """The slices that select a patch from its volume."""
     sides = extent(patch_size, axis)
     return tuple(slice(low, low + side) for low, side in zip(corner, sides, strict=True))
+
+
+def _check_aligned(sizes: Sequence[int], alignment: int) -> None:
+    """Raise ValueError unless all sizes are divisible by the alignment."""
+    if any(size % alignment for size in sizes):
+        raise ValueError(
+            f"patch sides and stride must be divisible by the alignment of {alignment}, got "
+            f"{tuple(sizes)}"
+        )
 
 
 def _slice_starts(size: int, slices: int) -> list[int]:

@@ -21,7 +21,7 @@ from sharding.shards.manifest import (
     mask_name,
     read_manifest,
 )
-from sharding.shards.patches import extent, patch_axes
+from sharding.shards.patches import extended, extent, patch_axes
 from sharding.shards.records import Block, read_blocks
 from sharding.volumes.cohort import SPLITS, Split
 
@@ -136,6 +136,7 @@ class ShardSet:
         """What is wrong with the places of a block's patches, if anything."""
         config = self.manifest.config
         axes = config.axes if specimen.split == "train" else config.dense_axes
+        shape = extended(specimen.shape, config.alignment)
         for axis in np.unique(block.where[:, 0]).tolist():
             if axis not in patch_axes(config.patch_size, axes):
                 return (
@@ -143,6 +144,6 @@ class ShardSet:
                 )
             corners = block.where[block.where[:, 0] == axis, 1:]
             ends = corners.astype(np.int64) + extent(config.patch_size, axis)
-            if corners.min() < 0 or (ends > specimen.shape).any():
+            if corners.min() < 0 or (ends > shape).any():
                 return f"holds a patch that lies outside {specimen.name}"
         return None

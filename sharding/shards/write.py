@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sharding.io.atomic import remove_leftovers
 from sharding.io.errors import CohortError, DataError, cause
+from sharding.io.lease import lease
 from sharding.io.parallel import Failure, run_each
 from sharding.io.storage import Folder
 from sharding.shards.config import ShardConfig
@@ -93,15 +94,15 @@ def write_shards(
     Raises:
         CohortError: If specimens fail, unless they are skipped. What was cut is kept, and the
             next run continues from there.
-        DataError: If `out` holds another set or something else, another run writes to it, or two
-            specimens hold the same scan.
+        DataError: If `out` holds another set or something else, another process writes to it, or
+            two specimens hold the same scan.
     """
     folder = Folder(out)
     if address:
         # Tasks of a cluster have their own working folders.
         folder = Folder(folder.local.resolve()) if folder.local else folder
         specimens = [specimen.resolved() for specimen in specimens]
-    with folder.lock():
+    with lease(folder.url):
         if overwrite:
             # A cohort that is refused must not destroy the old set.
             choose_splits(specimens, config, None)

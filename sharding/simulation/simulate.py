@@ -10,6 +10,9 @@ percentiles:
 4. misalignment: an optional rigid motion about the centre that the affine does not record;
 5. downsampling: every `factor`-th voxel along each axis;
 6. Rician noise: sqrt((x + n1)^2 + n2^2), n1 and n2 normal with standard deviation `noise`.
+
+Each specimen has its own bias field, motion and noise. Contrast and blur are the same for all
+unless `gamma_spread` and `blur_spread` say otherwise: one curve for everybody is easy to learn.
 """
 
 from __future__ import annotations
@@ -35,8 +38,10 @@ from sharding.volumes.volume import Volume, read_volume, write_volume
 
 LIMITS = {
     "gamma": (0.01, 100),
+    "gamma_spread": (0, 100),
     "bias": (0, 1),
     "blur_voxels": (0, 100),
+    "blur_spread": (0, 100),
     "factor": (1, 100),
     "noise": (0, 10),
     "rotation_degrees": (0, 180),
@@ -52,10 +57,14 @@ class SimulationConfig:
 
     gamma: float = 1.4
     """Exponent of the contrast change."""
+    gamma_spread: float = 0.0
+    """The exponent of each specimen is drawn evenly from gamma minus to gamma plus this."""
     bias: float = 0.0
     """Largest slope of the linear bias field along an axis: 0.2 is 20 % an axis."""
     blur_voxels: float = 0.85
     """Standard deviation of the blur in target voxels; 0.85 is a width of two voxels."""
+    blur_spread: float = 0.0
+    """The blur of each specimen is drawn evenly from blur_voxels minus to blur_voxels plus this."""
     factor: int = 2
     """Downsampling along each axis."""
     noise: float = 0.03
@@ -72,6 +81,11 @@ class SimulationConfig:
             if not low <= getattr(self, name) <= high:
                 rule = f"must be from {low:g} to {high:g}"
                 raise ValueError(f"{name} {rule}, got {getattr(self, name)}")
+        for name, spread in (("gamma", "gamma_spread"), ("blur_voxels", "blur_spread")):
+            low, _ = LIMITS[name]
+            if getattr(self, name) - getattr(self, spread) < low:
+                rule = f"must leave {name} at least {low:g} in every specimen"
+                raise ValueError(f"{spread} {rule}, got {getattr(self, spread)}")
 
 
 def simulate_source(
@@ -95,15 +109,19 @@ def simulate_source(
         raise ValueError(f"too few voxels to downsample by {config.factor}: shape {target.shape}")
     rng = np.random.default_rng([config.seed, *name.encode()])
     data = IntensityTransform.fit(target.data, (0.1, 99.9)).scale(target.data)
-    data = data**config.gamma
+    # A stream of its own, so that the other draws are the same with and without a spread.
+    drawn = rng.spawn(1)[0].uniform(-1, 1, 2)
+    gamma = config.gamma + config.gamma_spread * float(drawn[0])
+    blur_voxels = config.blur_voxels + config.blur_spread * float(drawn[1])
+    data = data**gamma
 
     slopes = rng.uniform(-config.bias, config.bias, 3)
     positions = np.ogrid[tuple(slice(-1, 1, complex(0, size)) for size in target.shape)]
     field = 1 + sum(slope * axis for slope, axis in zip(slopes, positions, strict=True))
     data = (data * field).astype(np.float32)
 
-    if config.blur_voxels:
-        blurred = ndimage.gaussian_filter(data, config.blur_voxels, mode="nearest")
+    if blur_voxels:
+        blurred = ndimage.gaussian_filter(data, blur_voxels, mode="nearest")
         data = np.asarray(blurred, np.float32)
     angles = rng.uniform(-config.rotation_degrees, config.rotation_degrees, 3)
     shift = rng.uniform(-config.shift_mm, config.shift_mm, 3)
@@ -119,6 +137,8 @@ def simulate_source(
     applied = {
         "specimen": name,
         "model": asdict(config),
+        "gamma": gamma,
+        "blur_voxels": blur_voxels,
         "bias_slopes": slopes.tolist(),
         "rotation_degrees": angles.tolist(),
         "shift_mm": shift.tolist(),

@@ -152,7 +152,9 @@ def test_evaluate(form, folder, phantoms, run_dir, held_out, monkeypatch):
     if form == "inside":
         monkeypatch.chdir(run_dir)
     ended = done("evaluate", given, "--cohort", phantoms, "-o", out, "--save-volumes")
-    table, page = ended.out.rstrip().rsplit("\n", 1)
+    table, page, verdict = ended.out.rstrip().rsplit("\n", 2)
+    assert verdict.startswith("Too few specimens to tell: on a single one run differs from ")
+    assert table.startswith(verdict)
     assert page == str(out / "report.html")
     assert table.strip() == (out / "table.txt").read_text().strip()
     assert "run" in json.loads((out / "results.json").read_text())["methods"]

@@ -33,6 +33,7 @@ def predictor(spacing_mm, test):
         RunConfig(),
         {
             "data.neighbours": 0,
+            "data.alignment": 1,
             "data.patch_size": (16, 16),
             "generator.channels": (4, 4),
             "generator.kernels": (3,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from distsynth.inference.whole_slice import tiles
 from distsynth.models import build_generator
 from distsynth.presets import PAPER_PATCH, PRESETS, preset
 from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
-from sharding.shards.patches import cut_channels, dense_locations
+from sharding.shards.patches import cut_channels, dense_locations, extend_volume
 from sharding.volumes.config import PreprocessConfig
 
 CPU = torch.device("cpu")
@@ -77,18 +78,32 @@ FCN_2 = UNET | {
 }
 
 
+HALF = {
+    "data.patch_size": (32, 28),
+    "data.alignment": 2,
+    "generator.family": "half-resolution",
+    "generator.features": 6,
+    "generator.blocks": 1,
+    "stitch.stride": 6,
+    "stitch.trim": 8,
+}
+HALF_BLOCKS = HALF | {"data.patch_size": (24, 22, 24), "stitch.stride": 6}
+
+
 def predictor(*changes, **stitch):
     """A generator of random weights and random statistics of batch norm."""
     overrides = {f"stitch.{name}": value for name, value in stitch.items()}
     for change in changes:
         overrides = change | overrides
-    config = with_overrides(RunConfig(), {"data.neighbours": 0, **overrides})
+    config = with_overrides(RunConfig(), {"data.neighbours": 0, "data.alignment": 1, **overrides})
     torch.manual_seed(3)
     generator = build_generator(config.generator, config.data.patch_size, config.data.channels)
     for module in generator.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
             module.running_mean.uniform_(-0.5, 0.5)
             module.running_var.uniform_(0.5, 2)
+        elif getattr(module, "starts_at_zero", False):
+            module.reset_parameters()
     record = DataRecord("sha", PreprocessConfig(), (1.0,) * 3, "RAS", {}, ())
     checkpoint = Checkpoint(config, record, Position(), {}, [], {})
     return Predictor(checkpoint, generator.eval(), CPU)
@@ -101,13 +116,17 @@ def random_volume(shape, seed=0):
 def patch_by_patch(model, source):
     """What section 5.2 says, without any short cut."""
     data, stitch = model.checkpoint.config.data, model.checkpoint.config.stitch
-    locations = dense_locations(source.shape, data.patch_size, stitch.stride, stitch.axes)
+    shape, alignment = source.shape, data.alignment
+    locations = dense_locations(
+        shape, data.patch_size, stitch.stride, stitch.axes, alignment=alignment
+    )
+    source = extend_volume(source, alignment)
     stitcher = Stitcher(source.shape, data.patch_size, stitch.trim, stitch.weights)
     with torch.inference_mode():
         for row in locations:
             patch = cut_channels(source, data.patch_size, row[None], data.neighbours)
             stitcher.add(model.generator(torch.from_numpy(patch))[:, 0], row[None])
-    return stitcher.volume().numpy()
+    return stitcher.volume(allow_uncovered=True).numpy()[tuple(map(slice, shape))]
 
 
 def assert_same(found, expected):
@@ -126,6 +145,9 @@ NETWORKS = {
     "residual blocks": RESIDUAL,
     "residual dense": RESIDUAL_DENSE,
     "recursive": RECURSIVE,
+    "half resolution": HALF,
+    "half resolution, neighbours": HALF | {"data.neighbours": 1},
+    "half resolution, blocks": HALF_BLOCKS,
     "blocks, sharpened": BLOCKS | {"generator.sharpen": "3x3", "generator.kernels": (3, 3, 1)},
 }
 
@@ -137,7 +159,7 @@ def test_whole_planes_equal_windows(network, axes, weights):
     model = predictor(NETWORKS[network], axes=axes, weights=weights)
     assert model.exact and model.whole_images
     # An odd shape, and the smallest that patches along all axes fit into.
-    for shape in ((23, 19, 17), (16, 16, 16)):
+    for shape in ((33, 33, 31), (32, 32, 32)) if "half" in network else ((23, 19, 17), (16,) * 3):
         source = random_volume(shape)
         expected = patch_by_patch(model, source)
         assert_same(model(source, quiet=True), expected)
@@ -157,8 +179,31 @@ def test_trimmed_by_less_than_the_reach_whole_planes_are_not_windows():
     assert_same(model.stitched(trim=4)(source, quiet=True), whole)
 
 
+def test_cells_that_windows_cut_keep_whole_planes_from_being_windows():
+    aligned = predictor(HALF, axes=(2,))
+    shifted = predictor(HALF | {"data.alignment": 1, "stitch.stride": 5}, axes=(2,))
+    assert aligned.exact and not shifted.exact and not shifted.whole_images
+    source = random_volume((33, 31, 3))
+    whole = aligned(source, quiet=True)
+    assert_same(shifted.stitched(method="whole")(source, quiet=True), whole)
+    assert np.abs(shifted(source, quiet=True) - whole).max() > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(33, 31, 37), (34, 32, 30)], ids=str)
+def test_tiles_of_cells_give_the_whole_volume(shape, monkeypatch):
+    model = predictor(HALF_BLOCKS)
+    source = random_volume(shape)
+    whole = model(source, quiet=True)
+    budget = memory_budget(model.checkpoint.config.generator, (24, 22, 24), 1, 1, CPU)
+    small = replace(budget, max_voxels=24 * 22 * 24, batch_voxels=24 * 22 * 24)
+    monkeypatch.setattr("distsynth.inference.predictor.memory_budget", lambda *_: small)
+    assert_same(model(source, quiet=True), whole)
+
+
 def test_the_reach_is_where_a_changed_voxel_shows():
-    for network in NETWORKS.values():
+    for name, network in NETWORKS.items():
+        if "half" in name:
+            continue
         model = predictor(network)
         data = model.checkpoint.config.data
         dims = data.spatial_dims
@@ -188,7 +233,8 @@ def test_whole_slices_are_padded_to_what_the_network_takes(network, shape):
     source = random_volume(shape)
     multiple = model.generator.multiple
     far = [(0, -side % multiple) for side in shape[:2]]
-    padded = torch.from_numpy(np.pad(source, [*far, (0, 0)])).permute(2, 0, 1)[:, None]
+    padded = np.pad(source, [*far, (0, 0)], mode="edge")
+    padded = torch.from_numpy(padded).permute(2, 0, 1)[:, None]
     with torch.inference_mode():
         expected = model.generator(padded)[:, 0, : shape[0], : shape[1]].permute(1, 2, 0).numpy()
     assert_same(model(source, quiet=True), expected)
@@ -284,19 +330,24 @@ def test_work_is_dealt_evenly(count, most):
 
 @settings(deadline=None)
 @given(
-    st.lists(st.integers(1, 30), min_size=2, max_size=3), st.integers(0, 4), st.integers(1, 9000)
+    st.lists(st.integers(1, 30), min_size=2, max_size=3),
+    st.integers(0, 4),
+    st.integers(1, 9000),
+    st.integers(1, 3),
 )
-def test_tiles_cover_each_voxel_once_with_their_halo(sides, halo, most):
+def test_tiles_cover_each_voxel_once_with_their_halo(sides, halo, most, multiple):
+    sides, halo = [side * multiple for side in sides], halo * multiple
     count = np.zeros(sides, int)
-    for tile in tiles(sides, halo, most):
+    for tile in tiles(sides, halo, most, multiple):
         count[tile.write] += 1
         voxels = 1
         for side, read, write, inner in zip(sides, tile.read, tile.write, tile.inner, strict=True):
             assert read.start == max(0, write.start - halo)
             assert read.stop == min(side, write.stop + halo)
             assert inner == slice(write.start - read.start, write.stop - read.start)
+            assert read.start % multiple == write.start % multiple == 0
             voxels *= read.stop - read.start
-        assert voxels <= max(most, (1 + 2 * halo) ** len(sides))
+        assert voxels <= max(most, (multiple + 2 * halo) ** len(sides))
     assert (count == 1).all()
 
 

@@ -29,7 +29,9 @@ SHAPE = (23, 19, 17)
 def predictor(changes, **stitch):
     """A generator of random weights."""
     stitching = {f"stitch.{name}": value for name, value in stitch.items()}
-    config = with_overrides(RunConfig(), {"data.neighbours": 0, **changes, **stitching})
+    config = with_overrides(
+        RunConfig(), {"data.neighbours": 0, "data.alignment": 1, **changes, **stitching}
+    )
     torch.manual_seed(3)
     generator = build_generator(config.generator, config.data.sides, config.data.channels)
     record = DataRecord("sha", PreprocessConfig(), (1.0, 1.0, 1.0), "RAS", {}, ())

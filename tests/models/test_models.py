@@ -20,6 +20,7 @@ from distsynth.models import (
     DenseConfig,
     EncoderDecoderConfig,
     FeedbackConfig,
+    HalfResolutionConfig,
     NoDiscriminatorConfig,
     PatchGANConfig,
     RecursiveConfig,
@@ -31,6 +32,7 @@ from distsynth.models import (
     parameter_count,
 )
 from distsynth.models.generators.unet import unet_levels
+from distsynth.models.layers import depth_to_space, space_to_depth
 from distsynth.models.sharpen import Sharpen, sharpening_kernel
 from distsynth.rules import check_rules
 
@@ -44,6 +46,7 @@ SMALL_GENERATORS = {
     "residual-dense": ResidualDenseConfig(4, 2, 3, 2),
     "recursive": RecursiveConfig(4, 3),
     "feedback": FeedbackConfig(4, 3, 2),
+    "half-resolution": HalfResolutionConfig(4, 2),
 }
 SMALL_DISCRIMINATORS = {
     "stride": ConvDiscriminatorConfig((4, 6, 8, 8), (7, 5, 5, 3)),
@@ -93,12 +96,34 @@ def test_parameter_counts_by_hand(dims, channels):
         ResidualDenseConfig(24, 4, 4, 16): rdn + 4 * dense,
         RecursiveConfig(32, 8): drcn,
         FeedbackConfig(16, 3, 4): srfbn,
+        HalfResolutionConfig(32, 5): weights_of(
+            three, (channels * 2**dims, 32), *[(32, 32)] * 10, (32, 2**dims)
+        ),
     }
     for config, parameters in expected.items():
         built = build_generator(config, (16,) * dims, channels)
         assert parameter_count(built) == parameters, config
     if (dims, channels) == (2, 1):
-        assert list(expected.values()) == [157_825, 132_593, 28_361, 35_008]
+        assert list(expected.values()) == [157_825, 132_593, 28_361, 35_008, 94_820]
+    if (dims, channels) == (3, 1):
+        assert expected[HalfResolutionConfig(32, 5)] == 290_664
+
+
+@pytest.mark.parametrize("init", ["default", "normal"])
+@pytest.mark.parametrize("sides", [(8, 6), (8, 6, 4)], ids=str)
+def test_an_untrained_half_resolution_network_returns_the_source(sides, init):
+    source = torch.randn(2, 3, *sides)
+    generator = build_generator(HalfResolutionConfig(4, 2, init=init), sides, 3)
+    assert torch.equal(generator(source), source[:, 1:2])
+
+
+@pytest.mark.parametrize("sides", [(8, 6), (8, 6, 4)], ids=str)
+def test_cells_become_channels_and_voxels_again(sides):
+    image = torch.arange(2 * 3 * math.prod(sides)).reshape(2, 3, *sides)
+    cells = space_to_depth(image, 2)
+    assert cells.shape == (2, 3 * 2 ** len(sides), *(side // 2 for side in sides))
+    assert torch.equal(cells[:, 0], image[(slice(None), 0, *[slice(0, None, 2)] * len(sides))])
+    assert torch.equal(depth_to_space(cells, 2), image)
 
 
 def test_srcnn_is_a_stack_of_three():

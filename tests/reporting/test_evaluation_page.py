@@ -44,6 +44,7 @@ def page(table):
         [figure_picture(curves_figure([{"step": 0, "train/recon": 1.0}]), "Curves")],
         {"loss": {"note": f"</pre>{NASTY}"}},
         {"torch": "2.9"},
+        [f"No better than {NASTY}."],
     )
 
 
@@ -51,6 +52,7 @@ def test_page_is_well_formed_and_complete(page):
     checker = checked(page)
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings == [
+        "Verdict",
         "Results",
         "Pictures",
         "Training",

@@ -23,11 +23,20 @@ from distsynth.presets import OURS, PRESETS
 from distsynth.reproduction.budget import Budget
 from distsynth.reproduction.paper_values import PAPER_VALUES
 from distsynth.reproduction.row_evaluation import read_evaluation, read_slices
-from distsynth.reproduction.rows import CNNS, FORESTS, GANS, NETWORKS, QUESTIONS, ROWS, chosen_rows
+from distsynth.reproduction.rows import (
+    CNNS,
+    FORESTS,
+    GANS,
+    NETWORKS,
+    QUESTIONS,
+    ROWS,
+    USUAL,
+    chosen_rows,
+)
 from distsynth.reproduction.run import warn_of_untrained
 from distsynth.reproduction.task import Task, check_same_task, read_task, task_from_json
-from distsynth.runs.lease import lease
 from distsynth.sweep.folder import SweepFolder
+from sharding.io.lease import lease
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.volume import read_volume, write_volume
 
@@ -80,7 +89,9 @@ def test_questions_are_asked_of_rows():
 
 
 def test_rows_come_in_the_order_of_the_table():
-    assert chosen_rows(()) == ROWS
+    assert chosen_rows(()) == USUAL
+    assert set(GANS + CNNS + FORESTS) < set(USUAL) < set(ROWS)
+    assert chosen_rows(("unet-5-margin", "fcn-1")) == ("fcn-1", "unet-5-margin")
     assert chosen_rows(("rfsr", "unet-5", "fcn-1")) == ("fcn-1", "unet-5", "rfsr")
     with pytest.raises(ConfigError, match="unet-55 is not a row"):
         chosen_rows(("unet-55",))
@@ -100,10 +111,14 @@ def test_a_budget_out_of_range_is_refused(field, value):
 
 def test_a_budget_is_told_in_words():
     assert (
-        Budget(0.1, 60, 44).in_words(30)
+        Budget(0.1, patches=60, stride=44).in_words(30)
         == "3 of 30 epochs, 60 of 300 patches a specimen, stride 44"
     )
     assert Budget(0.01).epochs_of(30) == 1
+    assert Budget(0.01, least_epochs=7).epochs_of(30) == 7
+    assert Budget(least_epochs=7, slow_epochs=2).epochs_of(30, slow=True) == 2
+    assert Budget(least_epochs=7, slow_epochs=2).epochs_of(30) == 30
+    assert Budget(0.1, slow_epochs=2).in_words(30, slow=True).startswith("2 of 30 epochs")
     assert Budget().in_words(10) == "10 of 10 epochs, 300 of 300 patches a specimen, stride 20"
 
 
@@ -115,6 +130,16 @@ def test_the_full_budget_changes_nothing_but_the_seed():
             dict(dotted_fields(c)) for c in (NETWORKS[name].config, task.config(name, 1))
         )
         assert {field for field in now if now[field] != before[field]} <= changed
+
+
+def test_slow_rows_have_a_budget_of_their_own_and_all_have_the_precision():
+    budget = Budget(0.01, least_epochs=7, slow_epochs=2)
+    task = Task("cohort", "shards", ROWS, budget=budget, precision="bf16")
+    assert {name for name in task.networks() if task.config(name).train.epochs == 2} == {
+        *("fcn-1", "dcgan-2", "dcgan-3", "dcgan-4", "dcgan-2-alone")
+    }
+    assert {task.config(name).train.epochs for name in task.networks()} == {2, 7}
+    assert {task.config(name).train.precision for name in task.networks()} == {"bf16"}
 
 
 def test_a_task_comes_back_from_json_and_another_one_is_refused():

@@ -125,13 +125,18 @@ def test_pictures_are_png_files_named_by_step(tmp_path):
 
 def test_public_config_holds_every_field_but_paths():
     config = with_overrides(
-        RunConfig(), {"data.shards": "/home/me/shards", "loss.vgg_weights": "/home/me/vgg.pt"}
+        RunConfig(),
+        {
+            "data.shards": "/home/me/shards",
+            "loss.vgg_weights": "/home/me/vgg.pt",
+            "train.start_from": "/home/me/run",
+        },
     )
     values = public_config(config)
     assert "/home/me" not in json.dumps(values)
     found = {f"{section}.{name}" for section, part in values.items() for name in part}
     everything = {name for name, _ in dotted_fields(config)}
-    assert everything - found == {"data.shards", "loss.vgg_weights"}
+    assert everything - found == {"data.shards", "train.start_from", "loss.vgg_weights"}
 
 
 def test_run_id_is_kept(tmp_path):
@@ -277,6 +282,9 @@ def test_the_first_part_goes_only_when_another_is_whole(tmp_path):
     assert launch(ended, tmp_path, True, log=tmp_path / "log") == [0]
     (first,) = tmp_path.glob("wandb/offline-run-*")
     assert launch(killed, tmp_path, log=tmp_path / "log") == [-signal.SIGKILL]
+    (second,) = set(tmp_path.glob("wandb/offline-run-*")) - {first}
+    # As W&B names a start within the same second as another.
+    second.rename(f"{second}-1")
     assert launch(ended, tmp_path, True, log=tmp_path / "log") == [0]
     assert first.exists()
     assert launch(ended, tmp_path, False, log=tmp_path / "log") == [0]

@@ -24,6 +24,7 @@ from typing import Any, Literal, cast
 from moto.server import ThreadedMotoServer
 
 Fault = Literal["cut", "flip", "busy", "forbid"]
+Conditions = Literal["kept", "ignored", "unknown"]
 REFUSALS = {"busy": (503, "ServiceUnavailable"), "forbid": (403, "AccessDenied")}
 """Status and code of the answers that take the place of a file's content."""
 BUCKET = "scans"
@@ -36,11 +37,13 @@ class S3Server:
         endpoint: URL of the proxy.
         environment: What a user would set to reach it; an account, and no file.
         requests: Method and path of every request so far; clear it at will.
+        conditions: Whether a conditional write is what it says, a write, or refused as unknown.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.requests: list[tuple[str, str]] = []
+        self.conditions: Conditions = "kept"
         self.environment = {
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "somebody",
@@ -111,6 +114,11 @@ class _Proxy(ThreadingHTTPServer):
     told: S3Server
     upstream: tuple[str, int]
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # The server behind compares and writes in two steps.
+        self.conditional = threading.Lock()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that hang up, as killed ones do."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
@@ -125,10 +133,22 @@ class _Forward(BaseHTTPRequestHandler):
         told = proxy.told
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         told.requests.append((self.command, self.path))
+        headers = dict(self.headers)
+        conditions = {"If-Match", "If-None-Match"} & set(headers)
+        if told.conditions == "ignored":
+            headers = {name: text for name, text in headers.items() if name not in conditions}
+        elif conditions and told.conditions == "unknown":
+            self.send_response_only(501)
+            content = b"<Error><Code>NotImplemented</Code></Error>"
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            return
         upstream = http.client.HTTPConnection(*proxy.upstream)
-        upstream.request(self.command, self.path, body, dict(self.headers))
-        answer = upstream.getresponse()
-        content = answer.read()
+        with proxy.conditional if conditions else contextlib.nullcontext():
+            upstream.request(self.command, self.path, body, headers)
+            answer = upstream.getresponse()
+            content = answer.read()
         upstream.close()
         status = answer.status
         # The content of files only: a listing is asked for with list-type.

@@ -37,6 +37,7 @@ SECONDS = 120
 PLAIN: dict[str, Any] = {
     "data.patch_size": (16, 16),
     "data.neighbours": 0,
+    "data.alignment": 1,
     "generator.channels": (4,),
     "generator.kernels": (3,),
     "generator.norm": "none",

@@ -225,10 +225,11 @@ def test_a_population_copies_the_better_and_mutates(
 ):
     folder = SweepFolder(tmp_path / "pbt")
     epochs, every = 8, 2
+    tracked = {"tracking.mode": "offline", "tracking.samples": 1} if workers == 1 else {}
     plan = tiny_plan(
         shard_folder,
         "pbt",
-        {"train.epochs": epochs},
+        {"train.epochs": epochs} | tracked,
         {
             "optim.lr_generator": SPACE["optim.lr_generator"],
             "loss.lambda_bce": SPACE["loss.lambda_bce"],
@@ -264,6 +265,11 @@ def test_a_population_copies_the_better_and_mutates(
         assert checkpoint.config.optim.lr_generator == record.hyperparameters["optim.lr_generator"]
         # What is kept does not grow with the epochs.
         assert len(list((run_dir / "checkpoints").glob("epoch-*.pt"))) == KEPT_EPOCHS
+        if tracked:
+            # Nor with its pauses: one record of W&B's, and each picture once there and once here.
+            files = [path for path in run_dir.rglob("*") if path.is_file()]
+            assert len([path for path in files if path.suffix == ".wandb"]) == 1
+            assert len(files) <= 9 + 2 * record.epochs
         if record.copies:
             last = record.copies[-1]
             donor = result.records[last.trial]

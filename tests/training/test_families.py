@@ -20,6 +20,7 @@ SIZES = {
     "residual-dense": {"features": 6, "blocks": 2, "layers": 2, "growth": 4},
     "recursive": {"features": 6, "recursions": 3},
     "feedback": {"features": 6, "groups": 2, "steps": 2},
+    "half-resolution": {"features": 8, "blocks": 2},
 }
 SHARDS = {
     "2d": ShardConfig(patch_size=(16, 16), patches_per_specimen=40, stride=8, val_slices=2),
@@ -62,6 +63,7 @@ def test_it_learns(family, kind, shards, tmp_path):
         {
             "data.patch_size": SHARDS[kind].patch_size,
             "data.neighbours": SHARDS[kind].neighbours,
+            "data.alignment": 1,
             "train.epochs": 20,
             "train.validate_every": 20,
             "train.log_every": 5,

@@ -29,12 +29,12 @@ from distsynth.config import from_json
 from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import Position, load_checkpoint
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST
-from distsynth.runs.lease import LEASE_FILE
 from distsynth.training.loop import TrainingRun, train
 from distsynth.training.steps import Learner
 from distsynth.training.validation import Validator
 from sharding.io.errors import DataError
 from sharding.io.interruption import Interrupted, signals_as_exceptions
+from sharding.io.lease import LEASE_FILE
 from sharding.shards.shard_set import ShardSet
 
 SCORE = "val/psnr"

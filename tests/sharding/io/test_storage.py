@@ -567,32 +567,3 @@ assert os.waitpid(child, 0)[1] == 0
 print(folder.names())
 """
     assert _finish(_python(code, remote.url)) == "['a', 'b']\n"
-
-
-def test_the_lock_excludes_others_until_their_process_dies(tmp_path, refused):
-    code = """
-import sys, time
-from sharding.io.storage import Folder
-with Folder(sys.argv[1]).lock():
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-    folder = Folder(tmp_path / "run")
-    with (
-        _killed_after_first_line(_python(code, folder.url)),
-        refused(folder.url, "another run is writing here", "Wait for it or give another folder"),
-        folder.lock(),
-    ):
-        pass
-    with folder.lock(), refused(folder.url, "another run", "Wait"), Folder(folder.url).lock():
-        pass
-    with folder.lock():
-        folder.write("a", b"1")
-    assert folder.names() == ["a"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
-
-
-def test_object_stores_know_no_lock(remote):
-    with remote.lock(), Folder(remote.url).lock():
-        remote.write("a", b"1")
-    assert remote.names() == ["a"]

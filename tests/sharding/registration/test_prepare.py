@@ -17,12 +17,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from cheap_preparation import CHEAP
-from filelock import FileLock
 from killing import SUPPORT, FileMoment, killed_at
 from nibabel.affines import apply_affine
 from programs import with_path
 from scipy.spatial.transform import Rotation
 
+from sharding.io.lease import lease
 from sharding.registration import step_work
 from sharding.registration.carry_back import carry_back
 from sharding.registration.config import STEPS, PrepareConfig
@@ -331,7 +331,7 @@ def test_a_second_run_at_the_same_time_is_refused(one, tmp_path, refused):
     out = tmp_path / "out"
     prepared([one], out)
     files = contents(out)
-    with FileLock(out / ".prepare.lock"), refused(out, "another run is writing here", "Wait"):
+    with lease(out), refused(out, "another process is writing here: process", "Wait"):
         prepared([one], out)
     assert contents(out) == files
     prepared([one], out)

@@ -103,6 +103,7 @@ CHANGES = {
     "axes": {"axes": (0,)},
     "foreground": {"foreground": 0.0},
     "stride": {"stride": 5},
+    "alignment": {"alignment": 4, "stride": 4},
     "neighbours": {"neighbours": 1},
     "dense_axes": {"dense_axes": (0, 1)},
     "val_slices": {"val_slices": 3},

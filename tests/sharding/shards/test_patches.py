@@ -13,6 +13,8 @@ from sharding.shards.patches import (
     cut,
     cut_channels,
     dense_locations,
+    extend_volume,
+    extended,
     extent,
     patch_axes,
     random_locations,
@@ -147,6 +149,36 @@ def test_an_empty_mask_is_refused_only_if_foreground_is_asked_for():
     with pytest.raises(ValueError, match="no foreground voxel"):
         random_locations(mask, (4, 4), 3, (2,), 0.1, rng)
     assert len(random_locations(mask, (4, 4), 3, (2,), 0.0, rng)) == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((9, 11, 13), (4, 6)), ((8, 9, 11), (6, 4, 8))], ids=str
+)
+@pytest.mark.parametrize("axes", [(2,), (0, 1, 2)], ids=str)
+def test_aligned_patches_start_at_multiples_and_cover_the_extended_volume(shape, size, axes):
+    whole = extended(shape, 2)
+    assert all(0 <= far - near < 2 and far % 2 == 0 for near, far in zip(shape, whole, strict=True))
+    volume = np.random.default_rng(0).random(shape)
+    longer = extend_volume(volume, 2)
+    assert longer.shape == whole
+    np.testing.assert_array_equal(longer, np.pad(volume, [(0, n % 2) for n in shape], mode="edge"))
+    mask = np.ones(shape, bool)
+    rng = np.random.default_rng(0)
+    for locations in (
+        random_locations(mask, size, 200, axes, 0.5, rng, alignment=2),
+        dense_locations(shape, size, 2, axes, alignment=2),
+    ):
+        for axis in patch_axes(size, axes):
+            corners = locations[locations[:, 0] == axis, 1:]
+            ends = corners + extent(size, axis)
+            for dim in range(3):
+                if dim == axis:
+                    assert ends[:, dim].max() == shape[dim]
+                else:
+                    assert (corners[:, dim] % 2 == 0).all()
+                    assert ends[:, dim].max() == whole[dim]
+    with pytest.raises(ValueError, match="divisible by the alignment of 3"):
+        dense_locations(shape, size, 3, axes, alignment=3)
 
 
 @settings(max_examples=80, deadline=None)

@@ -269,4 +269,5 @@ def test_a_full_disk_is_named_and_what_is_finished_is_kept(lab, whole, share):
         assert kind == "DataError"
         assert len(cut) == 6
         assert shards
-        assert shards <= set(untouched)
+        # The last one may have been written and its note not.
+        assert len(shards - set(untouched)) <= 1

@@ -17,9 +17,10 @@ from s3_server import S3Server
 from distsynth.config import DataConfig
 from distsynth.data.loader import TrainingBatches, validation_batches
 from distsynth.errors import ConfigError
-from sharding.io import retries
+from sharding.io import lease, retries
 from sharding.io.cache import Cache
 from sharding.io.errors import CohortError, DataError
+from sharding.io.lease import LEASE_FILE
 from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
@@ -44,6 +45,7 @@ def s3(server: S3Server, monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01,) * 4)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0)
     server.spoil("cut", times=0)
     server.requests.clear()
     yield server
@@ -74,10 +76,12 @@ def objects(folder):
 
 
 def put(server, folder):
-    """Objects of a folder that were written since the requests were cleared."""
+    """Objects of a folder, but its lease, that were written since the requests were cleared."""
     start = "/" + folder.url.removeprefix("s3://") + "/"
     found = [path for method, path in server.requests if method in ("PUT", "POST")]
-    return {path.partition("?")[0].removeprefix(start) for path in found if path.startswith(start)}
+    return {
+        path.partition("?")[0].removeprefix(start) for path in found if path.startswith(start)
+    } - {LEASE_FILE}
 
 
 def assert_same(left, right):

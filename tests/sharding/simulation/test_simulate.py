@@ -8,6 +8,7 @@ from dataclasses import asdict
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from sharding.simulation.simulate import SimulationConfig, simulate_cohort, simulate_source
 from sharding.volumes.cohort import Specimen, read_cohort
@@ -42,6 +43,41 @@ def test_without_any_effect_only_the_scale_changes():
     np.testing.assert_array_equal(source.data, SCALED)
     np.testing.assert_array_equal(source.affine, AFFINE)
     assert source.data.dtype == np.float32
+
+
+def test_each_specimen_has_its_own_contrast_and_blur_where_they_are_spread():
+    changes = {"gamma": 1.4, "gamma_spread": 0.4, "blur_voxels": 0.8, "blur_spread": 0.3}
+    config = SimulationConfig(**NONE | changes)
+    drawn = []
+    for name in ("a", "b", "c", "d"):
+        source, applied = simulate_source(TARGET, config, name)
+        blurred = ndimage.gaussian_filter(
+            SCALED ** applied["gamma"], applied["blur_voxels"], mode="nearest"
+        )
+        np.testing.assert_allclose(source.data, blurred, atol=1e-5)
+        drawn.append((applied["gamma"], applied["blur_voxels"]))
+    assert len(set(drawn)) == 4
+    assert all(1.0 <= gamma <= 1.8 and 0.5 <= blur <= 1.1 for gamma, blur in drawn)
+
+
+def test_a_spread_changes_no_other_draw():
+    same = {"bias": 0.3, "rotation_degrees": 2.0, "shift_mm": 1.0}
+    plain = simulate(**same)[1]
+    spread = simulate(**same, gamma_spread=0.3, blur_spread=0.0)[1]
+    for name in ("bias_slopes", "rotation_degrees", "shift_mm"):
+        assert spread[name] == plain[name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"gamma": 0.5, "gamma_spread": 0.5}, "leave gamma at least 0.01"),
+        ({"blur_voxels": 0.5, "blur_spread": 0.6}, "leave blur_voxels at least 0"),
+    ],
+)
+def test_a_spread_that_leaves_the_limits_is_refused(changes, rule):
+    with pytest.raises(ValueError, match=rule):
+        SimulationConfig(**changes)
 
 
 def test_gamma_alone():

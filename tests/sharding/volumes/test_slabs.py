@@ -74,6 +74,7 @@ def checkpoint(folder, changes, reach=1):
         {
             "data.patch_size": (12, 12),
             "data.neighbours": 0,
+            "data.alignment": 1,
             "generator.channels": (3,) * reach,
             "generator.kernels": (3,) * reach,
             "stitch.stride": 6,

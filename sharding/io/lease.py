@@ -1,7 +1,12 @@
-"""A lease on a folder, on any storage: one process at a time writes to a run or a sweep.
+"""A lease on a folder, on any storage: one process at a time writes there.
 
 The holder renews a small hidden file in the folder as long as it lives. A process that finds a
 fresh file is refused. If the holder has ended, or no longer renews the file, it is taken over.
+
+On local disks and on S3 exactly one of several processes that take a lease at once gets it. Other
+storages cannot write a file on condition that nobody else has: there each process looks again
+after SETTLE_SECONDS, and whoever wrote last has it. Two could both go on only if the writes of one
+took longer than that; each renewal looks again, and ends the one that has lost.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -33,8 +38,9 @@ BEAT_SECONDS = 15.0
 """Time between two renewals."""
 STALE_SECONDS = 4 * BEAT_SECONDS
 """Age at which a lease that another machine wrote is no longer fresh."""
-SETTLE_SECONDS, LOCAL_SETTLE_SECONDS = 1.0, 0.05
-"""Time after which two processes that take a lease at once can see which of them wrote last."""
+SETTLE_SECONDS = 1.0
+"""Time after which two processes that take a lease at once on an object store can see which of them
+wrote last."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,12 @@ def lease(url: str | Path) -> Iterator[None]:
         url: The folder: a path or a URL. It need not exist.
 
     Raises:
-        DataError: If another process holds it; says which one and since when.
+        DataError: If another process holds it; says which one and since when. Also if the path is
+            that of a file.
     """
     folder = Folder(url)
+    if folder.local is not None and folder.local.is_file():
+        raise DataError(folder.url, "is a file", "Give a folder")
     own = Lease.own()
     _take(folder, own)
     ended = threading.Event()
@@ -133,25 +142,38 @@ def lease(url: str | Path) -> Iterator[None]:
 
 def read_lease(folder: Folder) -> Lease | None:
     """The lease on a folder; None if there is none, or the file is not a lease."""
+    return _parsed(_content(folder))
+
+
+def _content(folder: Folder) -> bytes | None:
     try:
-        return _LEASE.validate_json(folder.read(LEASE_FILE))
-    except (MissingError, ValidationError):
+        return folder.read(LEASE_FILE)
+    except MissingError:
+        return None
+
+
+def _parsed(content: bytes | None) -> Lease | None:
+    try:
+        return None if content is None else _LEASE.validate_json(content)
+    except ValidationError:
         return None
 
 
 def _take(folder: Folder, own: Lease) -> None:
     """Write the lease unless another process holds it."""
-    found = read_lease(folder)
+    content = _content(folder)
+    found = _parsed(content)
     if found is not None:
         if _is_held(folder, found):
             raise _refusal(folder, found)
         logger.info(f"taking over {folder.url} from {found}, which no longer runs")
-    folder.write(LEASE_FILE, own.to_json())
-    # No storage that fsspec knows has a lock: of two that write at once the last one wins.
-    time.sleep(SETTLE_SECONDS if folder.local is None else LOCAL_SETTLE_SECONDS)
-    found = read_lease(folder)
-    if found is None or found.token != own.token:
-        raise _refusal(folder, found or own)
+    taken = folder.swap(LEASE_FILE, content, own.to_json().encode())
+    if taken and folder.local is None:
+        # Some servers ignore the condition: of two that write at once the last one wins.
+        time.sleep(SETTLE_SECONDS)
+        taken = (last := read_lease(folder)) is not None and last.token == own.token
+    if not taken:
+        raise _refusal(folder, read_lease(folder))
 
 
 def _is_held(folder: Folder, found: Lease) -> bool:
@@ -170,20 +192,23 @@ def _renew(folder: Folder, own: Lease, ended: threading.Event) -> None:
     """Renew the lease until the block ends, or until another process has taken it over."""
     while not ended.wait(BEAT_SECONDS):
         try:
-            found = read_lease(folder)
+            content = _content(folder)
+            found = _parsed(content)
             if found is not None and found.token != own.token:
                 logger.error(f"{folder.url} was taken over by {found}: this process ends")
                 _thread.interrupt_main()
                 return
-            renewed = Lease(**{**asdict(own), "renewed": time.time()})
-            folder.write(LEASE_FILE, renewed.to_json())
+            # A takeover in between makes this do nothing, and is found at the next renewal.
+            renewed = replace(own, renewed=time.time())
+            folder.swap(LEASE_FILE, content, renewed.to_json().encode())
         except DataError as error:
             logger.warning(f"the lease cannot be renewed: {error}")
 
 
-def _refusal(folder: Folder, holder: Lease) -> DataError:
+def _refusal(folder: Folder, holder: Lease | None) -> DataError:
+    who = f": {holder}" if holder else ""
     return DataError(
         folder.url,
-        f"another process is writing here: {holder}",
+        f"another process is writing here{who}",
         "Wait for it, end it, or give another folder",
     )

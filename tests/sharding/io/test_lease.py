@@ -8,12 +8,13 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
 
-from distsynth.runs import lease as lease_module
-from distsynth.runs.lease import LEASE_FILE, Lease, lease, read_lease
+from sharding.io import lease as lease_module
+from sharding.io.lease import LEASE_FILE, Lease, lease, read_lease
 from sharding.io.storage import Folder
 
 
@@ -21,6 +22,15 @@ from sharding.io.storage import Folder
 def folder(request, tmp_path):
     url = tmp_path / "run" if request.param == "local" else f"memory://{tmp_path.name}/run"
     return Folder(url)
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    """A folder on an S3 server."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(server, "conditions", "kept")
+    return Folder(server.new_folder())
 
 
 def elsewhere(age: float) -> Lease:
@@ -131,3 +141,105 @@ def test_a_file_that_is_no_lease_is_replaced(folder):
     folder.write(LEASE_FILE, json.dumps(asdict(Lease.own()) | {"more": 1}))
     with lease(folder.url):
         assert read_lease(folder).process == os.getpid()
+
+
+# Several processes at once
+
+
+def winners(folder, content):
+    """How many of six swaps of this content at once succeed."""
+    start = threading.Barrier(6)
+    new = [f"{number} after {content}".encode() for number in range(6)]
+
+    def take(number):
+        start.wait()
+        return folder.swap(LEASE_FILE, content, new[number])
+
+    with ThreadPoolExecutor(6) as pool:
+        taken = list(pool.map(take, range(6)))
+    assert folder.read(LEASE_FILE) == new[taken.index(True)]
+    return sum(taken)
+
+
+def test_one_of_several_that_swap_at_once_succeeds(tmp_path):
+    for number in range(10):
+        folder = Folder(tmp_path / str(number))
+        assert winners(folder, None) == 1
+        assert winners(folder, folder.read(LEASE_FILE)) == 1
+        assert [path.name for path in folder.local.iterdir()] == [LEASE_FILE]
+
+
+def test_so_it_does_on_s3(bucket):
+    for name in "ab":
+        folder = Folder(f"{bucket.url}/{name}")
+        assert winners(folder, None) == 1
+        assert winners(folder, folder.read(LEASE_FILE)) == 1
+
+
+def test_a_swap_needs_the_content_that_it_names(folder):
+    assert not folder.swap("file", b"old", b"new")
+    assert not folder.exists("file")
+    assert folder.swap("file", None, b"old")
+    assert not folder.swap("file", None, b"new")
+    assert folder.swap("file", b"old", b"new")
+    assert folder.read("file") == b"new"
+
+
+def taken_in_between(monkeypatch, theirs: Lease) -> None:
+    """Let another process take the lease after it was read and before it is written."""
+    before = Folder.swap
+
+    def swap(self, name, old, new):
+        monkeypatch.setattr(Folder, "swap", before)
+        self.write(LEASE_FILE, theirs.to_json())
+        return before(self, name, old, new)
+
+    monkeypatch.setattr(Folder, "swap", swap)
+
+
+@pytest.mark.parametrize("found", ["nothing", "an expired lease"])
+def test_of_two_that_take_it_on_s3_the_second_is_refused(bucket, found, monkeypatch, refused):
+    if found == "an expired lease":
+        bucket.write(LEASE_FILE, elsewhere(age=1000).to_json())
+    theirs = elsewhere(age=0)
+    taken_in_between(monkeypatch, theirs)
+    with refused(bucket.url, "on elsewhere since", "give another folder"), lease(bucket.url):
+        pass
+    assert read_lease(bucket) == theirs
+
+
+def test_a_second_holder_and_an_expired_one_on_s3(bucket, refused):
+    bucket.write(LEASE_FILE, elsewhere(age=1000).to_json())
+    with lease(bucket.url):
+        first = read_lease(bucket)
+        assert first is not None and first.process == os.getpid()
+        with refused(bucket.url, f"process {os.getpid()} on", "Wait for it"), lease(bucket.url):
+            pass
+        deadline = time.monotonic() + 30
+        while read_lease(bucket).renewed == first.renewed and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert read_lease(bucket).renewed > first.renewed
+        assert read_lease(bucket).token == first.token
+    assert read_lease(bucket) is None
+
+
+@pytest.mark.parametrize("conditions", ["ignored", "unknown"])
+def test_a_server_without_conditional_writes_gives_it_to_the_last_writer(
+    server, bucket, conditions, monkeypatch, refused
+):
+    monkeypatch.setattr(server, "conditions", conditions)
+    monkeypatch.setattr(lease_module, "SETTLE_SECONDS", 0.5)
+    with lease(bucket.url):
+        assert read_lease(bucket).process == os.getpid()
+    theirs = elsewhere(age=0)
+    late = threading.Timer(0.1, bucket.write, (LEASE_FILE, theirs.to_json()))
+    late.start()
+    with refused(bucket.url, "on elsewhere since", "give another folder"), lease(bucket.url):
+        pass
+    late.join()
+    assert read_lease(bucket) == theirs
+
+
+def test_a_write_whose_answer_is_lost_and_that_is_repeated_has_succeeded(bucket):
+    bucket.write("file", b"new")
+    assert bucket.swap("file", None, b"new")
