@@ -34,7 +34,7 @@ COLD = {VARIABLE: ""}
 """In the environment of processes that start no forks."""
 SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
 CONTEXT = "--serialized-runtime-env-context="
-SCRIPTS = ("/bin/distsynth", "/jobs/tune_gan.py", "/support/small_study.py")
+SCRIPTS = ("/bin/distsynth", "/jobs/tune_gan.py", "/support/small_study.py", "/quickstart.py")
 FORK_SERVER = re.compile(r"from multiprocessing\.forkserver import main; main\((\d+), (\d+), ")
 """The program of Python's own server of forks; it is given two open files by their numbers."""
 LIMIT = 2**20
