@@ -85,32 +85,33 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return OneCluster(config, log)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def fork_server() -> None:
-    """Processes that tests start are forked, and do not load the libraries anew.
+WARM = pytest.StashKey[contextlib.ExitStack]()
 
-    They meet at sockets in the temporary folder; it is made before a test moves TMPDIR to a long
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server of `warm_workers.py`, one for all processes of the tests.
+
+    Files meet at sockets in the temporary folder; it is made before a test moves TMPDIR to a long
     path.
     """
     get_temp_dir()
-    start_fork_server()
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    stack = config.stash[WARM] = contextlib.ExitStack()
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
+    os.environ.update(stack.enter_context(warm_server(Path(folder))))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End it."""
+    config.stash.get(WARM, contextlib.ExitStack()).close()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_workers(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Ray's workers start at once, whoever starts a cluster."""
-    if not any(item.get_closest_marker("slow") for item in request.session.items):
-        yield
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="warm-") as folder,
-        warm_server(Path(folder)) as found,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        path = with_path(SUPPORT / "stop_hook", SUPPORT, before=os.environ)
-        for name, value in (found | path).items():
-            patch.setenv(name, value)
-        yield
+def fork_server() -> None:
+    """Processes that tests start are forked, and do not load the libraries anew."""
+    os.environ.update(with_path(SUPPORT / "stop_hook", SUPPORT, before=os.environ))
+    start_fork_server()
 
 
 @pytest.fixture(scope="session")

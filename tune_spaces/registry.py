@@ -15,6 +15,7 @@ from tune_spaces.everything import everything
 from tune_spaces.learning_rates import learning_rates
 from tune_spaces.loss_forms import adversarial_losses, initialisation, loss_forms
 from tune_spaces.loss_weights import loss_weights
+from tune_spaces.recipes import recipes
 
 SPACES: dict[str, Callable[[], Space]] = {
     "loss-weights": loss_weights,
@@ -24,6 +25,7 @@ SPACES: dict[str, Callable[[], Space]] = {
     "adversarial-losses": adversarial_losses,
     "initialisation": initialisation,
     "learning-rates": learning_rates,
+    "recipes": recipes,
     "networks": architectures.networks,
     "conv-stacks": architectures.conv_stacks,
     "unets": architectures.unets,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from distsynth.cli.cohorts import cohort
 from distsynth.cli.dashboard import dashboard
 from distsynth.cli.export import export
 from distsynth.cli.messages import UsageError, messages_on_stderr, report_error
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__.replace("_", "-"): command
     for command in (
         phantom,
+        cohort,
         simulate,
         prepare,
         shard,

@@ -253,14 +253,14 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     data = config.data
     try:
         generator = build_generator(config.generator, data.sides, data.channels)
-        generator.load_state_dict(checkpoint.learners["generator"]["network"])
+        generator.load_state_dict(checkpoint.weights())
     except (ConfigError, KeyError, RuntimeError) as error:
         # Torch's first line names the network, its second what is wrong.
         reason = str(error).splitlines()[:2][-1].strip()
         raise DataError(
             path, f"the weights do not fit the configuration ({reason})", remedy
         ) from error
-    check_finite_weights(path, checkpoint.learners["generator"]["network"], remedy)
+    check_finite_weights(path, checkpoint.weights(), remedy)
     name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     chosen = torch.device(name if device == "auto" else device)
     return Predictor(checkpoint, generator.to(chosen).eval(), chosen)

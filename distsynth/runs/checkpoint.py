@@ -38,10 +38,13 @@ MAY_CHANGE = (
     "data.resident",
     "train.compile",
     "train.device",
+    "train.start_from",
     "loss.vgg_weights",
 )
-"""Fields that may change when a run is resumed, and tracking.*; train.epochs too if the learning
-rates are constant. All others would change its numbers by more than rounding."""
+"""Fields that may change when a run is resumed, and tracking.*; MAY_END too if the learning rates
+are constant. All others would change its numbers by more than rounding."""
+MAY_END = ("train.epochs", "train.minutes")
+"""Fields that say when a run ends by itself."""
 _DIGEST = "sha256:"
 """Prefix of a digest: no name of a specimen starts like this, as names have no colon."""
 MAY_FORK = ("loss.lambda_", "optim.lr_")
@@ -157,6 +160,7 @@ class LearnerState(TypedDict):
     """The form of Learner.state_dict."""
 
     network: dict[str, Tensor]
+    average: NotRequired[dict[str, Tensor]]
     optimizer: NotRequired[dict[str, Any]]
     scaler: NotRequired[dict[str, Any]]
 
@@ -176,7 +180,7 @@ class Checkpoint:
         position: How far the run is.
         learners: Name to Learner.state_dict().
         random: One entry for each rank, from random_state().
-        record: Other state of the loop: best score, sums since the last row, tracking id.
+        record: Other state of the loop: best score, sums since the last row, training time.
     """
 
     config: RunConfig
@@ -185,6 +189,15 @@ class Checkpoint:
     learners: dict[str, Any]
     random: list[dict[str, Any]]
     record: dict[str, Any]
+
+    def weights(self, learner: str = "generator") -> dict[str, Tensor]:
+        """The weights of a network as it predicts: their average, if the run keeps one.
+
+        Raises:
+            KeyError: If there is no such network.
+        """
+        state = self.learners[learner]
+        return state.get("average", state["network"])
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -308,7 +321,7 @@ def check_same_run(config: RunConfig, checkpoint: Checkpoint, manifest_sha256: s
     before, now = dict(dotted_fields(checkpoint.config)), dict(dotted_fields(config))
     for name, value in now.items():
         free = name in MAY_CHANGE or name.startswith("tracking.")
-        free |= name == "train.epochs" and config.optim.schedule == "constant"
+        free |= name in MAY_END and config.optim.schedule == "constant"
         if not free and before[name] != value:
             raise ConfigError(
                 f"{name} must be {before[name]} as in the run being resumed, got {value}"
@@ -339,7 +352,7 @@ def fork(donor: Checkpoint, config: RunConfig, own: Checkpoint | None) -> Checkp
     record = {"best_score": float("-inf"), "reports": []} | (own.record if own else {})
     past = [report for report in record["reports"] if report["epoch"] <= donor.position.epoch]
     # Sums since the last row are of losses with the donor's weights.
-    record |= {"sums": {}, "summed": {}, "reports": past}
+    record |= {"sums": {}, "summed": {}, "reports": past, "seconds": donor.record["seconds"]}
     return replace(donor, config=config, record=record)
 
 

@@ -45,7 +45,7 @@ TELEMETRY = "WANDB_ERROR_REPORTING"
 """Environment variable: whether W&B reports to its makers what it does and how it fails."""
 SERVICE = "WANDB_SERVICE"
 """Environment variable: where W&B's service listens, which this process or a parent started."""
-PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
+PATH_FIELDS = (("data", "shards"), ("train", "start_from"), ("loss", "vgg_weights"))
 """Fields of the configuration that hold a path; W&B does not get them."""
 
 

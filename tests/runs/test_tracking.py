@@ -125,13 +125,18 @@ def test_pictures_are_png_files_named_by_step(tmp_path):
 
 def test_public_config_holds_every_field_but_paths():
     config = with_overrides(
-        RunConfig(), {"data.shards": "/home/me/shards", "loss.vgg_weights": "/home/me/vgg.pt"}
+        RunConfig(),
+        {
+            "data.shards": "/home/me/shards",
+            "loss.vgg_weights": "/home/me/vgg.pt",
+            "train.start_from": "/home/me/run",
+        },
     )
     values = public_config(config)
     assert "/home/me" not in json.dumps(values)
     found = {f"{section}.{name}" for section, part in values.items() for name in part}
     everything = {name for name, _ in dotted_fields(config)}
-    assert everything - found == {"data.shards", "loss.vgg_weights"}
+    assert everything - found == {"data.shards", "train.start_from", "loss.vgg_weights"}
 
 
 def test_run_id_is_kept(tmp_path):
