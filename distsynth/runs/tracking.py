@@ -100,7 +100,7 @@ class LocalTracker:
 
     def finish(self, failed: bool = False) -> bool:  # noqa: ARG002
         """Close the file."""
-        # Every row was flushed when it was logged; one that a full disk cut short was an error then.
+        # Every row was flushed when it was logged; one that a full disk cut short raised then.
         with contextlib.suppress(OSError):
             self._file.close()
         return True
@@ -331,7 +331,8 @@ class Trackers:
 
     def finish(self, failed: bool = False) -> bool:
         """Close all trackers; whether all records are complete."""
-        return all([tracker.finish(failed) for tracker in self._trackers])
+        complete = [tracker.finish(failed) for tracker in self._trackers]
+        return all(complete)
 
 
 def start_trackers(

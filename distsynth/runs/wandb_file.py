@@ -36,13 +36,16 @@ def is_complete(path: Path) -> bool:
     full it is missing, though W&B itself says nothing.
     """
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     last = b""
     for content in _last_records(path):
         last = content
     try:
-        return Record.FromString(last).WhichOneof("record_type") == "exit"
+        record = vars(wandb_internal_pb2)["Record"].FromString(
+            last
+        )  # its types are made at run time
+        return record.WhichOneof("record_type") == "exit"
     except DecodeError:
         return False
 

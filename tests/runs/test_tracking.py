@@ -327,7 +327,7 @@ def test_a_record_of_wandb_that_finds_no_room_is_named_and_written_again(tmp_pat
     (tmp_path / "wandb").mkdir()
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a small disk")
-    script = 'mount -t tmpfs -o size=40k none "$2/wandb" && exec "$0" -c "$@"'
+    script = 'mount -t tmpfs -o size=400k none "$2/wandb" && exec "$0" -c "$@"'
     command = ["unshare", "-rm", "sh", "-c", script, sys.executable, ON_A_FULL_DISK, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
