@@ -40,6 +40,7 @@ SLOW_FIXTURES = {"nodes", "server", "browser"}
 
 settings.register_profile("quick", max_examples=30, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 ON_THE_CLUSTER = {
