@@ -17,12 +17,14 @@ from distsynth.models import (
     DenseConfig,
     EncoderDecoderConfig,
     FeedbackConfig,
+    GatedUNetConfig,
     HalfResolutionConfig,
     NoDiscriminatorConfig,
     PatchGANConfig,
     RecursiveConfig,
     ResidualConfig,
     ResidualDenseConfig,
+    ResidualUNetConfig,
     UNetConfig,
     build_discriminator,
     build_generator,
@@ -69,6 +71,10 @@ SMALL_DISCRIMINATOR = ConvDiscriminatorConfig((8, 16, 32), (3,), norm="none")
 # Ours: residual blocks on cells of two voxels a side, which see an eighth of a block's voxels.
 HALF_RESOLUTION = HalfResolutionConfig()
 
+# Newer U-Nets, of sizes that are ours.
+RESIDUAL_UNET = ResidualUNetConfig()
+NAFNET = GatedUNetConfig()
+
 # Ours, for blocks; the paper leaves three dimensions for later (section 8).
 UNET_3D = UNetConfig((16, 32, 64, 128), init="normal")
 RESIDUAL_3D = ResidualConfig(features=16, blocks=4, residual=True)
@@ -89,6 +95,8 @@ GENERATORS: dict[str, AnyGenerator] = {
     "srfbn": SRFBN,
     "small": SMALL,
     "half-resolution": HALF_RESOLUTION,
+    "residual-unet": RESIDUAL_UNET,
+    "nafnet": NAFNET,
 }
 """Whole generators by the name that a search space gives them."""
 

@@ -193,7 +193,7 @@ def _evaluate_specimen(
         name, synthetic = prediction.method, prediction.synthetic
         measured = _measured(prediction, pair)
         row = volume_metrics(measured.synthetic, target, transform, pair.mask)
-        row["psnr_unlent_mask"] = psnr(
+        row["psnr_unlent"] = psnr(
             mse(_unlent(synthetic, pair, data), target, pair.mask), transform.data_range
         )
         row |= artefacts(measured, target, pair.mask)

@@ -206,10 +206,10 @@ class TrainingRun:
             failed = False
             raise
         finally:
-            self.trackers.finish(failed)
+            complete = self.trackers.finish(failed)
             if accelerator.is_main_process:
                 self.folder.upload(wandb=True)
-                if resume and not failed and config.tracking.mode == "offline":
+                if resume and complete and not failed and config.tracking.mode == "offline":
                     self.folder.remove_earlier_parts()
 
     @contextlib.contextmanager
