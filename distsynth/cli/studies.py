@@ -104,7 +104,7 @@ def _planned(cohort: Path, minutes: float, gpus: int) -> "StudyPlan":
     from sharding.volumes.cohort import read_cohort
 
     return plan_study(
-        str(cohort.resolve()),
+        _lasting(cohort),
         survey(read_cohort(cohort)),
         minutes,
         gpus,
@@ -115,13 +115,19 @@ def _planned(cohort: Path, minutes: float, gpus: int) -> "StudyPlan":
 
 def _check_asked(made: "StudyPlan", cohort: Path, minutes: float | None, gpus: int | None) -> None:
     """Refuse to continue a study as another one."""
-    asked = {"cohort": str(cohort.resolve()), "minutes": minutes, "gpus": gpus}
+    asked = {"cohort": _lasting(cohort), "minutes": minutes, "gpus": gpus}
     for name, value in asked.items():
         if value is not None and value != getattr(made, name):
             raise ConfigError(
                 f"the study was planned with {name} {getattr(made, name)}, now {value} is asked "
                 "for: choose another folder with -o"
             )
+
+
+def _lasting(cohort: Path) -> str:
+    """The cohort's absolute path; that of its file, however it was named."""
+    file = cohort / "cohort.csv"
+    return str((file if file.is_file() else cohort).resolve())
 
 
 def _reasons(made: "StudyPlan") -> str:
