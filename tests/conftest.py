@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -49,6 +50,8 @@ ON_THE_CLUSTER = {
     "test_parallel.py",
 }
 """Files whose tests use the same Ray cluster: one process of the tests runs them all."""
+# Compiling a network takes one process, not one more for each core, which would load torch anew.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # A shell that runs the tests in the background has it ignored, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -101,6 +104,12 @@ def pytest_configure(config: pytest.Config) -> None:
     stack = config.stash[WARM] = contextlib.ExitStack()
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
     os.environ.update(stack.enter_context(warm_server(Path(folder))))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays to the end: let no garbage collection look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

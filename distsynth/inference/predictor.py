@@ -341,13 +341,14 @@ def _predict_volume(
     grid = like or prediction_grid(source, data.spacing_mm, data.orientation, where, max_voxels)
     logger.info("predicting on a grid of %s voxels", "x".join(map(str, grid.shape)))
     placed = place_source(source, grid.shape, grid.affine, data.preprocess, where, empty)
-    check_foreground_varies(where, source, placed.transform, data.preprocess.foreground_threshold)
-    standardised = placed.transform.standardise_scaled(placed.scaled, empty)
+    transform = placed.transform.to_standard(data.standards.source)
+    check_foreground_varies(where, source, transform, data.preprocess.foreground_threshold)
+    standardised = transform.standardise_scaled(placed.scaled, empty)
     try:
         synthetic = predictor(standardised, empty=empty)
     except ConfigError as error:
         raise DataError(where, str(error), "Give a larger volume, or use smaller patches") from None
-    predicted = grid.with_data(placed.transform.restore(synthetic, empty))
+    predicted = grid.with_data(transform.restore(synthetic, empty))
     if not like and not source.has_orientation:
         # Without orientation only the arrays can be compared: this one lies like the source's.
         predicted = predicted.reoriented("RAS")

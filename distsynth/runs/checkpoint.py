@@ -8,12 +8,13 @@ import random
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
@@ -27,7 +28,8 @@ from sharding.shards.manifest import Manifest
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.header import LEAST_MM, MOST_MM, is_orientation
-from sharding.volumes.intensities import fingerprint
+from sharding.volumes.intensities import CENTRE, WIDTH, fingerprint
+from sharding.volumes.landmarks import Standards
 from sharding.volumes.pair import Pair
 
 FORMAT_VERSION = 1
@@ -62,6 +64,9 @@ class DataRecord:
         orientation: Axis directions of the targets, such as RAS.
         splits: Specimen name to split; in an export a digest takes the place of a name.
         seen_sha256: Fingerprints of every training and validation scan; none may be a test scan.
+        standards: Landmarks that intensities are moved to; empty without matching.
+        typical_target: What is subtracted from scaled targets and what they are divided by, mean
+            over training specimens: how to undo a prediction without any target.
     """
 
     manifest_sha256: str
@@ -70,6 +75,8 @@ class DataRecord:
     orientation: str
     splits: dict[str, Split]
     seen_sha256: tuple[str, ...]
+    standards: Standards = field(default_factory=Standards)
+    typical_target: tuple[float, float] = (CENTRE, WIDTH)
 
     def __post_init__(self) -> None:
         if not all(LEAST_MM <= side <= MOST_MM for side in self.spacing_mm):
@@ -83,7 +90,8 @@ class DataRecord:
     def of(cls, manifest: Manifest) -> DataRecord:
         """Summarise a shard set."""
         seen = [row for row in manifest.specimens if row.split != "test"]
-        first = next(row for row in seen if row.split == "train")
+        training = [row for row in seen if row.split == "train"]
+        first = training[0]
         return cls(
             manifest_sha256=manifest.sha256,
             preprocess=manifest.config.preprocess,
@@ -93,7 +101,17 @@ class DataRecord:
             seen_sha256=tuple(
                 digest for row in seen for digest in (row.source_sha256, row.target_sha256)
             ),
+            standards=manifest.standards,
+            typical_target=(
+                sum(row.target.mean for row in training) / len(training),
+                sum(row.target.std for row in training) / len(training),
+            ),
         )
+
+    def without_target(self, synthetic: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring a standardised prediction to the scale of [0, 1] without looking at its target."""
+        mean, std = self.typical_target
+        return synthetic * np.float32(std) + np.float32(mean)
 
     def split_of(self, specimen: str) -> Split:
         """The split of a specimen; one that the shards did not hold counts as test."""

@@ -16,8 +16,9 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from distsynth.config import RunConfig, to_json, validate
-from distsynth.data.loader import Batch, Rank, Standardiser, TrainingBatches
+from distsynth.data.loader import Batch, Rank, TrainingBatches
 from distsynth.data.memory import keep_freed_memory
+from distsynth.data.standardiser import Standardiser
 from distsynth.metrics.objective import score
 from distsynth.runs.checkpoint import Position
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder, open_run

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsynth.config import RunConfig
-from distsynth.data.loader import Batch, PatchDataset, Standardiser
+from distsynth.data.loader import Batch, PatchDataset
+from distsynth.data.standardiser import Standardiser
 from distsynth.runs.tracking import patch_grid
 from distsynth.training.pace import Pace
 from distsynth.training.steps import Learner, Terms

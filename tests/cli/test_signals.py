@@ -82,6 +82,18 @@ def program(
         kill_family(found.process)
 
 
+@contextlib.contextmanager
+def stopped_program(
+    folder: Path, moment: FileMoment, *args: str | Path
+) -> Iterator[tuple[Program, int]]:
+    """A program, and the number of the process of it that has stopped at a moment."""
+    notes = folder / "notes"
+    notes.mkdir()
+    stop = Stop(moment, notes)
+    with program(folder / "first", *args, **stop.environment) as found:
+        yield found, stop.wait(found.process)
+
+
 def command_to_continue(said: str) -> list[str]:
     """The arguments of the command that an interrupted one shows."""
     (line,) = [line for line in said.splitlines() if line.startswith("to continue: ")]
@@ -132,15 +144,13 @@ def test_the_ranks_of_a_training_end_together(told, shard_folder, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_sharding_continues(number, tmp_path):
-    cohort, shards, notes = tmp_path / "cohort", tmp_path / "shards", tmp_path / "notes"
-    notes.mkdir()
+    cohort, shards = tmp_path / "cohort", tmp_path / "shards"
     assert main(["phantom", str(cohort), "--specimens", "5", "--shape", "32", "32", "32"]) == 0
     options = ["--patch-size", "16", "16", "--stride", "8", "--workers", "2", "--overwrite"]
     args = ["shard", cohort, "-o", shards, *options]
     # The third specimen is not finished before the signal comes, whoever cuts it.
-    stop = Stop(FileMoment("*/parts/specimens/phantom-02.json", "rename"), notes)
-    with program(tmp_path / "first", *args, **stop.environment) as first:
-        stopped = stop.wait(first.process)
+    moment = FileMoment("*/parts/specimens/phantom-02.json", "rename")
+    with stopped_program(tmp_path, moment, *args) as (first, stopped):
         first.send(number)
         os.kill(stopped, signal.SIGCONT)
         again = command_to_continue(first.end_by(number))
@@ -155,9 +165,11 @@ def test_preparing_continues(tmp_path):
     commands = study_commands(tmp_path)
     assert main([*commands["pair"], "--overwrite"]) == 0
     args = commands["prepare"]
-    with program(tmp_path / "first", *args) as first:
-        first.wait_until(lambda: any((tmp_path / "prepared").glob("phantom-*/*")))
-        assert command_to_continue(first.end(signal.SIGTERM)) == args
+    moment = FileMoment("*/phantom-00/resample", "rename")
+    with stopped_program(tmp_path, moment, *args) as (first, stopped):
+        first.send(signal.SIGTERM)
+        os.kill(stopped, signal.SIGCONT)
+        assert command_to_continue(first.end_by(signal.SIGTERM)) == args
     assert main(args) == 0
 
 

@@ -35,6 +35,10 @@ def study_commands(folder: Path) -> dict[str, list[str]]:
             f"sweep small --space learning-rates --name tiny --storage {folder}/sweeps --trials 2"
             f" --local {_run_options(shards)}"
         ),
+        "trial": (
+            f"sweep small --space learning-rates --name tiny --storage {folder}/sweeps --trials 1"
+            f" --local {_run_options(shards)}"
+        ),
         "reproduce": (
             f"reproduce {cohort}/cohort.csv -o {folder}/reproduction --rows dcgan-1 rfsr --local"
             f" --shards {shards} --budget.epochs 0.04 --budget.stride 8"
