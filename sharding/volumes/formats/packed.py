@@ -14,11 +14,18 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-Packing = Literal["gzip", "bzip2", "zstd", "zlib"]
+Packing = Literal["gzip", "bzip2", "zstd", "zlib", "jpeg"]
 MAGIC: dict[bytes, Packing] = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 """How packed files begin."""
-MAX_RATIO: dict[Packing, int] = {"gzip": 1032, "zlib": 1032, "bzip2": 22_500, "zstd": 33_000}
-"""No byte of these can expand to more, so a header that claims more is wrong."""
+MAX_RATIO: dict[Packing, int] = {
+    "gzip": 1032,
+    "zlib": 1032,
+    "bzip2": 22_500,
+    "zstd": 33_000,
+    "jpeg": 33_000,
+}
+"""No byte of these can expand to more, so a header that claims more is wrong; "jpeg" stands for all
+that DICOM files are compressed by, and no image is compressed by more."""
 UNPACKING_ERRORS = (zstd.ZstdError,)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from sharding.io.errors import DataError
+from sharding.volumes.formats.dicom import Dicom
 from sharding.volumes.formats.format import Format, Write
 from sharding.volumes.formats.metaimage import MetaImage
 from sharding.volumes.formats.mgh import Mgh, write_mgh
 from sharding.volumes.formats.nifti import Nifti, write_nifti
 from sharding.volumes.formats.nrrd import Nrrd, write_nrrd
 
-FORMATS: tuple[Format, ...] = (Nifti(), Mgh(), Nrrd(), MetaImage())
+DICOM = Dicom()
+FORMATS: tuple[Format, ...] = (Nifti(), Mgh(), Nrrd(), MetaImage(), DICOM)
 """Every format that can be read. A new one is added here."""
 WRITERS: dict[str, Write] = {
     ".nii.gz": write_nifti,
@@ -27,16 +29,18 @@ PACKED = (".zst", ".xz", ".zip", ".gz", ".bz2", ".7z")
 
 
 def format_of(path: Path) -> Format:
-    """The format of a file, by its ending.
+    """The format of a volume by its ending; folders and files without a known one may be DICOM.
 
     Raises:
         DataError: If it is not known.
     """
     for kind in FORMATS:
-        if path.name.lower().endswith(kind.suffixes):
+        if not path.is_dir() and path.name.lower().endswith(kind.suffixes):
             return kind
+    if DICOM.has(path):
+        return DICOM
     known = ", ".join(suffix for kind in FORMATS for suffix in kind.suffixes)
-    rule = f"must be a volume whose name ends in {known}, found {path.name}"
+    rule = f"must be a DICOM folder or a file whose name ends in {known}, found {path.name}"
     packed = path.name.lower().endswith(PACKED)
     raise DataError(path, rule, "Unpack it" if packed else "Convert it to .nii.gz")
 
