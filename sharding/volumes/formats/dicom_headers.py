@@ -6,6 +6,7 @@ Only the fields that are needed are read. None of them names a patient.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,10 +93,15 @@ class Slice:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without pydicom's warnings of values that the standard does not allow; they may hold text."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without pydicom's warnings of values that the standard does not allow: they quote them."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def slices_of(path: Path) -> list[Slice]:
@@ -108,7 +114,7 @@ def slices_of(path: Path) -> list[Slice]:
     with quiet():
         header = _header(path)
         if "Rows" not in header or "Columns" not in header:
-            if UID(header.get("SOPClassUID", "")).name.endswith("Image Storage"):
+            if UID(str(header.get("SOPClassUID", ""))).name.endswith("Image Storage"):
                 rule = "the DICOM file is cut short: it is of a kind that holds an image"
                 raise DataError(path, rule, "Copy or export it again")
             return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sharding.io.errors import DataError
-from sharding.volumes.formats.dicom import Dicom
+from sharding.volumes.formats.dicom import Dicom, is_dicom
 from sharding.volumes.formats.format import Format, Write
 from sharding.volumes.formats.metaimage import MetaImage
 from sharding.volumes.formats.mgh import Mgh, write_mgh
@@ -25,6 +25,10 @@ WRITERS: dict[str, Write] = {
 """Ending of an output to what writes it."""
 KEEPS_NO_ORIENTATION = (".nii.gz", ".nii")
 """Outputs that can say that the directions of their axes are not known."""
+HEADERS = (".hdr", ".hdr.gz", ".nhdr", ".mhd")
+"""Endings of files that hold no voxels."""
+VOXELS = (".img", ".img.gz", ".raw", ".zraw", ".raw.gz", ".bin", ".dat")
+"""Endings of the files of voxels beside them."""
 PACKED = (".zst", ".xz", ".zip", ".gz", ".bz2", ".7z")
 
 
@@ -61,6 +65,22 @@ def stem(name: str) -> str:
     endings = (suffix for kind in FORMATS for suffix in kind.suffixes)
     known = [ending for ending in endings if name.lower().endswith(ending)]
     return name[: -len(max(known, key=len))] if known else name
+
+
+def is_header(path: Path) -> bool:
+    """Whether a file is the header of a volume whose voxels lie in a file beside it."""
+    return path.name.lower().endswith(HEADERS) and not path.is_dir()
+
+
+def stem_of_voxels(path: Path) -> str:
+    """The name of a file of voxels without its ending; of any other file its whole name."""
+    endings = [ending for ending in VOXELS if path.name.lower().endswith(ending)]
+    return path.name[: -len(max(endings, key=len))] if endings else path.name
+
+
+def holds_dicom(path: Path) -> bool:
+    """Whether a path is a folder in which a DICOM file lies."""
+    return path.is_dir() and any(file.is_file() and is_dicom(file) for file in path.iterdir())
 
 
 def output_suffix(path: Path) -> str:
