@@ -37,8 +37,9 @@ from benchmarks.reading_peers import (
     write_volumes,
 )
 from distsynth.config import DataConfig
-from distsynth.data.loader import Batch, PatchDataset, Rank, Standardiser, TrainingBatches
+from distsynth.data.loader import Batch, PatchDataset, Rank, TrainingBatches
 from distsynth.data.memory import keep_freed_memory
+from distsynth.data.standardiser import Standardiser
 from sharding.shards.config import ShardConfig
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from distsynth.data.loader import Batch, Standardiser
+from distsynth.data.loader import Batch
+from distsynth.data.standardiser import Standardiser
 from sharding.volumes.volume import Volume, write_volume
 
 BATCH = 32

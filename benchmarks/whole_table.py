@@ -30,6 +30,7 @@ from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.perceptual import vgg16_features
 from distsynth.models import build_discriminator, build_generator
 from distsynth.presets import PRESETS, preset
+from distsynth.training.pace import Pace
 from distsynth.training.steps import (
     Learner,
     Terms,
@@ -56,7 +57,7 @@ class Step:
         size, channels = config.data.sides, config.data.channels
 
         def learner(network: torch.nn.Module, rate: float) -> Learner:
-            return Learner(network, rate, config.optim, 1, accelerator)
+            return Learner(network, rate, config.optim, Pace(1), accelerator)
 
         generator = build_generator(config.generator, size, channels)
         self.learners = {"generator": learner(generator, config.optim.lr_generator)}

@@ -17,18 +17,21 @@ from distsynth.models import (
     DenseConfig,
     EncoderDecoderConfig,
     FeedbackConfig,
+    GatedUNetConfig,
     HalfResolutionConfig,
     NoDiscriminatorConfig,
     PatchGANConfig,
     RecursiveConfig,
     ResidualConfig,
     ResidualDenseConfig,
+    ResidualUNetConfig,
     UNetConfig,
     build_discriminator,
     build_generator,
     parameter_count,
 )
 from sharding.shards.config import ShardConfig
+from sharding.volumes.config import PreprocessConfig
 
 PAPER_PATCH = (64, 64)
 """Sides of the paper's patches in voxels (section 5.2): the sizes of networks are listed for it."""
@@ -68,6 +71,10 @@ SMALL_DISCRIMINATOR = ConvDiscriminatorConfig((8, 16, 32), (3,), norm="none")
 # Ours: residual blocks on cells of two voxels a side, which see an eighth of a block's voxels.
 HALF_RESOLUTION = HalfResolutionConfig()
 
+# Newer U-Nets, of sizes that are ours.
+RESIDUAL_UNET = ResidualUNetConfig()
+NAFNET = GatedUNetConfig()
+
 # Ours, for blocks; the paper leaves three dimensions for later (section 8).
 UNET_3D = UNetConfig((16, 32, 64, 128), init="normal")
 RESIDUAL_3D = ResidualConfig(features=16, blocks=4, residual=True)
@@ -88,6 +95,8 @@ GENERATORS: dict[str, AnyGenerator] = {
     "srfbn": SRFBN,
     "small": SMALL,
     "half-resolution": HALF_RESOLUTION,
+    "residual-unet": RESIDUAL_UNET,
+    "nafnet": NAFNET,
 }
 """Whole generators by the name that a search space gives them."""
 
@@ -157,6 +166,30 @@ def _cnn(generator: AnyGenerator, loss: LossConfig) -> RunConfig:
     )
 
 
+def _half(minutes: float, generator: AnyGenerator, batch_size: int, epochs: int) -> RunConfig:
+    """Blocks at half resolution by pairs alone, for a budget in time; the rest is ours, as tried.
+
+    The whole volume goes through the network at once, or in tiles that give the same.
+    """
+    return RunConfig(
+        generator=generator,
+        loss=LossConfig(0.0, 1.0, "l1", 0.0, 0.0),
+        optim=OptimConfig(
+            1.5e-3,
+            beta2=0.99,
+            schedule="cosine",
+            clip_norm=1.0,
+            warmup_steps=50,
+            weight_decay=1e-4,
+            average=0.995,
+        ),
+        train=TrainConfig(
+            epochs=epochs, minutes=minutes, batch_size=batch_size, precision="bf16", log_every=50
+        ),
+        stitch=StitchConfig(stride=32, method="whole"),
+    )
+
+
 # fmt: off
 PRESETS: dict[str, RunConfig] = {
     # Figure 13's letters, then the weights of BCE, reconstruction, gradient and perceptual loss,
@@ -214,15 +247,34 @@ PRESETS: dict[str, RunConfig] = {
         train=TrainConfig(epochs=20, batch_size=32),
         stitch=StitchConfig(stride=16, trim=7, axes=(0, 1, 2)),
     ),
+
+    # The best image for the minutes that there are: on two cores of a CPU, and on a GPU.
+    "quick":    _half(2.0,  HALF_RESOLUTION,               batch_size=2,  epochs=100),
+    "best":     _half(30.0, HALF_RESOLUTION,               batch_size=2,  epochs=100),
+    "best-gpu": _half(30.0, HalfResolutionConfig(128, 10), batch_size=16, epochs=1000),
 }
 # fmt: on
 
-OURS = ("srcnn", "edsr", "rdn", "drcn", "srfbn", "unet-3d", "gan-3d", "small")
+OURS = (
+    *("srcnn", "edsr", "rdn", "drcn", "srfbn", "unet-3d", "gan-3d", "small"),
+    *("quick", "best", "best-gpu"),
+)
 """Presets that are no rows of the paper's tables."""
 
+EVEN_BLOCKS = ShardConfig(
+    patch_size=(32, 32, 32),
+    patches_per_specimen=300,
+    stride=32,
+    alignment=2,
+    preprocess=PreprocessConfig(intensities="percentile"),
+)
+"""Blocks whose cells of two voxels are always the same, and intensities that travel."""
 BLOCKS: dict[str, ShardConfig] = {
     "unet-3d": ShardConfig(patch_size=(48, 48, 48), patches_per_specimen=150, stride=24),
     "gan-3d": ShardConfig(patch_size=(32, 32, 32), patches_per_specimen=300, stride=16),
+    "quick": EVEN_BLOCKS,
+    "best": EVEN_BLOCKS,
+    "best-gpu": EVEN_BLOCKS,
 }
 """What to cut for the presets of three dimensions; `distsynth shard --for-preset` does so."""
 
@@ -245,7 +297,7 @@ def describe(name: str) -> dict[str, Any]:
 
     Returns:
         preset, generator, generator_parameters, discriminator, discriminator_parameters, losses,
-        lr_generator, lr_discriminator, epochs; None for what a preset without discriminator lacks.
+        lr_generator, lr_discriminator, epochs, minutes; None for what a preset lacks.
 
     Raises:
         ConfigError: If there is no such preset.
@@ -268,6 +320,7 @@ def describe(name: str) -> dict[str, Any]:
         "lr_generator": config.optim.lr_generator,
         "lr_discriminator": None,
         "epochs": config.train.epochs,
+        "minutes": config.train.minutes or None,
     }
     if config.adversarial:
         built = build_discriminator(discriminator, patch_size)

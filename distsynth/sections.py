@@ -107,7 +107,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam for both networks (section 6.5)."""
+    """AdamW for both networks; without weight decay it is the paper's Adam (section 6.5)."""
 
     __pydantic_config__ = STRICT
 
@@ -117,6 +117,13 @@ class OptimConfig:
     beta2: float = 0.999
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rates over the run, to zero at its end unless constant."""
+    warmup_steps: int = 0
+    """Steps in which the learning rates grow from zero to what the schedule says."""
+    weight_decay: float = 0.0
+    """Share of the weights, times the learning rate, by which they shrink in each step."""
+    average: float = 0.0
+    """Decay of a running average of the generator's weights, such as 0.995; the average is what is
+    validated, predicts and is exported. 0 takes the weights as they are."""
     clip_norm: float = 0.0
     """Largest gradient norm of each network; 0 does not clip."""
     discriminator_steps: int = 1
@@ -131,7 +138,9 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             yield Rule(name, 0 <= value < 1, "in [0, 1)", value)
-        yield at_least("clip_norm", self.clip_norm, 0)
+        yield Rule("average", 0 <= self.average < 1, "in [0, 1)", self.average)
+        for name in ("clip_norm", "warmup_steps", "weight_decay"):
+            yield at_least(name, getattr(self, name), 0)
         yield between("discriminator_steps", self.discriminator_steps, 1, MOST_UPDATES)
 
 
@@ -142,6 +151,16 @@ class TrainConfig:
     __pydantic_config__ = STRICT
 
     epochs: int = 10
+    """Passes through the training patches."""
+    minutes: float = 0.0
+    """Minutes of training, if they are over before the epochs; 0 for no limit. The time of steps
+    counts, not that of validations and checkpoints. Learning rates then follow the clock, and a
+    resumed run ends after as much training as one that was not interrupted."""
+    patience: int = 0
+    """Validations without a new best score after which the run ends early; 0 never does."""
+    start_from: str | None = None
+    """Checkpoint or run, a path or a URL, whose weights the networks start with; all else starts
+    anew. None starts with random weights."""
     batch_size: int = 32
     """Patches an optimizer step, over all ranks and micro-batches. The number of ranks changes a
     run by rounding only: BatchNorm takes its statistics over all of them."""
@@ -172,7 +191,7 @@ class TrainConfig:
         """Rules of each field, and whole micro-batches."""
         for name in ("epochs", "batch_size", "accumulation", "log_every", "validate_every"):
             yield at_least(name, getattr(self, name), 1)
-        for name in ("checkpoint_every", "keep_epochs", "seam_penalty"):
+        for name in ("minutes", "patience", "checkpoint_every", "keep_epochs", "seam_penalty"):
             yield at_least(name, getattr(self, name), 0)
         yield between("seed", self.seed, 0, LARGEST_SEED)
         yield Rule(

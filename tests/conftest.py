@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -39,6 +40,7 @@ SLOW_FIXTURES = {"nodes", "server", "browser"}
 
 settings.register_profile("quick", max_examples=30, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 ON_THE_CLUSTER = {
@@ -48,6 +50,8 @@ ON_THE_CLUSTER = {
     "test_parallel.py",
 }
 """Files whose tests use the same Ray cluster: one process of the tests runs them all."""
+# Compiling a network takes one process, not one more for each core, which would load torch anew.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # A shell that runs the tests in the background has it ignored, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -85,32 +89,39 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return OneCluster(config, log)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def fork_server() -> None:
-    """Processes that tests start are forked, and do not load the libraries anew.
+WARM = pytest.StashKey[contextlib.ExitStack]()
 
-    They meet at sockets in the temporary folder; it is made before a test moves TMPDIR to a long
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server of `warm_workers.py`, one for all processes of the tests.
+
+    Files meet at sockets in the temporary folder; it is made before a test moves TMPDIR to a long
     path.
     """
     get_temp_dir()
-    start_fork_server()
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    stack = config.stash[WARM] = contextlib.ExitStack()
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
+    os.environ.update(stack.enter_context(warm_server(Path(folder))))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays to the end: let no garbage collection look at it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End it."""
+    config.stash.get(WARM, contextlib.ExitStack()).close()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_workers(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Ray's workers start at once, whoever starts a cluster."""
-    if not any(item.get_closest_marker("slow") for item in request.session.items):
-        yield
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="warm-") as folder,
-        warm_server(Path(folder)) as found,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        path = with_path(SUPPORT / "stop_hook", SUPPORT, before=os.environ)
-        for name, value in (found | path).items():
-            patch.setenv(name, value)
-        yield
+def fork_server() -> None:
+    """Processes that tests start are forked, and do not load the libraries anew."""
+    os.environ.update(with_path(SUPPORT / "stop_hook", SUPPORT, before=os.environ))
+    start_fork_server()
 
 
 @pytest.fixture(scope="session")

@@ -116,6 +116,7 @@ def test_presets_of_blocks_train_and_predict(name, tmp_path):
         "data.shards": str(tmp_path / "shards"),
         "train.epochs": 1,
         "train.batch_size": 2,
+        "train.precision": "no",
         "train.device": "cpu",
         "tracking.mode": "disabled",
         "tracking.samples": 1,
@@ -128,10 +129,8 @@ def test_presets_of_blocks_train_and_predict(name, tmp_path):
 
 
 def test_blocks_are_of_32_and_48_voxels_a_side():
-    assert {name: config.patch_size for name, config in BLOCKS.items()} == {
-        "unet-3d": (48,) * 3,
-        "gan-3d": (32,) * 3,
-    }
+    sides = {name: config.patch_size[0] for name, config in BLOCKS.items()}
+    assert sides == {"unet-3d": 48, "gan-3d": 32, "quick": 32, "best": 32, "best-gpu": 32}
     for name, shards in BLOCKS.items():
         assert shards.stride == preset(name).stitch.stride
     gan = describe("gan-3d")
@@ -172,7 +171,9 @@ def test_a_listing_row():
         "lr_generator": 2e-3,
         "lr_discriminator": 2e-4,
         "epochs": 30,
+        "minutes": None,
     }
+    assert (describe("best")["minutes"], describe("best")["generator_parameters"]) == (30, 290_664)
     small = describe("small")
     assert small["generator"].endswith(", residual")
     assert (small["discriminator"], small["lr_discriminator"]) == ("conv 8-16-32", 2e-4)

@@ -11,6 +11,7 @@ from tune_spaces.domains import Space
 GENERATORS = (
     *("dcgan-1", "dcgan-2", "dcgan-3", "unet", "fcn-1", "fcn-2", "dcsrn"),
     *("srcnn", "edsr", "rdn", "drcn", "srfbn", "small", "half-resolution"),
+    *("residual-unet", "nafnet"),
 )
 """Networks of figures 3 and 13, those that the paper leaves for later, and a small one of ours;
 `distsynth.presets` defines them."""
@@ -71,6 +72,43 @@ def unets(widths: Sequence[int] = (8, 16, 32, 64), depths: Sequence[int] = (3, 4
                 for width in widths
             ]
         ),
+    }
+
+
+def half_resolution(
+    widths: Sequence[int] = (16, 24, 32, 48, 64), depths: Sequence[int] = (3, 5, 8)
+) -> Space:
+    """Residual networks at half resolution.
+
+    Args:
+        widths: Feature maps.
+        depths: Residual blocks.
+    """
+    return {
+        "generator.family": tune.choice(["half-resolution"]),
+        "generator.features": tune.choice(list(widths)),
+        "generator.blocks": tune.choice(list(depths)),
+    }
+
+
+def shuffle_unets(widths: Sequence[int] = (8, 16, 24, 32), depths: Sequence[int] = (2, 3)) -> Space:
+    """U-Nets of residual and of gated blocks that double their width at each level.
+
+    Args:
+        widths: Feature maps of the first level.
+        depths: Levels, at least two.
+    """
+    return {
+        "generator.family": tune.choice(["residual-unet", "gated-unet"]),
+        "generator.channels": tune.choice(
+            [
+                tuple(width * 2**level for level in range(depth))
+                for depth in depths
+                for width in widths
+            ]
+        ),
+        "generator.encoder_blocks": tune.choice([1, 2, 3]),
+        "generator.decoder_blocks": tune.choice([1, 2]),
     }
 
 

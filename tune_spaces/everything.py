@@ -9,10 +9,11 @@ from tune_spaces.domains import Space
 from tune_spaces.learning_rates import learning_rates
 from tune_spaces.loss_forms import adversarial_losses, initialisation, loss_forms
 from tune_spaces.loss_weights import loss_weights
+from tune_spaces.recipes import recipes
 
 
 def everything(perceptual: Literal["vgg16", "cohort"] | None = "cohort") -> Space:
-    """Weights and forms of the loss, learning rates, architectures and how their weights start.
+    """Weights and forms of the loss, learning rates, recipes, architectures, how weights start.
 
     Any draw is a configuration that can be run.
 
@@ -24,6 +25,7 @@ def everything(perceptual: Literal["vgg16", "cohort"] | None = "cohort") -> Spac
         **loss_forms(),
         **adversarial_losses(),
         **learning_rates(),
+        **recipes(),
         **architectures(),
         **initialisation(),
     }

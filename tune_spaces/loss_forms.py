@@ -29,9 +29,17 @@ def adversarial_losses() -> Space:
 def loss_forms() -> Space:
     """What the terms that compare pairs compute, whatever their weight."""
     return {
-        "loss.recon": tune.choice(["l1", "l2"]),
+        "loss.recon": tune.choice(["l1", "l2", "charbonnier"]),
         "loss.gradient_form": tune.choice(["signed", "absolute"]),
         "loss.gradient_margin": tune.choice([0, 1, 2]),
+    }
+
+
+def further_terms() -> Space:
+    """Structure and spectrum beside the paper's terms, each in a half of draws."""
+    return {
+        "loss.lambda_structure": zero_or_log(0.01, 3.0, 0.5),
+        "loss.lambda_frequency": zero_or_log(0.01, 3.0, 0.5),
     }
 
 

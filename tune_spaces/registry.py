@@ -13,8 +13,9 @@ from tune_spaces import architectures
 from tune_spaces.domains import Space
 from tune_spaces.everything import everything
 from tune_spaces.learning_rates import learning_rates
-from tune_spaces.loss_forms import adversarial_losses, initialisation, loss_forms
+from tune_spaces.loss_forms import adversarial_losses, further_terms, initialisation, loss_forms
 from tune_spaces.loss_weights import loss_weights
+from tune_spaces.recipes import recipes
 
 SPACES: dict[str, Callable[[], Space]] = {
     "loss-weights": loss_weights,
@@ -22,11 +23,15 @@ SPACES: dict[str, Callable[[], Space]] = {
     "loss-weights-vgg16": partial(loss_weights, perceptual="vgg16"),
     "loss-forms": loss_forms,
     "adversarial-losses": adversarial_losses,
+    "further-terms": further_terms,
     "initialisation": initialisation,
     "learning-rates": learning_rates,
+    "recipes": recipes,
     "networks": architectures.networks,
     "conv-stacks": architectures.conv_stacks,
     "unets": architectures.unets,
+    "half-resolution": architectures.half_resolution,
+    "shuffle-unets": architectures.shuffle_unets,
     "sharpening": architectures.sharpening,
     "normalisation": architectures.normalisation,
     "architectures": architectures.architectures,

@@ -213,7 +213,7 @@ def shard(args: Sequence[str]) -> None:
         out: Annotated[str, arg(aliases=["-o"])]
         """Folder of the shard set: a path, or a URL such as s3://bucket/shards."""
         for_preset: str | None = None
-        """Start from the blocks of a preset of three dimensions, unet-3d or gan-3d."""
+        """Start from the blocks of a preset of three dimensions, such as best or gan-3d."""
         config: Annotated[ShardConfig, arg(name="")] = field(default_factory=lambda: start)
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None

@@ -21,15 +21,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from distsynth.config import DataConfig
 from distsynth.data.dataset import CPU, Batch, PatchDataset, ResidentPatches
 from distsynth.data.memory import keepable_bytes
 from distsynth.errors import ConfigError
-from sharding.shards.manifest import Manifest
-from sharding.shards.records import QUANTUM
 from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import Split
 
@@ -188,32 +185,6 @@ def validation_batches(
     own = exact_plan(len(patches), batch_size, rank.number, rank.count)
     plan = [patches[index] for index in own]
     yield from _loader(PatchDataset(shards, split), plan, workers, pin_memory=False)
-
-
-class Standardiser:
-    """Stored intensities to standardised ones, on the device (section 5.2)."""
-
-    def __init__(self, manifest: Manifest, device: torch.device) -> None:
-        def table(which: str) -> Tensor:
-            transforms = [getattr(row, which) for row in manifest.specimens]
-            values = [[each.mean for each in transforms], [each.std for each in transforms]]
-            return torch.tensor(values, dtype=torch.float32, device=device)
-
-        self._device = device
-        self._source, self._target = table("source"), table("target")
-
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Source and target as float32, zero mean and unit variance; shapes as in Batch."""
-        specimen = batch.where[:, 0].to(self._device, torch.int64, non_blocking=True)
-        shape = (2, -1) + (1,) * (batch.source.dim() - 1)
-
-        def standardise(patches: Tensor, table: Tensor) -> Tensor:
-            mean, std = table[:, specimen].view(shape)
-            scaled = patches.to(self._device, non_blocking=True).to(torch.float32)
-            # In place: for a small batch, memory to write to costs more than the arithmetic.
-            return scaled.div_(QUANTUM).sub_(mean).div_(std)
-
-        return standardise(batch.source, self._source), standardise(batch.target, self._target)
 
 
 def check_batch(patches: int, batch_size: int, ranks: int, shards: str) -> None:

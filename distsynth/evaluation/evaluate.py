@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,11 @@ from distsynth.evaluation.baselines import Baseline, Cubic, Identity, fitted_bas
 from distsynth.inference.predictor import Predictor
 from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.conventions import Values, conventional_values
-from distsynth.metrics.image import SSIM_WINDOW, central_slice, volume_metrics
+from distsynth.metrics.image import SSIM_WINDOW, central_slice, mse, psnr, volume_metrics
 from distsynth.metrics.verdict import verdicts
 from distsynth.runs.checkpoint import DataRecord
 from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, Split
-from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.pair import Pair, prepare_pair
 from sharding.volumes.volume import write_volume
 
@@ -113,9 +112,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate models beside the baselines.
 
-    Everything is measured in standardised units against the target's own standardised volume; a
-    prediction is made without looking at the target. The baselines that are fitted see training
-    specimens only.
+    Everything is measured in the target's standardised units, by its percentiles, mean and
+    deviation over all voxels, whatever the networks see. A prediction is made without looking at
+    the target; to bring it to these units something of the target is used, see `lent`. The
+    baselines that are fitted see training specimens only.
 
     Args:
         predictors: Name of the row to model. All must have been trained on the same data.
@@ -154,22 +154,22 @@ def evaluate(
                 "the cohort has no training specimen to fit the baselines on: evaluate on the "
                 "cohort that the shards were cut from, with specimens added to it"
             )
-        baselines = usual_baselines(groups["train"], first.preprocess)
+        baselines = usual_baselines(groups["train"], first)
     for baseline in baselines:
         if baseline.name in predictors:
             raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
     evaluation = Evaluation({}, [], split, len(groups["train"]), list(predictors))
     for specimen in chosen:
-        pair = prepare_pair(specimen, first.preprocess)
+        pair = prepare_pair(specimen, first.preprocess, first.standards)
         if split == "test":
             first.refuse_seen(specimen, pair)
-        _evaluate_specimen(evaluation, pair, baselines, predictors, volumes, conventions)
+        _evaluate_specimen(evaluation, pair, first, baselines, predictors, volumes, conventions)
     return evaluation
 
 
-def usual_baselines(training: Sequence[Specimen], config: PreprocessConfig) -> list[Baseline]:
+def usual_baselines(training: Sequence[Specimen], data: DataRecord) -> list[Baseline]:
     """Identity, cubic, and the baselines that are fitted on training specimens."""
-    pairs = (prepare_pair(specimen, config) for specimen in training)
+    pairs = (prepare_pair(specimen, data.preprocess, data.standards) for specimen in training)
     fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)))
     return [Identity(), Cubic(), *fitted]
 
@@ -177,21 +177,26 @@ def usual_baselines(training: Sequence[Specimen], config: PreprocessConfig) -> l
 def _evaluate_specimen(
     evaluation: Evaluation,
     pair: Pair,
+    data: DataRecord,
     baselines: Sequence[Baseline],
     predictors: Mapping[str, Predictor],
     volumes: Path | None,
     conventions: bool,
 ) -> None:
     """Add one specimen to the evaluation."""
-    target, source = pair.target, pair.source
+    target, transform = pair.measured_target, pair.measured_transform
     _say_what_is_missing(pair)
     axis = 2
     index = central_slice(pair.mask, axis)
     shown: dict[str, NDArray[np.float32]] = {}
     for prediction in _predictions(pair, baselines, predictors):
         name, synthetic = prediction.method, prediction.synthetic
-        row = volume_metrics(synthetic, target, pair.target_transform, pair.mask)
-        row |= artefacts(prediction, target, pair.mask)
+        measured = _measured(prediction, pair)
+        row = volume_metrics(measured.synthetic, target, transform, pair.mask)
+        row["psnr_unlent"] = psnr(
+            mse(_unlent(synthetic, pair, data), target, pair.mask), transform.data_range
+        )
+        row |= artefacts(measured, target, pair.mask)
         native, inside = (
             pair.source_transform.standardise(pair.native_source.data),
             pair.native_mask,
@@ -203,9 +208,7 @@ def _evaluate_specimen(
         evaluation.results.setdefault(name, {})[pair.name] = row
         shown[name] = np.take(synthetic, [index], axis)
         if conventions and (name in predictors or name == Cubic.name):
-            values = conventional_values(
-                synthetic, pair.grid.data, pair.target_transform, pair.mask
-            )
+            values = conventional_values(measured.synthetic, pair.grid.data, transform, pair.mask)
             evaluation.conventions.setdefault(name, {})[pair.name] = values
         if volumes and name in predictors:
             restored = pair.grid.with_data(pair.source_transform.restore(synthetic))
@@ -217,12 +220,45 @@ def _evaluate_specimen(
             axis=axis,
             index=index,
             spacing_mm=pair.grid.spacing_mm,
-            source=np.take(source, [index], axis),
-            target=np.take(target, [index], axis),
+            source=np.take(pair.source, [index], axis),
+            target=np.take(pair.target, [index], axis),
             mask=np.take(pair.mask, [index], axis),
             synthetic=shown,
         )
     )
+
+
+def lent(data: DataRecord) -> str:
+    """What of a target is used to bring its prediction to the target's units, in words."""
+    own = {
+        "standardise": "its own mean and deviation over all voxels, and ",
+        "percentile": "",
+        "foreground": "its own mean and deviation over tissue, and ",
+        "landmarks": "its own landmarks, and ",
+    }
+    return (
+        f"{own[data.preprocess.intensities]}its own clip, which is the scale of the numbers; "
+        "PSNR with nothing lent uses the mean over training targets in place of the former"
+    )
+
+
+def _measured(prediction: Prediction, pair: Pair) -> Prediction:
+    """The prediction on the scale on which it is measured."""
+    overlap, whole = prediction.overlap, prediction.whole
+    if overlap is not None:
+        square = np.float32(pair.measured_unit**2)
+        overlap = replace(overlap, variance=overlap.variance * square)
+    return replace(
+        prediction,
+        synthetic=pair.measured(prediction.synthetic),
+        overlap=overlap,
+        whole=None if whole is None else pair.measured(whole),
+    )
+
+
+def _unlent(synthetic: NDArray[np.float32], pair: Pair, data: DataRecord) -> NDArray[np.float32]:
+    """A prediction on the same scale, brought there without anything of its target but the clip."""
+    return pair.measured_scaled(data.without_target(synthetic))
 
 
 def _say_what_is_missing(pair: Pair) -> None:

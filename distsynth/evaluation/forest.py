@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from threadpoolctl import threadpool_limits
 
-from distsynth.data.loader import PatchDataset, Standardiser
+from distsynth.data.loader import PatchDataset
+from distsynth.data.standardiser import Standardiser
 from distsynth.errors import ConfigError
 from distsynth.evaluation.baselines import PairLike
 from sharding.io.parallel import available_cores

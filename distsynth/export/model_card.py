@@ -135,8 +135,12 @@ def _training(checkpoint: Checkpoint, versions: Mapping[str, str]) -> dict[str, 
         "ranks": str(len(checkpoint.random) or UNKNOWN),
         "losses": config.loss.description,
         "discriminator": discriminator,
-        "optimizer": f"Adam, betas {optim.beta1:g} and {optim.beta2:g}",
-        "learning rate": f"{rates}, {optim.schedule}",
+        "optimizer": f"AdamW, betas {optim.beta1:g} and {optim.beta2:g}, weight decay "
+        f"{optim.weight_decay:g}",
+        "learning rate": f"{rates}, {optim.schedule}, {optim.warmup_steps} steps of warm-up",
+        "weights": f"averaged over steps, decay {optim.average:g}"
+        if optim.average
+        else "those of the last step",
         "gradient norm": f"clipped to {optim.clip_norm:g}" if optim.clip_norm else "not clipped",
         "precision": {"no": "float32"}.get(train.precision, train.precision),
         "seed": str(train.seed),

@@ -253,14 +253,14 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     data = config.data
     try:
         generator = build_generator(config.generator, data.sides, data.channels)
-        generator.load_state_dict(checkpoint.learners["generator"]["network"])
+        generator.load_state_dict(checkpoint.weights())
     except (ConfigError, KeyError, RuntimeError) as error:
         # Torch's first line names the network, its second what is wrong.
         reason = str(error).splitlines()[:2][-1].strip()
         raise DataError(
             path, f"the weights do not fit the configuration ({reason})", remedy
         ) from error
-    check_finite_weights(path, checkpoint.learners["generator"]["network"], remedy)
+    check_finite_weights(path, checkpoint.weights(), remedy)
     name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     chosen = torch.device(name if device == "auto" else device)
     return Predictor(checkpoint, generator.to(chosen).eval(), chosen)
@@ -341,13 +341,14 @@ def _predict_volume(
     grid = like or prediction_grid(source, data.spacing_mm, data.orientation, where, max_voxels)
     logger.info("predicting on a grid of %s voxels", "x".join(map(str, grid.shape)))
     placed = place_source(source, grid.shape, grid.affine, data.preprocess, where, empty)
-    check_foreground_varies(where, source, placed.transform, data.preprocess.foreground_threshold)
-    standardised = placed.transform.standardise_scaled(placed.scaled, empty)
+    transform = placed.transform.to_standard(data.standards.source)
+    check_foreground_varies(where, source, transform, data.preprocess.foreground_threshold)
+    standardised = transform.standardise_scaled(placed.scaled, empty)
     try:
         synthetic = predictor(standardised, empty=empty)
     except ConfigError as error:
         raise DataError(where, str(error), "Give a larger volume, or use smaller patches") from None
-    predicted = grid.with_data(placed.transform.restore(synthetic, empty))
+    predicted = grid.with_data(transform.restore(synthetic, empty))
     if not like and not source.has_orientation:
         # Without orientation only the arrays can be compared: this one lies like the source's.
         predicted = predicted.reoriented("RAS")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distsynth.losses.term import Outputs, Term, TermConfig, check_same_shape
+from distsynth.rules import Rule, positive
 
-Norm = Literal["l1", "l2"]
-DIFFERENCES: dict[Norm, str] = {"l1": "mean absolute difference", "l2": "mean squared difference"}
+Norm = Literal["l1", "l2", "charbonnier"]
+DIFFERENCES: dict[Norm, str] = {
+    "l1": "mean absolute difference",
+    "l2": "mean squared difference",
+    "charbonnier": "mean of a smooth absolute difference",
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,14 @@ class ReconstructionConfig(TermConfig):
     lambda_recon: float = 1.0
     """Weight of the reconstruction term (eq. 3)."""
     recon: Norm = "l1"
-    """Norm of the reconstruction term: mean absolute or mean squared difference."""
+    """Norm of the reconstruction term: mean absolute or mean squared difference; or Charbonnier,
+    the mean of sqrt(d² + recon_epsilon²)."""
+    recon_epsilon: float = field(default=1e-3, kw_only=True)
+    """Difference below which the Charbonnier term is nearly quadratic, in standardised units."""
+
+    def rules(self) -> Iterable[Rule]:
+        """The smoothing is positive."""
+        yield positive("recon_epsilon", self.recon_epsilon)
 
 
 class Reconstruction(Term):
@@ -33,6 +47,7 @@ class Reconstruction(Term):
     def __init__(self, config: ReconstructionConfig) -> None:
         super().__init__()
         self.norm: Norm = config.recon
+        self.epsilon = config.recon_epsilon
 
     @classmethod
     def label(cls, config: Any) -> str:
@@ -46,17 +61,20 @@ class Reconstruction(Term):
 
     def forward(self, outputs: Outputs) -> Tensor:
         """The difference, a scalar."""
-        return reconstruction_loss(outputs.synthetic, outputs.target, self.norm)
+        return reconstruction_loss(outputs.synthetic, outputs.target, self.norm, self.epsilon)
 
 
-def reconstruction_loss(synthetic: Tensor, target: Tensor, norm: Norm) -> Tensor:
-    """Mean absolute or mean squared difference (eq. 3).
+def reconstruction_loss(
+    synthetic: Tensor, target: Tensor, norm: Norm, epsilon: float = 1e-3
+) -> Tensor:
+    """Mean absolute, mean squared (eq. 3) or smooth absolute difference.
 
     Args:
         synthetic: Generator output, shape (batch, 1, *spatial), standardised intensity (zero mean,
             unit variance, unitless).
         target: Registered high-field patches, same shape and scale.
-        norm: "l1" or "l2".
+        norm: "l1", "l2" or "charbonnier".
+        epsilon: Smoothing of Charbonnier, in standardised units.
 
     Returns:
         Scalar. Mean over voxels where the paper has a norm, so that lambda_recon does not depend
@@ -70,4 +88,7 @@ def reconstruction_loss(synthetic: Tensor, target: Tensor, norm: Norm) -> Tensor
         return F.l1_loss(synthetic.float(), target.float())
     if norm == "l2":
         return F.mse_loss(synthetic.float(), target.float())
-    raise ValueError(f"loss.recon must be l1 or l2, got {norm}")
+    if norm == "charbonnier":
+        difference = synthetic.float() - target.float()
+        return torch.sqrt(difference.square() + epsilon**2).mean()
+    raise ValueError(f"loss.recon must be l1, l2 or charbonnier, got {norm}")

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from distsynth.losses.adversarial import Adversarial, AdversarialConfig
+from distsynth.losses.frequency import FocalFrequency, FrequencyConfig
 from distsynth.losses.gradient import GradientConfig, GradientDifference
 from distsynth.losses.matching import FeatureMatching, MatchingConfig
 from distsynth.losses.overlap import Overlap, OverlapConfig
 from distsynth.losses.perceptual import Perceptual, PerceptualConfig
 from distsynth.losses.reconstruction import Reconstruction, ReconstructionConfig
+from distsynth.losses.structure import Structure, StructureConfig
 from distsynth.losses.term import Term
 from distsynth.rules import Rule, at_least
 
@@ -25,6 +27,8 @@ TERMS: tuple[type[Term], ...] = (
     Perceptual,
     FeatureMatching,
     Overlap,
+    Structure,
+    FocalFrequency,
 )
 """Every term, in the order in which they are summed and logged."""
 
@@ -32,6 +36,8 @@ TERMS: tuple[type[Term], ...] = (
 # Dataclasses take the fields of the last base first: they stand in the order of TERMS.
 @dataclass(frozen=True)
 class LossConfig(
+    FrequencyConfig,
+    StructureConfig,
     OverlapConfig,
     MatchingConfig,
     PerceptualConfig,

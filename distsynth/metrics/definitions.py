@@ -46,12 +46,22 @@ _IMAGE = {
     "ssim_literal": Metric("SSIM, {} (eq. 8 as printed: a sum in its denominator)", None),
     "ssim": Metric("SSIM, {} (-1 to 1, windowed 3D, on [0, 1])", "higher"),
 }
-METRICS: dict[str, Metric] = {
-    **{
+
+
+def _image(region: str, where: str) -> dict[str, Metric]:
+    """Metrics of images in a region, under keys that end in it."""
+    return {
         f"{key}_{region}": Metric(metric.title.format(where), metric.best)
-        for region, where in (("mask", "mask"), ("whole", "whole volume"))
         for key, metric in _IMAGE.items()
-    },
+    }
+
+
+METRICS: dict[str, Metric] = {
+    **_image("mask", "mask"),
+    "psnr_unlent": Metric(
+        "PSNR, mask, nothing lent but the clip (dB, peak = range of the target)", "higher"
+    ),
+    **_image("whole", "whole volume"),
     "seam_index": Metric("Seam index, mask (jumps at borders over nearby ones, 1 = no seam)", 1.0),
     "seam_index_outside": Metric("Seam index, outside the mask (ratio, 1 = no seam)", 1.0),
     "seam_excess": Metric("Excess jump at borders, mask (standardised units, 0 = no seam)", 0.0),

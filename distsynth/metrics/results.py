@@ -29,7 +29,7 @@ MetricValues = Mapping[str, Mapping[str, Mapping[str, float]]]
 RESULTS_FILE = "results.json"
 
 REGIONS = (
-    ("In the mask", r"_mask$"),
+    ("In the mask", r"_(mask|unlent)$"),
     ("Whole volume", r"_whole$"),
     ("Patch seams and checkerboards", r"^(seam|overlap|checkerboard)"),
     ("Consistency with the source", r"^consistency"),
@@ -40,6 +40,7 @@ SHORT_NAMES = {
     "mse": "MSE",
     "psnr255": "PSNR, peak 255",
     "psnr": "PSNR, peak range",
+    "psnr_unlent": "PSNR, nothing lent",
     "ssim_global": "SSIM global",
     "ssim_literal": "SSIM as printed",
     "ssim": "SSIM 3D",

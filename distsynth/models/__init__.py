@@ -25,10 +25,12 @@ from distsynth.models.generators.conv_stack import ConvStackConfig
 from distsynth.models.generators.dense import DenseConfig
 from distsynth.models.generators.encoder_decoder import EncoderDecoderConfig
 from distsynth.models.generators.feedback import FeedbackConfig
+from distsynth.models.generators.gated_unet import GatedUNetConfig
 from distsynth.models.generators.half_resolution import HalfResolutionConfig
 from distsynth.models.generators.recursive import RecursiveConfig
 from distsynth.models.generators.residual import ResidualConfig
 from distsynth.models.generators.residual_dense import ResidualDenseConfig
+from distsynth.models.generators.residual_unet import ResidualUNetConfig
 from distsynth.models.generators.unet import UNetConfig
 
 AnyGenerator = Annotated[
@@ -40,7 +42,9 @@ AnyGenerator = Annotated[
     | ResidualDenseConfig
     | RecursiveConfig
     | FeedbackConfig
-    | HalfResolutionConfig,
+    | HalfResolutionConfig
+    | ResidualUNetConfig
+    | GatedUNetConfig,
     Field(discriminator="family"),
 ]
 """The registry of generators: the configuration of each family."""

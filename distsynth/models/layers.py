@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Norm = Literal["batch", "instance", "none"]
-"""Normalisation of feature maps: over the batch, within each image (with learnt scale and shift),
-or none."""
+Norm = Literal["batch", "instance", "layer", "none"]
+"""Normalisation of feature maps: over the batch, within each image, over the channels of each voxel
+(all with learnt scale and shift), or none."""
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -38,6 +39,11 @@ def zero_conv(dims: int, inputs: int, outputs: int, kernel: int) -> nn.Module:
         nn.init.zeros_(parameter)
     layer.starts_at_zero = True  # type: ignore[assignment]
     return layer
+
+
+def depthwise_conv(dims: int, channels: int, kernel: int) -> nn.Module:
+    """A convolution of each channel by itself that keeps the sides."""
+    return _CONV[dims](channels, channels, kernel, padding=kernel // 2, groups=channels)
 
 
 def space_to_depth(image: Tensor, cell: int) -> Tensor:
@@ -93,7 +99,24 @@ def normalisation(norm: Norm, dims: int, channels: int) -> nn.Module:
         return _BATCH_NORM[dims](channels)
     if norm == "instance":
         return _INSTANCE_NORM[dims](channels, affine=True)
-    return nn.Identity()
+    return ChannelNorm(dims, channels) if norm == "layer" else nn.Identity()
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of each voxel."""
+
+    def __init__(self, dims: int, channels: int, epsilon: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self._shape, self._epsilon = (-1, *[1] * dims), epsilon
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, channels, *spatial) -> the same shape."""
+        centred = features - features.mean(dim=1, keepdim=True)
+        variance = centred.square().mean(dim=1, keepdim=True)
+        scale = torch.rsqrt(variance + self._epsilon) * self.weight.view(self._shape)
+        return centred * scale + self.bias.view(self._shape)
 
 
 def reach(norm: Norm, kernels: Iterable[int]) -> int | None:

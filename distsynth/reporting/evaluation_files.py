@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from distsynth.evaluation.evaluate import Evaluation
+from distsynth.evaluation.evaluate import Evaluation, lent
 from distsynth.inference.predictor import Predictor
 from distsynth.metrics.results import (
     RESULTS_FILE,
@@ -99,7 +99,11 @@ def _evaluated(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> d
     stitching = {name: _stitching(predictor) for name, predictor in predictors.items()}
     return {
         "split": f"{evaluation.split}: {', '.join(evaluation.specimens)}",
-        "intensities": "standardised by the target's own clip, mean and deviation",
+        "intensities": (
+            "measured in the target's standardised units, by its clip, mean and deviation over all "
+            f"voxels; networks see: {data.preprocess.intensities}"
+        ),
+        "lent of the target": lent(data),
         "mask": (
             f"target over {data.preprocess.foreground_threshold} of its range, holes filled, "
             "within the source's field of view"

@@ -72,7 +72,7 @@ def show_specimens(
         raise ConfigError(f"the cohort has no specimen in the split {split}{evaluated}")
     shown = SpecimenPictures(left_out=[specimen.name for specimen in chosen[most:]])
     for specimen in chosen[:most]:
-        pair = prepare_pair(specimen, data.preprocess)
+        pair = prepare_pair(specimen, data.preprocess, data.standards)
         if split == "test":
             data.refuse_seen(specimen, pair)
         _show(shown, pair, predictors)

@@ -85,7 +85,7 @@ def evaluate_baselines(folder: Folder, task: Task) -> None:
     """Fit and evaluate identity, cubic, intensity map and neighbourhood regression."""
     data, training = _training(task)
     start = time.monotonic()
-    baselines = usual_baselines(training, data.preprocess)
+    baselines = usual_baselines(training, data)
     evaluation = evaluate({}, _cohort(task), baselines=baselines, data=data)
     pictures = {
         f"{example.specimen}/{name}": getattr(example, name)

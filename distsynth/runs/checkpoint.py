@@ -8,12 +8,13 @@ import random
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
@@ -27,7 +28,8 @@ from sharding.shards.manifest import Manifest
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.header import LEAST_MM, MOST_MM, is_orientation
-from sharding.volumes.intensities import fingerprint
+from sharding.volumes.intensities import CENTRE, WIDTH, fingerprint
+from sharding.volumes.landmarks import Standards
 from sharding.volumes.pair import Pair
 
 FORMAT_VERSION = 1
@@ -38,10 +40,13 @@ MAY_CHANGE = (
     "data.resident",
     "train.compile",
     "train.device",
+    "train.start_from",
     "loss.vgg_weights",
 )
-"""Fields that may change when a run is resumed, and tracking.*; train.epochs too if the learning
-rates are constant. All others would change its numbers by more than rounding."""
+"""Fields that may change when a run is resumed, and tracking.*; MAY_END too if the learning rates
+are constant. All others would change its numbers by more than rounding."""
+MAY_END = ("train.epochs", "train.minutes")
+"""Fields that say when a run ends by itself."""
 _DIGEST = "sha256:"
 """Prefix of a digest: no name of a specimen starts like this, as names have no colon."""
 MAY_FORK = ("loss.lambda_", "optim.lr_")
@@ -59,6 +64,9 @@ class DataRecord:
         orientation: Axis directions of the targets, such as RAS.
         splits: Specimen name to split; in an export a digest takes the place of a name.
         seen_sha256: Fingerprints of every training and validation scan; none may be a test scan.
+        standards: Landmarks that intensities are moved to; empty without matching.
+        typical_target: What is subtracted from scaled targets and what they are divided by, mean
+            over training specimens: how to undo a prediction without any target.
     """
 
     manifest_sha256: str
@@ -67,6 +75,8 @@ class DataRecord:
     orientation: str
     splits: dict[str, Split]
     seen_sha256: tuple[str, ...]
+    standards: Standards = field(default_factory=Standards)
+    typical_target: tuple[float, float] = (CENTRE, WIDTH)
 
     def __post_init__(self) -> None:
         if not all(LEAST_MM <= side <= MOST_MM for side in self.spacing_mm):
@@ -80,7 +90,8 @@ class DataRecord:
     def of(cls, manifest: Manifest) -> DataRecord:
         """Summarise a shard set."""
         seen = [row for row in manifest.specimens if row.split != "test"]
-        first = next(row for row in seen if row.split == "train")
+        training = [row for row in seen if row.split == "train"]
+        first = training[0]
         return cls(
             manifest_sha256=manifest.sha256,
             preprocess=manifest.config.preprocess,
@@ -90,7 +101,17 @@ class DataRecord:
             seen_sha256=tuple(
                 digest for row in seen for digest in (row.source_sha256, row.target_sha256)
             ),
+            standards=manifest.standards,
+            typical_target=(
+                sum(row.target.mean for row in training) / len(training),
+                sum(row.target.std for row in training) / len(training),
+            ),
         )
+
+    def without_target(self, synthetic: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring a standardised prediction to the scale of [0, 1] without looking at its target."""
+        mean, std = self.typical_target
+        return synthetic * np.float32(std) + np.float32(mean)
 
     def split_of(self, specimen: str) -> Split:
         """The split of a specimen; one that the shards did not hold counts as test."""
@@ -157,6 +178,7 @@ class LearnerState(TypedDict):
     """The form of Learner.state_dict."""
 
     network: dict[str, Tensor]
+    average: NotRequired[dict[str, Tensor]]
     optimizer: NotRequired[dict[str, Any]]
     scaler: NotRequired[dict[str, Any]]
 
@@ -176,7 +198,7 @@ class Checkpoint:
         position: How far the run is.
         learners: Name to Learner.state_dict().
         random: One entry for each rank, from random_state().
-        record: Other state of the loop: best score, sums since the last row, tracking id.
+        record: Other state of the loop: best score, sums since the last row, training time.
     """
 
     config: RunConfig
@@ -185,6 +207,15 @@ class Checkpoint:
     learners: dict[str, Any]
     random: list[dict[str, Any]]
     record: dict[str, Any]
+
+    def weights(self, learner: str = "generator") -> dict[str, Tensor]:
+        """The weights of a network as it predicts: their average, if the run keeps one.
+
+        Raises:
+            KeyError: If there is no such network.
+        """
+        state = self.learners[learner]
+        return state.get("average", state["network"])
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -308,7 +339,7 @@ def check_same_run(config: RunConfig, checkpoint: Checkpoint, manifest_sha256: s
     before, now = dict(dotted_fields(checkpoint.config)), dict(dotted_fields(config))
     for name, value in now.items():
         free = name in MAY_CHANGE or name.startswith("tracking.")
-        free |= name == "train.epochs" and config.optim.schedule == "constant"
+        free |= name in MAY_END and config.optim.schedule == "constant"
         if not free and before[name] != value:
             raise ConfigError(
                 f"{name} must be {before[name]} as in the run being resumed, got {value}"
@@ -339,7 +370,7 @@ def fork(donor: Checkpoint, config: RunConfig, own: Checkpoint | None) -> Checkp
     record = {"best_score": float("-inf"), "reports": []} | (own.record if own else {})
     past = [report for report in record["reports"] if report["epoch"] <= donor.position.epoch]
     # Sums since the last row are of losses with the donor's weights.
-    record |= {"sums": {}, "summed": {}, "reports": past}
+    record |= {"sums": {}, "summed": {}, "reports": past, "seconds": donor.record["seconds"]}
     return replace(donor, config=config, record=record)
 
 

@@ -54,7 +54,7 @@ def exported_config(config: RunConfig) -> dict[str, Any]:
 
 def export_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Name to content of the files that predicting needs; equal checkpoints give equal bytes."""
-    weights: Mapping[str, Tensor] = checkpoint.learners["generator"]["network"]
+    weights: Mapping[str, Tensor] = checkpoint.weights()
     record = {
         "version": FORMAT_VERSION,
         "position": asdict(checkpoint.position),

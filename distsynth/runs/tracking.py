@@ -8,6 +8,7 @@ or program is left in W&B's files, and W&B reports nothing about itself to its m
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -26,22 +27,25 @@ from distsynth.config import RunConfig, TrackingConfig, to_dict
 from distsynth.runs.folder import (
     METRICS_FILE,
     RUN_ID_FILE,
+    SAMPLES_FOLDER,
     WANDB_FOLDER,
     picture_path,
     sample_pictures,
     wandb_part,
 )
 from distsynth.runs.rows import read_rows, row_line
+from distsynth.runs.wandb_file import becomes_complete
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.errors import file_errors
 from sharding.io.storage import Folder
 
+logger = logging.getLogger(__name__)
 Array = NDArray[np.floating[Any]]
 TELEMETRY = "WANDB_ERROR_REPORTING"
 """Environment variable: whether W&B reports to its makers what it does and how it fails."""
 SERVICE = "WANDB_SERVICE"
 """Environment variable: where W&B's service listens, which this process or a parent started."""
-PATH_FIELDS = (("data", "shards"), ("loss", "vgg_weights"))
+PATH_FIELDS = (("data", "shards"), ("train", "start_from"), ("loss", "vgg_weights"))
 """Fields of the configuration that hold a path; W&B does not get them."""
 
 
@@ -56,8 +60,12 @@ class Tracker(Protocol):
         """Record an RGB picture, shape (height, width, 3)."""
         ...
 
-    def finish(self, failed: bool = False) -> None:
-        """Close the record."""
+    def finish(self, failed: bool = False) -> bool:
+        """Close the record.
+
+        Returns:
+            Whether it is complete.
+        """
         ...
 
 
@@ -90,11 +98,12 @@ class LocalTracker:
         with file_errors(path), atomic_path(path, ".png") as partial:
             Image.fromarray(image).save(partial)
 
-    def finish(self, failed: bool = False) -> None:  # noqa: ARG002
+    def finish(self, failed: bool = False) -> bool:  # noqa: ARG002
         """Close the file."""
-        # Every row has been written: what is left is one that a full disk has cut short.
+        # Every row was flushed when it was logged; one that a full disk cut short raised then.
         with contextlib.suppress(OSError):
             self._file.close()
+        return True
 
 
 class WandbTracker:
@@ -118,6 +127,7 @@ class WandbTracker:
             settings=_private_settings(),
         )
         _remove_logs(run_dir)
+        self._offline = _offline_file(self._run)
         # This part of an offline run will repeat what those before it hold; see _tell_again.
         repeats = resumed and tracking.mode == "offline"
         self._repeated = self._earlier_parts() if repeats else []
@@ -130,14 +140,26 @@ class WandbTracker:
         """Log an image under the same step."""
         self._run.log({name: self._wandb.Image(Image.fromarray(image))}, step=step)
 
-    def finish(self, failed: bool = False) -> None:
-        """Flush and close; a resumed offline run then keeps one part, which holds every row."""
+    def finish(self, failed: bool = False) -> bool:
+        """Flush and close; a resumed offline run then keeps one part, which holds every row.
+
+        W&B says nothing of a disk that was full. The run has its rows and pictures without W&B, so
+        this is a warning.
+        """
         self._run.finish(exit_code=int(failed))
+        complete = self._offline is None or becomes_complete(self._offline)
+        if not complete:
+            logger.warning(
+                f"{self._offline}: W&B could not record the whole run: is its disk full? "
+                f"{METRICS_FILE} and {SAMPLES_FOLDER}/ are complete. Free some space and resume "
+                "the run, and W&B's record is written again."
+            )
         # Not earlier: until this part is complete, the earlier ones are the record. If the run
-        # failed, a full disk may have cut this one short.
-        for part in [] if failed else self._repeated:
+        # failed, this part does not reach the run's end.
+        for part in self._repeated if complete and not failed else []:
             shutil.rmtree(part, ignore_errors=True)
         _remove_logs(self._run_dir)
+        return complete
 
     def _earlier_parts(self) -> list[Path]:
         """Folders of this run that W&B wrote offline before it was resumed."""
@@ -145,6 +167,11 @@ class WandbTracker:
         folders = (self._run_dir / WANDB_FOLDER).glob("offline-run-*")
         parts = [path for path in folders if wandb_part(self._run.id).fullmatch(path.name)]
         return [part for part in parts if part.resolve() != own]
+
+
+def _offline_file(run: Any) -> Path | None:
+    """The file in which W&B records a run; None for one that it sends to its server."""
+    return Path(run.settings.sync_file).resolve() if run.offline else None
 
 
 def _silent_wandb(tracking: TrackingConfig) -> Any:
@@ -178,6 +205,13 @@ def _remove_logs(folder: Path) -> None:
     for path in wandb.glob("*run-*/logs"):
         with contextlib.suppress(OSError):
             path.rmdir()
+    # A full disk would else be reported here, by a traceback for each line of such a log.
+    library = logging.getLogger("wandb")
+    for handler in list(library.handlers):
+        if isinstance(handler, logging.FileHandler) and not Path(handler.baseFilename).exists():
+            library.removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()
 
 
 def _private_settings() -> Any:
@@ -246,7 +280,14 @@ def log_table(
         shown.bind_to_run(run, kind, 0)
         run.log({kind: shown}, step=0)
         run.summary.update({f"best/{column}": value for column, value in rows[0].items()})
+        file = _offline_file(run)
         run.finish()
+        if file and not becomes_complete(file):
+            logger.warning(
+                f"{file}: W&B could not record the {kind}: is its disk full? Free some space, or "
+                "set TMPDIR to a folder on another disk."
+            )
+            return
         _remove_logs(Path(scratch))
         _bring_in(folder, Path(scratch), run_id)
 
@@ -288,10 +329,10 @@ class Trackers:
         for tracker in self._trackers:
             tracker.picture(step, name, image)
 
-    def finish(self, failed: bool = False) -> None:
-        """Pass it on to all trackers."""
-        for tracker in self._trackers:
-            tracker.finish(failed)
+    def finish(self, failed: bool = False) -> bool:
+        """Close all trackers; whether all records are complete."""
+        complete = [tracker.finish(failed) for tracker in self._trackers]
+        return all(complete)
 
 
 def start_trackers(

@@ -31,6 +31,7 @@ FIXED = {
     "data.patch_size": "the shards decide it; search data.shards",
     "data.alignment": "the shards decide it; search data.shards",
     "data.neighbours": "the shards decide it; search data.shards",
+    "train.start_from": "all trials start alike; give --base.train.start-from",
     "loss.vgg_weights": "it is a file and no value to compare",
     "tracking.": "it changes no number",
 }

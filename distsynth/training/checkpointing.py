@@ -30,6 +30,7 @@ from distsynth.runs.folder import (
     epoch_checkpoint,
     kept_epochs,
 )
+from distsynth.training.pace import Pace
 from distsynth.training.records import LossRecord
 from distsynth.training.report import EpochReport
 from distsynth.training.steps import Learner
@@ -48,6 +49,7 @@ class RunState:
     Attributes:
         learners: Name to network and optimizer.
         losses: Sums of losses since the last row.
+        pace: The progress of the run, with its training time.
         position: How far the run is.
         best_score: The best score of all epochs so far.
         reports: One for each completed epoch.
@@ -57,6 +59,7 @@ class RunState:
 
     learners: dict[str, Learner]
     losses: LossRecord
+    pace: Pace
     encoder: Encoder | None = None
     encoder_trained: bool = False
     position: Position = field(default_factory=Position)
@@ -154,6 +157,7 @@ class RunCheckpoints:
         record, device = checkpoint.record, self._accelerator.device
         state.position = checkpoint.position
         state.best_score = record["best_score"]
+        state.pace.seconds = record["seconds"]
         state.losses.sums = {name: value.to(device) for name, value in record["sums"].items()}
         state.losses.counts = dict(record["summed"])
         last = self._folder.path / LAST
@@ -177,6 +181,7 @@ class RunCheckpoints:
             random=random_states,
             record={
                 "best_score": state.best_score,
+                "seconds": state.pace.seconds,
                 "sums": {term: value.cpu() for term, value in state.losses.sums.items()},
                 "summed": dict(state.losses.counts),
                 "reports": [report.to_record() for report in state.reports],

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distsynth.data.dataset import PatchDataset
-from distsynth.data.loader import Standardiser
+from distsynth.data.standardiser import Standardiser
 from distsynth.models.encoder import WIDTHS, Encoder
 from distsynth.models.layers import conv
 from sharding.shards.shard_set import ShardSet

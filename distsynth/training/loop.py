@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -15,16 +16,18 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from distsynth.config import RunConfig, to_json, validate
-from distsynth.data.loader import Batch, Rank, Standardiser, TrainingBatches
+from distsynth.data.loader import Batch, Rank, TrainingBatches
 from distsynth.data.memory import keep_freed_memory
+from distsynth.data.standardiser import Standardiser
 from distsynth.metrics.objective import score
 from distsynth.runs.checkpoint import Position
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder, open_run
 from distsynth.runs.tracking import Trackers, start_trackers
 from distsynth.training.checkpointing import RunCheckpoints, RunState, claim_folder
 from distsynth.training.encoder import train_encoder
+from distsynth.training.pace import run_pace
 from distsynth.training.records import LossRecord, sample_picture
-from distsynth.training.report import EpochReport, TrainResult
+from distsynth.training.report import EpochReport, TrainResult, fruitless
 from distsynth.training.setup import (
     build_accelerator,
     build_encoder,
@@ -33,6 +36,7 @@ from distsynth.training.setup import (
     check_setup,
     open_shards,
 )
+from distsynth.training.start import start_from
 from distsynth.training.steps import (
     Terms,
     adversarial_step,
@@ -63,7 +67,9 @@ def train(
     """Train the configured networks.
 
     Killed at any moment and called again with `resume`, it ends with the same weights and rows of
-    losses as without the interruption; on CPU they agree to the bit.
+    losses as without the interruption; on CPU they agree to the bit. With a budget in time
+    (`train.minutes`) the patches and their order agree, and the training time; learning rates and
+    the last step follow the clock, which no two runs have alike.
 
     Args:
         config: The whole run.
@@ -126,7 +132,8 @@ def epochs(
         stack.enter_context(run.prepared(resume, overwrite))
         stack.enter_context(run.signals_of_ranks())
         yield from list(run.state.reports)
-        for epoch in range(run.state.position.epoch, config.train.epochs):
+        while not run.over:
+            epoch = run.state.position.epoch
             run.train_epoch(epoch)
             yield run.close_epoch(epoch)
     return TrainResult(run_dir, folder.locate(BEST), folder.locate(LAST), run.state.best_score)
@@ -158,10 +165,11 @@ class TrainingRun:
             Rank.of(accelerator),
         )
         self.loss = build_loss(config, accelerator)
-        total_steps = self.batches.steps * config.train.epochs
+        pace = run_pace(config.train, self.batches.steps, accelerator)
         self.state = RunState(
-            build_learners(config, accelerator, total_steps),
-            LossRecord(config, accelerator),
+            build_learners(config, accelerator, pace),
+            LossRecord(config, accelerator, pace),
+            pace,
             build_encoder(config, accelerator),
         )
         self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
@@ -176,6 +184,8 @@ class TrainingRun:
         if checkpoint:
             self.checkpoints.restore(checkpoint, self.state)
             self._log_once(f"resuming from step {self.state.position.step}")
+        elif config.train.start_from:
+            start_from(config.train.start_from, self.state.learners)
         self._take_encoder()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -196,10 +206,10 @@ class TrainingRun:
             failed = False
             raise
         finally:
-            self.trackers.finish(failed)
+            complete = self.trackers.finish(failed)
             if accelerator.is_main_process:
                 self.folder.upload(wandb=True)
-                if resume and not failed and config.tracking.mode == "offline":
+                if resume and complete and not failed and config.tracking.mode == "offline":
                     self.folder.remove_earlier_parts()
 
     @contextlib.contextmanager
@@ -226,6 +236,18 @@ class TrainingRun:
             state.encoder_trained = True
         self.loss.use_encoder(encoder)
 
+    @property
+    def over(self) -> bool:
+        """Whether the run has reached its end, or learns no more."""
+        state, patience = self.state, self.config.train.patience or math.inf
+        if state.position.step_in_epoch:
+            return False  # Its last epoch has not been closed.
+        return self._ends_with(state.position.epoch - 1) or fruitless(state.reports) >= patience
+
+    def _ends_with(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, is the last one."""
+        return epoch + 1 >= self.config.train.epochs or self.state.pace.over
+
     def train_epoch(self, epoch: int) -> None:
         """Take those steps of an epoch that have not been taken yet.
 
@@ -244,9 +266,13 @@ class TrainingRun:
         self._stop_if_told(signals)
         batches = self.batches.epoch(epoch, start)
         state.losses.start_clock(state.position.step)
+        state.pace.start()
         for done, batch in enumerate(self._progress(batches, epoch, start), start=start + 1):
+            if state.pace.over:
+                break
             step = state.position.step
             state.losses.add(self._step(batch, step))
+            state.pace.tick()
             state.position = Position(epoch, done, step + 1)
             logged = state.position.step % config.train.log_every == 0
             if logged:
@@ -254,10 +280,11 @@ class TrainingRun:
             every = config.train.checkpoint_every
             if every and state.position.step % every == 0 and done < self.batches.steps:
                 self._save_in_epoch()
+                state.pace.start()
             # Ranks exchange a row where it is logged: to agree costs little more there.
             if logged or self._signals is None:
                 self._stop_if_told(signals, self._save_in_epoch)
-        if epoch + 1 == config.train.epochs and state.losses.sums:
+        if self._ends_with(epoch) and state.losses.sums:
             self._log(epoch)
 
     def _save_in_epoch(self) -> None:
@@ -283,7 +310,7 @@ class TrainingRun:
         self._merge_ranks()
         metrics: dict[str, float] = {}
         try:
-            if done % config.train.validate_every == 0 or done == config.train.epochs:
+            if done % config.train.validate_every == 0 or self._ends_with(epoch):
                 metrics = self._validate(done)
             self._show_samples()
         except KeyboardInterrupt:
@@ -309,7 +336,7 @@ class TrainingRun:
     def _validate(self, done: int) -> dict[str, float]:
         """Metrics of the validation split after `done` epochs, logged."""
         state = self.state
-        metrics = self.validator(state.learners["generator"].raw)
+        metrics = self.validator(state.learners["generator"].evaluated)
         state.losses.check_finite("val/mse", metrics["val/mse"], state.position.step)
         self.trackers.log(state.position.step, {"epoch": done, **metrics})
         self._log_once(f"epoch {done}/{self.config.train.epochs}: " + _summary(metrics))
@@ -358,7 +385,7 @@ class TrainingRun:
     def _show_samples(self) -> None:
         count = self.config.tracking.samples
         if count and self.accelerator.is_main_process:
-            generator = self.state.learners["generator"].raw
+            generator = self.state.learners["generator"].evaluated
             picture = sample_picture(generator, self.shards, self.standardise, count)
             self.trackers.picture(self.state.position.step, "samples", picture)
 

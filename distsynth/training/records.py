@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsynth.config import RunConfig
-from distsynth.data.loader import Batch, PatchDataset, Standardiser
+from distsynth.data.loader import Batch, PatchDataset
+from distsynth.data.standardiser import Standardiser
 from distsynth.runs.tracking import patch_grid
+from distsynth.training.pace import Pace
 from distsynth.training.steps import Learner, Terms
 from sharding.shards.shard_set import ShardSet
 
@@ -27,10 +29,10 @@ class LossRecord:
         counts: Term to how many steps its sum holds; some terms are not computed in each.
     """
 
-    def __init__(self, config: RunConfig, accelerator: Accelerator) -> None:
+    def __init__(self, config: RunConfig, accelerator: Accelerator, pace: Pace) -> None:
         self.sums: Terms = {}
         self.counts: dict[str, int] = {}
-        self._config, self._accelerator = config, accelerator
+        self._config, self._accelerator, self._pace = config, accelerator, pace
         self._since = 0.0, 0
 
     def start_clock(self, step: int) -> None:
@@ -56,6 +58,8 @@ class LossRecord:
     def take_row(self, epoch: int, step: int, learners: Mapping[str, Learner]) -> dict[str, float]:
         """Means over the steps since the last row that computed a term; this row ends them.
 
+        `throughput/seconds` is the training time of the run so far.
+
         Args:
             epoch: From 0.
             step: Steps taken in the run.
@@ -78,7 +82,8 @@ class LossRecord:
             self.check_finite(name, value, step)
             row[name if name.startswith("grad_norm/") else f"train/{name}"] = value
         for name, learner in learners.items():
-            row[f"lr/{name}"] = learner.learning_rate(step - 1)
+            row[f"lr/{name}"] = learner.last_rate
+        row["throughput/seconds"] = self._pace.seconds
         row["throughput/patches_per_s"] = steps * self._config.train.batch_size / seconds
         return row
 

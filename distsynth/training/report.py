@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,13 @@ class EpochReport:
     def to_record(self) -> dict[str, Any]:
         """Plain values, without anything that depends on where the run's folder is."""
         return {name: getattr(self, name) for name in RECORDED}
+
+
+def fruitless(reports: Sequence[EpochReport]) -> int:
+    """How many validations there were since the one with the best score."""
+    scores = [report.score for report in reports if report.metrics]
+    known = [score for score in scores if not math.isnan(score)]
+    return len(scores) - 1 - scores.index(max(known)) if known else len(scores)
 
 
 @dataclass(frozen=True)

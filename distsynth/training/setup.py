@@ -19,6 +19,7 @@ from distsynth.models import build_discriminator, build_generator
 from distsynth.models.encoder import Encoder
 from distsynth.training.compile import compile_networks
 from distsynth.training.encoder import new_encoder
+from distsynth.training.pace import Pace
 from distsynth.training.steps import Learner, make_accelerator
 from distsynth.training.validation import validation_axis
 from sharding.io.cache import Cache
@@ -150,23 +151,21 @@ def build_encoder(config: RunConfig, accelerator: Accelerator) -> Encoder | None
     return new_encoder(config.data.spatial_dims).to(accelerator.device)
 
 
-def build_learners(
-    config: RunConfig, accelerator: Accelerator, total_steps: int
-) -> dict[str, Learner]:
+def build_learners(config: RunConfig, accelerator: Accelerator, pace: Pace) -> dict[str, Learner]:
     """The generator and, for adversarial training, the discriminator.
 
     Args:
         config: The run.
         accelerator: The accelerator of this process.
-        total_steps: Optimizer steps of the whole run, which a learning-rate schedule spans.
+        pace: The progress of the run, which learning rates follow.
     """
 
-    def learner(network: torch.nn.Module, rate: float) -> Learner:
-        return Learner(network, rate, config.optim, total_steps, accelerator)
+    def learner(network: torch.nn.Module, rate: float, average: float = 0.0) -> Learner:
+        return Learner(network, rate, config.optim, pace, accelerator, average)
 
     size, channels = config.data.sides, config.data.channels
     generator = build_generator(config.generator, size, channels)
-    learners = {"generator": learner(generator, config.optim.lr_generator)}
+    learners = {"generator": learner(generator, config.optim.lr_generator, config.optim.average)}
     if config.adversarial:
         discriminator = build_discriminator(config.discriminator, size, channels)
         learners["discriminator"] = learner(discriminator, config.optim.lr_discriminator)

@@ -7,8 +7,7 @@ that accumulation changes the memory taken and nothing else (but the statistics 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from distsynth.config import OptimConfig
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models.spectral import refresh
+from distsynth.training.average import WeightAverage
 from distsynth.training.batch_norm import over_all_ranks
+from distsynth.training.pace import Pace, rate_factor
 
 MicroBatch = tuple[Tensor, Tensor]
 """Standardised source and target, each (n, 1, *patch_size)."""
@@ -39,7 +40,7 @@ def make_accelerator(precision: str, cpu: bool) -> Accelerator:
 
 
 class Learner:
-    """A network with what trains it: Adam, a learning-rate schedule, a loss scaler of its own.
+    """A network with what trains it: AdamW, learning rates, a loss scaler of its own.
 
     Each network has its own scaler: with a shared one, an overflow in one network would halve the
     scale of the other, and two updates a step would double its pace of growth.
@@ -47,6 +48,7 @@ class Learner:
     Attributes:
         network: The network as prepared by Accelerate, wrapped for DDP where there are ranks.
         raw: The same network without the wrapper.
+        average: The running average of its weights; None without one.
         mixes_batch: Whether its output for a patch depends on the others of the batch.
     """
 
@@ -55,8 +57,9 @@ class Learner:
         network: nn.Module,
         learning_rate: float,
         config: OptimConfig,
-        total_steps: int,
+        pace: Pace,
         accelerator: Accelerator,
+        average: float = 0.0,
     ) -> None:
         if accelerator.num_processes > 1:
             network = over_all_ranks(network, accelerator.device)
@@ -68,10 +71,12 @@ class Learner:
             self.network.broadcast_buffers = False
         self.raw: nn.Module = accelerator.unwrap_model(self.network)
         self.mixes_batch = any(isinstance(part, _BatchNorm) for part in self.raw.modules())
-        self.optimizer = torch.optim.Adam(
+        self.average = WeightAverage(self.raw, average) if average else None
+        self.optimizer = torch.optim.AdamW(
             self.raw.parameters(),
             lr=learning_rate,
             betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
             # All of a step in one pass over the weights.
             fused=accelerator.device.type in ("cpu", "cuda"),
         )
@@ -79,8 +84,12 @@ class Learner:
             accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
         )
         self._accelerator = accelerator
-        self._schedule = schedule(config.schedule, total_steps)
-        self._base, self._clip = learning_rate, config.clip_norm
+        self._config, self._pace, self._base = config, pace, learning_rate
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that validates and predicts: with averaged weights, if there are any."""
+        return self.average.network if self.average else self.raw
 
     def synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Ranks exchange gradients in the backward of the last micro-batch only."""
@@ -123,21 +132,35 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         gradients = [weight.grad for weight in self.raw.parameters() if weight.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if self._clip:
-            nn.utils.clip_grads_with_norm_(self.raw.parameters(), self._clip, norm)
+        if self._config.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.raw.parameters(), self._config.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         refresh(self.raw)
+        if self.average:
+            self.average.update(self.raw, step)
         self.optimizer.zero_grad(set_to_none=True)
         return norm.detach()
 
+    @property
+    def last_rate(self) -> float:
+        """Learning rate of the last update."""
+        return self.optimizer.param_groups[0]["lr"]
+
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step."""
-        return self._base * self._schedule(step)
+        """Learning rate of a step that is taken now."""
+        return self._base * rate_factor(self._config, self._pace, step)
+
+    def start_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over weights; the average starts with them too."""
+        self.raw.load_state_dict(weights)
+        if self.average:
+            self.average.network.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimizer and scaler."""
-        return {
+        """Network, its average if there is one, optimizer and scaler."""
+        average = {"average": self.average.network.state_dict()} if self.average else {}
+        return average | {
             "network": self.raw.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -145,18 +168,11 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of state_dict; learning rates follow the configuration, not the state."""
-        self.raw.load_state_dict(state["network"])
+        self.start_with(state["network"])
+        if self.average:
+            self.average.network.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-
-
-def schedule(name: str, total_steps: int) -> Callable[[int], float]:
-    """Factor on the learning rate by step: constant, or to zero along a line or half a cosine."""
-    if name == "cosine":
-        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1)))
-    if name == "linear":
-        return lambda step: max(0.0, 1 - step / total_steps)
-    return lambda _: 1.0
 
 
 def supervised_step(

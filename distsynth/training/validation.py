@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsynth.config import RunConfig
-from distsynth.data.loader import Rank, Standardiser, validation_batches
+from distsynth.data.loader import Rank, validation_batches
+from distsynth.data.standardiser import Standardiser
 from distsynth.inference.stitching import Stitcher, border_planes
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.registry import TERMS
@@ -133,7 +134,7 @@ class Validator:
         self, specimen: SpecimenRecord, synthetic: Stitcher, target: Stitcher
     ) -> dict[str, float]:
         """Metrics on the slices that the shards cover."""
-        transform = specimen.target
+        transform = specimen.target.to_standard(self._shards.manifest.standards.target)
         axis = validation_axis(self._shards.manifest.config)
         if specimen.name not in self._masks:
             self._masks[specimen.name] = self._shards.mask(specimen)

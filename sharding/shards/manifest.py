@@ -17,7 +17,8 @@ the specimen's name, dots as plus signs, and the number of the block:
     KEY.where.npy    int32, (n, 4)                 axis (-1 for a block) and first voxel
 
 Standardising is left to the reader's device: z = (value / 65535 - mean) / std with the mean and
-std of the specimen's intensity transform, which the manifest keeps.
+std of the specimen's intensity transform, which the manifest keeps. If the transform has
+landmarks, value / 65535 is first moved from them to the mean landmarks of the training specimens.
 
 Nothing in a record depends on the rest of the cohort, so that specimens are cut in any order, on
 any machine, and stay as they are when others are added or change their split.
@@ -45,6 +46,7 @@ from sharding.shards.config import ShardConfig
 from sharding.volumes.cohort import SPECIMEN_NAME, Split
 from sharding.volumes.header import is_orientation
 from sharding.volumes.intensities import IntensityTransform
+from sharding.volumes.landmarks import Standards, standard_landmarks
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -160,6 +162,15 @@ class Manifest:
     def patches(self, split: Split) -> int:
         """Patches of a split."""
         return sum(shard.patches for shard in self.shards if shard.split == split)
+
+    @cached_property
+    def standards(self) -> Standards:
+        """Standard landmarks: the mean of those of training specimens; empty without matching."""
+        seen = [row for row in self.specimens if row.split == "train"]
+        return Standards(
+            standard_landmarks([row.source.landmarks for row in seen]),
+            standard_landmarks([row.target.landmarks for row in seen]),
+        )
 
     def patch_numbers(self, split: Split) -> dict[str, NDArray[np.int64]]:
         """Where each specimen's patches stand in a split, counted through its shards in order."""

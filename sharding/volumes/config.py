@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sharding.io.records import STRICT
 from sharding.volumes.header import LEAST_MM, MOST_MM, Orientation
+
+Intensities = Literal["standardise", "percentile", "foreground", "landmarks"]
+"""Ways to bring intensities to the scale that networks see."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,12 @@ class PreprocessConfig:
 
     clip_percentiles: tuple[float, float] = (0.1, 99.9)
     """Intensities outside are clipped (section 5.1)."""
+    intensities: Intensities = "standardise"
+    """What networks see. standardise: mean and deviation of all voxels (section 5.2), which depend
+    on how much background a scan holds. The others do not: percentile takes a fixed map of the
+    clipped scale, (x - 0.2) / 0.3; foreground takes mean and deviation of tissue; landmarks also
+    matches percentiles of tissue to those of the training specimens. Tissue is found by a rule, see
+    sharding/volumes/tissue.py, and the high percentile of these three is that of tissue."""
     foreground_threshold: float = 0.05
     """Foreground is where the scaled target, 0 to 1, exceeds this, with holes filled."""
     min_overlap: float = 0.25

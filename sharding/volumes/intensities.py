@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT
-from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.config import Intensities, PreprocessConfig
+from sharding.volumes.landmarks import PERCENTILES, check_landmarks, move, separated
 from sharding.volumes.slabs import Empty, by_slabs, in_memory, slabs
+from sharding.volumes.tissue import mean_and_deviation, quantile, tissue_start
 from sharding.volumes.volume import Volume
 
 SCALED_MAX = 1000.0
@@ -26,6 +28,8 @@ LEAST_VOXELS = 27
 """Fewest voxels by which contrast is measured."""
 LEVELS = 4000
 """Bins of the histogram by which contrast is measured."""
+CENTRE, WIDTH = 0.2, 0.3
+"""The fixed map (x - 0.2) / 0.3 of the clipped scale: about the mean and deviation of a head."""
 BLOCKS, BLOCK_LEVELS = 4, 15
 """Parts of each axis, and grey levels of their means, that a fingerprint is made of."""
 
@@ -37,8 +41,11 @@ class IntensityTransform:
     Attributes:
         low: Intensity of the low percentile, in the file's units.
         high: Intensity of the high percentile.
-        mean: Mean of the scaled volume, unitless.
-        std: Standard deviation of the scaled volume, unitless.
+        mean: What is subtracted from the scaled volume: with `standardise` its mean, unitless.
+        std: What it is divided by then: with `standardise` its standard deviation, unitless.
+        landmarks: Landmarks of the scaled volume, within [0, 1]; none without matching.
+        standard: Where they are moved before the standardisation; none leaves them in place. Only
+            a cohort knows these: the transform of a volume alone has none.
     """
 
     __pydantic_config__ = STRICT
@@ -47,6 +54,8 @@ class IntensityTransform:
     high: float
     mean: float
     std: float
+    landmarks: tuple[float, ...] = ()
+    standard: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         values = (self.low, self.high, self.mean, self.std)
@@ -54,6 +63,8 @@ class IntensityTransform:
             raise ValueError(f"low, high, mean and std must be finite, got {values}")
         if not self.high > self.low or not self.std > 0:
             raise ValueError(f"high must exceed low and std must exceed 0, got {values}")
+        check_landmarks(self.landmarks)
+        check_landmarks(self.standard)
 
     @classmethod
     def fit(
@@ -61,13 +72,15 @@ class IntensityTransform:
         data: NDArray[np.float32],
         percentiles: tuple[float, float],
         empty: Empty = in_memory,
+        intensities: Intensities = "standardise",
     ) -> IntensityTransform:
-        """Fit on every voxel of a volume.
+        """Fit on a volume.
 
         Args:
             data: Shape (x, y, z).
             percentiles: Two, from 0 to 100.
             empty: Makes the arrays that are as large as the volume.
+            intensities: See PreprocessConfig. With `standardise` every voxel counts.
 
         Raises:
             ValueError: If the percentiles coincide: nearly all voxels are equal.
@@ -75,6 +88,8 @@ class IntensityTransform:
         sorted_in_part = empty(data.shape, order="F")
         for slab in slabs(data.shape):
             sorted_in_part[slab] = data[slab]
+        if intensities != "standardise":
+            return cls._fit_tissue(sorted_in_part.ravel("K"), percentiles, intensities)
         found = np.percentile(sorted_in_part.ravel("K"), percentiles, overwrite_input=True)
         low, high = (float(value) for value in found)
         if not high > low:
@@ -88,6 +103,33 @@ class IntensityTransform:
             for slab in slabs(data.shape)
         )
         return cls(low, high, mean, math.sqrt(variance))
+
+    @classmethod
+    def _fit_tissue(
+        cls, values: NDArray[np.float32], percentiles: tuple[float, float], intensities: Intensities
+    ) -> IntensityTransform:
+        """Fit on the tissue among all intensities, which are sorted in place."""
+        values.sort()
+        low = quantile(values, percentiles[0])
+        tissue = values[tissue_start(values, low) :]
+        high = quantile(tissue, percentiles[1])
+        if not high > low:
+            raise ValueError(
+                f"the {percentiles[0]} percentile and the {percentiles[1]} percentile of tissue "
+                f"must differ, both are {low:g}"
+            )
+        mean, std = CENTRE, WIDTH
+        landmarks: tuple[float, ...] = ()
+        if intensities == "foreground":
+            mean, std = mean_and_deviation(scale_slab(tissue, low, high))
+        if intensities == "landmarks":
+            found = [(quantile(tissue, each) - low) / (high - low) for each in PERCENTILES]
+            landmarks = separated(found)
+        return cls(low, high, mean, std, landmarks)
+
+    def to_standard(self, standard: tuple[float, ...]) -> IntensityTransform:
+        """The same transform that moves the volume's landmarks to standard ones."""
+        return replace(self, standard=standard) if standard else self
 
     @property
     def data_range(self) -> float:
@@ -107,35 +149,40 @@ class IntensityTransform:
     ) -> NDArray[np.float32]:
         """Only the last step, for intensities that are in [0, 1] already."""
         mean, std = np.float32(self.mean), np.float32(self.std)
-        return by_slabs(lambda slab: (slab - mean) / std, scaled, empty)
+        return by_slabs(
+            lambda slab: (move(slab, self.landmarks, self.standard) - mean) / std, scaled, empty
+        )
 
     def unstandardise(self, standardised: NDArray[np.float32]) -> NDArray[np.float32]:
         """Back to the scale on which this volume lies in [0, 1]; others may exceed it."""
         mean, std = np.float32(self.mean), np.float32(self.std)
-        return standardised * std + mean
+        return move(standardised * std + mean, self.standard, self.landmarks)
 
     def restore(
         self, standardised: NDArray[np.float32], empty: Empty = in_memory
     ) -> NDArray[np.float32]:
         """Convert back to the file's units; clipped intensities stay clipped."""
         width = self.high - self.low
-        return by_slabs(
-            lambda slab: (slab.astype(np.float64) * self.std + self.mean) * width + self.low,
-            standardised,
-            empty,
-        )
+
+        def restored(slab: NDArray[np.float32]) -> NDArray:
+            scaled = slab.astype(np.float64) * self.std + self.mean
+            return move(scaled, self.standard, self.landmarks) * width + self.low
+
+        return by_slabs(restored, standardised, empty)
 
 
 def fit_intensities(
     where: object, volume: Volume, config: PreprocessConfig, empty: Empty = in_memory
 ) -> IntensityTransform:
-    """Fit the intensity transform on every voxel of a volume.
+    """Fit the intensity transform of a volume.
 
     Raises:
         DataError: If nearly all voxels are equal; `where` names the file.
     """
     try:
-        return IntensityTransform.fit(volume.data, config.clip_percentiles, empty)
+        return IntensityTransform.fit(
+            volume.data, config.clip_percentiles, empty, config.intensities
+        )
     except ValueError as error:
         raise DataError(str(where), str(error), "Crop the empty space around the object") from None
 

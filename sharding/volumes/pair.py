@@ -12,8 +12,8 @@ values in training than in prediction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from sharding.volumes.intensities import (
     fit_intensities,
     scale_slab,
 )
+from sharding.volumes.landmarks import Standards
 from sharding.volumes.masks import read_mask, specimen_foreground
 from sharding.volumes.resample import field_of_view, resample
 from sharding.volumes.slabs import Empty, by_slabs, in_memory, slabs
@@ -72,6 +73,7 @@ class Pair:
         overlap: Share of the target's foreground inside the source's field of view.
         registration: Target world to native source world for a prepared specimen; None if the
             headers align the two.
+        config: How the pair was made.
     """
 
     name: str
@@ -84,6 +86,45 @@ class Pair:
     grid: Volume
     overlap: float
     registration: Transform | None = None
+    config: PreprocessConfig = field(default_factory=PreprocessConfig)
+
+    @cached_property
+    def measured_transform(self) -> IntensityTransform:
+        """The transform of the target on whose scale predictions are measured.
+
+        It is the paper's: percentiles, mean and deviation of all voxels. So numbers of networks
+        that see other intensities are of one scale, and can be compared.
+        """
+        if self.config.intensities == "standardise":
+            return self.target_transform
+        return IntensityTransform.fit(self.grid.data, self.config.clip_percentiles)
+
+    @cached_property
+    def measured_target(self) -> NDArray[np.float32]:
+        """The target on the scale of `measured_transform`."""
+        if self.config.intensities == "standardise":
+            return self.target
+        return self.measured_transform.standardise(self.grid.data)
+
+    def measured(self, synthetic: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring a synthetic volume to the scale of `measured_transform`, without clipping."""
+        if self.target_transform is self.measured_transform:
+            return synthetic
+        return self.measured_scaled(self.target_transform.unstandardise(synthetic))
+
+    def measured_scaled(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same for a volume on the scale of the target's own clip, [0, 1]."""
+        own, transform = self.target_transform, self.measured_transform
+        width = transform.high - transform.low
+        factor, offset = (own.high - own.low) / width, (own.low - transform.low) / width
+        return transform.standardise_scaled(scaled * np.float32(factor) + np.float32(offset))
+
+    @property
+    def measured_unit(self) -> float:
+        """What one standardised unit of the target is on the scale of `measured_transform`."""
+        own, transform = self.target_transform, self.measured_transform
+        widths = (own.high - own.low) / (transform.high - transform.low)
+        return widths * own.std / transform.std
 
     @property
     def source(self) -> NDArray[np.float32]:
@@ -126,8 +167,15 @@ class Pair:
         return resample(volume, native.shape, native.affine, order=1), covered
 
 
-def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
+def prepare_pair(
+    specimen: Specimen, config: PreprocessConfig, standards: Standards | None = None
+) -> Pair:
     """Read a specimen's files and bring its source onto the target's grid.
+
+    Args:
+        specimen: Its files.
+        config: How the pair is made.
+        standards: Standard landmarks of the cohort; without them landmarks stay where they are.
 
     Raises:
         DataError: If a file is bad, the source is missing, finer than the target or constant within
@@ -155,17 +203,19 @@ def prepare_pair(specimen: Specimen, config: PreprocessConfig) -> Pair:
             "Check the affines, or that the files belong together",
         )
     check_varies(source_file, placed.scaled, mask, "the mask")
+    standards = standards or Standards()
     return Pair(
         name=specimen.name,
         source_scaled=placed.scaled,
         target_scaled=target_transform.scale(target.data),
         mask=mask,
-        source_transform=placed.transform,
-        target_transform=target_transform,
+        source_transform=placed.transform.to_standard(standards.source),
+        target_transform=target_transform.to_standard(standards.target),
         native_source=native,
         grid=target,
         overlap=overlap,
         registration=registration,
+        config=config,
     )
 
 

@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from tiny_runs import PLAIN, tiny_config
+from killed_commands import command_on_a_small_disk
+from tiny_runs import PLAIN, start, tiny_config
 
 import distsynth.cli.main
 from distsynth.cli.main import main
+from distsynth.cli.preset_names import PRESET_NAMES
 from distsynth.config import from_json, to_json, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import PRESETS
@@ -26,8 +28,6 @@ from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 
-QUICK = ("phantom", "simulate", "shard", "presets", "sweep", "predict", "evaluate")
-"""Commands whose help needs no configuration, and so no networks."""
 COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
 
 
@@ -214,18 +214,22 @@ def test_help_of_each_command(command):
 
 
 def test_help_needs_none_of_the_large_libraries():
-    code = f"""
+    code = """
 import contextlib, sys
-from distsynth.cli.main import main
+from distsynth.cli.main import COMMANDS, main
 main(["--help"])
 main(["--version"])
-for command in {QUICK}:
+for command in COMMANDS:
     with contextlib.suppress(SystemExit):
         main([command, "--help"])
-sys.exit(", ".join({{"torch", "ray", "wandb"}} & set(sys.modules)) or None)
+sys.exit(", ".join({"torch", "ray", "wandb"} & set(sys.modules)) or None)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_help_names_the_presets():
+    assert tuple(PRESETS) == PRESET_NAMES
 
 
 def options_of(*args):
@@ -388,27 +392,12 @@ def test_a_pattern_that_leads_out_of_a_subject_is_refused(option, pattern, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-SMALL_DISK = """
-import errno, resource, signal, sys
-import distsynth.cli.messages, sharding.io.errors
-from distsynth.cli.main import main
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), hard))
-# The limit stands for a full disk, which the system reports by another number.
-sharding.io.errors.DISK_FULL.add(errno.EFBIG)
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-def on_a_small_disk(limit, *args):
+def on_a_small_disk(log, limit, *args):
     """A command that may not write files of more bytes."""
-    words = [str(word) for word in (limit, *args)]
-    ended = subprocess.run(
-        [sys.executable, "-c", SMALL_DISK, *words], capture_output=True, text=True
-    )
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+    words = [str(word) for word in args]
+    process = start(command_on_a_small_disk, limit, words, environment={}, log=log)
+    process.join()
+    return Ended(process.exitcode, "", log.read_text())
 
 
 @pytest.mark.slow
@@ -422,7 +411,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(folder, phantoms, run_dir, 
         (20_000, "", ["evaluate", run_dir, *evaluated]),
         (4_000, "checkpoints/best.pt", ["train", config, "-o", tmp_path / "run"]),
     ):
-        ended = on_a_small_disk(limit, *args)
+        ended = on_a_small_disk(tmp_path / "log", limit, *args)
         assert ended.status == 1, ended.err
         last = ended.err.splitlines()[-1]
         assert last.startswith("distsynth: "), ended.err

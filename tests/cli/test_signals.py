@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from killed_commands import command, command_under_nohup, kill_family
+from killing import FileMoment, Stop
 from lab import until
 from small_study import study_commands
 from tiny_runs import start, start_ranks, tiny_config
@@ -32,10 +33,12 @@ LONG = {"train.epochs": 100_000, "train.validate_every": 100_000}
 class Program:
     """`distsynth` in a process of its own, a fork; what it says goes to a file."""
 
-    def __init__(self, target: Callable[..., None], log: Path, *args: str | Path) -> None:
+    def __init__(
+        self, target: Callable[..., None], log: Path, *args: str | Path, **environment: str
+    ) -> None:
         self.log = log
         log.touch()
-        self.process = start(target, [*map(str, args)], environment={}, log=log)
+        self.process = start(target, [*map(str, args)], environment=environment, log=log)
 
     @property
     def said(self) -> str:
@@ -55,6 +58,10 @@ class Program:
     def end(self, number: signal.Signals) -> str:
         """Send a signal; check the status; return what was said."""
         self.send(number)
+        return self.end_by(number)
+
+    def end_by(self, number: signal.Signals) -> str:
+        """Wait for the end by a signal that was sent; check the status; return what was said."""
         self.process.join(SECONDS)
         said = self.said
         assert self.process.exitcode == 128 + number, said
@@ -66,13 +73,25 @@ class Program:
 
 @contextlib.contextmanager
 def program(
-    log: Path, *args: str | Path, target: Callable[..., None] = command
+    log: Path, *args: str | Path, target: Callable[..., None] = command, **environment: str
 ) -> Iterator[Program]:
-    found = Program(target, log, *args)
+    found = Program(target, log, *args, **environment)
     try:
         yield found
     finally:
         kill_family(found.process)
+
+
+@contextlib.contextmanager
+def stopped_program(
+    folder: Path, moment: FileMoment, *args: str | Path
+) -> Iterator[tuple[Program, int]]:
+    """A program, and the number of the process of it that has stopped at a moment."""
+    notes = folder / "notes"
+    notes.mkdir()
+    stop = Stop(moment, notes)
+    with program(folder / "first", *args, **stop.environment) as found:
+        yield found, stop.wait(found.process)
 
 
 def command_to_continue(said: str) -> list[str]:
@@ -126,13 +145,17 @@ def test_the_ranks_of_a_training_end_together(told, shard_folder, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_sharding_continues(number, tmp_path):
     cohort, shards = tmp_path / "cohort", tmp_path / "shards"
-    shape = ["--shape", "64", "64", "64"]
-    assert main(["phantom", str(cohort), "--specimens", "12", *shape]) == 0
-    options = ["--patch-size", "16", "16", "--stride", "2", "--workers", "2", "--overwrite"]
+    assert main(["phantom", str(cohort), "--specimens", "5", "--shape", "32", "32", "32"]) == 0
+    options = ["--patch-size", "16", "16", "--stride", "8", "--workers", "2", "--overwrite"]
     args = ["shard", cohort, "-o", shards, *options]
-    with program(tmp_path / "first", *args) as first:
-        first.wait_until(lambda: any(shards.rglob("*.tar")))
-        again = command_to_continue(first.end(number))
+    # The third specimen is not finished before the signal comes, whoever cuts it.
+    moment = FileMoment("*/parts/specimens/phantom-02.json", "rename")
+    with stopped_program(tmp_path, moment, *args) as (first, stopped):
+        first.send(number)
+        os.kill(stopped, signal.SIGCONT)
+        again = command_to_continue(first.end_by(number))
+    assert (shards / "parts").is_dir()
+    assert not (shards / "manifest.json").exists()
     assert again == [str(word) for word in args if word != "--overwrite"]
     assert main(again) == 0
     assert main(["verify", str(shards)]) == 0
@@ -140,34 +163,35 @@ def test_sharding_continues(number, tmp_path):
 
 def test_preparing_continues(tmp_path):
     commands = study_commands(tmp_path)
-    assert main([*commands["phantom"], "--overwrite"]) == 0
+    assert main([*commands["pair"], "--overwrite"]) == 0
     args = commands["prepare"]
-    with program(tmp_path / "first", *args) as first:
-        first.wait_until(lambda: any((tmp_path / "prepared").glob("phantom-*/*")))
-        assert command_to_continue(first.end(signal.SIGTERM)) == args
+    moment = FileMoment("*/phantom-00/resample", "rename")
+    with stopped_program(tmp_path, moment, *args) as (first, stopped):
+        first.send(signal.SIGTERM)
+        os.kill(stopped, signal.SIGCONT)
+        assert command_to_continue(first.end_by(signal.SIGTERM)) == args
     assert main(args) == 0
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_sweep_ends_in_good_order(number, shard_folder, tmp_path):
+def test_a_sweep_ends_in_good_order(shard_folder, tmp_path):
+    """By each of the signals, one after the other: each interrupts what the one before left."""
     config = tmp_path / "config.json"
     config.write_text(to_json(tiny_config(shard_folder, LONG)))
     storage = tmp_path / "sweeps"
-    args = ["sweep", config, "--name", "tiny", "--space", "learning-rates", "--storage", storage]
+    words = ["sweep", config, "--name", "tiny", "--space", "learning-rates", "--storage", storage]
+    args = [*map(str, words), "--trials", "2", "--concurrent", "1"]
     folder = SweepFolder(storage / "tiny")
 
     def trained() -> list[int]:
         return [path.stat().st_mtime_ns for path in (storage / "tiny").rglob(LAST.name)]
 
-    with program(tmp_path / "first", *args, "--trials", "2", "--concurrent", "1") as first:
-        first.wait_until(lambda: bool(trained()))
-        again = command_to_continue(first.end(number))
-    assert again == ["sweep", "--resume", "tiny", "--storage", str(storage)]
-    assert {record.status for record in folder.records().values()} <= {"waiting", "running"}
-    before = trained()
-    with program(tmp_path / "second", *again) as second:
-        second.wait_until(lambda: trained() != before)
-        assert command_to_continue(second.end(number)) == again
+    for number in SIGNALS:
+        before = trained()
+        with program(tmp_path / number.name, *args) as running:
+            running.wait_until(lambda before=before: trained() != before)
+            args = command_to_continue(running.end(number))
+        assert args == ["sweep", "--resume", "tiny", "--storage", str(storage)]
+        assert {record.status for record in folder.records().values()} <= {"waiting", "running"}
 
 
 def test_a_reproduction_ends_in_good_order(tmp_path):

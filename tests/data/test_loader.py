@@ -17,13 +17,13 @@ from distsynth.data.loader import (
     ALONE,
     PatchDataset,
     Rank,
-    Standardiser,
     TrainingBatches,
     epoch_order,
     exact_plan,
     training_plan,
     validation_batches,
 )
+from distsynth.data.standardiser import Standardiser
 from distsynth.errors import ConfigError
 from sharding.io.errors import DataError
 from sharding.shards.records import QUANTUM, quantise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from warm_workers import PROGRAMS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT, NOTEBOOK = EXAMPLES / "quickstart.py", EXAMPLES / "quickstart.ipynb"
@@ -42,7 +44,12 @@ def test_the_notebook_is_made_from_the_script():
 @pytest.mark.slow
 def test_the_script_runs_in_an_empty_folder(tmp_path):
     ended = subprocess.run(
-        [sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=240
+        [sys.executable, SCRIPT],
+        cwd=tmp_path,
+        env=os.environ | PROGRAMS,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert ended.returncode == 0, ended.stderr
     assert left_in(tmp_path / "quickstart") == LEFT

@@ -249,8 +249,8 @@ def test_the_card_has_its_facts(made, trained):
         "- losses: 0.1 x adversarial (binary cross-entropy) + 1 x reconstruction (mean absolute "
         "difference) + 0.5 x gradient difference\n",
         "- discriminator: family conv, ",
-        "- optimizer: Adam, betas 0.9 and 0.999\n",
-        "- learning rate: 0.01 (generator), 0.001 (discriminator), constant\n",
+        "- optimizer: AdamW, betas 0.9 and 0.999, weight decay 0\n",
+        "- learning rate: 0.01 (generator), 0.001 (discriminator), constant, 0 steps of warm-up\n",
         "- seed: 0\n",
         f"torch {torch.__version__}",
         f"onnxruntime {onnxruntime.__version__}",

@@ -87,6 +87,16 @@ HALF = {
     "stitch.stride": 6,
     "stitch.trim": 8,
 }
+SHUFFLED = {
+    "data.patch_size": (36, 32),
+    "data.alignment": 2,
+    "generator.family": "residual-unet",
+    "generator.channels": (4, 6),
+    "generator.encoder_blocks": 1,
+    "stitch.stride": 4,
+    "stitch.trim": 12,
+}
+GATED = SHUFFLED | {"generator.family": "gated-unet", "stitch.trim": 8}
 HALF_BLOCKS = HALF | {"data.patch_size": (24, 22, 24), "stitch.stride": 6}
 
 
@@ -148,6 +158,8 @@ NETWORKS = {
     "half resolution": HALF,
     "half resolution, neighbours": HALF | {"data.neighbours": 1},
     "half resolution, blocks": HALF_BLOCKS,
+    "half resolution, then U": SHUFFLED,
+    "half resolution, gated": GATED,
     "blocks, sharpened": BLOCKS | {"generator.sharpen": "3x3", "generator.kernels": (3, 3, 1)},
 }
 
@@ -159,7 +171,7 @@ def test_whole_planes_equal_windows(network, axes, weights):
     model = predictor(NETWORKS[network], axes=axes, weights=weights)
     assert model.exact and model.whole_images
     # An odd shape, and the smallest that patches along all axes fit into.
-    for shape in ((33, 33, 31), (32, 32, 32)) if "half" in network else ((23, 19, 17), (16,) * 3):
+    for shape in ((37, 37, 33), (36, 36, 36)) if "half" in network else ((23, 19, 17), (16,) * 3):
         source = random_volume(shape)
         expected = patch_by_patch(model, source)
         assert_same(model(source, quiet=True), expected)
@@ -353,16 +365,17 @@ def test_tiles_cover_each_voxel_once_with_their_halo(sides, halo, most, multiple
 
 # The paper's presets are stitched as the paper does; dcsrn and fcn-1 see further than 4 voxels.
 WHOLE = {"small"}
+ALWAYS_WHOLE = {"quick", "best", "best-gpu"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_whole_slices_by_preset(name):
-    config = preset(name)
+    config = with_overrides(preset(name), {"data.alignment": 1})
     generator = build_generator(config.generator, PAPER_PATCH)
     record = DataRecord("sha", PreprocessConfig(), (1.0,) * 3, "RAS", {}, ())
     model = Predictor(Checkpoint(config, record, Position(), {}, [], {}), generator, CPU)
-    assert config.stitch.method == "auto"
-    assert model.whole_images == (name in WHOLE)
+    assert config.stitch.method == ("whole" if name in ALWAYS_WHOLE else "auto")
+    assert model.whole_images == (name in WHOLE or name in ALWAYS_WHOLE)
     reach = {"dcgan-1": 5, "dcgan-2": 8, "dcgan-3": 10, "fcn-1": 9, "dcsrn-l1": 6, "small": 7}
     if name in reach:
         assert generator.reach == reach[name]

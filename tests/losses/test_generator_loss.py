@@ -44,7 +44,7 @@ def test_shapes_must_agree(loss):
 
 
 def test_unknown_norm():
-    with pytest.raises(ValueError, match=r"loss\.recon must be l1 or l2, got l3"):
+    with pytest.raises(ValueError, match=r"loss\.recon must be l1, l2 or charbonnier, got l3"):
         reconstruction_loss(torch.zeros(1), torch.zeros(1), "l3")
 
 
@@ -115,7 +115,7 @@ def test_a_perceptual_weight_needs_the_weights_of_its_network(tmp_path):
 def test_each_term_has_a_weight_and_a_place_in_lists():
     config = LossConfig(0.5, 1.5, "l2", 2.0, 0.25)
     weights = {term.name: config.weight(term.name) for term in TERMS}
-    later = {"matching": 0.0, "overlap": 0.0}
+    later = dict.fromkeys(("matching", "overlap", "structure", "frequency"), 0.0)
     assert weights == {"bce": 0.5, "recon": 1.5, "gradient": 2.0, "perceptual": 0.25, **later}
     assert config.label == "0.5 bce + 1.5 l2 + 2 gradient + 0.25 perceptual"
     assert config.description == (

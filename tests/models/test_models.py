@@ -20,12 +20,14 @@ from distsynth.models import (
     DenseConfig,
     EncoderDecoderConfig,
     FeedbackConfig,
+    GatedUNetConfig,
     HalfResolutionConfig,
     NoDiscriminatorConfig,
     PatchGANConfig,
     RecursiveConfig,
     ResidualConfig,
     ResidualDenseConfig,
+    ResidualUNetConfig,
     UNetConfig,
     build_discriminator,
     build_generator,
@@ -47,6 +49,8 @@ SMALL_GENERATORS = {
     "recursive": RecursiveConfig(4, 3),
     "feedback": FeedbackConfig(4, 3, 2),
     "half-resolution": HalfResolutionConfig(4, 2),
+    "residual-unet": ResidualUNetConfig((4, 6), 1, 1),
+    "gated-unet": GatedUNetConfig((4, 6), 1, 1),
 }
 SMALL_DISCRIMINATORS = {
     "stride": ConvDiscriminatorConfig((4, 6, 8, 8), (7, 5, 5, 3)),

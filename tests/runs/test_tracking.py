@@ -125,13 +125,18 @@ def test_pictures_are_png_files_named_by_step(tmp_path):
 
 def test_public_config_holds_every_field_but_paths():
     config = with_overrides(
-        RunConfig(), {"data.shards": "/home/me/shards", "loss.vgg_weights": "/home/me/vgg.pt"}
+        RunConfig(),
+        {
+            "data.shards": "/home/me/shards",
+            "loss.vgg_weights": "/home/me/vgg.pt",
+            "train.start_from": "/home/me/run",
+        },
     )
     values = public_config(config)
     assert "/home/me" not in json.dumps(values)
     found = {f"{section}.{name}" for section, part in values.items() for name in part}
     everything = {name for name, _ in dotted_fields(config)}
-    assert everything - found == {"data.shards", "loss.vgg_weights"}
+    assert everything - found == {"data.shards", "train.start_from", "loss.vgg_weights"}
 
 
 def test_run_id_is_kept(tmp_path):
@@ -286,6 +291,55 @@ def test_the_first_part_goes_only_when_another_is_whole(tmp_path):
     (found,) = offline_runs(tmp_path)
     assert [(row["_step"], row["value"]) for row in found.rows] == [(1, 1.0), (2, 2.0)]
     assert not first.exists()
+
+
+ON_A_FULL_DISK = """
+import contextlib, logging, sys
+from pathlib import Path
+import numpy as np
+from distsynth.config import RunConfig, with_overrides
+from distsynth.runs import wandb_file
+from distsynth.runs.tracking import start_trackers
+logging.basicConfig(format="%(message)s")
+config = with_overrides(RunConfig(), {"tracking.mode": "offline"})
+run, fill = Path(sys.argv[1]), Path(sys.argv[1], "wandb", "fill")
+trackers = start_trackers(run, config, "sha", 1, resumed=False)
+with contextlib.suppress(OSError), fill.open("wb", buffering=0) as file:
+    while True:
+        file.write(bytes(4096))
+for step in range(1, 41):
+    trackers.log(step, {f"value/{number}": 0.1 for number in range(40)})
+try:
+    trackers.picture(41, "samples", np.zeros((99, 99, 3), np.uint8))
+except OSError as error:
+    print(error.filename2)
+wandb_file.FLUSH_SECONDS = 2
+print(trackers.finish())
+wandb_file.FLUSH_SECONDS = 60
+fill.unlink()
+trackers = start_trackers(run, config, "sha", 40, resumed=True)
+print(trackers.finish())
+"""
+
+
+@pytest.mark.slow
+def test_a_record_of_wandb_that_finds_no_room_is_named_and_written_again(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a small disk")
+    script = 'mount -t tmpfs -o size=400k none "$2/wandb" && exec "$0" -c "$@"'
+    command = ["unshare", "-rm", "sh", "-c", script, sys.executable, ON_A_FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    picture, first, second = done.stdout.splitlines()
+    assert re.search(r"/wandb/offline-run-\S+/samples_\d+_\w+\.png$", picture)
+    assert (first, second) == ("False", "True")
+    # One line, and no traceback of W&B's own logs.
+    (warning,) = done.stderr.splitlines()
+    file, _, said = warning.partition(": ")
+    assert re.search(r"/wandb/offline-run-\S+/run-\w+\.wandb$", file)
+    assert "could not record the whole run: is its disk full?" in said
+    assert "Free some space and resume the run" in said
 
 
 def test_wandb_has_the_images(tracked):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -29,13 +30,14 @@ from moments import FileMoment
 from small_study import study_commands
 from tiny_runs import same, start, tensors
 
+import sharding.io.errors
 from distsynth.cli.main import main
 
 SECONDS = 280
 """A command that takes longer hangs."""
 SETUP = {
     "shard": ("phantom",),
-    "prepare": ("phantom",),
+    "prepare": ("pair",),
     "train": ("phantom", "shard"),
     "sweep": ("phantom", "shard"),
     "reproduce": ("phantom", "shard"),
@@ -160,6 +162,18 @@ def command(words: list[str]) -> None:
 def command_under_nohup(words: list[str]) -> None:
     """Run a command as `nohup` starts it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    command(words)
+
+
+def command_on_a_small_disk(limit: int, words: list[str]) -> None:
+    """Run a command that may not write files of more bytes."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    # The limit stands for a full disk, which the system reports by another number.
+    sharding.io.errors.DISK_FULL.add(errno.EFBIG)
     command(words)
 
 

@@ -19,6 +19,7 @@ def study_commands(folder: Path) -> dict[str, list[str]]:
     cohort, shards, run = folder / "cohort", folder / "shards", folder / "run"
     lines = {
         "phantom": f"phantom {cohort} --specimens 4 --shape 32 28 24",
+        "pair": f"phantom {cohort} --specimens 2 --shape 32 28 24",
         "shard": (
             f"shard {cohort}/cohort.csv -o {shards} --patch-size 16 16 --stride 8"
             " --patches-per-specimen 24 --val-slices 4 --workers 1"
@@ -32,6 +33,10 @@ def study_commands(folder: Path) -> dict[str, list[str]]:
         "train": f"train small -o {run} {_run_options(shards)}",
         "sweep": (
             f"sweep small --space learning-rates --name tiny --storage {folder}/sweeps --trials 2"
+            f" --local {_run_options(shards)}"
+        ),
+        "trial": (
+            f"sweep small --space learning-rates --name tiny --storage {folder}/sweeps --trials 1"
             f" --local {_run_options(shards)}"
         ),
         "reproduce": (

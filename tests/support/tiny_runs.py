@@ -160,7 +160,8 @@ def start_fork_server() -> multiprocessing.context.ForkServerContext:
     """Start the server that forks processes, if there is none, with all libraries loaded.
 
     Whoever starts it first decides what it loads, and a loader of the program would load less: a
-    session of tests starts it before any test does.
+    session of tests starts it before any test does. It is itself a fork where there is a server of
+    `warm_workers.py`, and has what that one has loaded.
     """
     context = multiprocessing.get_context("forkserver")
     # The last two are loaded by the first optimizer step, which would take a second a process.

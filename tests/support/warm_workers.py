@@ -1,13 +1,14 @@
 """Processes as forks of one that has loaded the libraries: each then starts at once.
 
-A worker of Ray is a Python process that loads torch, Ray Tune and the program, which takes four
-seconds of a core; the tests start more than a hundred. A server loads them once. A worker that
+A Python process that loads torch, Ray Tune and the program takes seconds of a core; the tests start
+hundreds. A server loads them once for all processes of the tests (`warm_server.py`). A process that
 starts finds the server in its environment (`stop_hook/sitecustomize.py` asks), hands over its
-command line, environment, folder and output, and stays as the handle of its fork: it ends as the
-fork ends, and the fork ends with it. What runs in the fork is Ray's own script, unchanged.
+command line, environment, folder and open files, and stays as the handle of its fork: it ends as
+the fork ends, and the fork ends with it. What runs in the fork is the script itself, unchanged.
 
-With `PROGRAMS` in its environment a program of the command line does the same. That is for programs
-that run to their end: who signals one, or measures what it loads, wants the process itself.
+That is so for workers of Ray and for the server of `multiprocessing` that forks processes. With
+`PROGRAMS` in its environment a program of the command line does the same. That is for programs that
+run to their end: who signals one, or measures what it loads, wants the process itself.
 
 `fork_of` tells which fork belongs to a process that Ray has started. A test that traces the
 processes of a cluster puts `COLD` into their environment: then all are as Ray starts them.
@@ -18,14 +19,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    import selectors
+from typing import Any
 
 VARIABLE = "DISTSYNTH_TESTS_WARM_WORKERS"
 """The environment variable with the server's socket."""
@@ -35,21 +34,11 @@ COLD = {VARIABLE: ""}
 """In the environment of processes that start no forks."""
 SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
 CONTEXT = "--serialized-runtime-env-context="
-SCRIPTS = ("/bin/distsynth", "/jobs/tune_gan.py", "/support/small_study.py")
+SCRIPTS = ("/bin/distsynth", "/jobs/tune_gan.py", "/support/small_study.py", "/quickstart.py")
+FORK_SERVER = re.compile(r"from multiprocessing\.forkserver import main; main\((\d+), (\d+), ")
+"""The program of Python's own server of forks; it is given two open files by their numbers."""
 LIMIT = 2**20
 POLL_SECONDS = 0.5
-READ = 1
-LIBRARIES = (
-    "distsynth.training.loop",
-    "distsynth.evaluation.evaluate",
-    "torch.distributed.tensor",
-    "torch._dynamo",
-    "pandas",
-    "pyarrow.fs",
-    "jsonschema",
-    "google.protobuf.message",
-)
-"""All but Ray and W&B: one keeps the environment, the other a folder, from when it was loaded."""
 
 
 @contextlib.contextmanager
@@ -61,24 +50,31 @@ def server(folder: Path) -> Iterator[dict[str, str]]:
 
     Yields:
         What processes need in their environment to find it.
+
+    Raises:
+        RuntimeError: If it cannot load the libraries.
     """
     import subprocess
 
     address = str(folder / "socket")
     log = folder / "log"
     pipe: Any = subprocess.PIPE
-    words = [sys.executable, __file__, address]
+    words = [sys.executable, str(Path(__file__).with_name("warm_server.py")), address]
     with (
         log.open("wb") as output,
         subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=output) as process,
     ):
         assert process.stdout is not None
-        if process.stdout.readline() != b"ready\n":
+        # It listens; what comes before it has loaded the libraries waits.
+        if process.stdout.readline() != b"listening\n":
             raise RuntimeError(f"no server of warm workers: {log.read_text()}")
         try:
             yield {VARIABLE: address}
         finally:
+            ended = process.poll()
             process.kill()
+        if ended is not None:
+            raise RuntimeError(f"the server of warm workers ended: {log.read_text()}")
 
 
 def fork_of(process: int) -> int:
@@ -92,9 +88,13 @@ def take_over() -> None:
     address = os.environ.get(VARIABLE)
     if not address:
         return
-    words = _worker_of(sys.orig_argv[1:])
+    arguments = sys.orig_argv[1:]
+    words, files = _worker_of(arguments), [0, 1, 2]
+    if words is None:
+        words, given = _fork_server_of(arguments)
+        files += given
     if words is None and os.environ.keys() >= PROGRAMS.keys():
-        words = _program_of(sys.orig_argv[1:])
+        words = _program_of(arguments)
     if words is None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -108,10 +108,11 @@ def take_over() -> None:
             "environment": dict(os.environ),
             "folder": os.getcwd(),  # noqa: PTH109
             "umask": _umask(),
+            "files": files,
         }
         text = json.dumps(told).encode()
         assert len(text) < LIMIT
-        socket.send_fds(connection, [len(text).to_bytes(4, "big") + text], [0, 1, 2])
+        socket.send_fds(connection, [len(text).to_bytes(4, "big") + text], files)
         os._exit(_until_it_ends(connection))
 
 
@@ -136,6 +137,14 @@ def _worker_of(words: list[str]) -> list[str] | None:
     return rest if rest and rest[0].endswith(WORKER) else None
 
 
+def _fork_server_of(words: list[str]) -> tuple[list[str] | None, list[int]]:
+    """The command line of Python's own server of forks, and the files that it is given."""
+    found = FORK_SERVER.match(words[-1]) if words[-2:-1] == ["-c"] else None
+    if found is None:
+        return None, []
+    return words[-2:], [int(number) for number in found.groups()]
+
+
 def _program_of(words: list[str]) -> list[str] | None:
     """The command line of a program: its module or script, and the arguments."""
     if words[:2] == ["-m", "distsynth"]:
@@ -152,123 +161,7 @@ def _until_it_ends(connection: socket.socket) -> int:
             answer = connection.recv(1)
         except TimeoutError:
             continue
+        except ConnectionResetError:  # the server has ended before it came to this request
+            return 1
         return answer[0] if answer else 1
     return 1
-
-
-def serve(address: str) -> None:
-    """Fork workers until the process that started this one ends."""
-    import selectors
-
-    for library in LIBRARIES:
-        __import__(library)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(address)
-    listening.listen(64)
-    waiting = selectors.DefaultSelector()
-    waiting.register(listening, READ)
-    waiting.register(0, READ)
-    print("ready", flush=True)
-    while True:
-        for key, _ in waiting.select():
-            if key.fileobj == 0:
-                return
-            if key.fileobj is listening:
-                _fork(listening, waiting)
-            else:
-                _end(key.data, waiting)
-
-
-def _fork(listening: socket.socket, waiting: selectors.BaseSelector) -> None:
-    connection, _ = listening.accept()
-    first, handles, _, _ = socket.recv_fds(connection, LIMIT, 3)
-    text = first
-    while len(text) < 4 + int.from_bytes(text[:4], "big"):
-        text += connection.recv(LIMIT)
-    told = json.loads(text[4:])
-    process = os.fork()
-    if process == 0:
-        waiting.close()
-        listening.close()
-        connection.close()
-        _become(told, handles)
-    note = Path(f"{listening.getsockname()}-{told['process']}")
-    note.write_text(str(process))
-    for handle in handles:
-        os.close(handle)
-    fork = _Fork(process, note, os.pidfd_open(process), connection)
-    for source in (fork.ended, connection):
-        waiting.register(source, READ, fork)
-
-
-class _Fork(NamedTuple):
-    """A worker: its number, the note of it, what shows its end, and the process it stands for."""
-
-    process: int
-    note: Path
-    ended: int
-    connection: socket.socket
-
-
-def _end(fork: _Fork, waiting: selectors.BaseSelector) -> None:
-    """The fork has ended, or who asked for it has: then neither shall live."""
-    if not fork.note.exists():
-        return  # both have ended at once
-    fork.note.unlink()  # before the number may be another process's
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(fork.process, 9)
-    _, status = os.waitpid(fork.process, 0)
-    waiting.unregister(fork.ended)
-    waiting.unregister(fork.connection)
-    os.close(fork.ended)
-    with contextlib.suppress(OSError):
-        fork.connection.send(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
-    fork.connection.close()
-
-
-def _become(told: dict[str, Any], handles: list[int]) -> None:
-    """Be the worker, in the fork. Never returns."""
-    import atexit
-    import ctypes
-    import random
-    import runpy
-    import traceback
-
-    import numpy as np
-    from moments import watch_as_asked
-
-    status = 1
-    try:
-        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: it ends with the server
-        os.setpgid(0, 0)  # the node ends what is left of a worker by its group
-        for number, handle in enumerate(handles):
-            os.dup2(handle, number)
-        os.environ.clear()
-        os.environ.update(told["environment"])
-        os.chdir(told["folder"])
-        os.umask(told["umask"])
-        sys.argv = told["words"]
-        sys.orig_argv = [sys.executable, *sys.argv]
-        random.seed()
-        np.random.seed()  # noqa: NPY002
-        watch_as_asked()
-        if Path(sys.argv[0]).is_absolute():
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        else:
-            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-        status = 0
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1])

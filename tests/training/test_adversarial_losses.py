@@ -11,6 +11,7 @@ from distsynth.errors import ConfigError
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.training.loop import TrainingRun, train
+from distsynth.training.pace import Pace
 from distsynth.training.steps import (
     Learner,
     adversarial_step,
@@ -57,7 +58,9 @@ def learners_of(config, precision="no"):
         build_generator(config.generator, (16, 16)),
         build_discriminator(config.discriminator, (16, 16)),
     ):
-        learner = Learner(network, 0.01, OptimConfig(), 10, make_accelerator(precision, cpu=True))
+        learner = Learner(
+            network, 0.01, OptimConfig(), Pace(10), make_accelerator(precision, cpu=True)
+        )
         learner.optimizer = torch.optim.SGD(learner.raw.parameters(), lr=0.01)
         made.append(learner)
     return made

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_runs import ADVERSARIAL, launch, losses, run_and_keep, same, tensors, tiny_config
 
-from distsynth.data.loader import Standardiser
+from distsynth.data.standardiser import Standardiser
 from distsynth.errors import ConfigError
 from distsynth.losses.encoder import EncoderLoss
 from distsynth.losses.generator_loss import GeneratorLoss

@@ -21,6 +21,8 @@ SIZES = {
     "recursive": {"features": 6, "recursions": 3},
     "feedback": {"features": 6, "groups": 2, "steps": 2},
     "half-resolution": {"features": 8, "blocks": 2},
+    "residual-unet": {"channels": (8, 12), "encoder_blocks": 1},
+    "gated-unet": {"channels": (8, 12), "encoder_blocks": 1},
 }
 SHARDS = {
     "2d": ShardConfig(patch_size=(16, 16), patches_per_specimen=40, stride=8, val_slices=2),

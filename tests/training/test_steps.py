@@ -17,12 +17,12 @@ from distsynth.models import (
     build_discriminator,
     build_generator,
 )
+from distsynth.training.pace import Pace, rate_factor, schedule
 from distsynth.training.steps import (
     Learner,
     _discriminate,
     adversarial_step,
     make_accelerator,
-    schedule,
     supervised_step,
 )
 
@@ -31,9 +31,16 @@ LOSS = LossConfig(lambda_bce=0.3, lambda_recon=1.5, recon="l2", lambda_gradient=
 SUPERVISED = LossConfig(lambda_recon=1.5, recon="l2", lambda_gradient=0.7)
 
 
-def learner(network, optim=None, precision="no", plain=False):
+def learner(network, optim=None, precision="no", plain=False, average=0.0):
     """A learner; `plain` descends the gradient itself, which Adam would scale to one size."""
-    made = Learner(network, 0.05, optim or OptimConfig(), 10, make_accelerator(precision, cpu=True))
+    made = Learner(
+        network,
+        0.05,
+        optim or OptimConfig(),
+        Pace(10),
+        make_accelerator(precision, cpu=True),
+        average,
+    )
     if plain:
         made.optimizer = torch.optim.SGD(made.raw.parameters(), lr=0.05)
     return made
@@ -186,9 +193,66 @@ def test_the_discriminator_shapes_the_generator():
     ],
 )
 def test_schedules(name, factors):
-    factor = schedule(name, 100)
-    assert [factor(step) for step in (0, 25, 50, 75, 100)] == pytest.approx(factors, abs=1e-12)
-    assert factor(130) == pytest.approx(factors[-1], abs=1e-12)
+    pace = Pace(100)
+    found = [schedule(name, pace(step)) for step in (0, 25, 50, 75, 100)]
+    assert found == pytest.approx(factors, abs=1e-12)
+    assert schedule(name, pace(130)) == pytest.approx(factors[-1], abs=1e-12)
+
+
+def test_a_warm_up_multiplies_the_schedule():
+    config, pace = OptimConfig(schedule="linear", warmup_steps=4), Pace(10)
+    found = [rate_factor(config, pace, step) for step in range(10)]
+    expected = [min(1, (step + 1) / 4) * (1 - step / 10) for step in range(10)]
+    assert found == pytest.approx(expected)
+
+
+def test_a_budget_in_time_decides_where_it_is_nearer_to_the_end():
+    time = iter([0.0, 100.0, 106.0, 200.0, 224.0, 230.0]).__next__
+    pace = Pace(100, minutes=0.5, now=time)
+    pace.start()
+    assert (pace(0), pace(20), pace.over) == (0, 0.2, False)
+    pace.tick()
+    assert (pace.seconds, pace(3), pace(50)) == (6, pytest.approx(0.2), 0.5)
+    pace.start()  # what lies between is no training time
+    pace.tick()
+    assert (pace.seconds, pace(3), pace.over) == (30, 1, True)
+    assert not Pace(100, now=time).over
+
+
+def test_an_average_follows_the_weights():
+    made = generator(average=0.5)
+    first = weights(made)
+    expected = first
+    for step in range(12):
+        supervised_step(made, GeneratorLoss(SUPERVISED), pairs(), step)
+        kept = min(0.5, (1 + step) / (10 + step))
+        expected = {
+            name: kept * expected[name] + (1 - kept) * value
+            for name, value in weights(made).items()
+        }
+    average = made.evaluated.state_dict()
+    assert_close(average, expected)
+    assert any(not torch.equal(value, weights(made)[name]) for name, value in average.items())
+    assert generator().evaluated is not made.evaluated
+
+
+def test_an_average_has_the_statistics_of_batch_norm_of_the_network():
+    made = generator(norm="batch", average=0.9)
+    supervised_step(made, GeneratorLoss(SUPERVISED), pairs(), 0)
+    for own, kept in zip(made.raw.buffers(), made.evaluated.buffers(), strict=True):
+        assert torch.equal(own, kept)
+    other = generator(norm="batch", average=0.9)
+    other.load_state_dict(copy.deepcopy(made.state_dict()))
+    assert_close(other.evaluated.state_dict(), made.evaluated.state_dict())
+
+
+def test_weights_shrink_by_their_decay():
+    plain, decayed = (generator(optim=OptimConfig(weight_decay=decay)) for decay in (0, 0.2))
+    first = weights(plain)
+    for made in (plain, decayed):
+        supervised_step(made, GeneratorLoss(SUPERVISED), pairs(), 0)
+    for name, value in weights(decayed).items():
+        torch.testing.assert_close(value, weights(plain)[name] - 0.05 * 0.2 * first[name])
 
 
 def test_the_schedule_sets_the_rate_of_each_step():

@@ -11,7 +11,8 @@ from tiny_runs import tiny_config
 
 import distsynth.training.validation
 from distsynth.config import with_overrides
-from distsynth.data.loader import Standardiser, validation_batches
+from distsynth.data.loader import validation_batches
+from distsynth.data.standardiser import Standardiser
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import border_planes
 from distsynth.losses.generator_loss import GeneratorLoss
