@@ -16,7 +16,8 @@ from picsl_greedy import Greedy3D
 
 from sharding.registration.config import Level, RegisterConfig
 from sharding.registration.simpleitk import image
-from sharding.volumes.transform import RAS_TO_LPS, Transform
+from sharding.volumes.header import RAS_TO_LPS
+from sharding.volumes.transform import Transform
 
 NEIGHBOURHOOD = "2x2x2"
 """Radius in voxels of the local correlation."""
