@@ -23,6 +23,7 @@ from distsynth.metrics.objective import score
 from distsynth.runs.checkpoint import Position
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder, open_run
 from distsynth.runs.tracking import Trackers, start_trackers
+from distsynth.training.augmentation import Augmentation
 from distsynth.training.checkpointing import RunCheckpoints, RunState, claim_folder
 from distsynth.training.encoder import train_encoder
 from distsynth.training.pace import run_pace
@@ -174,6 +175,7 @@ class TrainingRun:
         )
         self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
+        self.augment = Augmentation(config.augment, config.train.seed, config.data.sides)
         self._signals: DeferredSignals | None = None
 
     @contextlib.contextmanager
@@ -344,6 +346,7 @@ class TrainingRun:
 
     def _step(self, batch: Batch, step: int) -> Terms:
         source, target = self.standardise(batch)
+        source, target = self.augment(source, target, batch.where, self.state.position.epoch)
         parts = self.config.train.accumulation
         micro_batches = list(zip(source.chunk(parts), target.chunk(parts), strict=True))
         generator = self.state.learners["generator"]
