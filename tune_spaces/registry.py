@@ -34,6 +34,7 @@ SPACES: dict[str, Callable[[], Space]] = {
     "unets": architectures.unets,
     "half-resolution": architectures.half_resolution,
     "shuffle-unets": architectures.shuffle_unets,
+    "intensity-map": architectures.intensity_map,
     "sharpening": architectures.sharpening,
     "normalisation": architectures.normalisation,
     "architectures": architectures.architectures,
