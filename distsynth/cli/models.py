@@ -23,6 +23,7 @@ from distsynth.cli.arguments import (
     resume_hint,
 )
 from distsynth.cli.messages import UsageError
+from distsynth.cli.preset_names import PRESET_NAMES
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,16 @@ def presets(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """train a preset or a configuration file"""
-    from distsynth.api import load_config
-    from distsynth.config import RunConfig, validate
-    from distsynth.presets import PRESETS
-
     if not args or args[0].startswith("-"):
-        names = ", ".join(PRESETS)
+        names = ", ".join(PRESET_NAMES)
         usage = f"distsynth train PRESET|CONFIG.json [options]\n\npresets: {names}\n"
         if args and args[0] in ("-h", "--help"):
             print(usage + "\noptions: distsynth train PRESET --help")
             return
         raise UsageError(f"name a preset or a configuration file\n{usage}")
+    from distsynth.api import load_config
+    from distsynth.config import RunConfig, validate
+
     name, *rest = args
     start = chosen_families(load_config(name), rest)
 

@@ -17,9 +17,8 @@ from sharding.io.storage import is_remote
 
 def reproduce(args: Sequence[str]) -> None:
     """reproduce the paper's comparison on a cohort, row by row"""
-    from distsynth.config import TrackingConfig
     from distsynth.reproduction.budget import Budget, Resources
-    from distsynth.sections import Precision
+    from distsynth.sections import Precision, TrackingConfig
 
     @dataclass(frozen=True)
     class Reproduce:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distsynth.config import STRICT
 from distsynth.errors import ConfigError
+from sharding.io.records import STRICT
 
 if TYPE_CHECKING:
     from distsynth.evaluation.forest import ForestConfig

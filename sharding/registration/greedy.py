@@ -16,7 +16,8 @@ from picsl_greedy import Greedy3D
 
 from sharding.registration.config import Level, RegisterConfig
 from sharding.registration.simpleitk import image
-from sharding.volumes.transform import RAS_TO_LPS, Transform
+from sharding.volumes.header import RAS_TO_LPS
+from sharding.volumes.transform import Transform
 
 NEIGHBOURHOOD = "2x2x2"
 """Radius in voxels of the local correlation."""
@@ -103,7 +104,7 @@ def _run(options: str, level: Level, result: str) -> Any:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Its optimiser writes to the process's standard output, where only results belong."""
+    """Silence its optimiser, which writes to standard output, where only results belong."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123

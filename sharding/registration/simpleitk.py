@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from sharding.io.errors import DataError
 from sharding.registration.config import Level, RegisterConfig
-from sharding.volumes.transform import RAS_TO_LPS, is_orthogonal
+from sharding.volumes.header import RAS_TO_LPS
+from sharding.volumes.transform import is_orthogonal
 from sharding.volumes.volume import Volume
 
 BINS = 32

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from sharding.registration.alignment import LEAST_GAIN
@@ -12,6 +14,7 @@ from sharding.registration.config import REGISTRATION_STEPS, PrepareConfig, Step
 from sharding.registration.register import tool_version
 from sharding.registration.step_cache import Step, file_sha256
 from sharding.volumes.cohort import Specimen
+from sharding.volumes.formats.registry import files_of
 from sharding.volumes.intensities import SCALED_MAX
 from sharding.volumes.pair import source_of
 
@@ -48,13 +51,13 @@ class SpecimenSteps:
 
     @cached_property
     def raw_sha256(self) -> dict[str, str]:
-        """Role -> sha256 of the raw file."""
+        """Role -> sha256 of the raw file; of the checksums of its files if it has several."""
         files = {
             "source": source_of(self.specimen),
             "target": self.specimen.target,
             "mask": self.specimen.mask,
         }
-        return {role: file_sha256(path) for role, path in files.items() if path}
+        return {role: _volume_sha256(path) for role, path in files.items() if path}
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -110,6 +113,13 @@ class SpecimenSteps:
         keys = {step.name: step.key for step in self.steps} | self.raw_sha256
         tools = _versions("numpy", "scipy", "scikit-image", "matplotlib")
         return Step("quality", asdict(self.config) | {"format": FORMAT}, tools, keys).key
+
+
+def _volume_sha256(path: Path) -> str:
+    digests = [file_sha256(file) for file in files_of(path)]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _some(config: Any, *names: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from sharding.shards.patches import (
 )
 from sharding.shards.records import encode_mask, quantise, record_key, write_record
 from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.formats.registry import files_of
 from sharding.volumes.intensities import fingerprint
 from sharding.volumes.pair import Pair, prepare_pair
 
@@ -115,7 +117,7 @@ def cut_specimen(task: CutTask) -> CutSpecimen | None:
         raise DataError(
             str(specimen.target), str(error), "Choose a smaller patch, or other axes"
         ) from None
-    # First, because it does not describe what is written now.
+    # Removed first, because it does not describe the records that are written now.
     folder.remove(_record_file(specimen.name))
     records = write_records(folder, pair, locations, task.config)
     mask_sha256 = None
@@ -125,7 +127,7 @@ def cut_specimen(task: CutTask) -> CutSpecimen | None:
         folder.write(mask_name(specimen.name, mask_sha256), content)
     record = _describe(pair, task.split, len(locations), inputs, mask_sha256)
     done = CutSpecimen(key, record, records)
-    # Written last: records with this description are complete.
+    # Written last, so that records with a description are complete.
     folder.write(_record_file(specimen.name), _CUT_SPECIMEN.dump_json(done).decode())
     return done
 
@@ -156,16 +158,20 @@ def inputs_sha256(specimen: Specimen) -> str:
     """
     digest = hashlib.sha256()
     transform = sorted(specimen.transform.iterdir()) if specimen.transform else []
-    files = (specimen.source, specimen.target, specimen.mask, specimen.native_source, *transform)
-    for path in files:
+    for path in (specimen.source, specimen.target, specimen.mask, specimen.native_source):
         if path is None:
             digest.update(b"-")
             continue
-        if not path.is_file():
-            raise DataError(path, "the file does not exist", "Check the path")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        for file in files_of(path):
+            digest.update(_sha256(file))
+    for path in transform:
+        digest.update(_sha256(path))
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _finished(folder: Folder, name: str, key: str) -> CutSpecimen | None:

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from sharding.io.atomic import atomic_write
 from sharding.io.errors import DataError, file_errors, list_causes
+from sharding.volumes.formats.registry import files_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Specimen:
 
     @property
     def volumes(self) -> list[Path]:
-        """Every volume file that the specimen has."""
+        """Every volume that the specimen has: a file, or a DICOM folder."""
         files = (self.source, self.target, self.mask, self.native_source)
         return [file for file in files if file]
 
@@ -270,6 +271,16 @@ def _read_bids(root: Path, source: str | None, target: str | None) -> list[Speci
     return specimens
 
 
+def _parts(file: Path) -> list[Path]:
+    """The files of a volume; all that lie in a DICOM folder, whose headers take long to read."""
+    if file.is_dir():
+        return [file, *(part for part in file.iterdir() if part.is_file())]
+    try:
+        return files_of(file)
+    except (DataError, OSError, ValueError, KeyError):
+        return [file]  # It is refused with its cause when it is read.
+
+
 def _check(path: Path, specimens: Sequence[Specimen]) -> None:
     """Refuse malformed or repeated names, and a file that two specimens share."""
     owners: dict[Path, str] = {}
@@ -290,16 +301,17 @@ def _check(path: Path, specimens: Sequence[Specimen]) -> None:
             rule = f"the transform of {name} does not exist: there is no affine.tfm in the folder"
             raise DataError(specimen.transform, rule, "Check its path")
         for file in files:
-            if not file.is_file():
+            if not file.exists():
                 raise DataError(file, f"the file of {name} does not exist", "Check its path")
-        if len({file.resolve() for file in files}) < len(files):
+        parts = [(part.resolve(), file) for file in files for part in _parts(file)]
+        if len({part for part, _ in parts}) < len(parts):
             raise DataError(
                 specimen.target,
                 f"the volumes of {name} must be different files",
                 "Give the specimen a file for each",
             )
-        for file in files:
-            owner = owners.setdefault(file.resolve(), name)
+        for part, file in parts:
+            owner = owners.setdefault(part, name)
             if owner != name:
                 raise DataError(
                     file,

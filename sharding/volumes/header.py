@@ -1,11 +1,11 @@
-"""The geometry in a NIfTI header: units, orientation codes and voxel size, checked before use."""
+"""The geometry in a header: units, orientation codes and voxel size, checked before use."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import nibabel as nib
 import numpy as np
@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 
 from sharding.io.errors import DataError
 
+if TYPE_CHECKING:
+    from sharding.volumes.formats.format import Stated
+
 logger = logging.getLogger(__name__)
 
 Orientation = Literal["header", "array"]
 """Where the directions of an image's axes come from: its header's codes, or the array itself."""
 
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From this program's and NIfTI's world axes to those of DICOM and ITK, and back."""
 UNITS_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 """Unit of a header's lengths to millimetres; unknown stands for mm, as is usual in the field."""
 LEAST_MM, MOST_MM = 0.001, 50.0
@@ -42,13 +47,13 @@ def codes_of(header: nib.Nifti1Header) -> tuple[int, int]:
 
 
 def geometry(
-    path: Path, image: nib.Nifti1Image, orientation: Orientation
+    path: Path, stated: Stated, orientation: Orientation
 ) -> tuple[NDArray[np.float64], nib.Nifti1Header]:
     """The affine in millimetres, and a header that states millimetres.
 
     Args:
         path: For messages.
-        image: As nibabel opened it.
+        stated: What the file states.
         orientation: "header" refuses an image without orientation; "array" lets the axes of its
             array point right, anterior and superior, with the world's origin in its middle.
 
@@ -57,25 +62,24 @@ def geometry(
             mirror each other, its affine is singular or not finite, or its voxels have an
             implausible size.
     """
-    header = image.header
-    assert isinstance(header, nib.Nifti1Header)
+    header = stated.header
     qform, sform = codes_of(header)
     if not qform and not sform:
         if orientation == "header":
             raise DataError(
                 path,
-                "the file has no orientation: its qform and sform codes are both 0, so left and "
-                "right cannot be told apart",
+                f"the file has no orientation: {stated.no_orientation}, so left and right cannot "
+                "be told apart",
                 "Restore the header from the scanner's export; or give the option orientation "
                 "array, if the axes of both arrays of each pair point the same way",
             )
-        affine = centred_affine(image.shape[:3], np.abs(header["pixdim"][1:4]))
+        affine = centred_affine(stated.shape[:3], np.abs(header["pixdim"][1:4]))
     else:
-        affine = np.asarray(image.affine, np.float64)
+        affine = stated.affine
     if qform and sform:
         _check_one_handedness(path, header)
     if sform:
-        _say_what_disagrees(path, image.shape[:3], header)
+        _say_what_disagrees(path, stated.shape[:3], header)
     unit = _length_unit(path, header)
     scale = UNITS_MM[unit]
     if scale != 1:
@@ -85,7 +89,7 @@ def geometry(
         raise DataError(
             path,
             "the affine must be finite and invertible",
-            "Repair the header's sform and qform",
+            f"Repair the {stated.geometry_fields}",
         )
     _check_voxel_size(path, affine, unit)
     header = header.copy()
@@ -188,5 +192,5 @@ def _check_voxel_size(path: Path, affine: NDArray[np.float64], unit: str) -> Non
         raise DataError(
             path,
             f"voxels must be from {LEAST_MM} to {MOST_MM:g} mm, found {found} mm; {stated}",
-            "Correct the unit (xyzt_units) or the voxel size in the header",
+            "Correct the unit of length (NIfTI: xyzt_units) or the voxel size in the header",
         )

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from sharding.io.errors import DataError, list_causes
 from sharding.volumes.cohort import SPECIMEN_NAME, Specimen
+from sharding.volumes.formats.registry import holds_dicom, is_header, stem, stem_of_voxels
 from sharding.volumes.splits import assign_splits
 
-ENDINGS = (".nii.gz", ".nii.zst", ".nii.bz2")
-"""Suffixes of two parts; any other file loses its last one only."""
 ENTITY = re.compile(r"([A-Za-z]+)-([A-Za-z0-9]+)")
 Key = tuple[str, ...]
 
@@ -116,7 +115,7 @@ def _matches(folder: Path, role: str, pattern: str) -> list[_Found]:
         rule = f"must be a pattern below the folder with a wildcard, got {pattern!r}"
         raise DataError(f"--{role}", rule, 'Give one such as "*_7T.nii.gz"')
     regex = _regex(pattern)
-    files = sorted(file for file in folder.glob(pattern) if file.is_file())
+    files = _volumes(folder.glob(pattern))
     found = []
     for file in files:
         below = PurePosixPath(file.relative_to(folder).as_posix())
@@ -153,10 +152,19 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 def _stem(name: str) -> str:
     """A name without the ending of a volume."""
-    for ending in ENDINGS:
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
+    known = stem(name)
+    if known != name:
+        return known
     return name.rpartition(".")[0] if re.search(r"\.[A-Za-z]{2,4}$", name) else name
+
+
+def _volumes(paths: Iterable[Path]) -> list[Path]:
+    """Files, and folders of DICOM files; of a volume in two files only the header."""
+    found = sorted(path for path in paths if path.is_file() or holds_dicom(path))
+    folders = {path for path in found if path.is_dir()}
+    found = [path for path in found if path.parent not in folders]
+    headers = {path.with_name(stem(path.name)) for path in found if is_header(path)}
+    return [p for p in found if is_header(p) or p.with_name(stem_of_voxels(p)) not in headers]
 
 
 def _refuse_shared(found: Mapping[str, Sequence[_Found]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,12 @@ from scipy import ndimage
 
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.errors import DataError
+from sharding.volumes.header import RAS_TO_LPS
 from sharding.volumes.resample import FWHM_TO_SIGMA, SPLINE_PAD, spline_coefficients
 from sharding.volumes.volume import UNREADABLE, Volume, check_claimed_size
 
 AFFINE_FILE = "affine.tfm"
 WARP_FILE = "warp.nii.gz"
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""NIfTI's world to ITK's, and back."""
 
 READ_BYTES = 2**24
 """Bytes of a file that are unpacked at a time where only their checksum counts."""
@@ -339,7 +339,8 @@ def _write_warp(path: Path, field: NDArray[np.float32], field_affine: NDArray[np
 def _read_warp(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     try:
         image = nib.Nifti1Image.from_filename(path)
-        check_claimed_size(path, image)
+        claimed = math.prod(image.shape) * np.dtype(image.get_data_dtype()).itemsize
+        check_claimed_size(path, claimed, path.stat().st_size, "gzip")
         data = np.asarray(image.dataobj, np.float32)
         with gzip.open(path) as file:
             # The whole file is read, so that its checksum is verified.

@@ -1,7 +1,8 @@
-"""A NIfTI volume: array and affine, checked when read, its geometry kept when written."""
+"""A volume: array and affine, checked when read, its geometry kept when written."""
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
 from nibabel.orientations import (
     aff2axcodes,
     apply_orientation,
@@ -24,22 +23,21 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from sharding.io.atomic import atomic_path
-from sharding.io.errors import DataError, file_errors
+from sharding.io.errors import DataError, file_errors, one_line
+from sharding.volumes.formats.packed import MAX_RATIO, UNPACKING_ERRORS, Packing
+from sharding.volumes.formats.registry import (
+    KEEPS_NO_ORIENTATION,
+    WRITERS,
+    format_of,
+    output_suffix,
+)
 from sharding.volumes.header import Orientation, aligned_by_array, codes_of, geometry
 from sharding.volumes.slabs import Empty, in_memory, slabs
 
-FREE_TEXT_FIELDS = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
-"""Header fields that scanners fill with names, dates and hosts; outputs leave them empty."""
-
-SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
-GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
-"""How packed files begin."""
-# Neither can expand a byte to more than this, so a header that claims more is wrong.
-MAX_DEFLATE_RATIO, MAX_BZIP2_RATIO = 1032, 22_500
-SCAN_DEFLATE_RATIO = 200
+MOST_UNPACKED = 2**30
+"""Bytes that any file may unpack to."""
+SCAN_RATIO = 200
 """No scan of a GiB is compressed by more than this; the noise alone prevents it."""
-MOST_TRAILING_BYTES = 2**20
-"""Most bytes that may follow the last voxel of a file."""
 
 UNREADABLE = (
     ImageFileError,
@@ -48,9 +46,12 @@ UNREADABLE = (
     OSError,
     OverflowError,
     ValueError,
+    KeyError,
+    RuntimeError,
     zlib.error,
+    *UNPACKING_ERRORS,
 )
-"""The exceptions that nibabel raises for a damaged file."""
+"""The exceptions that the libraries raise for a damaged file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,8 @@ class Volume:
     Attributes:
         data: Intensity, float32, shape (x, y, z).
         affine: Voxel index to world millimetres, shape (4, 4).
-        header: The NIfTI header that it was read with, if any; its lengths are in mm.
+        header: The NIfTI header that it was read with, or one with the codes of another format's
+            file; its lengths are in mm. None for a volume made in memory.
     """
 
     data: NDArray[np.float32]
@@ -106,62 +108,62 @@ def read_volume(
     empty: Empty = in_memory,
     orientation: Orientation = "header",
 ) -> Volume:
-    """Read a NIfTI file and refuse what cannot be used. Lengths are converted to millimetres.
+    """Read a volume and refuse what cannot be used. Lengths are converted to millimetres.
 
     Args:
-        path: The file.
+        path: The file, in any format of sharding.volumes.formats.registry.
         constant: Accept a volume whose voxels are all equal, as those of a mask may be.
         empty: Makes the array of voxels.
         orientation: What to do with a file that has no orientation, see
             sharding.volumes.header.geometry; any other file is not affected.
 
     Raises:
-        DataError: If the file is missing, is no NIfTI, is cut short or claims more data than it
-            can hold, is not 3D, is complex or coloured, has no orientation, a singular affine or
-            voxels of an implausible size, holds NaN or Inf, or is constant and may not be.
+        DataError: If the file is missing, has no known format, is cut short or claims more data
+            than it can hold, is not 3D, is complex or coloured, has no orientation, a singular
+            affine or voxels of an implausible size, holds NaN or Inf, or is constant and may not
+            be.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise DataError(path, "the file does not exist", "Check the path")
     with file_errors(path):
         return _read(path, constant, empty, orientation)
 
 
 def _read(path: Path, constant: bool, empty: Empty, orientation: Orientation) -> Volume:
-    if not path.name.lower().endswith(SUFFIXES):
-        rule = f"must be a NIfTI file named {', '.join(SUFFIXES)}, found {path.name}"
-        unpacked = path.name.lower().endswith((".zst", ".xz", ".zip"))
-        raise DataError(path, rule, "Unpack it" if unpacked else "Convert it to .nii.gz")
+    kind = format_of(path)
     try:
-        image = nib.load(path)
+        stated = kind.open(path)
+    except DataError:
+        raise
     except UNREADABLE as error:
-        raise DataError(path, f"not a readable NIfTI file ({error})", "Export it again") from error
-    if not isinstance(image, nib.Nifti1Image):
-        found = type(image).__name__
-        raise DataError(path, f"must be a NIfTI file, found {found}", "Convert it to .nii.gz")
-    shape = image.shape
+        rule = f"not a readable {kind.name} file ({one_line(error)})"
+        raise DataError(path, rule, "Export it again") from error
+    shape = stated.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 2:
         raise DataError(
             path,
-            f"must be a 3D volume with at least 2 voxels a side, found shape {image.shape}",
+            f"must be a 3D volume with at least 2 voxels a side, found shape {stated.shape}",
             "Give one 3D volume in each file",
         )
-    dtype = np.dtype(image.get_data_dtype())
-    if dtype.kind not in "iuf":
-        raise DataError(path, f"voxels must be real numbers, found {dtype}", "Export magnitudes")
-    check_claimed_size(path, image)
-    affine, header = geometry(path, image, orientation)
+    if stated.dtype.kind not in "iuf":
+        rule = f"voxels must be real numbers, found {stated.dtype}"
+        raise DataError(path, rule, "Export magnitudes")
+    claimed = math.prod(stated.shape) * stated.dtype.itemsize
+    check_claimed_size(path, claimed, stated.held, stated.packing)
+    affine, header = geometry(path, stated, orientation)
     try:
-        with np.errstate(
-            over="ignore"
-        ):  # Values that float32 cannot hold become Inf, which is refused.
-            data = _read_voxels(path, image, shape, empty)
+        # Values that float32 cannot hold become Inf, which is refused.
+        with np.errstate(over="ignore"):
+            data = stated.read(shape, empty)
+    except DataError:
+        raise
     except UNREADABLE as error:
         raise DataError(
             path,
-            f"the voxels cannot be read, the file is cut short or damaged ({error})",
+            f"the voxels cannot be read, the file is cut short or damaged ({one_line(error)})",
             "Copy or export it again",
         ) from error
     _check_values(path, data, constant)
@@ -195,81 +197,49 @@ def read_pair(
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:
-    """Write a float32 NIfTI file in one atomic step, without any free-text header field.
+    """Write a float32 volume in one atomic step, in the format of the path's ending.
 
-    The qform and sform codes are those that the volume's header was read with: a file without
-    orientation gives outputs without orientation.
+    No text of the file that the volume was read from is written. The qform and sform codes of a
+    NIfTI file are those that the volume's header was read with: a file without orientation gives
+    outputs without orientation.
+
+    Raises:
+        DataError: If nothing is written with this ending, or the volume has no orientation and the
+            format cannot say so.
     """
     path = Path(path)
-    image = nib.Nifti1Image(volume.data, volume.affine, volume.header)
-    if volume.header is not None and codes_of(image.header) != codes_of(volume.header):
-        # nibabel gives another affine codes of its own.
-        qform, sform = codes_of(volume.header)
-        image.set_sform(volume.affine, sform)
-        image.set_qform(volume.affine, qform)
-    image.set_data_dtype(np.float32)
-    image.header.set_slope_inter(1.0, 0.0)
-    for field in FREE_TEXT_FIELDS:
-        image.header[field] = b""
-    # Extensions may hold whole DICOM headers.
-    image.header.extensions.clear()
-    image.header["cal_min"] = image.header["cal_max"] = 0
-    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+    suffix = output_suffix(path)
+    if not volume.has_orientation and suffix not in KEEPS_NO_ORIENTATION:
+        rule = f"the volume has no orientation, which a file ending in {suffix} cannot say"
+        raise DataError(path, rule, "Write .nii.gz")
     with atomic_path(path, suffix) as partial:
-        nib.save(image, partial)
+        WRITERS[suffix](partial, volume)
 
 
-def check_claimed_size(path: Path, image: nib.Nifti1Image) -> None:
+def check_claimed_size(path: Path, claimed: int, held: int, packing: Packing | None) -> None:
     """Refuse a header that claims more bytes than the file can hold, before memory is taken.
+
+    Args:
+        path: For messages.
+        claimed: Bytes of voxels by the header.
+        held: Bytes of the file.
+        packing: How it is packed.
 
     Raises:
         DataError: If it does, or if a small file would unpack to gigabytes.
     """
-    claimed = int(np.prod(image.shape, dtype=object)) * np.dtype(image.get_data_dtype()).itemsize
-    held = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(3)
-    packed = start.startswith((GZIP, BZIP2))
-    if packed:
-        held *= MAX_DEFLATE_RATIO if start.startswith(GZIP) else MAX_BZIP2_RATIO
-    if claimed > held:
+    if claimed > held * (MAX_RATIO[packing] if packing else 1):
         raise DataError(
             path,
             f"the header claims {claimed} bytes of voxels, more than the file can hold",
             "The file is cut short or its header is damaged: copy or export it again",
         )
-    if claimed > 2**30 and claimed > path.stat().st_size * SCAN_DEFLATE_RATIO and packed:
+    if packing and claimed > MOST_UNPACKED and claimed > held * SCAN_RATIO:
         raise DataError(
             path,
-            f"{path.stat().st_size / 1e6:.3g} MB would unpack to {claimed / 1e9:.3g} GB, which no "
-            "scan does",
+            f"{held / 1e6:.3g} MB would unpack to {claimed / 1e9:.3g} GB, which no scan does",
             "If the file is meant, unpack it to .nii",
         )
-
-
-def _read_voxels(
-    path: Path, image: nib.Nifti1Image, shape: tuple[int, int, int], empty: Empty
-) -> NDArray[np.float32]:
-    """Scaled intensities, read once from the first voxel to the end of the file.
-
-    nibabel stops at the last voxel, before the checksum of a compressed file.
-    """
-    proxy = image.dataobj
-    assert isinstance(proxy, ArrayProxy)
-    plane = shape[0] * shape[1] * proxy.dtype.itemsize
-    data = empty(shape, np.float32, "F")
-    with ImageOpener(str(path), "rb") as file:
-        for slab in slabs(shape):
-            low, high = slab[2].start, slab[2].stop
-            part = ((*shape[:2], high - low), proxy.dtype, proxy.offset + low * plane)
-            scaled = ArrayProxy(file, (*part, proxy.slope, proxy.inter), mmap=False)
-            data[slab] = np.asarray(scaled, dtype=np.float32)
-        trailing = 0
-        while rest := file.read(MOST_TRAILING_BYTES):
-            trailing += len(rest)
-            if trailing > MOST_TRAILING_BYTES:
-                raise ValueError("the file holds more than its header says")
-    return data
 
 
 def _check_values(path: Path, data: NDArray[np.float32], constant: bool) -> None:

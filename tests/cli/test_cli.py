@@ -17,6 +17,7 @@ from tiny_runs import PLAIN, start, tiny_config
 
 import distsynth.cli.main
 from distsynth.cli.main import main
+from distsynth.cli.preset_names import PRESET_NAMES
 from distsynth.config import from_json, to_json, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import PRESETS
@@ -27,8 +28,6 @@ from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 
-QUICK = ("phantom", "simulate", "shard", "presets", "sweep", "predict", "evaluate")
-"""Commands whose help needs no configuration, and so no networks."""
 COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
 
 
@@ -215,18 +214,22 @@ def test_help_of_each_command(command):
 
 
 def test_help_needs_none_of_the_large_libraries():
-    code = f"""
+    code = """
 import contextlib, sys
-from distsynth.cli.main import main
+from distsynth.cli.main import COMMANDS, main
 main(["--help"])
 main(["--version"])
-for command in {QUICK}:
+for command in COMMANDS:
     with contextlib.suppress(SystemExit):
         main([command, "--help"])
-sys.exit(", ".join({{"torch", "ray", "wandb"}} & set(sys.modules)) or None)
+sys.exit(", ".join({"torch", "ray", "wandb"} & set(sys.modules)) or None)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_help_names_the_presets():
+    assert tuple(PRESETS) == PRESET_NAMES
 
 
 def options_of(*args):

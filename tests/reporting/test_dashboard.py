@@ -19,6 +19,7 @@ from tiny_runs import ADVERSARIAL, losses, tiny_config
 from tiny_sweeps import tiny_plan
 from torch import nn
 from wandb_offline import OfflineRun, read_offline_run
+from warm_workers import PROGRAMS
 
 import distsynth.losses.perceptual
 import distsynth.training.loop
@@ -342,6 +343,7 @@ def answering(refusing: bool = False) -> Iterator[tuple[str, list[dict]]]:
 def sent(address: str, home: Path, *args: str) -> subprocess.CompletedProcess[str]:
     environment = {name: text for name, text in os.environ.items() if "WANDB" not in name}
     environment |= {"HOME": str(home), "WANDB_BASE_URL": address, "WANDB_API_KEY": 40 * "0"}
+    environment |= PROGRAMS
     return subprocess.run(
         [sys.executable, "-m", "distsynth", "dashboard", *args, "--online"],
         env=environment,

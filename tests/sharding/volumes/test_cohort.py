@@ -451,3 +451,20 @@ def test_real_cohorts_are_read(real_t1w, real_pairs):
     sizes = Counter(assign_splits(t1w).values())
     assert all(sizes[split] >= 1 for split in SPLITS)
     assert all(specimen.source for specimen in read_cohort(real_pairs))
+
+
+def test_a_dicom_folder_is_a_volume_that_no_two_specimens_share(tmp_path, refused):
+    for name in ("a_t.nii.gz", "b_t.nii.gz", "scan/IM1", "scan/IM2", "pair.hdr", "pair.img"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    path = tmp_path / "cohort.csv"
+    path.write_text("specimen,source,target\na,scan,a_t.nii.gz\nb,pair.hdr,b_t.nii.gz\n")
+    first, second = read_cohort(path)
+    assert first.source == tmp_path / "scan"
+    assert second.source == tmp_path / "pair.hdr"
+    path.write_text("specimen,source,target\na,scan,a_t.nii.gz\nb,scan/IM2,b_t.nii.gz\n")
+    with refused(tmp_path / "scan/IM2", "a and b share this file", "leaks"):
+        read_cohort(path)
+    path.write_text("specimen,source,target\na,pair.img,a_t.nii.gz\nb,pair.hdr,b_t.nii.gz\n")
+    with refused(tmp_path / "pair.hdr", "a and b share this file", "leaks"):
+        read_cohort(path)

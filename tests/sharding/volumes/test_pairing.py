@@ -158,3 +158,17 @@ def test_patterns_that_meet_are_refused(folder):
 def test_no_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match="is not a folder"):
         pair_files(tmp_path / "none", "*.nii")
+
+
+def test_dicom_folders_and_volumes_of_two_files_are_paired(folder):
+    scans = folder("m2_7T.hdr", "m2_7T.img", "m2_94T.mhd", "m2_94T.zraw", "m3_7T/notes.txt")
+    for name in ("m1_7T", "m1_94T"):
+        (scans / name).mkdir()
+        for number in range(2):
+            (scans / name / f"IM{number}").write_bytes(bytes(128) + b"DICM")
+    found = pair_files(scans, "*_94T*", "*_7T*")
+    assert shown(found, scans) == {
+        "m1": ("m1_7T", "m1_94T"),
+        "m2": ("m2_7T.hdr", "m2_94T.mhd"),
+    }
+    assert not found.left_out

@@ -105,8 +105,6 @@ def test_colour_is_refused(tmp_path, refused):
 def test_missing_file_is_refused(tmp_path, refused):
     with refused(tmp_path / "none.nii.gz", "does not exist", "Check the path"):
         read_volume(tmp_path / "none.nii.gz")
-    with refused(tmp_path, "does not exist", "Check the path"):
-        read_volume(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bad.nii", "bad.nii.gz"])
@@ -118,11 +116,10 @@ def test_no_nifti_is_refused(tmp_path, refused, name, content):
         read_volume(path)
 
 
-@pytest.mark.parametrize("name", ["a.nii.zst", "a.nii.xz", "a.mgz", "a.txt", "a"])
+@pytest.mark.parametrize("name", ["a.nii.xz", "a.txt", "a"])
 def test_other_formats_are_refused(tmp_path, refused, name):
     (tmp_path / name).write_bytes(save(tmp_path / "good.nii.gz").read_bytes())
-    found = f"must be a NIfTI file named .nii, .nii.gz, .nii.bz2, found {name}"
-    with refused(tmp_path / name, found, "Convert|Unpack"):
+    with refused(tmp_path / name, f"name ends in .nii.gz, .*, found {name}", "Convert|Unpack"):
         read_volume(tmp_path / name)
 
 
@@ -176,7 +173,7 @@ def test_a_header_that_claims_terabytes_is_refused_before_memory_is_taken(
     def never(*_args, **_kwargs):
         raise AssertionError("the voxels were read")
 
-    monkeypatch.setattr("sharding.volumes.volume.np.asarray", never)
+    monkeypatch.setattr("sharding.volumes.formats.nifti.Voxels.read", never)
     with refused(path, "claims 32000000000000 bytes of voxels, more than the file", "cut short"):
         read_volume(path)
 
@@ -294,7 +291,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
         partial.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("sharding.volumes.volume.nib.save", half_way)
+    monkeypatch.setattr("sharding.volumes.formats.nifti.nib.save", half_way)
     with pytest.raises(OSError, match="disk full"):
         write_volume(path, Volume(DATA * 2, AFFINE))
     assert path.read_bytes() == before
