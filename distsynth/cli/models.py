@@ -126,6 +126,9 @@ def predict(args: Sequence[str]) -> None:
         """NIfTI file of the source."""
         out: Out
         """NIfTI file to write."""
+        ensemble: tuple[str, ...] = ()
+        """More checkpoints, runs or exports of the same shards: their mean is predicted, stitched
+        as the first one is."""
         like: Path | None = None
         """Predict on the grid of this volume."""
         orientation: Literal["header", "array"] = "header"
@@ -138,9 +141,14 @@ def predict(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
+    from distsynth.inference.ensemble import ensemble
     from distsynth.inference.predictor import load_predictor, predict_file
 
-    predictor = load_predictor(given.checkpoint, given.device).stitched(**vars(given.stitch))
+    predictor = load_predictor(given.checkpoint, given.device)
+    if given.ensemble:
+        others = [load_predictor(path, given.device) for path in given.ensemble]
+        predictor = ensemble([predictor, *others])
+    predictor = predictor.stitched(**vars(given.stitch))
     out = predict_file(
         predictor,
         given.volume,
@@ -171,6 +179,8 @@ def evaluate(args: Sequence[str]) -> None:
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None
         stitch: Stitch = field(default_factory=Stitch)
+        ensemble: bool = False
+        """Add the mean of what all checkpoints predict as a row of its own."""
         save_volumes: bool = False
         """Write the synthetic volumes as well."""
         conventions: bool = False
@@ -189,6 +199,7 @@ def evaluate(args: Sequence[str]) -> None:
         given.out,
         split=given.split,
         stitching=vars(given.stitch),
+        with_ensemble=given.ensemble,
         save_volumes=given.save_volumes,
         conventions=given.conventions,
         device=given.device,
