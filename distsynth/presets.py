@@ -38,7 +38,7 @@ PAPER_PATCH = (64, 64)
 
 # Generators of figure 13: (a), (c), (e), (g). The U-Net and the PatchGAN of pix2pix start as its
 # authors have them; the paper states no initialisation (ours). Which of its two kernels sharpened
-# model 6 is not said: the 3x3 one, which the text names first (ours).
+# model 6 is not stated: the 3x3 one, which the text names first (ours).
 A = ConvStackConfig((8, 20, 24, 4), (3,), norm_first=False)
 C = ConvStackConfig((16, 64, 128, 196), (7, 5, 5, 3, 1))
 E = ConvStackConfig((16, 64, 128, 128, 196), (7, 5, 5, 5, 3, 1))

@@ -38,6 +38,8 @@ class Stitch:
     """Plain average of overlaps, or weights that fall towards the patch border."""
     axes: tuple[int, ...] | None = None
     """Slicing axes to average over."""
+    flips: tuple[int, ...] | None = None
+    """Axes to flip: the mean over all their combinations is predicted."""
     method: Literal["auto", "windows", "whole"] | None = None
     """Windows, or whole slices at once; auto takes whole slices where the result is the same."""
     memory_mb: int | None = None

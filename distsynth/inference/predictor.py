@@ -17,6 +17,7 @@ from torch import Tensor
 from distsynth.config import with_overrides
 from distsynth.data.memory import keep_freed_memory
 from distsynth.errors import ConfigError
+from distsynth.inference.flips import mean_of_flips
 from distsynth.inference.memory_budget import MEGABYTE, memory_budget
 from distsynth.inference.sliding_window import SlidingWindows, total_weight
 from distsynth.inference.volume import ImageMethod, ImageStack, forwards, predict_volume
@@ -115,6 +116,9 @@ class Predictor:
         """
         config = self.checkpoint.config
         patch_size, stitch = config.data.sides, config.stitch
+        if stitch.flips:
+            plain = self.stitched(flips=())
+            return mean_of_flips(plain, stitch.flips, source, title, quiet, empty, variance)
         methods = self._methods(source.shape, empty)
         if self.device.type == "cpu":
             keep_freed_memory(any_size=False)

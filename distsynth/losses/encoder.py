@@ -5,16 +5,14 @@ It needs no weights from elsewhere: distsynth.training.encoder trains it at the 
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distsynth.losses.term import check_same_shape
+from distsynth.losses.term import FixedMeasure, check_same_shape
 
 
-class EncoderLoss(nn.Module):
+class EncoderLoss(FixedMeasure):
     """Distance between the encoder's features of synthetic and target.
 
     sum_i mean(|E_i(target) - E_i(synthetic)|) over the levels i of the encoder, in float32 whatever
@@ -35,10 +33,6 @@ class EncoderLoss(nn.Module):
             encoder: Maps (batch, 1, *spatial) to a list of features.
         """
         self.encoder = encoder.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
-        """Stay in evaluation mode: the network is a fixed measure."""
-        return super().train(False)
 
     def forward(self, synthetic: Tensor, target: Tensor) -> Tensor:
         """Compare two batches; the gradient flows to synthetic only.

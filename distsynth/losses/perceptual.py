@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distsynth.errors import ConfigError
 from distsynth.losses.encoder import EncoderLoss
-from distsynth.losses.term import Outputs, Term, TermConfig, check_same_shape
+from distsynth.losses.term import FixedMeasure, Outputs, Term, TermConfig, check_same_shape
 from distsynth.rules import Rule, at_least
 
 CUTS = (4, 9, 16, 23)
@@ -95,7 +95,7 @@ class Perceptual(Term):
         return self.loss(outputs.synthetic, outputs.target)
 
 
-class PerceptualLoss(nn.Module):
+class PerceptualLoss(FixedMeasure):
     """Distance between the VGG16 features of synthetic and target.
 
     The one grey channel is repeated to three, and the mean absolute differences of the features at
@@ -121,10 +121,6 @@ class PerceptualLoss(nn.Module):
         self.load_state_dict(_read_weights(weights, self.state_dict()), assign=True)
         self.requires_grad_(False)
         self.eval()
-
-    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
-        """Stay in evaluation mode: the network is a fixed measure."""
-        return super().train(False)
 
     def forward(self, synthetic: Tensor, target: Tensor) -> Tensor:
         """Compare two batches; the gradient flows to synthetic only.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -94,6 +94,14 @@ class Term(nn.Module, ABC):
     @abstractmethod
     def forward(self, outputs: Outputs) -> Tensor | None:
         """The unweighted term, a scalar in float32; None where it has nothing to compare."""
+
+
+class FixedMeasure(nn.Module):
+    """A network by which images are compared; it is not trained with the generator."""
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stay in evaluation mode whatever the mode of the generator is."""
+        return super().train(False)
 
 
 def check_same_shape(synthetic: Tensor, target: Tensor) -> None:

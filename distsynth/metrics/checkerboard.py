@@ -63,7 +63,7 @@ def checkerboard(synthetic: Array, target: Array | None = None, mask: Mask | Non
 
 
 def _ratios(lines: Array, length: int) -> list[float]:
-    """Of each period the power over what its neighbours lead one to expect, along the last axis."""
+    """Power at each period over that expected from its neighbours, along the last axis."""
     frequencies = np.array([length // period + step for period in PERIODS for step in STEPS])
     waves = _waves(frequencies, length)
     power, energy = np.zeros(len(frequencies)), 0.0

@@ -40,7 +40,7 @@ def consistency_error(degraded: Array, source: Array, mask: Mask | None = None) 
 def consistency_residual(
     degraded: Array, source: Array, mask: Mask | None = None
 ) -> NDArray[np.float64]:
-    """What consistency_error sums up: of each voxel of the mask, in their order, what is left.
+    """The residual at each voxel of the mask, in order, of which consistency_error is the summary.
 
     In standard deviations of the source; arguments and errors as there.
     """

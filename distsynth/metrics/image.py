@@ -72,7 +72,7 @@ def global_ssim(
 def literal_ssim(
     synthetic: Array, target: Array, data_range: float, mask: Mask | None = None
 ) -> float:
-    """Eq. 8 as it is printed: the sum of the two brackets below the line, not their product.
+    """Eq. 8 as it is printed: with the sum of the denominator's two brackets, not their product.
 
     For equal volumes on [0, 1] it is far below 1, and it grows with contrast and brightness
     alike: it stands beside global_ssim to show what the printed form gives, and measures nothing.
@@ -84,7 +84,7 @@ def literal_ssim(
 def _global_terms(
     synthetic: Array, target: Array, data_range: float, mask: Mask | None
 ) -> tuple[float, float, float]:
-    """Of eq. 8 what stands above the line, and the two brackets below it."""
+    """The numerator of eq. 8 and the two brackets of its denominator."""
     _check_range(data_range)
     a, b = (values.astype(np.float64) for values in masked(mask, synthetic, target))
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2

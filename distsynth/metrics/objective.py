@@ -1,4 +1,4 @@
-"""What the best epoch of a run and the best trial of a sweep are chosen by."""
+"""The score by which the best epoch of a run and the best trial of a sweep are chosen."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ intensity, that tells how large the steps are and stays what it is when noise is
 
 Either is compared with nearby planes. A pattern of period 2 or 4, as transposed convolutions leave
 it, would make planes at a multiple of the period stand out, and patches begin there; what it adds
-is told from the planes of the whole volume and taken off, so that it reads as no seam.
+is estimated from the planes of the whole volume and subtracted, so that it does not count as a
+seam.
 distsynth.metrics.checkerboard measures such patterns.
 """
 
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from distsynth.metrics.image import Array, Mask, check_not_empty, check_same_shapes
 
 PERIOD = 4
-"""Voxels of the pattern that is told from a seam: what two transposed convolutions leave."""
+"""Period, in voxels, of the pattern that is distinguished from a seam: two transposed convolutions
+leave it."""
 CONTROL_REACH = 4
 """Voxels from a border within which planes are compared with it."""
 Borders = Sequence[NDArray[np.integer[Any]]]

@@ -1,4 +1,4 @@
-"""How long a network was trained, beside its numbers: one that has hardly begun is marked."""
+"""Marks networks that were hardly trained, beside their numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARK_MEANS = (
 
 
 def is_untrained(steps: int | None) -> bool:
-    """Whether a network of so many optimiser steps is marked; None is for what takes no steps."""
+    """Whether a network of so many optimiser steps is marked; None: a method without steps."""
     return steps is not None and steps < LEAST_STEPS
 
 

@@ -44,7 +44,7 @@ def verdict(results: Results, model: str, baselines: Sequence[str]) -> str:
     found = [row for row in differences_between(results, pairs) if math.isfinite(row.mean)]
     if not found:
         return f"{model} cannot be compared: its PSNR or the baselines' is not finite."
-    # One that is not clearly worse than the model comes before those that are.
+    # A baseline that is not clearly worse than the model comes before those that are.
     nearest = min(found, key=lambda row: (row.low > 0, row.mean))
     count = len(nearest.specimens)
     if count == 1:

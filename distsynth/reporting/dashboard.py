@@ -207,7 +207,7 @@ def _sections(shown: Dashboard) -> dict[str, list[Any]]:
 
 
 def _sweep_panels(wr: Any, shown: Dashboard) -> list[Any]:
-    """What was searched against what came out; runs log no score, but the metrics it is made of."""
+    """The searched fields against the metrics; runs do not log the score itself."""
 
     def field(name: str) -> Any:
         return wr.ParallelCoordinatesPlotColumn(

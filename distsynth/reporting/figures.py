@@ -198,7 +198,7 @@ def _pictures(source: Volume, synthetic: Volume, target: Volume) -> list[Volume]
 
 
 def _inside(pictures: Sequence[Volume], masks: Sequence[Mask]) -> Volume:
-    """Values in the masks; of whole pictures where those are empty."""
+    """Values within the masks, or of the whole pictures where the masks are empty."""
     pairs = zip(pictures, masks, strict=True)
     return np.concatenate([p[m] if m.any() else p.ravel() for p, m in pairs])
 

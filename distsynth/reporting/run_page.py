@@ -1,4 +1,4 @@
-"""The page of one run: how it trained, how it was evaluated, what it makes."""
+"""The page of one run: its training, its evaluation, its predictions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def curves_pictures(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Pic
 
 
 def run_rows(folder: Folder) -> list[dict[str, Any]]:
-    """What a run logged; none if it has not begun."""
+    """The rows that a run logged; none if it has not started."""
     if not folder.exists(METRICS_FILE):
         return []
     return read_rows(local_file(folder / METRICS_FILE))
@@ -154,7 +154,7 @@ def record_facts(data: DataRecord) -> dict[str, str]:
 
 
 def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """How far the run is and what it trains."""
+    """The progress of the run and what it trains."""
     weights = {
         name.removeprefix("lambda_"): value
         for name, value in vars(config.loss).items()

@@ -1,4 +1,4 @@
-"""Pictures of what the seam index and the consistency error sum up."""
+"""Pictures of the jumps and residuals that the seam index and the consistency error summarise."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def consistency_figure(
     mask: Mask,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Figure:
-    """A row for each method: the source, what of it the synthetic explains, and what is left.
+    """A row for each method: the source, the part that the synthetic explains, and the residual.
 
     Args:
         degraded: Method -> synthetic volume on the source's own grid, shape (x, y, z).
@@ -130,7 +130,7 @@ def consistency_figure(
 
 
 def consistency_map(degraded: Volume, source: Volume, mask: Mask) -> Volume:
-    """Where the source is not explained: the residual that consistency_error sums up.
+    """Map of the residual that consistency_error summarises: where the source is not explained.
 
     Returns:
         Source less the cubic polynomial of the degraded synthetic that explains it best in the

@@ -61,7 +61,7 @@ def viewer_html(specimens: Sequence[Slices], most_bytes: int = MOST_BYTES) -> Ma
     html, bytes_each = "", 0.0
     for most, longest in DETAILS:
         pixels = most * longest**2
-        # By the last try this one would be far too large: skip it.
+        # Judging by the last try this one would be far too large: skip it.
         if (most, longest) != DETAILS[-1] and bytes_each * pixels > 1.5 * most_bytes:
             continue
         html = _viewer(specimens, len(specimens), most, longest)
@@ -76,7 +76,7 @@ def viewer_html(specimens: Sequence[Slices], most_bytes: int = MOST_BYTES) -> Ma
 
 
 def _viewer(specimens: Sequence[Slices], kept: int, most: int, longest: int) -> str:
-    """The first specimens at a detail."""
+    """The viewer of the first specimens, at one level of detail."""
     names = [{each.axes[k].name for each in specimens} for k in range(3)]
     codes = ZERO + STEP * np.arange(-STEPS, STEPS + 1)
     return render(

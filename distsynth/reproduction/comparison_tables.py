@@ -86,7 +86,7 @@ def comparison_latex(comparison: Comparison) -> str:
 
 
 def _paper(comparison: Comparison) -> Table:
-    """The paper's columns, ours and its own."""
+    """The paper's columns: our values beside those it prints."""
     table = _results(comparison)
     columns = (
         *_NAMES,
@@ -119,7 +119,7 @@ def _paper(comparison: Comparison) -> Table:
 
 
 def _honest(comparison: Comparison) -> Table:
-    """What tells more than the paper's metrics."""
+    """Metrics that tell more than the paper's."""
     table = _results(comparison)
     columns = (
         *_NAMES,
@@ -142,7 +142,7 @@ def _honest(comparison: Comparison) -> Table:
 
 
 def _seams(comparison: Comparison) -> Table:
-    """What patches and strides leave."""
+    """The seams that patches and strides leave."""
     table = _results(comparison)
     columns = (*_NAMES, *map(metric_column, SEAM_METRICS))
     notes = (
@@ -158,7 +158,7 @@ def _seams(comparison: Comparison) -> Table:
 
 
 def _spread(comparison: Comparison) -> Table:
-    """How much seeds matter."""
+    """The spread over seeds."""
     metrics = (*PAPER_METRICS, *HONEST_METRICS, "seam_index")
     columns = (*_NAMES, Column("seeds", "Runs averaged"), *map(metric_column, metrics))
     notes = (
@@ -244,7 +244,7 @@ def _controls(comparison: Comparison) -> Table:
 
 
 def _not_run(comparison: Comparison) -> Table:
-    """Rows without numbers."""
+    """Rows that were not run, with the reasons."""
     columns = (Column("method", words=True), Column("reason", words=True, width="9cm"))
     groups = _groups(comparison.not_run, lambda row: [Cell(row.name), Cell(row.reason or "")])
     return Table(columns, groups, "Not run")

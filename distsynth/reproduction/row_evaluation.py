@@ -35,7 +35,7 @@ EVALUATE_AGAIN = "Remove it and its .json and give --resume, which evaluates the
 
 @dataclass(frozen=True)
 class RowEvaluation:
-    """What a row showed on the test split.
+    """The results of a row on the test split.
 
     Attributes:
         name: The name of the run, or of the baseline.
@@ -104,7 +104,7 @@ def evaluate_forest(folder: Folder, task: Task, name: str, jobs: int) -> None:
 
 
 def read_evaluation(folder: Folder, name: str) -> RowEvaluation | None:
-    """What a row showed; None if it has not been evaluated.
+    """The results of a row; None if it has not been evaluated.
 
     Raises:
         DataError: If its record cannot be read.
@@ -133,7 +133,7 @@ def read_slices(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
     try:
         with np.load(content, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    # Whatever the zip file's parts hold: not a zip, cut, not an array, one of objects.
+    # The file may be no zip file, be cut short, or hold no array or one of objects.
     except (
         EOFError,
         MemoryError,
@@ -168,7 +168,7 @@ def _keep(
     pictures: Mapping[str, NDArray[Any]] | None = None,
     **facts: Any,
 ) -> None:
-    """Write the slices, then the numbers: these mark that all is there."""
+    """Write the slices, then the numbers, whose presence marks the evaluation as complete."""
     slices = dict(pictures or {}) | {
         f"{example.specimen}/{method}": synthetic
         for example in evaluation.examples

@@ -38,7 +38,7 @@ class NetworkRow:
         """The run in the paper's full length."""
         config = preset(self.preset)
         alone = self.changes.get("loss.lambda_bce") == 0
-        # What the generator does not feel is not trained.
+        # A discriminator whose loss has no weight is not trained.
         more = {"discriminator.family": "none"} if alone else {}
         return with_overrides(config, more | self.changes)
 

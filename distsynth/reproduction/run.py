@@ -65,27 +65,29 @@ def reproduce(
     address: str | None = None,
     resume: bool = False,
 ) -> list[str]:
-    """Train and evaluate every row of a task, or what is left of it.
+    """Train and evaluate the rows of a task that are not finished yet.
 
     Args:
-        folder: Where it lies.
+        folder: The reproduction's folder.
         task: What is compared.
         tracking: Tracking of every run; its group becomes the folder's name.
         resources: Resources of every run.
         address: A Ray cluster; None starts one on this machine.
-        resume: Go on if it was begun; more rows and seeds may be asked for then, and what failed
-            is tried again.
+        resume: Continue a reproduction that was started; the task may then have more rows and
+            seeds, and what failed is tried again.
 
     Returns:
         Runs that could not be trained or evaluated, each with the cause; rows that cannot be run
         here are not among them.
 
     Raises:
-        DataError: If it was begun and `resume` is false, another process is at it, or a scan is
-            bad.
-        ConfigError: If it was begun as another task.
+        DataError: If it was started before and `resume` is false, another process is working on
+            it, or a scan cannot be used.
+        ConfigError: If it was started as another task.
     """
     with lease(folder.url):
+        if resume:
+            folder.remove_leftovers()
         _open(folder, task, resume)
         _cut(folder, task)
         warn_of_untrained(task, ShardSet(task.shards).manifest.patches("train"))
@@ -125,7 +127,7 @@ def warn_of_untrained(task: Task, patches: int) -> None:
 
 
 def _open(folder: SweepFolder, task: Task, resume: bool) -> None:
-    """Keep the task, unless another one is there."""
+    """Write the task into the folder, or compare it with the one that is there."""
     if folder.folder.exists(TASK_FILE):
         if not resume:
             raise DataError(
@@ -138,7 +140,7 @@ def _open(folder: SweepFolder, task: Task, resume: bool) -> None:
 
 
 def _cut(folder: SweepFolder, task: Task) -> None:
-    """Cut the cohort, unless the shards are somebody else's."""
+    """Cut the cohort, unless the task names a finished shard set."""
     if task.shards != folder.folder / "shards":
         return
     try:
@@ -187,7 +189,8 @@ def _wanted(
             logger.info(f"{row} is not run: {reason}")
         else:
             rows.append(row)
-    # Every row once before any row again: an interrupted reproduction has a table to show.
+    # Every row with its first seed before any other seed: an interrupted reproduction then has a
+    # complete table.
     for seed in range(task.seeds):
         for row in rows:
             name = task.run_names(row)[seed]
@@ -201,7 +204,7 @@ def _wanted(
 
 
 def _differences(base: RunConfig, config: RunConfig) -> dict[str, Any]:
-    """What makes a run of the base: everything but where the data is and what is tracked."""
+    """How a run differs from the base, apart from the place of the data and the tracking."""
     return {
         name: value
         for name, value in overrides_between(base, config).items()
@@ -215,7 +218,7 @@ def _evaluate_all(
     runs: Mapping[str, TrialRecord],
     resources: Resources,
 ) -> list[str]:
-    """Evaluate each row that was not yet, as a task of the cluster; returns what failed and why."""
+    """Evaluate the remaining rows as tasks of the cluster; return what failed and why."""
     here = folder.lasting_url
     tasks = {}
     if read_evaluation(folder.folder, BASELINES) is None:
@@ -239,7 +242,7 @@ def _evaluate_all(
         try:
             ray.get(ended)
         except ray.exceptions.RayError as error:
-            # Its own error, or that of a process that was killed again and again.
+            # Its own error, or that of a process that was killed several times.
             failed.append(f"{name}, when evaluated: {getattr(error, 'cause', None) or error}")
     return failed
 

@@ -28,7 +28,7 @@ SPLINE_ORDER = 3
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a step brought.
+    """The effect of a registration step.
 
     Attributes:
         kept: Whether the step is kept.

@@ -102,7 +102,7 @@ def correct_bias(
     small = sitk.Shrink(image, shrink)
     small_mask = sitk.Shrink(_image(mask.astype(np.uint8), volume), shrink)
     if not sitk.GetArrayViewFromImage(small_mask).any():
-        # A mask thinner than the steps: fit to every voxel.
+        # The mask is thinner than the sampling steps: fit to every voxel.
         small, small_mask = image, _image(mask.astype(np.uint8), volume)
 
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
@@ -126,7 +126,7 @@ def correct_bias(
 def tissue_within(
     volume: Volume, config: CorrectConfig, region: NDArray[np.bool_], where: object = "volume"
 ) -> NDArray[np.bool_] | None:
-    """Where to fit the field of a volume whose specimen lies about in a region.
+    """Where to fit the field of a volume whose specimen lies roughly within a region.
 
     Args:
         volume: Any intensity units.
@@ -198,7 +198,7 @@ def _control_points(
 
 
 def _image(data: NDArray, volume: Volume) -> sitk.Image:
-    """An image of the right voxel size; where it lies is nothing to the field."""
+    """An image of the right voxel size; the field does not depend on its position."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
     image.SetSpacing(volume.spacing_mm)
     return image

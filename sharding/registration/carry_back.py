@@ -101,7 +101,7 @@ def _header(grid: Mapping[str, Any]) -> nib.Nifti1Header:
 def _share_within(
     volume: Volume, transform: Transform, shape: Sequence[int], affine: NDArray[np.float64]
 ) -> float:
-    """Share of a volume's voxels that a transform takes into a grid; of some of them, if many."""
+    """Share of a volume's voxels that a transform takes into a grid; large ones are sampled."""
     steps = [math.ceil(size / SAMPLED) for size in volume.shape]
     index = np.stack(
         np.meshgrid(*map(np.arange, (0, 0, 0), volume.shape, steps), indexing="ij"), axis=-1

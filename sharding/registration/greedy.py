@@ -104,7 +104,7 @@ def _run(options: str, level: Level, result: str) -> Any:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Its optimiser writes to the process's standard output, where only results belong."""
+    """Silence its optimiser, which writes to standard output, where only results belong."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123

@@ -49,7 +49,7 @@ FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?/(?:[^\s/:;,'\"()]+/)+")
 
 @dataclass(frozen=True)
 class PreparedCohort:
-    """What became of a cohort.
+    """The outcome of preparing a cohort.
 
     Attributes:
         out: The folder that was written.
@@ -100,7 +100,7 @@ def prepare_cohort(
     with _full_disk_named(out), lease(out):
         remove_leftovers(out)
         atomic_write(out / MARK, json_text(asdict(config)))
-        # Until all is done, these would describe another state than the folder's.
+        # Until all is done, these would not describe the folder's state.
         for name in (COHORT, QUALITY, PAGE):
             (out / name).unlink(missing_ok=True)
         outcomes: dict[str, PreparedSpecimen] = {}
@@ -164,7 +164,7 @@ def _cause(error: Exception, specimen: Specimen, out: Path) -> str:
 def _write(
     preparation: PreparedCohort, config: PrepareConfig, steps: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Write the cohort's three files, what programs read last."""
+    """Write the cohort's three files, ending with the one that programs read."""
     out = preparation.out
     versions = {
         "Python": platform.python_version(),

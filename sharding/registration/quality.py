@@ -138,7 +138,8 @@ def foreground(scaled: NDArray[np.float32]) -> NDArray[np.bool_]:
     """
     if scaled.min() == scaled.max():
         return np.zeros(scaled.shape, bool)
-    # Flat: the threshold is the same, and four slices are no colours of a picture.
+    # Flattened: the threshold is the same, and a volume of four slices is not taken for a picture
+    # with colours.
     bright = scaled > threshold_otsu(scaled.ravel())
     means = [float(scaled[part].mean(dtype=np.float64)) for part in (~bright, bright)]
     blurred = np.asarray(ndimage.gaussian_filter(scaled, 1, mode="nearest"))
@@ -233,7 +234,7 @@ def _broken_rules(row: SpecimenQuality) -> list[str]:
             f"mutual information fell from {before.mutual_information:.3f} to "
             f"{after.mutual_information:.3f}"
         )
-    # By size: two contrasts may be opposed, so that good alignment is a large negative value.
+    # By magnitude: contrasts may be opposed, so that good alignment gives a large negative value.
     if abs(after.correlation) < abs(before.correlation) - FELL_CORRELATION:
         found.append(f"correlation fell from {before.correlation:.3f} to {after.correlation:.3f}")
     if after.overlap < LEAST_OVERLAP:
@@ -286,7 +287,7 @@ def mutual_information(one: NDArray[np.float32], other: NDArray[np.float32]) -> 
 def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """Pearson correlation; 0 if either is constant."""
     first, second = (values - values.mean(dtype=np.float64) for values in (one, other))
-    # Not by BLAS, whose last digit depends on its threads.
+    # Without BLAS, whose last digit depends on the number of threads.
     joint, ours, theirs = (
         float((a * b).sum()) for a, b in ((first, second), (first, first), (second, second))
     )

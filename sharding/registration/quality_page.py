@@ -1,4 +1,4 @@
-"""The page on a prepared cohort: who failed, who stands out, every number and every picture."""
+"""The page on a prepared cohort: what failed, what stands out, every number and every picture."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def quality_page(
 
 
 def quality_table(rows: Sequence[SpecimenQuality], flags: Mapping[str, Sequence[str]]) -> Table:
-    """A line for each specimen, the flag in words behind its name."""
+    """A line for each specimen, with its flags in words behind the name."""
     columns = [Column(name, words=True) for name in ("Specimen", "Flag")]
     columns += [Column(name, definition) for name, definition in COLUMNS]
     lines = [

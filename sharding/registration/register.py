@@ -217,7 +217,7 @@ def shrunken(volume: Volume, size_mm: float, max_voxels: int, scale: bool = True
     kept = volume.data[tuple(slice(n * k) for n, k in zip(sizes, blocks, strict=True))]
     (x, y, z), (a, b, c) = sizes, blocks
     data = kept.reshape(x, a, y, b, z, c).mean(axis=(1, 3, 5), dtype=np.float32)
-    # A block's centre, not its first voxel, is where the mean lies.
+    # The mean belongs to the block's centre, not to its first voxel.
     to_voxel = np.diag([*map(float, blocks), 1.0])
     to_voxel[:3, 3] = (np.array(blocks) - 1) / 2
     if scale:
@@ -251,7 +251,7 @@ def _world(volume: Volume, index: NDArray[np.float64]) -> NDArray[np.float64]:
 def _padded(
     volume: Volume, mask: NDArray[np.bool_] | None
 ) -> tuple[Volume, NDArray[np.bool_] | None]:
-    """Backends hold a field at zero on the border, which must not be that of the object."""
+    """Pad a volume: backends hold a field at zero on the border, which must not be the object's."""
     shift = np.eye(4)
     shift[:3, 3] = -MARGIN
     data = np.pad(volume.data, MARGIN, mode="edge")

@@ -61,7 +61,7 @@ class PreparedSpecimen:
 
 
 def prepare_specimen(specimen: Specimen, out: Path, config: PrepareConfig) -> PreparedSpecimen:
-    """Do what is not yet done for one specimen.
+    """Do the steps of one specimen that are not finished yet.
 
     Args:
         specimen: Its raw files.
@@ -128,7 +128,7 @@ def _measure_quality(work: SpecimenPreparation) -> SpecimenQuality:
     atomic_write(work.folder / PICTURE, picture)
     plan = work.plan
     record = {"key": plan.key, "raw_sha256": plan.raw_sha256, "quality": asdict(quality)}
-    # Last: it says that the specimen is finished.
+    # Written last: it marks the specimen as finished.
     atomic_write(work.folder / QUALITY, json_text(record))
     return quality
 

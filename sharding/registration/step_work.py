@@ -127,7 +127,7 @@ class SpecimenPreparation:
                 "source": tissue_within(source, config, near, files["source"]),
                 "target": mask,
             }
-        # As they are in their files: a pair may have been laid together by its arrays.
+        # As in their files: the axes of a pair may have been matched by its arrays.
         source = read_volume(files["source"], orientation=orientation)
         measured: dict[str, Any] = {"source_in_mask": masks.get("source") is not None}
         for role, volume in (("source", source), ("target", target)):

@@ -20,6 +20,6 @@ def tool_errors(where: object, rule: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # ITK's own words follow the place in its source.
+        # ITK's message follows the location in its source.
         reason = " ".join(str(error).rpartition("ERROR: ")[2].split())[:300]
         raise DataError(str(where), f"{rule} ({reason})", remedy) from error

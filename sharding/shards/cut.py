@@ -117,7 +117,7 @@ def cut_specimen(task: CutTask) -> CutSpecimen | None:
         raise DataError(
             str(specimen.target), str(error), "Choose a smaller patch, or other axes"
         ) from None
-    # First, because it does not describe what is written now.
+    # Removed first, because it does not describe the records that are written now.
     folder.remove(_record_file(specimen.name))
     records = write_records(folder, pair, locations, task.config)
     mask_sha256 = None
@@ -127,7 +127,7 @@ def cut_specimen(task: CutTask) -> CutSpecimen | None:
         folder.write(mask_name(specimen.name, mask_sha256), content)
     record = _describe(pair, task.split, len(locations), inputs, mask_sha256)
     done = CutSpecimen(key, record, records)
-    # Written last: records with this description are complete.
+    # Written last, so that records with a description are complete.
     folder.write(_record_file(specimen.name), _CUT_SPECIMEN.dump_json(done).decode())
     return done
 

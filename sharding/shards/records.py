@@ -99,7 +99,7 @@ def write_record(file: BinaryIO, key: str, arrays: Mapping[str, NDArray[Any]]) -
         member.size = len(header) + array.nbytes
         member.mode, member.uname, member.gname = 0o444, "distsynth", "distsynth"
         padding = bytes(-member.size % tarfile.BLOCKSIZE)
-        # The array as it lies in memory: tarfile would copy it thrice.
+        # The array as it lies in memory: tarfile would copy it three times.
         for part in (member.tobuf(), header, array.data, padding):
             written += file.write(part)
     return written
@@ -127,7 +127,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> bytes:
 
 
 def _npy_header(array: NDArray[Any]) -> bytes:
-    """What stands before the values in an .npy file of version 1.0."""
+    """The header of an .npy file of version 1.0."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
     return buffer.getvalue()

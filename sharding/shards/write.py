@@ -147,8 +147,8 @@ def _open_folder(folder: Folder, overwrite: bool) -> Manifest | None:
     if MANIFEST in names and not overwrite:
         return read_manifest(folder)
     if MANIFEST in names or REPLACING in names:
-        # The mark comes first: without a manifest, nothing else may tell a shard set. The manifest
-        # is removed before the rest, so that a set that is being removed cannot be opened.
+        # The mark comes first: without a manifest, nothing else identifies a shard set. The
+        # manifest is removed before the rest, so that a set that is being removed cannot be opened.
         folder.write(REPLACING, "")
         old = [name for name in names if name not in (MANIFEST, REPLACING)]
         for name in (MANIFEST, *old, REPLACING):

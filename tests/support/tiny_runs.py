@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from moments import watch_as_asked
 
@@ -29,7 +30,7 @@ from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST, METRICS_FILE
 from distsynth.runs.rows import read_rows
 from distsynth.runs.tracking import LocalTracker
-from distsynth.training.loop import train
+from distsynth.training.loop import TrainingRun, train
 
 SECONDS = 120
 """A process that takes longer hangs."""
@@ -75,6 +76,21 @@ def tiny_config(shards: Path, *more: dict[str, Any]) -> RunConfig:
     families = {name: overrides.get(f"{name}.family", FAMILY[name]) for name in FAMILY}
     known = field_names(families)
     return with_overrides(RunConfig(), {n: v for n, v in overrides.items() if n in known})
+
+
+def broken_off(config: RunConfig, run_dir: Path, at: int) -> None:
+    """Train until an error comes in the place of a step."""
+    inner = TrainingRun._step
+
+    def breaking(self: TrainingRun, batch: Any, step: int) -> Any:
+        if step == at:
+            raise RuntimeError("stopped here")
+        return inner(self, batch, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRun, "_step", breaking)
+        with pytest.raises(RuntimeError, match="stopped here"):
+            train(config, run_dir)
 
 
 def losses(run_dir: Path) -> list[dict[str, Any]]:

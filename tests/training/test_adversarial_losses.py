@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_runs import ADVERSARIAL, launch, losses, run, run_and_keep, same, tensors, tiny_config
+from tiny_runs import (
+    ADVERSARIAL,
+    broken_off,
+    launch,
+    losses,
+    run,
+    run_and_keep,
+    same,
+    tensors,
+    tiny_config,
+)
 
 from distsynth.config import OptimConfig
 from distsynth.errors import ConfigError
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
-from distsynth.training.loop import TrainingRun, train
+from distsynth.training.loop import train
 from distsynth.training.pace import Pace
 from distsynth.training.steps import (
     Learner,
@@ -161,22 +171,10 @@ def test_shares_depend_on_seed_and_step_alone():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_interrupted_and_resumed_ends_as_if_never_stopped(
-    kind, shard_folder, tmp_path, monkeypatch
-):
+def test_interrupted_and_resumed_ends_as_if_never_stopped(kind, shard_folder, tmp_path):
     config = config_of(kind, shard_folder, {"train.checkpoint_every": 1, "train.log_every": 4})
     train(config, tmp_path / "whole")
-    inner = TrainingRun._step
-
-    def breaking(self, batch, step):
-        if step == 4:
-            raise RuntimeError("stopped here")
-        return inner(self, batch, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "_step", breaking)
-        with pytest.raises(RuntimeError, match="stopped here"):
-            train(config, tmp_path / "run")
+    broken_off(config, tmp_path / "run", at=4)
     train(config, tmp_path / "run", resume=True)
     assert same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

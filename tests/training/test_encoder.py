@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_runs import ADVERSARIAL, launch, losses, run_and_keep, same, tensors, tiny_config
+from tiny_runs import (
+    ADVERSARIAL,
+    broken_off,
+    launch,
+    losses,
+    run_and_keep,
+    same,
+    tensors,
+    tiny_config,
+)
 
 from distsynth.data.standardiser import Standardiser
 from distsynth.errors import ConfigError
@@ -15,7 +24,7 @@ from distsynth.models.encoder import Encoder
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST
 from distsynth.training.encoder import fingerprint, new_encoder, train_encoder
-from distsynth.training.loop import TrainingRun, train
+from distsynth.training.loop import train
 from distsynth.training.steps import make_accelerator
 from sharding.shards.shard_set import ShardSet
 
@@ -102,17 +111,7 @@ def test_interrupted_and_resumed_it_measures_the_same(kind, shard_folder, tmp_pa
         shard_folder, more, COHORT, {"loss.lambda_overlap": 0.2, "train.checkpoint_every": 1}
     )
     train(config, tmp_path / "whole")
-    inner = TrainingRun._step
-
-    def breaking(self, batch, step):
-        if step == 6:
-            raise RuntimeError("stopped here")
-        return inner(self, batch, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "_step", breaking)
-        with pytest.raises(RuntimeError, match="stopped here"):
-            train(config, tmp_path / "run")
+    broken_off(config, tmp_path / "run", at=6)
     with monkeypatch.context() as patch:
         # The checkpoint brings it.
         patch.setattr("distsynth.training.loop.train_encoder", None)
