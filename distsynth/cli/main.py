@@ -19,6 +19,7 @@ from distsynth.cli.models import evaluate, predict, presets, train
 from distsynth.cli.reports import report
 from distsynth.cli.reproduce import reproduce
 from distsynth.cli.scans import carry_back, correct, phantom, prepare, shard, simulate, verify
+from distsynth.cli.studies import plan, run
 from distsynth.cli.sweeps import sweep
 from sharding.io.interruption import signals_as_exceptions
 
@@ -27,6 +28,8 @@ DEBUG = "--debug"
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__.replace("_", "-"): command
     for command in (
+        run,
+        plan,
         phantom,
         cohort,
         simulate,

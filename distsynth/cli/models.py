@@ -38,6 +38,8 @@ class Stitch:
     """Plain average of overlaps, or weights that fall towards the patch border."""
     axes: tuple[int, ...] | None = None
     """Slicing axes to average over."""
+    flips: tuple[int, ...] | None = None
+    """Axes to flip: the mean over all their combinations is predicted."""
     method: Literal["auto", "windows", "whole"] | None = None
     """Windows, or whole slices at once; auto takes whole slices where the result is the same."""
     memory_mb: int | None = None
@@ -121,9 +123,10 @@ def predict(args: Sequence[str]) -> None:
         """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
         a URL."""
         volume: Positional[Path]
-        """NIfTI file of the source."""
+        """The source: a file, or the folder of a DICOM series."""
         out: Out
-        """NIfTI file to write."""
+        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the source is a DICOM series, a name
+        without an ending is the folder of a DICOM series."""
         like: Path | None = None
         """Predict on the grid of this volume."""
         orientation: Literal["header", "array"] = "header"
@@ -131,6 +134,9 @@ def predict(args: Sequence[str]) -> None:
         and its array lies like that of the source."""
         max_voxels: int = 1_000_000_000
         """Refuse a grid of more voxels."""
+        keep_patient: bool = False
+        """Copy patient and study of a DICOM source into a DICOM output, so that an archive files it
+        beside the source. By default no field of a patient is copied."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
@@ -147,6 +153,7 @@ def predict(args: Sequence[str]) -> None:
         given.overwrite,
         given.orientation,
         given.max_voxels,
+        given.keep_patient,
     )
     print(out)
 

@@ -86,6 +86,8 @@ def reproduce(
         ConfigError: If it was started as another task.
     """
     with lease(folder.url):
+        if resume:
+            folder.remove_leftovers()
         _open(folder, task, resume)
         _cut(folder, task)
         warn_of_untrained(task, ShardSet(task.shards).manifest.patches("train"))

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from distsynth.sweep.plan import SweepPlan, plan_from_json
+from sharding.io.atomic import remove_leftovers
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
@@ -235,6 +236,16 @@ class SweepFolder:
         """Remove the records of all trials."""
         for name in self.records():
             self.folder.remove(f"trials/{name}.json")
+
+    def remove_leftovers(self) -> None:
+        """Remove the unfinished files of drivers that were killed; runs remove their own."""
+        local = self.folder.local
+        if local is None or not local.is_dir():
+            return
+        remove_leftovers(local)
+        for part in local.iterdir():
+            if part.is_dir() and part.name != "runs":
+                remove_leftovers(part, recursive=True)
 
     def run_dir(self, trial: str) -> str:
         """The folder of a trial's run."""

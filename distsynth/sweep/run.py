@@ -161,6 +161,7 @@ def resume_sweep(
         plan = replace(plan, id=before.id, extends=before.extends)
     check_plan(plan or before)
     with lease(folder.url):
+        folder.remove_leftovers()
         folder.write_plan(plan or before)
         records = folder.records()
         for record in records.values():

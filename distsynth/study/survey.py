@@ -1,0 +1,186 @@
+"""What a cohort is like: sizes, resolutions, tissue, and how well its pairs are aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from sharding.io.errors import DataError
+from sharding.io.progress import progress
+from sharding.io.records import STRICT
+from sharding.registration.alignment import compare
+from sharding.registration.config import RegisterConfig
+from sharding.registration.quality import foreground
+from sharding.registration.register import register_rigid
+from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.intensities import SCALED_MAX, IntensityTransform
+from sharding.volumes.pair import source_of
+from sharding.volumes.transform import Transform
+from sharding.volumes.volume import Volume, read_pair
+
+MEASURED = 4
+"""Specimens, evenly spaced in the cohort, whose alignment is measured."""
+COARSE = RegisterConfig(affine_shrink=(8, 4))
+"""The rigid registration that measures an alignment: half a voxel is seen at a quarter of the
+resolution."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How far a rigid registration moves a pair whose headers align it.
+
+    Attributes:
+        displacement_voxels: Mean displacement of the target's foreground, in its own voxels.
+        better: Whether the pair fits better for it; see sharding.registration.alignment.
+    """
+
+    __pydantic_config__ = STRICT
+
+    displacement_voxels: float
+    better: bool
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """One specimen.
+
+    Attributes:
+        specimen: Its name.
+        shape: Voxels of the target.
+        spacing_mm: Voxel size of the target.
+        source_spacing_mm: Voxel size of the source along the axes of the target.
+        orientation: Axis codes of the target, such as RAS.
+        foreground: Share of the target's voxels that hold tissue.
+        split: The split that the cohort states.
+        alignment: Of the measured specimens.
+    """
+
+    __pydantic_config__ = STRICT
+
+    specimen: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    source_spacing_mm: tuple[float, float, float]
+    orientation: str
+    foreground: float
+    split: Split | None = None
+    alignment: Alignment | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A cohort.
+
+    Attributes:
+        pairs: Its specimens.
+    """
+
+    __pydantic_config__ = STRICT
+
+    pairs: tuple[PairFacts, ...]
+
+    @property
+    def smallest(self) -> tuple[int, int, int]:
+        """The fewest voxels of any target along each axis."""
+        shapes = [pair.shape for pair in self.pairs]
+        return tuple(min(sizes) for sizes in zip(*shapes, strict=True))  # type: ignore[return-value]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """The median voxel size of the targets."""
+        return _median([pair.spacing_mm for pair in self.pairs])
+
+    @property
+    def source_spacing_mm(self) -> tuple[float, float, float]:
+        """The median voxel size of the sources, along the axes of the targets."""
+        return _median([pair.source_spacing_mm for pair in self.pairs])
+
+    @property
+    def foreground(self) -> float:
+        """The median share of tissue."""
+        return float(np.median([pair.foreground for pair in self.pairs]))
+
+    @property
+    def displacement_voxels(self) -> float:
+        """The largest displacement of a measured pair that a registration improves; 0 for none."""
+        found = [pair.alignment for pair in self.pairs if pair.alignment and pair.alignment.better]
+        return max((alignment.displacement_voxels for alignment in found), default=0.0)
+
+
+SURVEY: TypeAdapter[Survey] = TypeAdapter(Survey)
+
+
+def survey(specimens: Sequence[Specimen], config: PreprocessConfig | None = None) -> Survey:
+    """Look at every pair of a cohort, and measure the alignment of a few.
+
+    Args:
+        specimens: With sources.
+        config: How volumes are read, and what counts as foreground.
+
+    Raises:
+        DataError: If a file is bad or a specimen has no source.
+    """
+    config = config or PreprocessConfig()
+    spread = np.linspace(0, len(specimens) - 1, min(MEASURED, len(specimens))).round()
+    measured = set(spread.astype(int).tolist())
+    return Survey(
+        tuple(
+            _facts(specimen, config, index in measured)
+            for index, specimen in enumerate(progress(specimens, "surveying", len(specimens)))
+        )
+    )
+
+
+def _facts(specimen: Specimen, config: PreprocessConfig, measure: bool) -> PairFacts:
+    source, target = read_pair(source_of(specimen), specimen.target, config.orientation)
+    scaled = _scaled(target, config)
+    tissue = foreground(scaled.data)
+    return PairFacts(
+        specimen.name,
+        target.shape,
+        target.spacing_mm,
+        _spacing_along(source, target),
+        target.orientation,
+        round(float(tissue.mean()), 4),
+        specimen.split,
+        _alignment(_scaled(source, config), scaled, tissue) if measure else None,
+    )
+
+
+def _scaled(volume: Volume, config: PreprocessConfig) -> Volume:
+    """The volume with intensities as the registration's measures want them."""
+    fitted = IntensityTransform.fit(volume.data, config.clip_percentiles)
+    return volume.with_data(fitted.scale(volume.data) * SCALED_MAX)
+
+
+def _spacing_along(source: Volume, target: Volume) -> tuple[float, float, float]:
+    """Voxel size of the source along each axis of the target."""
+    directions = source.affine[:3, :3] / np.linalg.norm(source.affine[:3, :3], axis=0)
+    axes = target.affine[:3, :3] / np.linalg.norm(target.affine[:3, :3], axis=0)
+    nearest = np.abs(axes.T @ directions).argmax(axis=1)
+    first, second, third = (float(source.spacing_mm[axis]) for axis in nearest)
+    return first, second, third
+
+
+def _alignment(source: Volume, target: Volume, tissue: NDArray[np.bool_]) -> Alignment:
+    """How far a coarse rigid registration moves the tissue; not at all if it finds no overlap."""
+    start = Transform.identity()
+    try:
+        found = register_rigid(source, target, COARSE, tissue)
+    except DataError:
+        return Alignment(0.0, False)
+    inside = np.argwhere(tissue)[:: max(1, int(tissue.sum()) // 10_000)]
+    points = inside @ target.affine[:3, :3].T + target.affine[:3, 3]
+    moved = np.linalg.norm(found.points(points) - points, axis=1) / min(target.spacing_mm)
+    better = compare(source, target, start, found, tissue).kept
+    return Alignment(round(float(moved.mean()), 3), better)
+
+
+def _median(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    first, second, third = (float(value) for value in np.median(np.array(rows), axis=0))
+    return first, second, third
