@@ -123,9 +123,10 @@ def predict(args: Sequence[str]) -> None:
         """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
         a URL."""
         volume: Positional[Path]
-        """NIfTI file of the source."""
+        """The source: a file, or the folder of a DICOM series."""
         out: Out
-        """NIfTI file to write."""
+        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the source is a DICOM series, a name
+        without an ending is the folder of a DICOM series."""
         ensemble: tuple[str, ...] = ()
         """More checkpoints, runs or exports of the same shards: their mean is predicted, stitched
         as the first one is."""
@@ -136,6 +137,9 @@ def predict(args: Sequence[str]) -> None:
         and its array lies like that of the source."""
         max_voxels: int = 1_000_000_000
         """Refuse a grid of more voxels."""
+        keep_patient: bool = False
+        """Copy patient and study of a DICOM source into a DICOM output, so that an archive files it
+        beside the source. By default no field of a patient is copied."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
@@ -157,6 +161,7 @@ def predict(args: Sequence[str]) -> None:
         given.overwrite,
         given.orientation,
         given.max_voxels,
+        given.keep_patient,
     )
     print(out)
 
