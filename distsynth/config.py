@@ -31,7 +31,14 @@ from distsynth.models import (
 )
 from distsynth.models.discriminator import DiscriminatorConfig
 from distsynth.rules import Rule, check_rules
-from distsynth.sections import DataConfig, OptimConfig, StitchConfig, TrackingConfig, TrainConfig
+from distsynth.sections import (
+    AugmentConfig,
+    DataConfig,
+    OptimConfig,
+    StitchConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from sharding.io.records import STRICT
 
 LONGEST_VALUE = 200
@@ -55,6 +62,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     stitch: StitchConfig = field(default_factory=StitchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

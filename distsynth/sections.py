@@ -145,6 +145,42 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """How training patches are changed at random, each epoch otherwise; validation is not."""
+
+    __pydantic_config__ = STRICT
+
+    flips: tuple[int, ...] = ()
+    """Axes of a patch that are flipped in half of all cases, in source and target."""
+    turns: bool = False
+    """Exchange equal sides of a patch in half of all cases; with flips these are quarter turns."""
+    gamma: float = 0.0
+    """The source's intensities are raised to a power of up to 1 + gamma, or its inverse; it and the
+    bias field take what stands for [0, 1] under `percentile`."""
+    contrast: float = 0.0
+    """The source is multiplied by up to 1 + contrast, or its inverse, and shifted by up to as much,
+    in standardised units."""
+    bias: float = 0.0
+    """Logarithm of the largest factor of a smooth field over the source."""
+    blur: float = 0.0
+    """Largest share, 0 to 1, of a blurred copy in the source."""
+    noise: float = 0.0
+    """Largest deviation of the noise that is added to the source, in standardised units."""
+
+    @property
+    def used(self) -> bool:
+        """Whether anything is changed."""
+        return any(vars(self).values())
+
+    def rules(self) -> Iterable[Rule]:
+        """Rules of each field."""
+        distinct = len(set(self.flips)) == len(self.flips) and set(self.flips) <= {0, 1, 2}
+        yield Rule("flips", distinct, "distinct axes of 0, 1, 2, or none", self.flips)
+        for name in ("gamma", "contrast", "bias", "blur", "noise"):
+            yield between(name, getattr(self, name), 0, 1)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
 
@@ -222,6 +258,9 @@ class StitchConfig:
     auto: whole where it gives the same as windows within float rounding (a stack of convolutions
     or a dense network, without instance norm, trimmed by at least as far as it looks), windows
     elsewhere. There, with a U-Net say, whole is another prediction, without seams."""
+    flips: tuple[int, ...] = ()
+    """Axes of the volume to flip: the mean over all their combinations is predicted, so that two
+    axes take four times as long. For anatomy that the network knows in either direction."""
     memory_mb: int = 512
     """What the activations of a forward may take when predicting. A patch at a time goes through in
     any case, and a slice that whole cannot cut into tiles without changing it. An array of a whole
@@ -235,6 +274,9 @@ class StitchConfig:
         axes = self.axes
         valid = len(axes) > 0 and len(set(axes)) == len(axes) and set(axes) <= {0, 1, 2}
         yield Rule("axes", valid, "distinct axes of 0, 1, 2", axes)
+        flips = self.flips
+        valid = len(set(flips)) == len(flips) and set(flips) <= {0, 1, 2}
+        yield Rule("flips", valid, "distinct axes of 0, 1, 2, or none", flips)
 
 
 @dataclass(frozen=True)

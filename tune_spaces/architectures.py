@@ -112,6 +112,14 @@ def shuffle_unets(widths: Sequence[int] = (8, 16, 24, 32), depths: Sequence[int]
     }
 
 
+def intensity_map() -> Space:
+    """Whether a fitted curve of intensities comes first, and whether the source is added."""
+    return {
+        "generator.intensity_map": tune.choice([False, True]),
+        "generator.residual": tune.choice([False, True]),
+    }
+
+
 def sharpening() -> Space:
     """The fixed kernel on the generator's output (model 6)."""
     return {"generator.sharpen": tune.choice(["none", "3x3", "5x5"])}

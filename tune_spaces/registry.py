@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tune_spaces import architectures
+from tune_spaces.augmentation import augmentation
 from tune_spaces.domains import Space
 from tune_spaces.everything import everything
 from tune_spaces.learning_rates import learning_rates
@@ -27,11 +28,13 @@ SPACES: dict[str, Callable[[], Space]] = {
     "initialisation": initialisation,
     "learning-rates": learning_rates,
     "recipes": recipes,
+    "augmentation": augmentation,
     "networks": architectures.networks,
     "conv-stacks": architectures.conv_stacks,
     "unets": architectures.unets,
     "half-resolution": architectures.half_resolution,
     "shuffle-unets": architectures.shuffle_unets,
+    "intensity-map": architectures.intensity_map,
     "sharpening": architectures.sharpening,
     "normalisation": architectures.normalisation,
     "architectures": architectures.architectures,

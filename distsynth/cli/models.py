@@ -44,6 +44,8 @@ class Stitch:
     """Plain average of overlaps, or weights that fall towards the patch border."""
     axes: tuple[int, ...] | None = None
     """Slicing axes to average over."""
+    flips: tuple[int, ...] | None = None
+    """Axes to flip: the mean over all their combinations is predicted."""
     method: Literal["auto", "windows", "whole"] | None = None
     """Windows, or whole slices at once; auto takes whole slices where the result is the same."""
     memory_mb: int | None = None
@@ -130,9 +132,13 @@ def predict(args: Sequence[str]) -> None:
         """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
         a URL."""
         volume: Positional[Path]
-        """NIfTI file of the source."""
+        """The source: a file, or the folder of a DICOM series."""
         out: Out
-        """NIfTI file to write."""
+        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the source is a DICOM series, a name
+        without an ending is the folder of a DICOM series."""
+        ensemble: tuple[str, ...] = ()
+        """More checkpoints, runs or exports of the same shards: their mean is predicted, stitched
+        as the first one is."""
         like: Path | None = None
         """Predict on the grid of this volume."""
         orientation: Literal["header", "array"] = "header"
@@ -140,14 +146,22 @@ def predict(args: Sequence[str]) -> None:
         and its array lies like that of the source."""
         max_voxels: int = 1_000_000_000
         """Refuse a grid of more voxels."""
+        keep_patient: bool = False
+        """Copy patient and study of a DICOM source into a DICOM output, so that an archive files it
+        beside the source. By default no field of a patient is copied."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
+    from distsynth.inference.ensemble import ensemble
     from distsynth.inference.predictor import load_predictor, predict_file
 
-    predictor = load_predictor(given.checkpoint, given.device).stitched(**vars(given.stitch))
+    predictor = load_predictor(given.checkpoint, given.device)
+    if given.ensemble:
+        others = [load_predictor(path, given.device) for path in given.ensemble]
+        predictor = ensemble([predictor, *others])
+    predictor = predictor.stitched(**vars(given.stitch))
     out = predict_file(
         predictor,
         given.volume,
@@ -156,6 +170,7 @@ def predict(args: Sequence[str]) -> None:
         given.overwrite,
         given.orientation,
         given.max_voxels,
+        given.keep_patient,
     )
     print(out)
 
@@ -178,6 +193,8 @@ def evaluate(args: Sequence[str]) -> None:
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None
         stitch: Stitch = field(default_factory=Stitch)
+        ensemble: bool = False
+        """Add the mean of what all checkpoints predict as a row of its own."""
         save_volumes: bool = False
         """Write the synthetic volumes as well."""
         conventions: bool = False
@@ -196,6 +213,7 @@ def evaluate(args: Sequence[str]) -> None:
         given.out,
         split=given.split,
         stitching=vars(given.stitch),
+        with_ensemble=given.ensemble,
         save_volumes=given.save_volumes,
         conventions=given.conventions,
         device=given.device,

@@ -21,7 +21,6 @@ from distsynth.cli.arguments import (
     resume_hint,
 )
 from distsynth.errors import ConfigError, check_workers
-from sharding.io.atomic import refuse_existing
 from sharding.io.errors import CohortError, DataError
 
 if TYPE_CHECKING:
@@ -129,7 +128,8 @@ def correct(args: Sequence[str]) -> None:
     """remove the bias field of one volume"""
     from sharding.registration.bias_correction import CorrectConfig, correct_bias
     from sharding.volumes.masks import read_mask
-    from sharding.volumes.volume import read_volume, write_volume
+    from sharding.volumes.output import Output
+    from sharding.volumes.volume import read_volume
 
     @dataclass(frozen=True)
     class Correct:
@@ -139,22 +139,27 @@ def correct(args: Sequence[str]) -> None:
         """
 
         volume: Positional[Path]
-        """A NIfTI file."""
+        """A file, or the folder of a DICOM series."""
         out: Out
-        """NIfTI file to write."""
+        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the volume is a DICOM series, a name
+        without an ending is the folder of a DICOM series."""
         mask: Path | None = None
         """Mask in which the field is fitted; by default the foreground is estimated."""
         orientation: Literal["header", "array"] = "header"
         """array accepts a volume that has lost its orientation; the result then has none either."""
+        keep_patient: bool = False
+        """Copy patient and study of a DICOM source into a DICOM output, so that an archive files it
+        beside the source. By default no field of a patient is copied."""
         config: Annotated[CorrectConfig, arg(name="")] = field(default_factory=CorrectConfig)
         overwrite: bool = False
 
     given = parse("correct", Correct, args)
-    refuse_existing([given.out], given.overwrite)
+    output = Output(given.out, given.volume, "corrected", given.keep_patient, given.overwrite)
+    output.check()
     volume = read_volume(given.volume, orientation=given.orientation)
     mask = read_mask(given.mask, volume, given.orientation) if given.mask else None
     corrected, _ = correct_bias(volume, given.config, mask, given.volume)
-    write_volume(given.out, corrected)
+    output.write(corrected)
     print(given.out)
 
 
@@ -172,14 +177,18 @@ def carry_back(args: Sequence[str]) -> None:
         specimen: Positional[Path]
         """Folder of the specimen within the output of `prepare`."""
         volume: Positional[Path]
-        """NIfTI file in the space of the target."""
+        """File or DICOM folder in the space of the target."""
         out: Out
-        """NIfTI file to write."""
+        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the volume or `--like` is a DICOM
+        series, a name without an ending is the folder of a DICOM series."""
         like: Path | None = None
         """Write on the grid of this volume; by default the source's field of view at the target's
         resolution."""
         orientation: Literal["header", "array"] = "header"
         """array accepts volumes that have lost their orientation."""
+        keep_patient: bool = False
+        """Copy patient and study of a DICOM source into a DICOM output, so that an archive files it
+        beside the source. By default no field of a patient is copied."""
         overwrite: bool = False
 
     given = parse("carry-back", CarryBack, args)
@@ -190,6 +199,7 @@ def carry_back(args: Sequence[str]) -> None:
         given.like,
         given.overwrite,
         given.orientation,
+        given.keep_patient,
     )
     print(given.out)
 

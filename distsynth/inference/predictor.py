@@ -17,6 +17,7 @@ from torch import Tensor
 from distsynth.config import with_overrides
 from distsynth.data.memory import keep_freed_memory
 from distsynth.errors import ConfigError
+from distsynth.inference.flips import mean_of_flips
 from distsynth.inference.memory_budget import MEGABYTE, memory_budget
 from distsynth.inference.sliding_window import SlidingWindows, total_weight
 from distsynth.inference.volume import ImageMethod, ImageStack, forwards, predict_volume
@@ -25,7 +26,6 @@ from distsynth.models import Generator, build_generator
 from distsynth.runs.checkpoint import Checkpoint, check_finite_weights, load_checkpoint
 from distsynth.runs.folder import BEST, local_file
 from distsynth.runs.package import COPY_AGAIN, WEIGHTS, is_export, read_export
-from sharding.io.atomic import refuse_existing
 from sharding.io.errors import DataError
 from sharding.io.progress import progress
 from sharding.io.storage import Folder, is_remote
@@ -33,9 +33,10 @@ from sharding.shards.patches import BLOCK, check_fits, dense_locations, fits, pa
 from sharding.volumes.grid import MOST_VOXELS, check_grid_size, check_grids_meet, spaced_grid
 from sharding.volumes.header import Orientation
 from sharding.volumes.intensities import check_foreground_varies
+from sharding.volumes.output import Output
 from sharding.volumes.pair import place_source
 from sharding.volumes.slabs import Empty, Scratch, in_memory, slabs
-from sharding.volumes.volume import Volume, read_pair, read_volume, write_volume
+from sharding.volumes.volume import Volume, read_pair, read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,9 @@ class Predictor:
         """
         config = self.checkpoint.config
         patch_size, stitch = config.data.sides, config.stitch
+        if stitch.flips:
+            plain = self.stitched(flips=())
+            return mean_of_flips(plain, stitch.flips, source, title, quiet, empty, variance)
         methods = self._methods(source.shape, empty)
         if self.device.type == "cpu":
             keep_freed_memory(any_size=False)
@@ -157,7 +161,7 @@ class Predictor:
         """Predict the synthetic target of a source volume.
 
         Args:
-            source: The source: a NIfTI file or a volume, in any units of intensity.
+            source: The source: a file, a DICOM folder or a volume, in any units of intensity.
             like: The grid to predict on; by default the source's own if its voxels have the size
                 of the training targets, or else one of that size over its field of view.
             orientation: "array" accepts files without orientation, see predict_file.
@@ -224,7 +228,9 @@ class Predictor:
             images = ImageStack(sides, count, data.channels)
             if self.whole_images:
                 least = math.prod(patch_size)
-                methods[axis] = WholeImages(images, generator, budget, least, self.device)
+                methods[axis] = WholeImages(
+                    images, generator, budget, least, self.device, data.start_multiple
+                )
             else:
                 methods[axis] = SlidingWindows(
                     images, patch_size, stitch, budget, self.device, empty, data.start_multiple
@@ -292,6 +298,7 @@ def predict_file(
     overwrite: bool = False,
     orientation: Orientation = "header",
     max_voxels: int = MOST_VOXELS,
+    keep_patient: bool = False,
 ) -> Path:
     """Predict a source volume and write the result, which any viewer shows in the right place.
 
@@ -303,28 +310,29 @@ def predict_file(
 
     Args:
         predictor: From load_predictor.
-        path: The source, a NIfTI file.
-        out: The NIfTI file to write.
+        path: The source, a file or a DICOM folder.
+        out: What to write, see sharding.volumes.output.Output.
         like: A volume whose grid to predict on.
         overwrite: Replace `out`.
         orientation: "array" accepts a source without orientation; the result has none either, and
             its array lies like that of the source.
         max_voxels: Voxels that the grid may have.
+        keep_patient: Copy the patient and the study of a DICOM source into a DICOM output.
 
     Raises:
-        DataError: If the file is bad or nearly constant, `out` exists, the grid is too large or
-            does not meet the source, the volume is smaller than a patch, or the disk is full.
+        DataError: If the file is bad or nearly constant, `out` exists or cannot be written, the
+            grid is too large or does not meet the source, the volume is smaller than a patch, or
+            the disk is full.
     """
-    refuse_existing([out], overwrite)
-    if not out.name.endswith((".nii", ".nii.gz")):
-        raise DataError(out, "the output must be a .nii or .nii.gz file", "Rename it")
+    output = Output(out, path, "synthetic", keep_patient, overwrite)
+    output.check()
     empty = Scratch(out.parent, predictor.checkpoint.config.stitch.memory_mb * MEGABYTE)
     if like:
         source, grid = read_pair(path, like, orientation, empty)
         check_grids_meet(like, source, grid, predictor.checkpoint.data.preprocess.min_overlap)
     else:
         source, grid = read_volume(path, empty=empty, orientation=orientation), None
-    write_volume(out, _predict_volume(predictor, source, grid, path, max_voxels, empty))
+    output.write(_predict_volume(predictor, source, grid, path, max_voxels, empty))
     return out
 
 

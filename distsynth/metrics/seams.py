@@ -5,10 +5,9 @@ describe it: the index, a ratio that tells whether borders stand out, and the ex
 intensity, that tells how large the steps are and stays what it is when noise is added.
 
 Either is compared with nearby planes. A pattern of period 2 or 4, as transposed convolutions leave
-it, would make planes at a multiple of the period stand out, and patches begin there; what it adds
+it, would make planes at a multiple of the period stand out, and patches begin there. What it adds
 is estimated from the planes of the whole volume and subtracted, so that it does not count as a
-seam.
-distsynth.metrics.checkerboard measures such patterns.
+seam; distsynth.metrics.checkerboard measures such patterns.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from distsynth.models.initialisation import Initialisation, initialise
+from distsynth.models.intensity_map import IntensityCurve
 from distsynth.models.sharpen import Sharpen
 from distsynth.rules import Rule
 from sharding.io.records import STRICT
@@ -35,6 +36,10 @@ class GeneratorConfig(ABC):
     """Last activation. Standardised targets leave [-1, 1], so tanh cannot reach them (ours)."""
     residual: bool = False
     """Add the source to the output (section 6.3; the paper tried and rejected it)."""
+    intensity_map: bool = False
+    """Pass the source through a curve first: the mean target intensity for each of the source,
+    which a run fits on its training patches before its first step. `residual` then adds the mapped
+    source."""
     init: Initialisation = "default"
     """How weights start: default is PyTorch's, normal is pix2pix's N(0, 0.02)."""
     sharpen: Literal["none", "3x3", "5x5"] = "none"
@@ -95,6 +100,7 @@ class Generator(nn.Module):
         dims = len(patch_size)
         self.network = config.network(patch_size, in_channels)
         initialise(self.network, config.init)
+        self.curve = IntensityCurve() if config.intensity_map else None
         self.output = OUTPUTS[config.output]()
         self.sharpen = nn.Identity() if config.sharpen == "none" else Sharpen(config.sharpen, dims)
         self.residual = config.residual
@@ -122,6 +128,8 @@ class Generator(nn.Module):
                 f"source must have sides divisible by {self.multiple} for this generator, got "
                 f"{sides}; pad or crop it"
             )
+        if self.curve is not None:
+            source = self.curve(source)
         synthetic = self.output(self.network(source))
         if self.residual:
             centre = source.shape[1] // 2

@@ -20,11 +20,14 @@ from distsynth.data.loader import Batch, Rank, TrainingBatches
 from distsynth.data.memory import keep_freed_memory
 from distsynth.data.standardiser import Standardiser
 from distsynth.metrics.objective import score
+from distsynth.models.intensity_map import IntensityCurve
 from distsynth.runs.checkpoint import Position
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder, open_run
 from distsynth.runs.tracking import Trackers, start_trackers
+from distsynth.training.augmentation import Augmentation
 from distsynth.training.checkpointing import RunCheckpoints, RunState, claim_folder
 from distsynth.training.encoder import train_encoder
+from distsynth.training.intensity_map import fit_curve
 from distsynth.training.pace import run_pace
 from distsynth.training.records import LossRecord, sample_picture
 from distsynth.training.report import EpochReport, TrainResult, fruitless
@@ -174,6 +177,7 @@ class TrainingRun:
         )
         self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
+        self.augment = Augmentation(config.augment, config.train.seed, config.data.sides)
         self._signals: DeferredSignals | None = None
 
     @contextlib.contextmanager
@@ -186,6 +190,8 @@ class TrainingRun:
             self._log_once(f"resuming from step {self.state.position.step}")
         elif config.train.start_from:
             start_from(config.train.start_from, self.state.learners)
+        elif config.generator.intensity_map:
+            self._fit_curve()
         self._take_encoder()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -224,6 +230,14 @@ class TrainingRun:
             return
         with deferred_signals() as self._signals:
             yield
+
+    def _fit_curve(self) -> None:
+        """Fit the curve that the generator applies to its source."""
+        generator = self.state.learners["generator"]
+        curve = generator.raw.curve
+        assert isinstance(curve, IntensityCurve)
+        fit_curve(curve, self.shards, self.standardise)
+        generator.start_with(generator.raw.state_dict())
 
     def _take_encoder(self) -> None:
         """Train the encoder of the perceptual loss, unless a checkpoint has provided it."""
@@ -344,6 +358,7 @@ class TrainingRun:
 
     def _step(self, batch: Batch, step: int) -> Terms:
         source, target = self.standardise(batch)
+        source, target = self.augment(source, target, batch.where, self.state.position.epoch)
         parts = self.config.train.accumulation
         micro_batches = list(zip(source.chunk(parts), target.chunk(parts), strict=True))
         generator = self.state.learners["generator"]

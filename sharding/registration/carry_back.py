@@ -12,14 +12,15 @@ import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from sharding.io.atomic import refuse_existing
 from sharding.io.errors import DataError
 from sharding.registration.config import REGISTRATION_STEPS
 from sharding.registration.step_cache import read_record
+from sharding.volumes.formats.registry import is_dicom_volume
 from sharding.volumes.grid import refuse_apart
 from sharding.volumes.header import Orientation
+from sharding.volumes.output import Output
 from sharding.volumes.transform import Transform
-from sharding.volumes.volume import Volume, read_volume, write_volume
+from sharding.volumes.volume import Volume, read_volume
 
 LEAST_SHARE = 0.25
 """Share of the grid that the volume must cover, or the grid of the volume."""
@@ -34,23 +35,28 @@ def carry_back(
     like: Path | None = None,
     overwrite: bool = False,
     orientation: Orientation = "header",
+    keep_patient: bool = False,
 ) -> None:
     """Carry a volume on a prepared target's grid, such as a prediction, to the scanner's space.
 
     Args:
         folder: The specimen's folder within a prepared cohort.
         volume: On the target's grid, or another one in the target's space.
-        out: NIfTI file to write, in the world of the raw source.
+        out: What to write, in the world of the raw source, see sharding.volumes.output.Output.
         like: Write on the grid of this volume; None takes the raw source's field of view at the
             target's spacing.
         overwrite: Replace an existing file.
         orientation: See sharding.volumes.volume.read_volume.
+        keep_patient: Copy the patient and the study of a DICOM `like`, or else of the volume, into
+            a DICOM output.
 
     Raises:
         DataError: If the specimen's preparation did not resample or is unfinished, the transform
             cannot be inverted, a file is bad, the volume does not meet the grid, or `out` exists.
     """
-    refuse_existing([out], overwrite)
+    origin = like if like and like.exists() and is_dicom_volume(like) else volume
+    output = Output(out, origin, "synthetic", keep_patient, overwrite)
+    output.check()
     record = read_record(folder / "resample")
     if record is None:
         rule = "holds no finished step resample, so there is nothing to carry back by"
@@ -79,7 +85,7 @@ def carry_back(
     low, high = given.data.min(), given.data.max()
     data = np.clip(data, low, high)
     data[~inside] = low
-    write_volume(out, Volume(data, affine, header))
+    output.write(Volume(data, affine, header))
 
 
 def _header(grid: Mapping[str, Any]) -> nib.Nifti1Header:

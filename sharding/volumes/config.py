@@ -25,7 +25,7 @@ class PreprocessConfig:
     on how much background a scan holds. The others do not: percentile takes a fixed map of the
     clipped scale, (x - 0.2) / 0.3; foreground takes mean and deviation of tissue; landmarks also
     matches percentiles of tissue to those of the training specimens. Tissue is found by a rule, see
-    sharding/volumes/tissue.py, and the high percentile of these three is that of tissue."""
+    sharding/volumes/tissue.py, and these three take the high percentile of tissue."""
     foreground_threshold: float = 0.05
     """Foreground is where the scaled target, 0 to 1, exceeds this, with holes filled."""
     min_overlap: float = 0.25

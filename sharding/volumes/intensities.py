@@ -17,7 +17,7 @@ from sharding.io.records import STRICT
 from sharding.volumes.config import Intensities, PreprocessConfig
 from sharding.volumes.landmarks import PERCENTILES, check_landmarks, move, separated
 from sharding.volumes.slabs import Empty, by_slabs, in_memory, slabs
-from sharding.volumes.tissue import mean_and_deviation, quantile, tissue_start
+from sharding.volumes.tissue import TISSUE_SHARE, mean_and_deviation, quantile, tissue_start
 from sharding.volumes.volume import Volume
 
 SCALED_MAX = 1000.0
@@ -112,11 +112,11 @@ class IntensityTransform:
         values.sort()
         low = quantile(values, percentiles[0])
         tissue = values[tissue_start(values, low) :]
-        high = quantile(tissue, percentiles[1])
+        high = quantile(tissue, max(0.0, 100 - (100 - percentiles[1]) / TISSUE_SHARE))
         if not high > low:
             raise ValueError(
-                f"the {percentiles[0]} percentile and the {percentiles[1]} percentile of tissue "
-                f"must differ, both are {low:g}"
+                f"the {percentiles[0]} percentile and the high percentile of tissue must differ, "
+                f"both are {low:g}"
             )
         mean, std = CENTRE, WIDTH
         landmarks: tuple[float, ...] = ()

@@ -169,9 +169,9 @@ def test_an_existing_output_is_refused(predictor, specimen, tmp_path, refused):
     assert read_volume(out).shape == (40, 36, 32)
 
 
-@pytest.mark.parametrize("name", ["out.mgz", "out", "out.nii.zip"])
+@pytest.mark.parametrize("name", ["out.mha", "out", "out.nii.zip"])
 def test_another_format_is_refused(name, predictor, specimen, tmp_path, refused):
-    with refused(name, r"\.nii or \.nii\.gz", "Rename"):
+    with refused(name, r"the output must end in \.nii\.gz, ", "Rename"):
         predict_file(predictor, specimen.source, tmp_path / name)
     assert not list(tmp_path.iterdir())
 

@@ -155,6 +155,7 @@ NETWORKS = {
     "residual blocks": RESIDUAL,
     "residual dense": RESIDUAL_DENSE,
     "recursive": RECURSIVE,
+    "aligned": CONV | {"data.alignment": 2},
     "half resolution": HALF,
     "half resolution, neighbours": HALF | {"data.neighbours": 1},
     "half resolution, blocks": HALF_BLOCKS,
@@ -176,6 +177,29 @@ def test_whole_planes_equal_windows(network, axes, weights):
         expected = patch_by_patch(model, source)
         assert_same(model(source, quiet=True), expected)
         assert_same(model.stitched(method="windows")(source, quiet=True), expected)
+
+
+@pytest.mark.parametrize("method", ["windows", "whole"])
+def test_flips_are_averaged(method):
+    model = predictor(CONV, method=method, trim=0)
+    source = random_volume((18, 17, 5))
+    flipped = model.stitched(flips=(0, 2))
+    expected = np.mean(
+        [
+            np.flip(model(np.flip(source, axes), quiet=True), axes)
+            for axes in ((), (0,), (2,), (0, 2))
+        ],
+        axis=0,
+    )
+    spread = np.empty_like(source)
+    assert_same(flipped(source, quiet=True, variance=spread), expected)
+    assert (spread.max() > 0) == (method == "windows")
+    assert np.abs(expected - model(source, quiet=True)).max() > 1e-3
+    mirrored = np.flip(flipped(source, quiet=True), 2)
+    assert_same(flipped(np.flip(source, 2), quiet=True), mirrored)
+    for flips in ((0, 0), (3,)):
+        with pytest.raises(ConfigError, match=r"stitch\.flips must be distinct axes"):
+            model.stitched(flips=flips)
 
 
 def test_trimmed_by_less_than_the_reach_whole_planes_are_not_windows():

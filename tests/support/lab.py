@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from killing import CallMoment, Moment, Stop
 from tiny_runs import start
 
+from sharding.io.errors import DataError
 from sharding.shards.config import ShardConfig
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import SPLITS, Specimen, Split
 from sharding.volumes.volume import Volume, write_volume
@@ -189,3 +192,12 @@ def kill(process: int) -> None:
 def without_split(specimens: Sequence[Specimen]) -> list[Specimen]:
     """A cohort that leaves the splits open."""
     return [replace(row, split=None) for row in specimens]
+
+
+def unfinished(lab: Path) -> set[str]:
+    """Names of the parts in lab/out, which must not be openable."""
+    with pytest.raises(
+        DataError, match=r"manifest\.json: (this shard set is not finished|there is no sh)"
+    ):
+        ShardSet(lab / "out")
+    return {path.stem for path in (lab / "out" / "parts" / "specimens").glob("*.json")}

@@ -300,7 +300,7 @@ def test_a_misspelt_field_is_told_with_the_nearest(field, nearest):
     ("field", "option", "reason"),
     [
         ("generator", "resnet", "generator must be one of"),
-        ("generator.norm", "layer", "generator.norm: "),
+        ("generator.norm", "group", "generator.norm: "),
         ("train.batch_size", 0, "train.batch_size must be >= 1, got 0"),
         ("discriminator.kernels", (3, 3), "discriminator.kernels must be 1 or 4 sizes"),
     ],

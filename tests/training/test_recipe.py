@@ -11,8 +11,11 @@ import torch
 from tiny_runs import losses, same, tensors, tiny_config
 
 from distsynth.config import to_dict
+from distsynth.data.dataset import PatchDataset
+from distsynth.data.standardiser import Standardiser
 from distsynth.errors import ConfigError
 from distsynth.inference.predictor import load_predictor
+from distsynth.models.intensity_map import IntensityCurve
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import BEST, LAST, open_run
 from distsynth.runs.package import export_files, read_export, write_files
@@ -23,6 +26,7 @@ from distsynth.training.steps import Learner
 from sharding.io.errors import DataError
 from sharding.io.interruption import Interrupted
 from sharding.shards.config import ShardConfig
+from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.simulation.phantom import write_phantom_cohort
 from sharding.volumes.cohort import read_cohort
@@ -158,6 +162,32 @@ def test_weights_that_do_not_fit_are_named(shard_folder, tmp_path):
         trained(tmp_path / "second", shard_folder, more)
     with pytest.raises(DataError, match="does not exist"):
         trained(tmp_path / "third", shard_folder, {"train.start_from": str(tmp_path / "none")})
+
+
+def test_a_curve_is_fitted_on_the_training_patches_and_kept(shard_folder, tmp_path):
+    more = RECIPE | {"generator.intensity_map": True, "generator.residual": True}
+    trained(tmp_path / "run", shard_folder, more, {"optim.lr_generator": 1e-30})
+    checkpoint = load_checkpoint(tmp_path / "run" / LAST)
+    state = checkpoint.learners["generator"]
+    curve = IntensityCurve()
+    start = curve.values.clone()
+    curve.values.copy_(state["network"]["curve.values"])
+    assert torch.equal(state["average"]["curve.values"], curve.values)
+    shards = ShardSet(shard_folder)
+    dataset = PatchDataset(shards, "train")
+    source, target = Standardiser(shards.manifest, torch.device("cpu"))(
+        dataset[np.arange(len(dataset))]
+    )
+    mapped = curve(source)
+    assert (mapped - target).square().mean() < 0.9 * (source - target).square().mean()
+    for low in (-0.5, 0.5, 1.0):
+        near = (source - low).abs() < 0.05
+        assert float(mapped[near].mean()) == pytest.approx(float(target[near].mean()), abs=0.05)
+    beyond = torch.tensor([-9.0, 0.123, 40.0])
+    curve.values.copy_(start)
+    torch.testing.assert_close(curve(beyond), beyond, rtol=1e-5, atol=1e-5)
+    predictor = load_predictor(tmp_path / "run" / LAST)
+    assert torch.equal(predictor.generator.curve.values, state["average"]["curve.values"])
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,11 @@ def stem(name: str) -> str:
     return name[: -len(max(known, key=len))] if known else name
 
 
+def is_dicom_volume(path: Path) -> bool:
+    """Whether a volume is a DICOM series."""
+    return format_of(path) is DICOM
+
+
 def is_header(path: Path) -> bool:
     """Whether a file is the header of a volume whose voxels lie in a file beside it."""
     return path.name.lower().endswith(HEADERS) and not path.is_dir()

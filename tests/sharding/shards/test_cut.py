@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from lab import SHAPE, SMALL, change_target, make_lab, rows, stamps
+from lab import SHAPE, SMALL, change_target, rows, stamps
 from pydantic import TypeAdapter
 
 from sharding.io.storage import Folder
@@ -31,11 +31,6 @@ from sharding.volumes.volume import Volume, read_volume, write_volume
 
 BASE = replace(SMALL, stride=6)
 RECORD = "parts/specimens/{}.json"
-
-
-@pytest.fixture
-def lab(tmp_path):
-    return make_lab(tmp_path)
 
 
 def task(lab, index=0, **changes):

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
-import re
-import shutil
 import tarfile
-import threading
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
-from killing import FileMoment
 from lab import (
     SHAPE,
     SMALL,
-    break_target,
     change_target,
     make_lab,
     rows,
-    stamps,
     stopped_before_the_manifest,
-    stopped_sharding,
     tree,
-    without_split,
 )
 
-from sharding.io.errors import CohortError, DataError
-from sharding.io.storage import Folder
+from sharding.io.errors import DataError
 from sharding.shards.patches import BLOCK, cut, dense_locations
 from sharding.shards.records import QUANTUM, quantise
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.verify import verify
-from sharding.shards.write import Sharded, write_shards
+from sharding.shards.write import write_shards
 from sharding.volumes.cohort import SPLITS, Specimen, read_cohort
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.pair import prepare_pair
@@ -45,11 +35,6 @@ from sharding.volumes.volume import Volume, read_volume, write_volume
 @pytest.fixture
 def cohort(phantom_cohort):
     return read_cohort(phantom_cohort)
-
-
-@pytest.fixture
-def lab(tmp_path):
-    return make_lab(tmp_path)
 
 
 def blocks_of(shards, split):
@@ -62,15 +47,6 @@ def where(shards, split):
 
 def record_of(shards, name):
     return next(row for row in shards.manifest.specimens if row.name == name)
-
-
-def unfinished(lab):
-    """Names of the parts in lab/out, which must not be openable."""
-    with pytest.raises(
-        DataError, match=r"manifest\.json: (this shard set is not finished|there is no sh)"
-    ):
-        ShardSet(lab / "out")
-    return {path.stem for path in (lab / "out" / "parts" / "specimens").glob("*.json")}
 
 
 # What is stored
@@ -280,305 +256,6 @@ def test_nothing_personal_goes_into_a_shard_set(lab):
     with tarfile.open(home / "out" / "train" / "train-000000.tar") as tar:
         for member in tar:
             assert (member.uname, member.gname, member.mtime) == ("distsynth", "distsynth", 0)
-
-
-# Bad input
-
-
-def damaged(lab, which):
-    """The cohort with one thing wrong, and what the message must say."""
-    cohort, config = rows(lab), SMALL
-    last, other = cohort[3], lab / "b_t.nii.gz"
-    turned = np.diag([-1.0, 1, 1, 1])
-    turned[0, 3] = 15
-    noise = np.random.default_rng(9).uniform(1, 9, SHAPE).astype(np.float32)
-    if which == "same scan":
-        shutil.copy(other, last.target)
-        said = (lab / "out", "b and d hold the same scan", "Remove one of the two")
-    elif which == "target as source":
-        shutil.copy(other, last.source)
-        said = (lab / "out", "b and d hold the same scan", "Remove one of the two")
-    elif which == "mixed orientation":
-        write_volume(last.target, Volume(noise, turned))
-        said = ("d", "share one orientation: a is RAS, this one is LAS", "Reorient")
-    elif which == "mixed spacing":
-        write_volume(last.target, Volume(noise, np.diag([0.8, 0.8, 0.8, 1.0])))
-        said = (
-            lab / "out",
-            r"one voxel size, found 2:[^d]*\n.* 0\.8x0\.8x0\.8 mm: d",
-            "target-spacing",
-        )
-    elif which == "split half filled":
-        cohort[3] = replace(last, split=None)
-        said = ("d", "have a split and this one has none", "all or leave it empty")
-    elif which == "two specimens":
-        cohort = without_split(cohort[:2])
-        said = ("cohort", "2 specimens cannot fill 3 splits", "Add specimens")
-    else:
-        cohort[3] = replace(cohort[0])
-        said = ("cohort", "specimen a is listed twice", "one row each")
-    return cohort, config, said
-
-
-@pytest.mark.parametrize(
-    ("which", "cut"),
-    [
-        ("same scan", True),
-        ("target as source", True),
-        ("mixed orientation", True),
-        ("mixed spacing", True),
-        ("split half filled", False),
-        ("two specimens", False),
-        ("doubled specimen", False),
-    ],
-)
-def test_a_bad_cohort_is_refused_and_leaves_nothing_openable(lab, refused, which, cut):
-    cohort, config, said = damaged(lab, which)
-    for _ in range(2):
-        with refused(*said):
-            write_shards(cohort, lab / "out", config, workers=1)
-        assert unfinished(lab) == (set("abcd") if cut else set())
-        assert not list((lab / "out").glob("*/*.tar")), "and no shard is packed"
-
-
-def bad_specimen(lab, which):
-    """What to make of specimen d, the configuration, and what the message must say of it."""
-    last = rows(lab)[3]
-    noise = np.random.default_rng(9).uniform(1, 9, SHAPE).astype(np.float32)
-    if which == "bad volume":
-        break_target(lab, "d")
-        return last, SMALL, "d_t.nii.gz: .* must not all be equal.* Check the export"
-    if which == "missing source":
-        last.source.unlink()
-        return last, SMALL, r"d_s.nii.gz: the file does not exist\. Check the path"
-    if which == "no source":
-        return replace(last, source=None), SMALL, "d: .* has no source volume.* distsynth simulate"
-    if which == "no overlap":
-        write_volume(last.source, Volume(noise, np.diag([1.0, 1, 1, 1]) + 50 * np.eye(4, k=3)))
-        return last, SMALL, "d_s.nii.gz: source and target must overlap.* Check the affines"
-    if which == "cut short":
-        last.target.write_bytes(last.target.read_bytes()[:3000])
-        return last, SMALL, "d_t.nii.gz: .*cut short or damaged"
-    write_volume(last.target, Volume(noise[:9, :9], np.eye(4)))
-    config = replace(SMALL, patch_size=(10, 10), dense_axes=(2,))
-    return last, config, "d_t.nii.gz: .* 10x10 cut along axis 2 do not fit .*9x9x12.*smaller patch"
-
-
-BAD = ["bad volume", "missing source", "no source", "no overlap", "cut short", "patch too large"]
-
-
-@pytest.mark.parametrize("which", BAD)
-def test_a_bad_specimen_is_named_and_the_others_are_kept(lab, which):
-    last, config, message = bad_specimen(lab, which)
-    with pytest.raises(CohortError) as caught:
-        write_shards([*rows(lab)[:3], last], lab / "out", config, workers=1)
-    error = caught.value
-    assert (error.where, error.total) == (str(lab / "out"), 4)
-    assert list(error.failures) == ["d"]
-    assert error.rule == f"1 of 4 specimens failed:\n  d: {error.failures['d']}"
-    assert "run the same command again" in error.remedy
-    assert "--skip-failed" in error.remedy
-    assert re.search(message, error.failures["d"])
-    copy = pickle.loads(pickle.dumps(error))
-    assert (copy.failures, copy.total, str(copy)) == (error.failures, 4, str(error))
-    assert unfinished(lab) == set("abc")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_specimens_that_fail_do_not_stop_the_others(lab, workers):
-    make_lab(lab, "abcdefg")
-    cohort = rows(lab, "a train, b train, c val, d test, e train, f val, g test")
-    for name in "aef":
-        break_target(lab, name)
-    with pytest.raises(CohortError) as caught:
-        write_shards(cohort, lab / "out", SMALL, workers=workers)
-    assert sorted(caught.value.failures) == ["a", "e", "f"]
-    lines = str(caught.value).splitlines()
-    assert lines[0] == f"{lab / 'out'}: 3 of 7 specimens failed:"
-    for line, name in zip(lines[1:4], "aef", strict=True):
-        assert line.startswith(f"  {name}: {lab / name}_t.nii.gz: voxels must not all be equal")
-    assert unfinished(lab) == set("bcdg")
-    # Mended, only they are cut.
-    before = stamps(lab / "out" / "parts")
-    make_lab(lab, "abcdefg")
-    with stopped_before_the_manifest(cohort, lab / "out", SMALL, lab / "log"):
-        after = stamps(lab / "out" / "parts")
-    assert before.items() <= after.items()
-    assert len(after) > len(before)
-
-
-# Skipping what fails
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_set_can_be_closed_without_those_that_fail(lab, workers):
-    make_lab(lab, "abcde")
-    cohort = rows(lab, "a train, b train, c val, d test, e test")
-    break_target(lab, "a")
-    (lab / "e_s.nii.gz").unlink()
-    manifest, failures = _fields(
-        write_shards(cohort, lab / "out", SMALL, workers=workers, skip_failed=True)
-    )
-    assert list(manifest.left_out) == ["a", "e"] == sorted(failures)
-    assert "a_t.nii.gz: voxels must not all be equal" in failures["a"]
-    assert "e_s.nii.gz: the file does not exist" in failures["e"]
-    shards = ShardSet(lab / "out")
-    assert shards.manifest == manifest
-    assert [row.name for row in manifest.specimens] == list("bcd")
-    assert verify(shards) == []
-    assert str(lab).encode() not in (lab / "out" / "manifest.json").read_bytes()
-    # The same again changes nothing, and does not forget what is missing.
-    before = stamps(lab / "out")
-    again = write_shards(cohort, lab / "out", SMALL, workers=workers, skip_failed=True)
-    assert again.manifest == manifest
-    assert list(again.failures) == ["a", "e"]
-    assert stamps(lab / "out") == before
-    with pytest.raises(DataError, match="another cohort or configuration"):
-        write_shards(cohort, lab / "out", SMALL, workers=workers)
-    # Mended, they are added.
-    make_lab(lab, "abcde")
-    done = write_shards(cohort, lab / "out", SMALL, workers=workers, update=True)
-    assert done.manifest.left_out == ()
-    assert done.failures == {}
-    assert [row.name for row in done.manifest.specimens] == list("abcde")
-    assert verify(ShardSet(lab / "out")) == []
-
-
-def _fields(sharded):
-    assert isinstance(sharded, Sharded)
-    return sharded.manifest, sharded.failures
-
-
-def test_a_split_of_which_all_fail_cannot_be_skipped(lab, refused):
-    break_target(lab, "d")
-    with refused(lab / "out", "no specimen is left in test", "Correct what failed"):
-        write_shards(rows(lab), lab / "out", SMALL, workers=1, skip_failed=True)
-    assert unfinished(lab) == set("abc")
-
-
-# What is there already
-
-
-def test_a_finished_set_is_returned_untouched(lab):
-    first = write_shards(rows(lab), lab / "out", SMALL, workers=1)
-    before = stamps(lab / "out")
-    for cohort in (rows(lab), rows(lab)[::-1]):
-        assert write_shards(cohort, lab / "out", SMALL, workers=1) == first
-    assert stamps(lab / "out") == before
-
-
-def test_leftovers_of_a_run_killed_at_its_very_end_are_cleared(lab):
-    first = write_shards(rows(lab), lab / "out", SMALL, workers=1)
-    before = stamps(lab / "out")
-    folder = Folder(lab / "out")
-    for name in ("parts/specimens/a.tar", "parts/shards/x.json", "train/train-000099.tar"):
-        folder.write(name, b"left over")
-    (lab / "out" / "parts" / "specimens" / ".b.tar.partial-abcdefgh.tar").write_bytes(b"half")
-    (lab / "out" / "val" / ".val-000000.tar.partial-abcdefgh.tar").write_bytes(b"half")
-    assert write_shards(rows(lab), lab / "out", SMALL, workers=1) == first
-    assert stamps(lab / "out") == before
-    assert not (lab / "out" / "parts").exists()
-
-
-@pytest.mark.parametrize("which", ["seed", "split", "fewer", "more"])
-def test_another_cohort_or_configuration_is_refused(lab, refused, which):
-    write_shards(rows(lab), lab / "out", SMALL, workers=1)
-    before = stamps(lab / "out")
-    make_lab(lab, "abcde")
-    cohort, config = rows(lab), SMALL
-    if which == "seed":
-        config = replace(SMALL, seed=1)
-    elif which == "split":
-        cohort = rows(lab, "a test, b train, c val, d test")
-    elif which == "fewer":
-        cohort = rows(lab, "a train, c val, d test")
-    else:
-        cohort = rows(lab, "a train, b train, c val, d test, e test")
-    with refused(lab / "out", "another cohort or configuration", "--update .* --overwrite"):
-        write_shards(cohort, lab / "out", config, workers=1)
-    assert stamps(lab / "out") == before
-
-
-def test_an_existing_set_is_replaced_only_if_told_to(lab):
-    write_shards(rows(lab), lab / "out", SMALL, workers=1)
-    other = replace(SMALL, seed=1)
-    (lab / "out" / "train" / "stale.tar").touch()
-    manifest = write_shards(rows(lab), lab / "out", other, workers=1, overwrite=True).manifest
-    assert ShardSet(lab / "out").manifest == manifest
-    assert manifest.config.seed == 1
-    assert not (lab / "out" / "train" / "stale.tar").exists()
-    write_shards(rows(lab), lab / "fresh", other, workers=1)
-    assert tree(lab / "out") == tree(lab / "fresh")
-
-
-def test_a_cohort_that_is_refused_does_not_cost_the_old_set(lab, refused):
-    write_shards(rows(lab), lab / "out", SMALL, workers=1)
-    before = stamps(lab / "out")
-    with refused("cohort", "2 specimens cannot fill 3 splits", "Add specimens"):
-        write_shards(without_split(rows(lab)[:2]), lab / "out", SMALL, workers=1, overwrite=True)
-    assert stamps(lab / "out") == before
-
-
-def test_a_run_killed_while_it_replaced_a_set_can_be_started_again(lab):
-    other, out = replace(SMALL, seed=1), lab / "out"
-    write_shards(rows(lab), out, SMALL, workers=1, overwrite=True)
-    for number in range(100):
-        (out / "train" / f"stale-{number:04d}.tar").touch()
-    amid = FileMoment("*/train/stale-*", "remove", count=50)
-    with stopped_sharding(amid, rows(lab), out, other, lab / "log", overwrite=True):
-        pass
-    assert len(list((out / "train").glob("stale*"))) == 51, "killed amid removing"
-    assert unfinished(lab) == set()
-    write_shards(rows(lab), out, other, workers=1, overwrite=True)
-    write_shards(rows(lab), lab / "fresh", other, workers=1)
-    assert tree(out) == tree(lab / "fresh")
-    # Killed a moment before, the old set is whole.
-    Folder(out).write("parts/replacing", "")
-    assert write_shards(rows(lab), out, other, workers=1).manifest == ShardSet(out).manifest
-    assert tree(out) == tree(lab / "fresh")
-
-
-def test_a_folder_that_is_no_shard_set_is_never_touched(lab, refused):
-    before = stamps(lab)
-    for out in (lab, lab / "a_t.nii.gz"):
-        for options in ({}, {"overwrite": True}, {"update": True}):
-            with pytest.raises(DataError) as caught:
-                write_shards(rows(lab), out, SMALL, workers=1, **options)
-            assert caught.value.where == str(out)
-    with refused(lab, "holds no manifest.json, so this program did not write it", "another folder"):
-        write_shards(rows(lab), lab, SMALL, workers=1, overwrite=True)
-    assert stamps(lab).items() >= before.items()
-    assert {path.name for path in lab.iterdir()} == set(before)
-
-
-def test_two_runs_at_once_are_refused(lab, refused):
-    with stopped_before_the_manifest(rows(lab), lab / "out", SMALL, lab / "log") as first:
-        before = stamps(lab / "out")
-        for _ in range(2):
-            with refused(lab / "out", f"process {first.pid} on", "Wait for it"):
-                write_shards(rows(lab), lab / "out", SMALL, workers=1)
-        assert stamps(lab / "out") == before
-        assert first.is_alive()
-    done = write_shards(rows(lab), lab / "out", SMALL, workers=1)
-    assert ShardSet(lab / "out").manifest == done.manifest
-
-
-def test_two_sets_beside_each_other_do_not_wait(lab):
-    failures = []
-
-    def run(name):
-        try:
-            write_shards(rows(lab), lab / name, SMALL, workers=1)
-        except DataError as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "two")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert tree(lab / "one") == tree(lab / "two")
 
 
 def test_one_scan_stored_twice_is_found_by_its_content_and_not_its_bytes(lab):

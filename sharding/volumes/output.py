@@ -1,0 +1,81 @@
+"""Where a result goes: a file of the format that its ending names, or a DICOM series."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sharding.io.atomic import refuse_existing
+from sharding.io.errors import DataError, file_errors
+from sharding.volumes.formats.registry import WRITERS, is_dicom_volume, output_suffix
+from sharding.volumes.volume import Volume, write_volume
+
+if TYPE_CHECKING:
+    from sharding.volumes.formats.dicom_write import Kind
+
+
+@dataclass(frozen=True)
+class Output:
+    """A result to be written.
+
+    Attributes:
+        path: A file with an ending of sharding.volumes.formats.registry.WRITERS; or a folder, for a
+            DICOM series, where one came in.
+        source: The volume that the result is computed from.
+        kind: Whether its voxels are a network's or the scanner's; a DICOM series says so.
+        keep_patient: Copy the patient and the study of the source into a DICOM series.
+        overwrite: Replace what is there.
+    """
+
+    path: Path
+    source: Path
+    kind: Kind = "synthetic"
+    keep_patient: bool = False
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Refuse what cannot be written, before anything is computed.
+
+        Raises:
+            DataError: If the path exists, its ending is not one that is written, a folder is asked
+                for where no DICOM series came in, or a patient where none can be kept.
+        """
+        if not self._is_series:
+            output_suffix(self.path)
+            if self.keep_patient:
+                rule = "only a DICOM series holds a patient, and this output is a file"
+                raise DataError(self.path, rule, "Give a folder, or leave out --keep-patient")
+        elif not self.source.exists():
+            raise DataError(self.source, "the file does not exist", "Check the path")
+        elif not is_dicom_volume(self.source):
+            rule = (
+                f"the output must end in {', '.join(WRITERS)}, or be a folder where the source is "
+                "a DICOM series"
+            )
+            raise DataError(self.path, rule, "Rename it")
+        elif self.path.resolve() in (self.source.resolve(), *self.source.resolve().parents):
+            raise DataError(self.path, "the source lies in this folder", "Give another folder")
+        refuse_existing([self.path], self.overwrite)
+
+    def write(self, volume: Volume) -> None:
+        """Write the result in one atomic step.
+
+        Raises:
+            DataError: As check, or if the format cannot hold the volume.
+        """
+        if not self._is_series:
+            write_volume(self.path, volume)
+            return
+        from sharding.volumes.formats.dicom_write import Derivation, write_series
+
+        if not volume.has_orientation:
+            rule = "the volume has no orientation, which a DICOM series cannot say"
+            raise DataError(self.path, rule, "Write .nii.gz")
+        derived = Derivation(self.source, self.kind, self.keep_patient)
+        with file_errors(self.path):
+            write_series(self.path, volume, derived, self.overwrite)
+
+    @property
+    def _is_series(self) -> bool:
+        return not self.path.suffix or self.path.is_dir()
