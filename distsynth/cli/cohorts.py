@@ -33,7 +33,7 @@ def cohort(args: Sequence[str]) -> None:
         """
 
         folder: Positional[Path]
-        """Where the scans lie."""
+        """Where the scans lie: files of any format that is read, or folders of DICOM series."""
         target: str
         """Pattern of the high-field volumes below the folder."""
         out: Out

@@ -127,6 +127,9 @@ def predict(args: Sequence[str]) -> None:
         out: Out
         """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the source is a DICOM series, a name
         without an ending is the folder of a DICOM series."""
+        ensemble: tuple[str, ...] = ()
+        """More checkpoints, runs or exports of the same shards: their mean is predicted, stitched
+        as the first one is."""
         like: Path | None = None
         """Predict on the grid of this volume."""
         orientation: Literal["header", "array"] = "header"
@@ -142,9 +145,14 @@ def predict(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
+    from distsynth.inference.ensemble import ensemble
     from distsynth.inference.predictor import load_predictor, predict_file
 
-    predictor = load_predictor(given.checkpoint, given.device).stitched(**vars(given.stitch))
+    predictor = load_predictor(given.checkpoint, given.device)
+    if given.ensemble:
+        others = [load_predictor(path, given.device) for path in given.ensemble]
+        predictor = ensemble([predictor, *others])
+    predictor = predictor.stitched(**vars(given.stitch))
     out = predict_file(
         predictor,
         given.volume,
@@ -176,6 +184,8 @@ def evaluate(args: Sequence[str]) -> None:
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None
         stitch: Stitch = field(default_factory=Stitch)
+        ensemble: bool = False
+        """Add the mean of what all checkpoints predict as a row of its own."""
         save_volumes: bool = False
         """Write the synthetic volumes as well."""
         conventions: bool = False
@@ -194,6 +204,7 @@ def evaluate(args: Sequence[str]) -> None:
         given.out,
         split=given.split,
         stitching=vars(given.stitch),
+        with_ensemble=given.ensemble,
         save_volumes=given.save_volumes,
         conventions=given.conventions,
         device=given.device,

@@ -41,7 +41,6 @@ class Output:
             DataError: If the path exists, its ending is not one that is written, a folder is asked
                 for where no DICOM series came in, or a patient where none can be kept.
         """
-        refuse_existing([self.path], self.overwrite)
         if not self._is_series:
             output_suffix(self.path)
             if self.keep_patient:
@@ -57,6 +56,7 @@ class Output:
             raise DataError(self.path, rule, "Rename it")
         elif self.path.resolve() in (self.source.resolve(), *self.source.resolve().parents):
             raise DataError(self.path, "the source lies in this folder", "Give another folder")
+        refuse_existing([self.path], self.overwrite)
 
     def write(self, volume: Volume) -> None:
         """Write the result in one atomic step.
