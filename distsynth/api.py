@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sharding.registration.prepare import PreparedCohort
 
 Cohort = str | Path | Sequence[Specimen]
+ENSEMBLE = "ensemble"
+"""Row of the mean of all evaluated models."""
 LEAST_SIDE = 8
 """Voxels along the shortest side of a phantom."""
 
@@ -196,6 +198,8 @@ def evaluate(
     *,
     split: Split = "test",
     stitching: Mapping[str, Any] | None = None,
+    folds: bool = False,
+    with_ensemble: bool = False,
     save_volumes: bool = False,
     conventions: bool = False,
     device: Literal["auto", "cpu"] = "auto",
@@ -212,6 +216,9 @@ def evaluate(
         split: Which specimens to evaluate, by the split of the shards.
         stitching: Fields of StitchConfig that differ from the checkpoints' configuration.
         save_volumes: Write the synthetic volumes to `out` as well.
+        folds: The models are those of a cross-validation, one a fold: each is evaluated on the
+            specimens that validated it, and all together are one row, `folds`.
+        with_ensemble: Add a row, `ensemble`, for the mean of what all models predict.
         conventions: Compute PSNR and SSIM under every convention too; `out` gets conventions.csv,
             .md and .html.
         device: auto takes a GPU if there is one.
@@ -225,6 +232,9 @@ def evaluate(
         DataError: If a file is bad, or a test specimen was seen in training.
     """
     from distsynth.evaluation.evaluate import evaluate as run_evaluation
+    from distsynth.evaluation.folds import NAME as FOLDS
+    from distsynth.evaluation.folds import evaluate_folds
+    from distsynth.inference.ensemble import ensemble
     from distsynth.inference.predictor import load_predictor, run_dir_of
     from distsynth.metrics.results import RESULTS_FILE
     from distsynth.reporting.evaluation_files import write_evaluation
@@ -246,15 +256,29 @@ def evaluate(
             run_dirs[run_dir.name] = run_dir
     if not predictors:
         raise ConfigError("name at least one checkpoint or run folder")
+    if with_ensemble:
+        if ENSEMBLE in predictors:
+            raise ConfigError(f"a checkpoint is named {ENSEMBLE}: rename its run folder")
+        predictors[ENSEMBLE] = ensemble(list(predictors.values()))
     changes = stitching or {}
     predictors = {name: found.stitched(**changes) for name, found in predictors.items()}
+
+    def measured(volumes: Path | None) -> Evaluation:
+        if folds:
+            models = list(predictors.values())
+            return evaluate_folds(models, specimens, volumes, conventions)
+        return run_evaluation(predictors, specimens, split, volumes, conventions=conventions)
+
     if out is None:
         if save_volumes:
             raise ConfigError("save_volumes needs a folder to write to: give out")
-        return run_evaluation(predictors, specimens, split, conventions=conventions)
+        return measured(None)
     with atomic_folder(Path(out), RESULTS_FILE, overwrite) as folder:
         volumes = folder / "volumes" if save_volumes else None
-        evaluation = run_evaluation(predictors, specimens, split, volumes, conventions=conventions)
+        evaluation = measured(volumes)
+        if folds:
+            # The page tells how the first one stitches; all are of one configuration.
+            predictors = {FOLDS: next(iter(predictors.values()))}
         write_evaluation(folder, evaluation, predictors, run_dirs)
     return evaluation
 

@@ -80,7 +80,7 @@ def train(args: Sequence[str]) -> None:
             return
         raise UsageError(f"name a preset or a configuration file\n{usage}")
     from distsynth.api import load_config
-    from distsynth.config import RunConfig, validate
+    from distsynth.config import RunConfig, validate, with_overrides
 
     name, *rest = args
     start = chosen_families(load_config(name), rest)
@@ -92,6 +92,8 @@ def train(args: Sequence[str]) -> None:
         run_dir: Annotated[str, arg(aliases=["-o"])]
         """Folder of the run: a path, or a URL such as s3://bucket/runs/one."""
         config: Annotated[RunConfig, arg(name="")] = field(default_factory=lambda: start)
+        fold: int = 0
+        """Train on this fold of shards that were cut with --folds; 0 for shards without folds."""
         resume: bool = False
         """Continue from the last checkpoint in the folder."""
         overwrite: bool = False
@@ -99,6 +101,9 @@ def train(args: Sequence[str]) -> None:
 
     given = parse(f"train {name}", Train, rest)
     config = validate(given.config)
+    if given.fold:
+        folder = f"{config.data.shards.rstrip('/')}/fold-{given.fold}"
+        config = with_overrides(config, {"data.shards": folder})
 
     from distsynth.training.loop import train as run_training
 
@@ -127,6 +132,9 @@ def predict(args: Sequence[str]) -> None:
         out: Out
         """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the source is a DICOM series, a name
         without an ending is the folder of a DICOM series."""
+        ensemble: tuple[str, ...] = ()
+        """More checkpoints, runs or exports of the same shards: their mean is predicted, stitched
+        as the first one is."""
         like: Path | None = None
         """Predict on the grid of this volume."""
         orientation: Literal["header", "array"] = "header"
@@ -142,9 +150,14 @@ def predict(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
+    from distsynth.inference.ensemble import ensemble
     from distsynth.inference.predictor import load_predictor, predict_file
 
-    predictor = load_predictor(given.checkpoint, given.device).stitched(**vars(given.stitch))
+    predictor = load_predictor(given.checkpoint, given.device)
+    if given.ensemble:
+        others = [load_predictor(path, given.device) for path in given.ensemble]
+        predictor = ensemble([predictor, *others])
+    predictor = predictor.stitched(**vars(given.stitch))
     out = predict_file(
         predictor,
         given.volume,
@@ -176,6 +189,11 @@ def evaluate(args: Sequence[str]) -> None:
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None
         stitch: Stitch = field(default_factory=Stitch)
+        folds: bool = False
+        """The checkpoints are those of the folds of a cross-validation: each is evaluated on the
+        specimens that validated it, and all together are one row."""
+        ensemble: bool = False
+        """Add the mean of what all checkpoints predict as a row of its own."""
         save_volumes: bool = False
         """Write the synthetic volumes as well."""
         conventions: bool = False
@@ -194,6 +212,8 @@ def evaluate(args: Sequence[str]) -> None:
         given.out,
         split=given.split,
         stitching=vars(given.stitch),
+        folds=given.folds,
+        with_ensemble=given.ensemble,
         save_volumes=given.save_volumes,
         conventions=given.conventions,
         device=given.device,

@@ -228,7 +228,9 @@ class Predictor:
             images = ImageStack(sides, count, data.channels)
             if self.whole_images:
                 least = math.prod(patch_size)
-                methods[axis] = WholeImages(images, generator, budget, least, self.device)
+                methods[axis] = WholeImages(
+                    images, generator, budget, least, self.device, data.start_multiple
+                )
             else:
                 methods[axis] = SlidingWindows(
                     images, patch_size, stitch, budget, self.device, empty, data.start_multiple

@@ -49,6 +49,8 @@ class WholeImages:
         budget: The memory budget. Images that exceed it are cut into tiles with a halo of `reach`.
         least: Voxels of the smallest tile worth a forward, those of a patch.
         device: The device of the generator.
+        alignment: Windows of the same image start at multiples of it; the image is extended to it
+            as they extend it.
 
     Attributes:
         batch_size: Images to predict at once.
@@ -62,12 +64,15 @@ class WholeImages:
         budget: MemoryBudget,
         least: int,
         device: torch.device,
+        alignment: int = 1,
     ) -> None:
-        self._sides, self._multiple, self._device = images.sides, generator.multiple, device
+        self._sides, self._device = images.sides, device
+        self._multiple = math.lcm(generator.multiple, alignment)
         reach = generator.reach
         whole = extended(images.sides, self._multiple)
         most = math.prod(whole) if reach is None else max(budget.max_voxels, least)
-        self._tiles = tiles(whole, reach or 0, most, self._multiple)
+        halo = -(-(reach or 0) // self._multiple) * self._multiple
+        self._tiles = tiles(whole, halo, most, self._multiple)
         self.batch_size = evenly(images.count, budget.batch_size(images.voxels))
         self.forwards = len(self._tiles)
 

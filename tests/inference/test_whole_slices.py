@@ -155,6 +155,7 @@ NETWORKS = {
     "residual blocks": RESIDUAL,
     "residual dense": RESIDUAL_DENSE,
     "recursive": RECURSIVE,
+    "aligned": CONV | {"data.alignment": 2},
     "half resolution": HALF,
     "half resolution, neighbours": HALF | {"data.neighbours": 1},
     "half resolution, blocks": HALF_BLOCKS,
