@@ -198,6 +198,7 @@ def evaluate(
     *,
     split: Split = "test",
     stitching: Mapping[str, Any] | None = None,
+    folds: bool = False,
     with_ensemble: bool = False,
     save_volumes: bool = False,
     conventions: bool = False,
@@ -215,6 +216,8 @@ def evaluate(
         split: Which specimens to evaluate, by the split of the shards.
         stitching: Fields of StitchConfig that differ from the checkpoints' configuration.
         save_volumes: Write the synthetic volumes to `out` as well.
+        folds: The models are those of a cross-validation, one a fold: each is evaluated on the
+            specimens that validated it, and all together are one row, `folds`.
         with_ensemble: Add a row, `ensemble`, for the mean of what all models predict.
         conventions: Compute PSNR and SSIM under every convention too; `out` gets conventions.csv,
             .md and .html.
@@ -229,6 +232,8 @@ def evaluate(
         DataError: If a file is bad, or a test specimen was seen in training.
     """
     from distsynth.evaluation.evaluate import evaluate as run_evaluation
+    from distsynth.evaluation.folds import NAME as FOLDS
+    from distsynth.evaluation.folds import evaluate_folds
     from distsynth.inference.ensemble import ensemble
     from distsynth.inference.predictor import load_predictor, run_dir_of
     from distsynth.metrics.results import RESULTS_FILE
@@ -257,13 +262,23 @@ def evaluate(
         predictors[ENSEMBLE] = ensemble(list(predictors.values()))
     changes = stitching or {}
     predictors = {name: found.stitched(**changes) for name, found in predictors.items()}
+
+    def measured(volumes: Path | None) -> Evaluation:
+        if folds:
+            models = list(predictors.values())
+            return evaluate_folds(models, specimens, volumes, conventions)
+        return run_evaluation(predictors, specimens, split, volumes, conventions=conventions)
+
     if out is None:
         if save_volumes:
             raise ConfigError("save_volumes needs a folder to write to: give out")
-        return run_evaluation(predictors, specimens, split, conventions=conventions)
+        return measured(None)
     with atomic_folder(Path(out), RESULTS_FILE, overwrite) as folder:
         volumes = folder / "volumes" if save_volumes else None
-        evaluation = run_evaluation(predictors, specimens, split, volumes, conventions=conventions)
+        evaluation = measured(volumes)
+        if folds:
+            # The page tells how the first one stitches; all are of one configuration.
+            predictors = {FOLDS: next(iter(predictors.values()))}
         write_evaluation(folder, evaluation, predictors, run_dirs)
     return evaluation
 

@@ -89,7 +89,7 @@ def train(args: Sequence[str]) -> None:
             return
         raise UsageError(f"name a preset or a configuration file\n{usage}")
     from distsynth.api import load_config
-    from distsynth.config import RunConfig, validate
+    from distsynth.config import RunConfig, validate, with_overrides
 
     name, *rest = args
     start = chosen_families(load_config(name), rest)
@@ -101,6 +101,8 @@ def train(args: Sequence[str]) -> None:
         run_dir: Annotated[str, arg(aliases=["-o"])]
         """Folder of the run: a path, or a URL such as s3://bucket/runs/one."""
         config: Annotated[RunConfig, arg(name="")] = field(default_factory=lambda: start)
+        fold: int = 0
+        """Train on this fold of shards that were cut with --folds; 0 for shards without folds."""
         resume: bool = False
         """Continue from the last checkpoint in the folder."""
         overwrite: bool = False
@@ -108,6 +110,9 @@ def train(args: Sequence[str]) -> None:
 
     given = parse(f"train {name}", Train, rest)
     config = validate(given.config)
+    if given.fold:
+        folder = f"{config.data.shards.rstrip('/')}/fold-{given.fold}"
+        config = with_overrides(config, {"data.shards": folder})
 
     from distsynth.training.loop import train as run_training
 
@@ -193,6 +198,9 @@ def evaluate(args: Sequence[str]) -> None:
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None
         stitch: Stitch = field(default_factory=Stitch)
+        folds: bool = False
+        """The checkpoints are those of the folds of a cross-validation: each is evaluated on the
+        specimens that validated it, and all together are one row."""
         ensemble: bool = False
         """Add the mean of what all checkpoints predict as a row of its own."""
         save_volumes: bool = False
@@ -213,6 +221,7 @@ def evaluate(args: Sequence[str]) -> None:
         given.out,
         split=given.split,
         stitching=vars(given.stitch),
+        folds=given.folds,
         with_ensemble=given.ensemble,
         save_volumes=given.save_volumes,
         conventions=given.conventions,

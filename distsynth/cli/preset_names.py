@@ -27,5 +27,8 @@ PRESET_NAMES = (
     "unet-3d",
     "gan-3d",
     "small",
+    "quick",
+    "best",
+    "best-gpu",
 )
 """The keys of distsynth.presets.PRESETS; a test compares them."""

@@ -209,6 +209,7 @@ def shard(args: Sequence[str]) -> None:
     from sharding.shards.config import ShardConfig
     from sharding.shards.write import write_shards
     from sharding.volumes.cohort import SPLITS, read_cohort
+    from sharding.volumes.splits import fold_splits
 
     start = _blocks(option(args, "--for-preset")) or ShardConfig()
 
@@ -234,6 +235,9 @@ def shard(args: Sequence[str]) -> None:
         update: bool = False
         """Update a finished set to this cohort: specimens may be added, removed or moved to another
         split; the other patches are not cut again."""
+        folds: int = 0
+        """Write so many sets for cross-validation, OUT/fold-1 and so on: every specimen outside the
+        test split validates in one of them and trains in the others. 0 writes one set."""
         skip_failed: bool = False
         """Finish the set without specimens that fail; the exit status is still 1."""
         overwrite: bool = False
@@ -242,25 +246,36 @@ def shard(args: Sequence[str]) -> None:
     given = parse("shard", Shard, args)
     check_workers(given.workers)
     specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
-    with resume_hint("shard", args):
-        done = write_shards(
-            specimens,
-            given.out,
-            given.config,
-            workers=given.workers,
-            overwrite=given.overwrite,
-            update=given.update,
-            skip_failed=given.skip_failed,
-            address=given.address,
-        )
-    manifest = done.manifest
-    for split in SPLITS:
-        names, patches = manifest.names(split), manifest.patches(split)
-        logger.info("%s: %d specimens, %d patches", split, len(names), patches)
-    print(given.out)
-    if done.failures:
+    sets = {given.out: specimens}
+    if given.folds:
+        sets = {
+            f"{given.out.rstrip('/')}/fold-{fold}": fold_splits(
+                specimens, given.folds, fold, given.config.seed
+            )
+            for fold in range(1, given.folds + 1)
+        }
+    failures: dict[str, str] = {}
+    for out, rows in sets.items():
+        with resume_hint("shard", args):
+            done = write_shards(
+                rows,
+                out,
+                given.config,
+                workers=given.workers,
+                overwrite=given.overwrite,
+                update=given.update,
+                skip_failed=given.skip_failed,
+                address=given.address,
+            )
+        manifest = done.manifest
+        for split in SPLITS:
+            names, patches = manifest.names(split), manifest.patches(split)
+            logger.info("%s: %d specimens, %d patches", split, len(names), patches)
+        print(out)
+        failures |= done.failures
+    if failures:
         remedy = "The set is finished without them; fix them and add them with --update"
-        raise CohortError(given.out, done.failures, len(specimens), remedy)
+        raise CohortError(given.out, failures, len(specimens), remedy)
 
 
 def _blocks(preset: str | None) -> "ShardConfig | None":

@@ -139,6 +139,9 @@ def _read_table(path: Path) -> list[Specimen]:
         raise DataError(
             path, f"not a readable CSV file ({error})", "Save it as CSV in UTF-8"
         ) from error
+    if "\0" in text:
+        rule = "not a readable CSV file (it holds a byte of value 0, which no path may have)"
+        raise DataError(path, rule, "Save it as CSV in UTF-8")
     if not lines:
         raise DataError(path, "the cohort file is empty", "Write the columns in its first row")
     rows = [(number, row) for number, row in lines[1:] if any(row)]
@@ -297,12 +300,14 @@ def _check(path: Path, specimens: Sequence[Specimen]) -> None:
             raise DataError(path, f"the specimen {name} is listed twice", "Keep one row a specimen")
         names.add(name)
         files = specimen.volumes
-        if specimen.transform and not (specimen.transform / "affine.tfm").is_file():
-            rule = f"the transform of {name} does not exist: there is no affine.tfm in the folder"
-            raise DataError(specimen.transform, rule, "Check its path")
-        for file in files:
-            if not file.exists():
-                raise DataError(file, f"the file of {name} does not exist", "Check its path")
+        # A name may be too long, or a folder forbidden.
+        with file_errors(path):
+            if specimen.transform and not (specimen.transform / "affine.tfm").is_file():
+                rule = f"the transform of {name} does not exist: the folder holds no affine.tfm"
+                raise DataError(specimen.transform, rule, "Check its path")
+            for file in files:
+                if not file.exists():
+                    raise DataError(file, f"the file of {name} does not exist", "Check its path")
         parts = [(part.resolve(), file) for file in files for part in _parts(file)]
         if len({part for part, _ in parts}) < len(parts):
             raise DataError(

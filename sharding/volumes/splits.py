@@ -90,6 +90,43 @@ def assign_splits(
     return {name: given[name] for name in names}
 
 
+def fold_splits(
+    specimens: Sequence[Specimen], folds: int, fold: int, seed: int = 0
+) -> list[Specimen]:
+    """Deal a cohort to folds of cross-validation: one validates, the others train.
+
+    Args:
+        specimens: The whole cohort. Those whose split is test stay there; every other one
+            validates in exactly one fold.
+        folds: How many there are.
+        fold: Which one validates, from 1.
+        seed: Fixes the folds; the order of the specimens does not matter.
+
+    Returns:
+        The specimens with their splits in this fold.
+
+    Raises:
+        DataError: If there are fewer than two folds, or fewer specimens than folds.
+    """
+    names = sorted(specimen.name for specimen in specimens if specimen.split != "test")
+    if not 2 <= folds <= len(names) or not 1 <= fold <= folds:
+        raise DataError(
+            "cohort",
+            f"folds must be from 2 to the {len(names)} specimens outside the test split, got "
+            f"fold {fold} of {folds}",
+            "Give fewer folds or add specimens",
+        )
+    order = np.random.default_rng(seed).permutation(names).tolist()
+    validating = set(order[fold - 1 :: folds])
+
+    def split_of(specimen: Specimen) -> Split:
+        if specimen.split == "test":
+            return "test"
+        return "val" if specimen.name in validating else "train"
+
+    return [replace(specimen, split=split_of(specimen)) for specimen in specimens]
+
+
 def extend_splits(
     specimens: Sequence[Specimen],
     before: Mapping[str, Split],

@@ -25,7 +25,16 @@ from sharding.volumes.cohort import read_cohort
 
 pytestmark = pytest.mark.slow
 
-KINDS = {"supervised": {}, "adversarial": ADVERSARIAL}
+RECIPE = {
+    "optim.average": 0.9,
+    "optim.warmup_steps": 3,
+    "optim.weight_decay": 0.01,
+    "augment.flips": (0, 1),
+    "augment.noise": 0.1,
+    "train.minutes": 60.0,
+    "generator.intensity_map": True,
+}
+KINDS = {"supervised": {}, "adversarial": ADVERSARIAL, "recipe": RECIPE}
 FULL = ADVERSARIAL | BATCH_NORM
 
 

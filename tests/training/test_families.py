@@ -20,9 +20,10 @@ SIZES = {
     "residual-dense": {"features": 6, "blocks": 2, "layers": 2, "growth": 4},
     "recursive": {"features": 6, "recursions": 3},
     "feedback": {"features": 6, "groups": 2, "steps": 2},
-    "half-resolution": {"features": 8, "blocks": 2},
-    "residual-unet": {"channels": (8, 12), "encoder_blocks": 1},
-    "gated-unet": {"channels": (8, 12), "encoder_blocks": 1},
+    # Without the source, which they would start with, so that there is more to learn.
+    "half-resolution": {"features": 8, "blocks": 2, "residual": False},
+    "residual-unet": {"channels": (8, 12), "encoder_blocks": 1, "residual": False},
+    "gated-unet": {"channels": (8, 12), "encoder_blocks": 1, "residual": False},
 }
 SHARDS = {
     "2d": ShardConfig(patch_size=(16, 16), patches_per_specimen=40, stride=8, val_slices=2),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from sharding.io.errors import DataError
 
+UNREADABLE_HEADER = (
+    InvalidDicomError,
+    BytesLengthException,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+)
+"""What pydicom raises for a damaged file. Its words may quote the header: only its kind is said."""
 FIELDS = [
     "SOPClassUID",
     "SeriesInstanceUID",
@@ -113,18 +129,23 @@ def slices_of(path: Path) -> list[Slice]:
     """
     with quiet():
         header = _header(path)
-        if "Rows" not in header or "Columns" not in header:
-            if UID(str(header.get("SOPClassUID", ""))).name.endswith("Image Storage"):
-                rule = "the DICOM file is cut short: it is of a kind that holds an image"
-                raise DataError(path, rule, "Copy or export it again")
-            return []
         try:
-            return _slices(path, header)
+            if "Rows" in header and "Columns" in header:
+                return _slices(path, header)
+            kind = str(header.get("SOPClassUID", ""))
         except DataError:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        except (*UNREADABLE_HEADER, IndexError) as error:
             rule = f"a field of the DICOM header cannot be read ({type(error).__name__})"
             raise DataError(path, rule, "Export the series again") from error
+        name = UID(kind).name
+    if name == kind or name.endswith("Image Storage"):
+        # A report or an index holds no image; of an unknown kind that cannot be said.
+        rule = (
+            "the DICOM file holds no image, and it is not of a kind that holds none: it is damaged"
+        )
+        raise DataError(path, rule, "Copy or export it again")
+    return []
 
 
 def _header(path: Path) -> Dataset:
@@ -137,10 +158,7 @@ def _header(path: Path) -> Dataset:
         return dcmread(path, stop_before_pixels=True, specific_tags=FIELDS)
     except DataError:
         raise
-    except (InvalidDicomError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        rule = f"not a readable DICOM file ({type(error).__name__})"
-        raise DataError(path, rule, "Export it again") from error
-    except (AttributeError, NotImplementedError, OverflowError, RecursionError) as error:
+    except UNREADABLE_HEADER as error:
         rule = f"not a readable DICOM file ({type(error).__name__})"
         raise DataError(path, rule, "Export it again") from error
 

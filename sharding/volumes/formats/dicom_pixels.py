@@ -12,7 +12,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian
 
-from sharding.volumes.formats.dicom_headers import quiet
+from sharding.volumes.formats.dicom_headers import UNREADABLE_HEADER, quiet
 
 PIXEL_FIELDS = (
     "SamplesPerPixel",
@@ -36,6 +36,13 @@ def read_frames(path: Path) -> NDArray:
     Raises:
         ValueError, RuntimeError: If they are damaged or cut short.
     """
+    try:
+        return _frames(path)
+    except UNREADABLE_HEADER as error:
+        raise ValueError(f"a field of {path.name} cannot be read") from error
+
+
+def _frames(path: Path) -> NDArray:
     with quiet():
         image = dcmread(path, specific_tags=list(PIXEL_FIELDS))
         if "PixelData" not in image:

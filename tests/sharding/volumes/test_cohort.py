@@ -68,6 +68,8 @@ def test_the_working_directory_does_not_matter(folder, monkeypatch):
         ("", "cohort.csv", "the cohort file is empty", "first row"),
         ("specimen,target\n", "cohort.csv", "holds no specimen", "Add a row"),
         ("specimen,target\na,\n", "cohort.csv, line 2", "field target is empty", "Fill it"),
+        ("specimen,target\na,\0a_t.nii.gz\n", "cohort.csv", "a byte of value 0", "in UTF-8"),
+        (f"specimen,target\na,{'x' * 5000}\n", "cohort.csv", "name too long", "Check the path"),
         ("specimen,target\n\n\n,a_t.nii.gz\n", "line 4", "field specimen is empty", "Fill it"),
         (
             "specimen,target,split\na,a_t.nii.gz,training\n",
@@ -249,7 +251,7 @@ def test_a_registration_without_its_source_is_refused(folder, refused):
     with refused(path, "transform needs the field native_source", "Give the source"):
         read_cohort(path)
     path = write(folder, "specimen,target,native_source,transform\na,a_t.nii.gz,a_s.nii.gz,sub\n")
-    with refused(folder / "sub", "there is no affine.tfm", "Check its path"):
+    with refused(folder / "sub", "the folder holds no affine.tfm", "Check its path"):
         read_cohort(path)
 
 
