@@ -284,13 +284,16 @@ def test_usage_and_version():
         (["train", "small", "-o", "x", "--loss.lambda-gradiant", "2"], "--loss.lambda-gradient"),
         (["train", "small", "-o", "x", "--train.epochs", "many"], "many"),
         (["train", "small", "-o", "x", "--train.epochs", "0"], "train.epochs must be >= 1, got 0"),
-        (["train", "small", "-o", "x", "--generator.family", "res"], "feedback, got 'res'"),
+        (["train", "small", "-o", "x", "--generator.family", "res"], "got 'res'"),
         (["train", "unet-7", "-o", "x", "--generator.kernels", "3"], "not a field of a unet"),
         (
             ["train", "unet-7", "-o", "x", "--generator.family=conv", "--generator.kernels", "4"],
             "odd",
         ),
-        (["train", "small", "-o", "x", "--generator.family", ""], "feedback, got ''"),
+        (
+            ["train", "small", "-o", "x", "--generator.family", ""],
+            "generator.family: must be one of",
+        ),
         (["presets", "smal"], "did you mean small?"),
         (["predict"], "checkpoint"),
         (["shard", "x", "-o", "y", "--stride", "0"], "stride must be >= 1"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import distsynth.training.loop
 from distsynth.cli.main import main
 from distsynth.config import FAMILIES
 from distsynth.errors import ConfigError
+from distsynth.losses.registry import LossConfig
 from distsynth.reporting.dashboard import (
     BEST,
     STAND_INS,
@@ -61,9 +63,7 @@ def everything(shard_folder, tmp_path_factory):
     """Folder of an offline run with every loss, both networks and pictures."""
     run_dir = tmp_path_factory.mktemp("everything") / "run"
     options = {
-        "loss.lambda_perceptual": 0.1,
-        "loss.lambda_matching": 0.1,
-        "loss.lambda_overlap": 0.1,
+        **{f"loss.{item.name}": 0.1 for item in fields(LossConfig) if "lambda_" in item.name},
         "train.epochs": 1,
         **OFFLINE,
     }
