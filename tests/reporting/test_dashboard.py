@@ -169,7 +169,11 @@ def test_every_logged_name_has_a_panel_and_every_panel_shows_a_logged_name(
 def test_runs_of_no_sweep_have_no_panels_of_one(everything, tmp_path):
     logged = {name for row in losses(everything) for name in row} - {"step"}
     for spec in written(tmp_path, "--project", "phantoms").values():
-        assert shown_names(spec) == logged | {"samples", "throughput/patches_per_s"}
+        assert shown_names(spec) == logged | {
+            "samples",
+            "throughput/patches_per_s",
+            "throughput/seconds",
+        }
         assert not [node for node in nodes(spec) if node.get("op") == "="]
 
 
