@@ -9,6 +9,7 @@ from typing import Any
 from distsynth.config import RunConfig, from_json
 from distsynth.inference.predictor import load_predictor
 from distsynth.metrics.results import RESULTS_FILE, ResultsTable, read_results
+from distsynth.metrics.verdict import verdicts
 from distsynth.reporting.evaluation_page import figure_picture
 from distsynth.reporting.figures import curves_figure
 from distsynth.reporting.specimen_pictures import show_specimens
@@ -73,6 +74,7 @@ def report_values(
     viewer, checks, note = run_pictures(runs, table, extras)
     return {
         "results": table,
+        "verdicts": verdicts(table.values, list(table.steps)) if table else [],
         "viewer": viewer,
         "note": note,
         "checks": checks,
@@ -162,10 +164,19 @@ def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, st
     }
     scored = [row for row in rows if f"val/{config.train.objective}" in row]
     done = max((row["step"] for row in rows), default=0)
+    seconds = max((row.get("throughput/seconds", 0.0) for row in rows), default=0.0)
+    rates = {"generator": config.optim.lr_generator}
+    if config.adversarial:
+        rates["discriminator"] = config.optim.lr_discriminator
+    patch = "x".join(map(str, config.data.sides)) if config.data.patch_size else "of the shards"
     return {
         "generator": config.generator.label,
         "discriminator": config.discriminator.label,
         "loss weights": ", ".join(f"{name} {value:.4g}" for name, value in weights.items()),
+        "learning rates": ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        + f", {config.optim.schedule}",
+        "patches": f"{patch}, {config.train.batch_size} in a batch",
         "trained": f"{done} steps, {len(scored)} of {config.train.epochs} epochs validated",
+        "steps took": f"{seconds / 60:.1f} minutes" if seconds else "not recorded",
         "chosen by": f"stitched validation {config.train.objective} in the mask",
     }

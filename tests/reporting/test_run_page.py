@@ -107,6 +107,7 @@ def test_a_run_with_everything(run_dir, evaluation, phantom_cohort, tmp_path, ca
     page = out.read_text(encoding="utf-8")
     assert headings(page) == [
         "The run",
+        "Verdict",
         "Results",
         "Slices",
         "Seams and consistency with the source",
