@@ -52,8 +52,10 @@ ON_THE_CLUSTER = {
 """Files whose tests use the same Ray cluster: one process of the tests runs them all."""
 # Compiling a network takes one process, not one more for each core, which would load torch anew.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-# A shell that runs the tests in the background has it ignored, and so would all that they start.
+# A shell that runs the tests in the background has them ignored, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 LONGEST = dict.fromkeys(ON_THE_CLUSTER, -3) | {"test_launch_sweeps.py": -2, "test_signals.py": -1}
 """Files that run first of all."""

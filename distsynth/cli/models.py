@@ -25,6 +25,12 @@ from distsynth.cli.arguments import (
 from distsynth.cli.messages import UsageError
 from distsynth.cli.preset_names import PRESET_NAMES
 
+WHICH_PRESET = """\
+Take quick for a first look (2 minutes on two cores), best for the best images (30 minutes),
+best-gpu where there is a GPU; cut shards for them by distsynth shard --for-preset best.
+dcgan, unet, pix2pix, fcn and dcsrn are the paper's rows; small and the others train on slices.
+distsynth presets NAME prints a whole configuration, discriminator and learning rates included."""
+
 
 @dataclass(frozen=True)
 class Stitch:
@@ -66,8 +72,11 @@ def presets(args: Sequence[str]) -> None:
     elif given.json:
         print(json.dumps([describe(name) for name in PRESETS], indent=2))
     else:
-        rows = [{key: _cell(value) for key, value in describe(name).items()} for name in PRESETS]
-        print(columns([list(rows[0]), *(list(row.values()) for row in rows)]))
+        rows = [["preset", "generator", "weights", "losses"]]
+        for row in map(describe, PRESETS):
+            weights = f"{row['generator_parameters']:,}"
+            rows.append([row["preset"], row["generator"], weights, row["losses"]])
+        print(f"{WHICH_PRESET}\n\n{columns(rows)}")
 
 
 def train(args: Sequence[str]) -> None:
@@ -224,11 +233,3 @@ def evaluate(args: Sequence[str]) -> None:
     # Last, where it is seen.
     for verdict in evaluation.verdicts:
         print(verdict)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {part:g}" for key, part in value.items())
-    return "-" if value is None else str(value)

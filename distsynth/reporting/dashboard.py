@@ -106,7 +106,7 @@ def step_curves() -> Curves:
         "learning rates": tuple(f"lr/{name}" for name in LEARNERS),
         "gradient norms before clipping": tuple(f"grad_norm/{name}" for name in LEARNERS),
         "throughput (patches/s)": ("throughput/patches_per_s",),
-        "training time (s)": ("throughput/seconds",),
+        "seconds of training": ("throughput/seconds",),
     }
 
 

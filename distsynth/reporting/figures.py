@@ -47,6 +47,9 @@ TITLES = {
 }
 """Term -> title of its panel; other terms show their own name."""
 
+LOSSES = {"ssim": "structural dissimilarity loss (1 - SSIM)", "frequency": "frequency loss"}
+"""Terms of the loss whose names begin as those of metrics do -> title of their panel."""
+
 LABELS = {
     "ssim_global": "global (eq. 8)",
     "ssim_2d": "windowed 2D",
@@ -224,6 +227,8 @@ def _panels(keys: Iterable[str]) -> dict[str, list[str]]:
     for key in keys:
         split, _, term = key.partition("/")
         shared = next((title for start, title in SHARED.items() if term.startswith(start)), None)
+        if term in LOSSES:
+            shared = LOSSES[term]
         if split == "lr":
             place, title = 3, LEARNING_RATE
         elif term.startswith("grad_norm"):

@@ -11,8 +11,8 @@ from sharding.io.records import STRICT
 if TYPE_CHECKING:
     from distsynth.evaluation.forest import ForestConfig
 
-PAPER_PATCHES = 300
-"""Training patches a specimen (section 5.2)."""
+PAPER_PATCHES, PAPER_STRIDE = 300, 20
+"""Training patches a specimen, and voxels between those of a prediction (section 5.2)."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Budget:
     dcgan-4); 0 trains them like the others."""
     patches: int = PAPER_PATCHES
     """Training patches a specimen; the paper's 300."""
-    stride: int = 20
-    """Voxels between the patches of a stitched prediction; the paper's 20."""
+    stride: int = PAPER_STRIDE
+    """Voxels between the patches of a stitched prediction; 20, the paper's, leaves each row its
+    own."""
     val_slices: int = 8
     """Slices that each epoch is validated on; 0 for all."""
     trees: int = 200

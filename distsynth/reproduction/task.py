@@ -14,7 +14,7 @@ from distsynth.errors import ConfigError
 from distsynth.evaluation.forest import BOOSTED, ForestConfig
 from distsynth.evaluation.forest import FORESTS as FOREST_CONFIGS
 from distsynth.losses.perceptual import weights_path
-from distsynth.reproduction.budget import Budget
+from distsynth.reproduction.budget import PAPER_STRIDE, Budget
 from distsynth.reproduction.rows import FORESTS, NETWORKS
 from distsynth.sections import Precision
 from sharding.io.errors import DataError
@@ -79,12 +79,13 @@ class Task:
         """What the budget and the seed change of a row's configuration."""
         config = NETWORKS[row].config
         epochs = self.budget.epochs_of(config.train.epochs, NETWORKS[row].slow)
+        own_stride = self.budget.stride == PAPER_STRIDE
         return {
             "train.epochs": epochs,
             "train.precision": self.precision,
             "train.validate_every": max(1, round(epochs / VALIDATIONS)),
             "train.seed": seed,
-            "stitch.stride": self.budget.stride,
+            "stitch.stride": config.stitch.stride if own_stride else self.budget.stride,
             "loss.vgg_weights": self.vgg_weights,
         }
 
