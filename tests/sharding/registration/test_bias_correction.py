@@ -132,7 +132,7 @@ def test_a_field_on_a_real_volume_is_removed(real_t1w):
     volume = Volume(volume.data[::2, ::2, ::2].copy(), volume.affine @ coarse)
     true = linear_field(volume.shape, (0.2, -0.2, 0.2))
     mask = volume.data > 0.15 * volume.data.max()
-    config = CorrectConfig(shrink=4, iterations=(30, 30, 20))
+    config = CorrectConfig(shrink=3, iterations=(50, 50, 30))
     _, own = correct_bias(volume, config)
     _, found = correct_bias(volume.with_data(volume.data * true), config)
     assert spread(found / own / true, mask) < 0.25 * spread(true, mask)
