@@ -7,8 +7,8 @@ rm -rf "$out"
 echo "1/3  Eighteen phantom specimens with simulated low-field sources" >&2
 distsynth phantom "$out/cohort" --specimens 18 --shape 48 48 40 >/dev/null
 
-echo "2/3  Plan, cut, train for a minute, evaluate on specimens that no training saw, report" >&2
-distsynth run "$out/cohort/cohort.csv" -o "$out/study" --minutes 1 | tee "$out/said.txt" >&2
+echo "2/3  Plan, cut, train for two minutes, evaluate on specimens that no training saw, report" >&2
+distsynth run "$out/cohort/cohort.csv" -o "$out/study" --minutes 2 | tee "$out/said.txt" >&2
 
 echo "3/3  One volume through the model" >&2
 distsynth predict "$out/study/model" "$out/cohort/phantom-00_source.nii.gz" \

@@ -205,7 +205,11 @@ def _content(path: Path, study: Path) -> Any:
     if path.suffix == ".pt":
         return tensors(path.parent, Path(path.name))
     if path.suffix in (".json", ".jsonl", ".csv", ".txt", ".html", ".md", ".tex"):
-        text = path.read_text(encoding="utf-8").replace(str(study), "STUDY")
+        try:
+            text = path.read_text(encoding="utf-8").replace(str(study), "STUDY")
+        except UnicodeDecodeError:
+            # A leftover, whose name tells what it is.
+            return path.read_bytes()
         if path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in text.splitlines()]
             return [
