@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from sharding.io.storage import Folder
 logger = logging.getLogger(__name__)
 
 PLAN_FILE = "sweep.json"
+RAY_FOLDER = "ray"
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 
@@ -237,8 +239,17 @@ class SweepFolder:
         for name in self.records():
             self.folder.remove(f"trials/{name}.json")
 
+    def remove_ray_files(self) -> None:
+        """Remove Ray Tune's own files, which nothing reads after the search."""
+        if self.folder.local is not None:
+            shutil.rmtree(self.folder.local / RAY_FOLDER, ignore_errors=True)
+            return
+        for name in self.folder.names(RAY_FOLDER):
+            self.folder.remove(name)
+
     def remove_leftovers(self) -> None:
-        """Remove the unfinished files of drivers that were killed; runs remove their own."""
+        """Remove what drivers that were killed left; runs remove their own."""
+        self.remove_ray_files()
         local = self.folder.local
         if local is None or not local.is_dir():
             return

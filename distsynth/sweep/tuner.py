@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST, local_file
 from distsynth.sweep.callback import SweepCallback
 from distsynth.sweep.ddp_workers import trial_resources
-from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
+from distsynth.sweep.folder import ENDED, RAY_FOLDER, SweepFolder, TrialRecord, searched
 from distsynth.sweep.hyperparameters import Hyperparameters, Space, hyperparameters_of, invalid
 from distsynth.sweep.leaderboard import objectives
 from distsynth.sweep.plan import SweepPlan
@@ -29,8 +28,6 @@ from sharding.io.interruption import deferred_signals
 from sharding.io.storage import Folder
 
 logger = logging.getLogger(__name__)
-
-RAY_FOLDER = "ray"
 
 
 def search(folder: SweepFolder, plan: SweepPlan, space: Space, callback: SweepCallback) -> None:
@@ -93,7 +90,7 @@ def fit(
         Interrupted: After a signal; every trial can be resumed from its last checkpoint.
     """
     sweep = plan.sweep
-    remove_all(folder.folder, RAY_FOLDER)
+    folder.remove_ray_files()
     path, system = _ray_storage(folder)
     tuner = tune.Tuner(
         tune.with_resources(SweepTrial, trial_resources(sweep.cpus, sweep.gpus, sweep.workers)),
@@ -127,7 +124,7 @@ def fit(
                 tuner.fit()
     finally:
         callback.stop()
-        remove_all(folder.folder, RAY_FOLDER)
+        folder.remove_ray_files()
 
 
 def _stop_tune() -> bool:
@@ -184,12 +181,3 @@ def _ray_storage(folder: SweepFolder) -> tuple[str, Any]:
 def scores_of(plan: SweepPlan, record: TrialRecord) -> tuple[float, ...] | None:
     failed = record.cause is not None or record.best is None
     return None if failed else objectives(plan, record)
-
-
-def remove_all(folder: Folder, under: str) -> None:
-    """Remove Tune's own files, which nothing reads after the search."""
-    if folder.local is not None:
-        shutil.rmtree(folder.local / under, ignore_errors=True)
-        return
-    for name in folder.names(under):
-        folder.remove(name)

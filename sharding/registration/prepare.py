@@ -132,11 +132,10 @@ def _check_folder(out: Path) -> None:
     """Refuse a folder that holds anything but a prepared cohort."""
     if out.exists() and not out.is_dir():
         raise DataError(out, "is a file", "Give a folder")
-    if (
-        out.is_dir()
-        and any(out.iterdir())
-        and not any((out / name).is_file() for name in (LEASE_FILE, MARK))
-    ):
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    # Files of a lease, whole or not, are all that one leaves that was killed at its very start.
+    others = {name for name in found if LEASE_FILE not in name}
+    if others and MARK not in found:
         rule = "the folder holds something else than a prepared cohort"
         raise DataError(out, rule, "Give a new folder, or that of an earlier run")
 

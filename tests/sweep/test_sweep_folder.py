@@ -298,3 +298,13 @@ def test_errors_of_a_storage_are_of_the_data(tmp_path):
     (tmp_path / "trials").write_text("a file in the place of a folder")
     with pytest.raises(DataError):
         SweepFolder(tmp_path).write_record(trial(1.0))
+
+
+def test_what_a_killed_driver_left_is_removed(tmp_path):
+    folder = SweepFolder(tmp_path)
+    for name in ("ray/94a66c2b/tuner.pkl", "best/.best.pt.partial-0a1b2c3d", "runs/00000/file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    folder.remove_leftovers()
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"runs/00000/file"}

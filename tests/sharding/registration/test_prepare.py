@@ -316,6 +316,16 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(raw, whole, tmp_path)
     assert hidden == set()
 
 
+def test_killed_before_it_began_it_begins(one, tmp_path):
+    """All that is there is what a lease wrote, or was about to write."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("..lease.json.partial-0a1b2c3d", "..lease.json.lock"):
+        (out / name).touch()
+    assert prepared([one], out, CHEAP).failures == {}
+    assert not [path for path in out.rglob(".*") if ".partial-" in path.name]
+
+
 def test_processes_make_no_difference(raw, tmp_path):
     prepared(read_cohort(raw), tmp_path / "one")
     prepared(read_cohort(raw), tmp_path / "two", workers=2)
