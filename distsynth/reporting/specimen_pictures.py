@@ -122,5 +122,10 @@ def _borders(predictor: Predictor, shape: tuple[int, ...]) -> list[NDArray[np.in
     """Planes where patches of a prediction start or end."""
     x, y, z = shape
     config = predictor.checkpoint.config
-    locations = predictor.locations((x, y, z))
-    return border_planes(locations, shape, config.data.sides, config.stitch.trim)
+    return border_planes(
+        predictor.locations((x, y, z)),
+        shape,
+        config.data.sides,
+        config.stitch.trim,
+        config.data.start_multiple,
+    )

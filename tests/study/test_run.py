@@ -20,7 +20,8 @@ from sharding.io.errors import DataError
 from sharding.volumes.volume import read_volume, write_volume
 
 pytestmark = pytest.mark.slow
-SHAPE = (40, 40, 36)
+SHAPE = (41, 40, 35)
+"""Odd sides: the volumes are extended to whole cells of the network."""
 
 
 @pytest.fixture(scope="module")
