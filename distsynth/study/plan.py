@@ -39,6 +39,9 @@ TESTED, VALIDATED, LEAST_TESTED = 0.2, 0.15, 6
 """Shares of the cohort that are tested and validated on, and the fewest that allow a test."""
 VALIDATIONS = 15
 """Epochs, and so validations, that a training is divided into."""
+SLACK = 4
+"""Times as many epochs as are expected to fit: the clock ends the training, also on a machine that
+was busy when the step was timed."""
 LEAST_PATCHES, MOST_PATCHES = 8, 300
 """Training patches a specimen; the paper's 300 at most."""
 REGISTERED: tuple[StepName, ...] = ("correct", "scale", "rigid", "resample")
@@ -146,11 +149,12 @@ def plan_study(
     each = steps * config.train.batch_size // (VALIDATIONS * training)
     shards = replace(shards, patches_per_specimen=min(MOST_PATCHES, max(LEAST_PATCHES, each)))
     epoch_steps = max(1, training * shards.patches_per_specimen // config.train.batch_size)
-    changes["train.epochs"] = max(1, round(steps / epoch_steps))
-    changes["train.validate_every"] = max(1, changes["train.epochs"] // VALIDATIONS)
+    epochs = max(1, round(steps / epoch_steps))
+    changes["train.epochs"] = SLACK * epochs
+    changes["train.validate_every"] = max(1, epochs // VALIDATIONS)
     reasons["length"] = (
         f"a step takes {seconds:.3g} s here, so that about {steps:,} fit {minutes:g} minutes: "
-        f"{changes['train.epochs']} epochs of {shards.patches_per_specimen} patches from each of "
+        f"{epochs} epochs of {shards.patches_per_specimen} patches from each of "
         f"{training} training specimens"
     )
     return StudyPlan(cohort, minutes, prepare, shards, name, changes, reasons, seen, gpus)
