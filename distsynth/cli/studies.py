@@ -38,8 +38,8 @@ def plan(args: Sequence[str]) -> None:
         """The file to write."""
         minutes: float = MINUTES
         """Time that the training may take; the other stages come on top."""
-        gpus: int = 0
-        """GPUs that the training may use."""
+        gpus: int | None = None
+        """0 trains on the processor, 1 on a GPU; by default on a GPU if there is one."""
         overwrite: bool = False
 
     given = parse("plan", Plan, args)
@@ -69,7 +69,7 @@ def run(args: Sequence[str]) -> None:
         minutes: float | None = None
         """Time that the training may take; the other stages come on top. By default 30."""
         gpus: int | None = None
-        """GPUs that the training may use; by default none."""
+        """0 trains on the processor, 1 on a GPU; by default on a GPU if there is one."""
         plan: Annotated[Path | None, arg(help="A plan that distsynth plan wrote.")] = None
         workers: int = 0
         """Processes that prepare and cut; 0 starts one for each core."""
@@ -87,7 +87,9 @@ def run(args: Sequence[str]) -> None:
     else:
         made = kept_plan(given.out)
         if made is None:
-            made = _planned(given.cohort, given.minutes or MINUTES, given.gpus or 0)
+            made = _planned(
+                given.cohort, MINUTES if given.minutes is None else given.minutes, given.gpus
+            )
         _check_asked(made, given.cohort, given.minutes, given.gpus)
     print(_reasons(made))
     with resume_hint("run", args):
@@ -97,12 +99,17 @@ def run(args: Sequence[str]) -> None:
     print(found.verdict)
 
 
-def _planned(cohort: Path, minutes: float, gpus: int) -> "StudyPlan":
-    from distsynth.study.machine import multiplies_bf16, timed_step
-    from distsynth.study.plan import plan_study
+def _planned(cohort: Path, minutes: float, gpus: int | None) -> "StudyPlan":
+    from distsynth.study.machine import available_gpus, multiplies_bf16, timed_step
+    from distsynth.study.plan import check_asked, plan_study
     from distsynth.study.survey import survey
     from sharding.volumes.cohort import read_cohort
 
+    there = available_gpus()
+    gpus = min(1, there) if gpus is None else gpus
+    check_asked(minutes, gpus)
+    if gpus > there:
+        raise ConfigError(f"--gpus must be 0 here, got {gpus}: torch finds no GPU")
     return plan_study(
         _lasting(cohort),
         survey(read_cohort(cohort)),

@@ -73,6 +73,11 @@ def multiplies_bf16(gpus: int = 0) -> bool:
     return _convolution_seconds(torch.bfloat16) < GAIN * _convolution_seconds(torch.float32)
 
 
+def available_gpus() -> int:
+    """GPUs that torch finds."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def _convolution_seconds(dtype: torch.dtype) -> float:
     """The least time of a convolution forward and backward."""
     images = torch.randn(8, 32, 64, 64).to(dtype)

@@ -6,6 +6,7 @@ states them in words. The plan is a small file that a person may read and change
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -127,10 +128,7 @@ def plan_study(
         ConfigError: If minutes or gpus make no sense.
         DataError: If the smallest specimen holds no patch.
     """
-    if not minutes > 0:
-        raise ConfigError(f"--minutes must be > 0, got {minutes}")
-    if gpus < 0:
-        raise ConfigError(f"--gpus must be >= 0, got {gpus}")
+    check_asked(minutes, gpus)
     reasons: dict[str, str] = {}
     prepare, reasons["preparation"] = preparation(seen)
     shards, cut, reasons["patches"] = patches(seen)
@@ -138,6 +136,7 @@ def plan_study(
     fractions, reasons["splits"] = splits(seen)
     shards = replace(shards, fractions=fractions)
     changes: dict[str, Any] = {**cut, "train.minutes": minutes}
+    changes["train.device"] = "auto" if gpus else "cpu"
     changes["train.precision"], reasons["precision"] = precision(bf16, gpus)
     config = with_overrides(
         preset(name),
@@ -160,9 +159,26 @@ def plan_study(
     return StudyPlan(cohort, minutes, prepare, shards, name, changes, reasons, seen, gpus)
 
 
+def check_asked(minutes: float, gpus: int) -> None:
+    """Refuse a plan for no time, or for other than one process.
+
+    Raises:
+        ConfigError: Names the option, the rule and the value.
+    """
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"--minutes must be > 0 and finite, got {minutes}")
+    if gpus not in (0, 1):
+        raise ConfigError(
+            f"--gpus must be 0 or 1, got {gpus}: a study trains in one process; for more, shard "
+            "and train stage by stage with accelerate launch"
+        )
+
+
 def preparation(seen: Survey) -> tuple[tuple[StepName, ...], str]:
     """Register rigidly what the headers do not align, and leave alone what they do."""
     moved, count = seen.displacement_voxels, sum(pair.alignment is not None for pair in seen.pairs)
+    if not count:
+        return (), "none: no pair's alignment could be measured; look at some before you train"
     if moved < DISPLACED:
         return (), (
             f"none: the headers align the {count} pairs that were measured; a rigid registration "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,11 @@ from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.intensities import SCALED_MAX, IntensityTransform
 from sharding.volumes.pair import source_of
+from sharding.volumes.resample import field_of_view
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_pair
+
+logger = logging.getLogger(__name__)
 
 MEASURED = 4
 """Specimens, evenly spaced in the cohort, whose alignment is measured."""
@@ -137,7 +141,11 @@ def survey(specimens: Sequence[Specimen], config: PreprocessConfig | None = None
 
 
 def _facts(specimen: Specimen, config: PreprocessConfig, measure: bool) -> PairFacts:
-    source, target = read_pair(source_of(specimen), specimen.target, config.orientation)
+    where = source_of(specimen)
+    source, target = read_pair(where, specimen.target, config.orientation)
+    if not field_of_view(source, target.shape, target.affine).any():
+        rule = "the fields of view of source and target do not meet"
+        raise DataError(where, rule, "Check that the two are of one specimen, and their headers")
     scaled = _scaled(target, config)
     tissue = foreground(scaled.data)
     return PairFacts(
@@ -148,7 +156,7 @@ def _facts(specimen: Specimen, config: PreprocessConfig, measure: bool) -> PairF
         target.orientation,
         round(float(tissue.mean()), 4),
         specimen.split,
-        _alignment(_scaled(source, config), scaled, tissue) if measure else None,
+        _alignment(specimen.name, _scaled(source, config), scaled, tissue) if measure else None,
     )
 
 
@@ -167,13 +175,16 @@ def _spacing_along(source: Volume, target: Volume) -> tuple[float, float, float]
     return first, second, third
 
 
-def _alignment(source: Volume, target: Volume, tissue: NDArray[np.bool_]) -> Alignment:
-    """How far a coarse rigid registration moves the tissue; not at all if it finds no overlap."""
+def _alignment(
+    name: str, source: Volume, target: Volume, tissue: NDArray[np.bool_]
+) -> Alignment | None:
+    """How far a coarse rigid registration moves the tissue; None, with a warning, if it fails."""
     start = Transform.identity()
     try:
         found = register_rigid(source, target, COARSE, tissue)
-    except DataError:
-        return Alignment(0.0, False)
+    except DataError as error:
+        logger.warning("the alignment of %s could not be measured: %s", name, error)
+        return None
     inside = np.argwhere(tissue)[:: max(1, int(tissue.sum()) // 10_000)]
     points = inside @ target.affine[:3, :3].T + target.affine[:3, 3]
     moved = np.linalg.norm(found.points(points) - points, axis=1) / min(target.spacing_mm)

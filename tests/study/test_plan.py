@@ -99,6 +99,11 @@ def test_only_pairs_that_fit_better_for_it_are_registered(alignment, steps):
     assert ("1.2 voxels" in reason) == bool(steps)
 
 
+def test_what_could_not_be_measured_is_not_called_aligned():
+    steps, reason = preparation(cohort((60, 60, 60)))
+    assert steps == () and "no pair's alignment could be measured" in reason
+
+
 @pytest.mark.parametrize(
     ("minutes", "gpus", "name"), [(2, 0, "quick"), (10, 0, "best"), (2, 1, "best-gpu")]
 )
@@ -159,9 +164,11 @@ def test_a_changed_plan_is_checked():
         plan_from_json(text.replace('"preset": "quick"', '"preset": "best-of-all"'), "plan.json")
 
 
-@pytest.mark.parametrize(("minutes", "gpus"), [(0, 0), (float("nan"), 0), (-1, 0), (5, -1)])
-def test_no_time_is_no_plan(minutes, gpus):
-    with pytest.raises(ConfigError, match="must be >"):
+@pytest.mark.parametrize(
+    ("minutes", "gpus"), [(0, 0), (float("nan"), 0), (float("inf"), 0), (-1, 0), (5, -1), (5, 2)]
+)
+def test_no_time_and_several_processes_are_no_plan(minutes, gpus):
+    with pytest.raises(ConfigError, match="must be"):
         plan(minutes=minutes, gpus=gpus)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import distsynth as ds
 from distsynth.cli.main import main
@@ -105,6 +106,24 @@ def test_pairs_that_were_moved_apart_are_registered(cohort, tmp_path):
 def test_a_cohort_of_targets_alone_is_refused(cohort):
     with pytest.raises(DataError, match="source"):
         survey([replace(row, source=None) for row in cohort])
+
+
+def test_pairs_that_lie_apart_are_refused(cohort, tmp_path):
+    source = read_volume(cohort[0].source)
+    away = np.eye(4)
+    away[:3, 3] = 1000
+    path = tmp_path / "away.nii.gz"
+    write_volume(path, replace(source, affine=away @ source.affine))
+    with pytest.raises(DataError, match=r"away.nii.gz: the fields of view .* do not meet"):
+        survey([replace(cohort[0], source=path)])
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_once(cohort, tmp_path, capsys):
+    path = str(cohort[0].target.parent)
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(["plan", path, "--gpus", "1", "-o", str(tmp_path / "plan.json")]) == 2
+    assert "--gpus must be 0 here, got 1" in capsys.readouterr().err
 
 
 def test_the_command_plans_by_a_timed_step(cohort, tmp_path, capsys):
