@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from distsynth.errors import ConfigError
 from distsynth.rules import Rule, at_least, between
@@ -53,9 +53,7 @@ class DataConfig:
         Raises:
             ConfigError: If the shards have not been read yet.
         """
-        if self.patch_size is None:
-            raise ConfigError("data.patch_size is not known before the shards have been read")
-        return self.patch_size
+        return self._known("patch_size")
 
     @property
     def spatial_dims(self) -> int:
@@ -69,9 +67,7 @@ class DataConfig:
         Raises:
             ConfigError: If the shards have not been read yet.
         """
-        if self.neighbours is None:
-            raise ConfigError("data.neighbours is not known before the shards have been read")
-        return 1 + 2 * self.neighbours
+        return 1 + 2 * self._known("neighbours")
 
     @property
     def start_multiple(self) -> int:
@@ -80,9 +76,14 @@ class DataConfig:
         Raises:
             ConfigError: If the shards have not been read yet.
         """
-        if self.alignment is None:
-            raise ConfigError("data.alignment is not known before the shards have been read")
-        return self.alignment
+        return self._known("alignment")
+
+    def _known(self, name: str) -> Any:
+        """A field that the shards decide; raises ConfigError until they have been read."""
+        value = getattr(self, name)
+        if value is None:
+            raise ConfigError(f"data.{name} is not known before the shards have been read")
+        return value
 
     def rules(self) -> Iterable[Rule]:
         """Rules of each field; those about the patch hold once it is known."""

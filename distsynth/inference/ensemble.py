@@ -9,12 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from distsynth.data.resolve import SHARD_FIELDS
 from distsynth.errors import ConfigError
 from distsynth.inference.predictor import Predictor
 from distsynth.models import Generator
-
-ALIKE = ("patch_size", "neighbours", "alignment")
-"""Fields of the section `data` in which the members of an ensemble agree."""
 
 
 class EnsembleGenerator(Generator):
@@ -50,7 +48,7 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
     for other in predictors[1:]:
         if other.checkpoint.data.anonymous() != first.checkpoint.data.anonymous():
             raise ConfigError("an ensemble needs models of the same shards")
-        for name in ALIKE:
+        for name in SHARD_FIELDS:
             here, there = (getattr(each.checkpoint.config.data, name) for each in (first, other))
             if here != there:
                 raise ConfigError(f"an ensemble needs one data.{name}, got {here} and {there}")

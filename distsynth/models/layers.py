@@ -102,6 +102,43 @@ def normalisation(norm: Norm, dims: int, channels: int) -> nn.Module:
     return ChannelNorm(dims, channels) if norm == "layer" else nn.Identity()
 
 
+class ResidualBlock(nn.Module):
+    """Convolution, ReLU, convolution, added to the input; a norm follows each convolution.
+
+    Args:
+        dims: 2 or 3.
+        features: Channels in and out.
+        kernel: Side of the kernels.
+        norm: The norm.
+        scale: Factor on what is added.
+        zero_start: Start the second convolution at zero, and so the block as the identity.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        features: int,
+        kernel: int,
+        norm: Norm,
+        scale: float = 1.0,
+        zero_start: bool = False,
+    ) -> None:
+        super().__init__()
+        last = zero_conv if zero_start else conv
+        self.layers = nn.Sequential(
+            conv(dims, features, features, kernel),
+            normalisation(norm, dims, features),
+            nn.ReLU(),
+            last(dims, features, features, kernel),
+            normalisation(norm, dims, features),
+        )
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, features, *spatial), keeping the shape."""
+        return features + self.scale * self.layers(features)
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over the channels of each voxel."""
 

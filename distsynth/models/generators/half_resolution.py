@@ -12,9 +12,9 @@ from distsynth.errors import ConfigError
 from distsynth.models.generator import GeneratorConfig
 from distsynth.models.layers import (
     Norm,
+    ResidualBlock,
     conv,
     depth_to_space,
-    normalisation,
     reach,
     space_to_depth,
     zero_conv,
@@ -81,7 +81,12 @@ class HalfResolutionNetwork(nn.Module):
         super().__init__()
         features, kernel, voxels = config.features, config.kernel, CELL**dims
         self.head = conv(dims, in_channels * voxels, features, kernel)
-        self.blocks = nn.Sequential(*(HalfBlock(config, dims) for _ in range(config.blocks)))
+        self.blocks = nn.Sequential(
+            *(
+                ResidualBlock(dims, features, kernel, config.norm, zero_start=True)
+                for _ in range(config.blocks)
+            )
+        )
         self.tail = zero_conv(dims, features, voxels, kernel)
         cells = reach(config.norm, [kernel] * (2 * config.blocks + 2))
         self.reach = None if cells is None else CELL * cells
@@ -90,22 +95,3 @@ class HalfResolutionNetwork(nn.Module):
         """(batch, in_channels, *spatial) -> (batch, 1, *spatial), even sides."""
         features = self.blocks(self.head(space_to_depth(source, CELL)))
         return depth_to_space(self.tail(features), CELL)
-
-
-class HalfBlock(nn.Module):
-    """Convolution, ReLU, a convolution that starts at zero, added to the input."""
-
-    def __init__(self, config: HalfResolutionConfig, dims: int) -> None:
-        super().__init__()
-        features, kernel = config.features, config.kernel
-        self.layers = nn.Sequential(
-            conv(dims, features, features, kernel),
-            normalisation(config.norm, dims, features),
-            nn.ReLU(),
-            zero_conv(dims, features, features, kernel),
-            normalisation(config.norm, dims, features),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Keep the shape."""
-        return features + self.layers(features)

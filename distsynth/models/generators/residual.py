@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from distsynth.models.generator import GeneratorConfig
-from distsynth.models.layers import Norm, conv, normalisation, reach
+from distsynth.models.layers import Norm, ResidualBlock, conv, reach
 from distsynth.rules import Rule, counts, odd_kernels, positive
 
 
@@ -57,7 +57,12 @@ class ResidualNetwork(nn.Module):
         super().__init__()
         features, kernel = config.features, config.kernel
         self.head = conv(dims, in_channels, features, kernel)
-        self.blocks = nn.Sequential(*(ResidualBlock(config, dims) for _ in range(config.blocks)))
+        self.blocks = nn.Sequential(
+            *(
+                ResidualBlock(dims, features, kernel, config.norm, config.block_scale)
+                for _ in range(config.blocks)
+            )
+        )
         self.body = conv(dims, features, features, kernel)
         self.tail = conv(dims, features, 1, kernel)
         self.reach = reach(config.norm, [kernel] * (2 * config.blocks + 3))
@@ -66,23 +71,3 @@ class ResidualNetwork(nn.Module):
         """(batch, in_channels, *spatial) -> (batch, 1, *spatial), any sides."""
         shallow = self.head(source)
         return self.tail(shallow + self.body(self.blocks(shallow)))
-
-
-class ResidualBlock(nn.Module):
-    """Convolution, ReLU, convolution, added to the input."""
-
-    def __init__(self, config: ResidualConfig, dims: int) -> None:
-        super().__init__()
-        features, kernel = config.features, config.kernel
-        self.layers = nn.Sequential(
-            conv(dims, features, features, kernel),
-            normalisation(config.norm, dims, features),
-            nn.ReLU(),
-            conv(dims, features, features, kernel),
-            normalisation(config.norm, dims, features),
-        )
-        self.scale = config.block_scale
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Keep the shape."""
-        return features + self.scale * self.layers(features)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sharding.io.errors import DataError
 from sharding.volumes.formats.format import Shape, Stated, oriented_header, unoriented_header
 from sharding.volumes.formats.packed import Packing
 from sharding.volumes.header import RAS_TO_LPS
@@ -136,15 +137,24 @@ def text_fields(path: Path, separators: tuple[str, ...], last: str) -> tuple[dic
     raise ValueError("the header does not end")
 
 
-def data_file(path: Path, name: str) -> Path:
+def data_file(path: Path, name: str, ending: str) -> Path:
     """The file of voxels that a header of its own names.
 
+    Args:
+        path: The header.
+        name: What it names.
+        ending: That of the format's files that hold both.
+
     Raises:
-        ValueError: If it names anything but one file in the header's folder.
+        DataError: If it names anything but one file in the header's folder, or that is not there.
     """
     if name.upper().startswith("LIST") or "%" in name or Path(name).name != name:
-        raise ValueError("the header must name one file of voxels in its own folder")
-    return path.with_name(name)
+        rule = "the header must name one file of voxels in its own folder"
+        raise DataError(path, rule, f"Write it again as one {ending} file")
+    voxels = path.with_name(name)
+    if not voxels.is_file():
+        raise DataError(voxels, f"the voxels of {path.name} are missing", "Copy this file too")
+    return voxels
 
 
 def check_unpacks(path: Path, packing: Packing, offset: int, size: int) -> None:

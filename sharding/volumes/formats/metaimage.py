@@ -28,13 +28,7 @@ class MetaImage:
         name = fields["elementdatafile"]
         if name.upper() == "LOCAL":
             return [path]
-        try:
-            voxels = itk.data_file(path, name)
-        except ValueError as error:
-            raise DataError(path, str(error), "Write it again as one .mha file") from None
-        if not voxels.is_file():
-            raise DataError(voxels, f"the voxels of {path.name} are missing", "Copy this file too")
-        return [path, voxels]
+        return [path, itk.data_file(path, name, ".mha")]
 
     def open(self, path: Path) -> Stated:
         """Open a file; one without a TransformMatrix has no orientation."""

@@ -50,13 +50,7 @@ class Nrrd:
         name = fields.get("data file", fields.get("datafile"))
         if name is None:
             return [path]
-        try:
-            voxels = itk.data_file(path, name)
-        except ValueError as error:
-            raise DataError(path, str(error), "Write it again as one .nrrd file") from None
-        if not voxels.is_file():
-            raise DataError(voxels, f"the voxels of {path.name} are missing", "Copy this file too")
-        return [path, voxels]
+        return [path, itk.data_file(path, name, ".nrrd")]
 
     def open(self, path: Path) -> Stated:
         """Open a file; one without a named space has no orientation."""
