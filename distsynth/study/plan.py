@@ -99,10 +99,11 @@ def plan_from_json(text: str | bytes, where: str) -> StudyPlan:
         plan.config("shards")
     except ValidationError as error:
         raise ConfigError(
-            f"{where} is not a plan that can be read ({first_complaint(error)})"
+            f"{where} is not a plan that can be read ({first_complaint(error)}): correct it, or "
+            "remove it to plan anew"
         ) from None
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error}; correct it, or remove it to plan anew") from None
     return plan
 
 
