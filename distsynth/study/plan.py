@@ -61,6 +61,7 @@ class StudyPlan:
         changes: Dotted fields that differ from the preset.
         reasons: Topic -> why it was chosen so.
         survey: What the cohort is like.
+        gpus: 1 to train on a GPU, 0 to train on the processor.
     """
 
     __pydantic_config__ = STRICT

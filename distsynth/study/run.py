@@ -24,7 +24,7 @@ from distsynth.metrics.verdict import verdicts
 from distsynth.study.plan import StudyPlan, plan_from_json
 from distsynth.training.loop import train
 from sharding.io.atomic import atomic_write
-from sharding.io.errors import CohortError, DataError
+from sharding.io.errors import CohortError
 from sharding.registration.config import PrepareConfig
 from sharding.volumes.cohort import Specimen, read_cohort
 
@@ -148,17 +148,3 @@ def _report(folder: Path, plan: StudyPlan, specimens: list[Specimen]) -> None:
         evaluation=folder / EVALUATION,
         overwrite=True,
     )
-
-
-def check_sources(specimens: list[Specimen], where: Path) -> None:
-    """Refuse a cohort of targets alone.
-
-    Raises:
-        DataError: Names the command that simulates sources.
-    """
-    if missing := [row.name for row in specimens if row.source is None]:
-        raise DataError(
-            where,
-            f"{len(missing)} of {len(specimens)} specimens have no source ({missing[0]} is one)",
-            "Give them one, or simulate sources by distsynth simulate",
-        )
