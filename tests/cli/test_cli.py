@@ -20,6 +20,7 @@ from distsynth.cli.main import main
 from distsynth.cli.preset_names import PRESET_NAMES
 from distsynth.config import from_json, to_json, with_overrides
 from distsynth.errors import ConfigError
+from distsynth.models import GENERATOR_FAMILIES
 from distsynth.presets import PRESETS
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
 from sharding.io.errors import DataError
@@ -28,6 +29,7 @@ from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 
+LAST_FAMILY = list(GENERATOR_FAMILIES)[-1]
 COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
 
 
@@ -284,7 +286,7 @@ def test_usage_and_version():
         (["train", "small", "-o", "x", "--loss.lambda-gradiant", "2"], "--loss.lambda-gradient"),
         (["train", "small", "-o", "x", "--train.epochs", "many"], "many"),
         (["train", "small", "-o", "x", "--train.epochs", "0"], "train.epochs must be >= 1, got 0"),
-        (["train", "small", "-o", "x", "--generator.family", "res"], "got 'res'"),
+        (["train", "small", "-o", "x", "--generator.family", "res"], f"{LAST_FAMILY}, got 'res'"),
         (["train", "unet-7", "-o", "x", "--generator.kernels", "3"], "not a field of a unet"),
         (
             ["train", "unet-7", "-o", "x", "--generator.family=conv", "--generator.kernels", "4"],
