@@ -294,7 +294,7 @@ def test_usage_and_version():
         ),
         (
             ["train", "small", "-o", "x", "--generator.family", ""],
-            "generator.family: must be one of",
+            f"{LAST_FAMILY}, got ''",
         ),
         (["presets", "smal"], "did you mean small?"),
         (["predict"], "checkpoint"),
