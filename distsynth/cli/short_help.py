@@ -146,7 +146,7 @@ def train_help(preset: str = "PRESET") -> str:
             "option; what is not given is as the preset has it.",
             "",
             f"  distsynth train {shown} -o runs/one --data.shards shards",
-            f"  distsynth train {shown} -o runs/one --train.minutes 30 --optim.lr-generator 1e-3",
+            f"  distsynth train {shown} -o runs/one --train.minutes 30 --train.seed 1",
             f"  distsynth train {shown} -o runs/one --data.shards shards --resume",
             *_groups(TRAIN),
             *_closing("train", preset),
