@@ -13,7 +13,6 @@ from distsynth.config import RunConfig, from_json
 from distsynth.models.encoder import Encoder
 from distsynth.runs.checkpoint import (
     Checkpoint,
-    DataRecord,
     Position,
     check_same_run,
     load_checkpoint,
@@ -21,6 +20,7 @@ from distsynth.runs.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from distsynth.runs.data_record import DataRecord
 from distsynth.runs.folder import (
     CONFIG_FILE,
     LAST,

@@ -16,21 +16,24 @@ from killed_commands import command_on_a_small_disk
 from tiny_runs import PLAIN, start, tiny_config
 
 import distsynth.cli.main
+from distsynth.cli.listed_names import FURTHER_ROWS, PRESET_NAMES, SPACE_NAMES, USUAL_ROWS
 from distsynth.cli.main import main
-from distsynth.cli.preset_names import PRESET_NAMES
+from distsynth.cli.short_help import SECTIONS, SWEEP, TRAIN
 from distsynth.config import from_json, to_json, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.models import GENERATOR_FAMILIES
 from distsynth.presets import PRESETS
+from distsynth.reproduction.rows import ROWS, USUAL
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
 from sharding.io.errors import DataError
 from sharding.io.interruption import Interrupted
 from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
+from tune_spaces.registry import SPACES
 
 LAST_FAMILY = list(GENERATOR_FAMILIES)[-1]
-COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
+COMMANDS = tuple(distsynth.cli.main.COMMANDS)
 
 
 class Ended(NamedTuple):
@@ -213,7 +216,10 @@ def test_a_preset_prints_as_its_configuration(name):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_each_command(command):
     ended = done(command, "--help")
-    assert f"distsynth {command}" in ended.out
+    assert f"usage: distsynth {command}" in ended.out
+    assert re.search(rf"(?m)^ *distsynth {command} ", ended.out), "no example"
+    first, _, _ = ended.out.partition("\n")
+    assert not re.search(r"\b(STR|PATH|INT)\b", first)
     assert ended.err == ""
 
 
@@ -223,21 +229,46 @@ import contextlib, sys
 from distsynth.cli.main import COMMANDS, main
 main(["--help"])
 main(["--version"])
-for command in COMMANDS:
+for words in [[command] for command in COMMANDS] + [["train", "small"], ["sweep", "small"]]:
     with contextlib.suppress(SystemExit):
-        main([command, "--help"])
+        main([*words, "--help"])
 sys.exit(", ".join({"torch", "ray", "wandb"} & set(sys.modules)) or None)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_help_names_the_presets():
+def test_help_lists_every_name():
     assert tuple(PRESETS) == PRESET_NAMES
+    assert tuple(SPACES) == SPACE_NAMES
+    assert tuple(row for row in ROWS if row in USUAL) == USUAL_ROWS
+    assert tuple(row for row in ROWS if row not in USUAL) == FURTHER_ROWS
+    for words, names in (
+        (["train", "--help"], PRESET_NAMES),
+        (["sweep", "small", "--help"], SPACE_NAMES),
+        (["sweep", "small", "--help-all"], SPACE_NAMES),
+        (["reproduce", "--help"], (*USUAL_ROWS, *FURTHER_ROWS)),
+    ):
+        shown = set(re.split(r"[\s,.;:│]+", done(*words).out))
+        assert not set(names) - shown, words
+
+
+@pytest.mark.parametrize(("command", "groups"), [("train", TRAIN), ("sweep", SWEEP)])
+def test_the_short_help_names_options_of_the_whole_one(command, groups):
+    short = done(command, "unet-7", "--help").out
+    whole = options_of(command, "unet-7")
+    options = [option for group in groups.values() for option in group]
+    assert len(options) == len(set(options)) > 15
+    for option in options:
+        assert option.name.rpartition(" ")[2] in whole
+        assert f"  {option.name}" in short
+    assert {f"--{name}.*" for name in vars(PRESETS["unet-7"])} == set(SECTIONS)
+    assert len(short.splitlines()) < 110
+    assert max(map(len, short.splitlines())) <= 80
 
 
 def options_of(*args):
-    words = done(*args, "--help").out.split()
+    words = done(*args, "--help-all").out.split()
     return {word.rstrip(",") for word in words if word.startswith("--")}
 
 
