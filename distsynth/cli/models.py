@@ -167,15 +167,18 @@ def predict(args: Sequence[str]) -> None:
         beside the source. By default no field of a patient is copied."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
+        precision: Literal["auto", "no", "bf16"] = "auto"
+        """auto predicts in bf16 with a model that was trained in it, where the device multiplies
+        natively in it; no predicts in float32."""
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
     from distsynth.inference.ensemble import ensemble
     from distsynth.inference.predictor import load_predictor, predict_file
 
-    predictor = load_predictor(given.checkpoint, given.device)
+    predictor = load_predictor(given.checkpoint, given.device, given.precision)
     if given.ensemble:
-        others = [load_predictor(path, given.device) for path in given.ensemble]
+        others = [load_predictor(path, given.device, given.precision) for path in given.ensemble]
         predictor = ensemble([predictor, *others])
     predictor = predictor.stitched(**vars(given.stitch))
     out = predict_file(
@@ -224,6 +227,9 @@ def evaluate(args: Sequence[str]) -> None:
         """Write conventions.csv, .md and .html too: the same predictions, and cubic interpolation,
         under the conventions by which papers compute PSNR and SSIM."""
         device: Literal["auto", "cpu"] = "auto"
+        precision: Literal["auto", "no", "bf16"] = "auto"
+        """auto predicts in bf16 with a model that was trained in it, where the device multiplies
+        natively in it; no predicts in float32."""
         overwrite: bool = False
 
     given = parse("evaluate", Evaluate, args)
@@ -241,6 +247,7 @@ def evaluate(args: Sequence[str]) -> None:
         save_volumes=given.save_volumes,
         conventions=given.conventions,
         device=given.device,
+        precision=given.precision,
         overwrite=given.overwrite,
     )
     print((given.out / "table.txt").read_text(encoding="utf-8"))

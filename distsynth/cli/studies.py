@@ -104,7 +104,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _planned(cohort: Path, minutes: float, gpus: int | None) -> "StudyPlan":
-    from distsynth.study.machine import available_gpus, multiplies_bf16, timed_step
+    from distsynth.study.machine import available_gpus, measured_precision, timed_step
     from distsynth.study.plan import check_asked, plan_study
     from distsynth.study.survey import survey
     from sharding.volumes.cohort import read_cohort
@@ -120,7 +120,7 @@ def _planned(cohort: Path, minutes: float, gpus: int | None) -> "StudyPlan":
         minutes,
         gpus,
         timed_step,
-        multiplies_bf16(gpus),
+        measured_precision,
     )
 
 
