@@ -74,24 +74,33 @@ class OverallProgress:
     """
 
     def __init__(self, title: str, quiet: bool = False, *, logger: logging.Logger = logger) -> None:
-        self._title, self._logger = title, logger
-        self._started = self._last = time.monotonic()
-        shown = not quiet and not _is_silenced(logger)
+        self._title, self._logger, self._quiet = title, logger, quiet
         self._bar: Any = None
-        if shown and (_in_notebook() or sys.stderr.isatty()):
-            form = "{percentage:3.0f}%|{bar:20}| {desc}"
-            self._bar = _bar_class()(total=1.0, bar_format=form, leave=False, dynamic_ncols=True)
-        self._lines = shown and self._bar is None
+        self._lines = False
+        self._started = self._last = time.monotonic()
+
+    def start(self) -> None:
+        """Show the bar, where there is one, and start the clock."""
+        if not self._quiet and not _is_silenced(self._logger):
+            self._lines = not (_in_notebook() or sys.stderr.isatty())
+            if not self._lines:
+                form = "{percentage:3.0f}%|{bar:20}| {desc}"
+                self._bar = _bar_class()(
+                    total=1.0, bar_format=form, leave=False, dynamic_ncols=True
+                )
+        self._started = self._last = time.monotonic()
 
     @property
     def due(self) -> bool:
         """Whether `show` would show anything now."""
+        if not self._lines and self._bar is None:
+            return False
         now = time.monotonic()
         if self._bar is not None:
             return now - self._last > SECONDS_BETWEEN_REFRESHES
         longer = SHARE_BETWEEN_LINES * (now - self._started)
         between = min(max(SECONDS_BETWEEN_LINES, longer), MOST_SECONDS_BETWEEN_LINES)
-        return self._lines and now - self._last > between
+        return now - self._last > between
 
     def show(self, share: float, text: str, free: float = 0.0, always: bool = False) -> None:
         """Show the state, if it is time to.
@@ -115,6 +124,12 @@ class OverallProgress:
             self._bar.set_description_str(f"{self._title}: {text}, {times}")
         else:
             self._logger.info("%s: %.0f %%, %s, %s", self._title, 100 * share, text, times)
+
+    def end(self, text: str) -> None:
+        """Log what was done and in which time, where there is no bar."""
+        if self._lines:
+            spent = duration(time.monotonic() - self._started)
+            self._logger.info("%s: %s in %s", self._title, text, spent)
 
     def close(self) -> None:
         """Remove the bar."""

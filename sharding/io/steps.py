@@ -59,6 +59,7 @@ class StepProgress:
         self._ticking = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Self:
+        self._shown.start()
         self._ticking.start()
         return self
 
@@ -70,6 +71,8 @@ class StepProgress:
     ) -> None:
         self._ended.set()
         self._ticking.join()
+        if kind is None:
+            self._shown.end(f"{self._done} of {self._items} done")
         self._shown.close()
 
     def begin(self, event: tuple[str, str]) -> None:
