@@ -1,23 +1,17 @@
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from commands import Ended, cli, done
 from killed_commands import command_on_a_small_disk
 from tiny_runs import PLAIN, start, tiny_config
 
 import distsynth.cli.main
-from distsynth.cli.main import main
-from distsynth.cli.preset_names import PRESET_NAMES
 from distsynth.config import from_json, to_json, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.models import GENERATOR_FAMILIES
@@ -31,30 +25,6 @@ from sharding.volumes.volume import read_volume
 
 LAST_FAMILY = list(GENERATOR_FAMILIES)[-1]
 COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
-
-
-class Ended(NamedTuple):
-    """What a command left: exit status and both streams."""
-
-    status: int
-    out: str
-    err: str
-
-
-def cli(*args):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main([str(arg) for arg in args])
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
-    return Ended(status, out.getvalue(), err.getvalue())
-
-
-def done(*args):
-    ended = cli(*args)
-    assert ended.status == 0, ended.err
-    return ended
 
 
 @pytest.fixture(scope="module")
@@ -188,80 +158,6 @@ def test_evaluate_refuses_nothing_and_two_of_a_name(folder, phantoms, run_dir):
     assert ended.status == 2
     assert "two checkpoints are named run" in ended.err
     assert not out.exists()
-
-
-def test_presets_as_text():
-    ended = done("presets")
-    advice, table = ended.out.split("\n\n")
-    assert "Take quick" in advice
-    lines = table.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
-    assert max(map(len, ended.out.splitlines())) <= 100
-
-
-def test_presets_as_json():
-    rows = json.loads(done("presets", "--json").out)
-    assert [row["preset"] for row in rows] == list(PRESETS)
-    assert all(row["generator_parameters"] > 0 for row in rows)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_prints_as_its_configuration(name):
-    assert from_json(done("presets", name).out) == PRESETS[name]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_each_command(command):
-    ended = done(command, "--help")
-    assert f"distsynth {command}" in ended.out
-    assert ended.err == ""
-
-
-def test_help_needs_none_of_the_large_libraries():
-    code = """
-import contextlib, sys
-from distsynth.cli.main import COMMANDS, main
-main(["--help"])
-main(["--version"])
-for command in COMMANDS:
-    with contextlib.suppress(SystemExit):
-        main([command, "--help"])
-sys.exit(", ".join({"torch", "ray", "wandb"} & set(sys.modules)) or None)
-"""
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
-def test_help_names_the_presets():
-    assert tuple(PRESETS) == PRESET_NAMES
-
-
-def options_of(*args):
-    words = done(*args, "--help").out.split()
-    return {word.rstrip(",") for word in words if word.startswith("--")}
-
-
-def test_help_shows_the_fields_of_the_family_of_the_preset():
-    unet, conv = options_of("train", "unet-7"), options_of("train", "small")
-    assert "--generator.channels" in unet & conv
-    assert conv - unet == {
-        "--generator.kernels",
-        "--generator.norm-first",
-        "--generator.no-norm-first",
-    }
-    assert options_of("train", "small", "--generator.family", "unet") == unet
-    assert options_of("train", "unet-7", "--generator.family=conv") == conv
-    cnn, patchgan = options_of("train", "fcn-1"), options_of("train", "pix2pix-9")
-    assert {word for word in cnn if "discriminator." in word} == {"--discriminator.family"}
-    assert "--discriminator.conditional" in patchgan
-    assert "--discriminator.kernels" not in patchgan
-
-
-@pytest.mark.parametrize("option", ["--resume", "--status", "--extend"])
-def test_help_on_a_sweep_needs_no_name(option):
-    for flag in ("-h", "--help"):
-        shown = done("sweep", option, flag).out
-        assert all(name in shown for name in ("--resume", "--from", "--retry-failed"))
 
 
 def test_usage_and_version():
