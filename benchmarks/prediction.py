@@ -37,7 +37,8 @@ from distsynth.inference.memory_budget import memory_budget
 from distsynth.inference.predictor import Predictor, predict_file
 from distsynth.models import build_generator
 from distsynth.presets import PAPER_PATCH, preset
-from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from distsynth.runs.checkpoint import Checkpoint, Position
+from distsynth.runs.data_record import DataRecord
 from sharding.shards.patches import cut_channels
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.volume import Volume, write_volume

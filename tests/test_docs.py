@@ -78,10 +78,10 @@ def shell_lines(page: Path) -> list[list[str]]:
 
 @functools.cache
 def help_of(*words: str) -> str:
-    """What `distsynth WORDS --help` prints."""
+    """What `distsynth WORDS --help-all` prints."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        main([*words, "--help"])
+        main([*words, "--help-all"])
     return text.getvalue()
 
 
@@ -152,7 +152,8 @@ def test_commands_and_options_exist(page: Path):
             continue
         known = options_of(command, following)
         used = {word.partition("=")[0] for word in following if word.startswith("--")}
-        wrong += [f"{command} {option}" for option in sorted(used - known - {"--help"})]
+        known |= {"--help", "--help-all"}
+        wrong += [f"{command} {option}" for option in sorted(used - known)]
     assert not wrong
 
 
@@ -183,6 +184,7 @@ OPTIONS_OF_OTHERS = {
     "--dry-run",
     "--working-dir",
     "--help",
+    "--help-all",
     "--version",
     "--debug",
 }

@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import arg
 
 from distsynth.cli.messages import UsageError
+from distsynth.cli.short_help import WHOLE_HELP
 from distsynth.errors import ConfigError
 from sharding.io.errors import DataError
 
@@ -23,13 +24,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Given = TypeVar("Given")
-Cohort = Annotated[Path, arg(help="cohort.csv, a folder that holds one, or a BIDS folder")]
-Out = Annotated[Path, arg(aliases=["-o"])]
+COHORT_HELP = "cohort.csv, a folder that holds one, or a BIDS folder"
+Cohort = Annotated[Path, arg(metavar="COHORT", help=COHORT_HELP)]
+Out = Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
+OutUrl = Annotated[str, arg(aliases=["-o"], metavar="OUT")]
+Checkpoint = Annotated[str, arg(metavar="CHECKPOINT")]
+Volume = Annotated[Path, arg(metavar="VOLUME")]
+FolderOrUrl = Annotated[str, arg(metavar="FOLDER")]
+Address = Annotated[str | None, arg(metavar="ADDRESS")]
 SourcePattern = Annotated[
-    str | None, arg(help="For a BIDS folder: glob of the source below each subject.")
+    str | None,
+    arg(metavar="PATTERN", help="For a BIDS folder: glob of the source below each subject."),
 ]
 TargetPattern = Annotated[
-    str | None, arg(help="For a BIDS folder: glob of the target below each subject.")
+    str | None,
+    arg(metavar="PATTERN", help="For a BIDS folder: glob of the target below each subject."),
 ]
 
 
@@ -40,10 +49,11 @@ def parse(name: str, command: type[Given], args: Sequence[str]) -> Given:
         UsageError: If a configuration refuses its values.
         SystemExit: With status 2 for arguments that cannot be read, with 0 after --help.
     """
+    words = ["--help" if word == WHOLE_HELP else word for word in args]
     with usage_errors():
         # The fields of a network are those of its family, which the default decides.
         one_family = (tyro.conf.AvoidSubcommands,)
-        return tyro.cli(command, args=list(args), prog=f"distsynth {name}", config=one_family)
+        return tyro.cli(command, args=words, prog=f"distsynth {name}", config=one_family)
 
 
 @contextlib.contextmanager

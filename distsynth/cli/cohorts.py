@@ -7,8 +7,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from distsynth.cli.arguments import Out, columns, parse
 from sharding.io.atomic import refuse_existing
@@ -32,18 +33,19 @@ def cohort(args: Sequence[str]) -> None:
             distsynth cohort bids --target "sub-*/**/*_T1w.nii.gz" -o targets.csv
         """
 
-        folder: Positional[Path]
+        folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
         """Where the scans lie: files of any format that is read, or folders of DICOM series."""
-        target: str
+        target: Annotated[str, arg(metavar="PATTERN")]
         """Pattern of the high-field volumes below the folder."""
         out: Out
         """The cohort.csv to write; its paths are relative to it."""
-        source: str | None = None
+        source: Annotated[str | None, arg(metavar="PATTERN")] = None
         """Pattern of the low-field volumes; without it the cohort holds targets alone, for
         distsynth simulate."""
-        mask: str | None = None
+        mask: Annotated[str | None, arg(metavar="PATTERN")] = None
         """Pattern of masks on the grid of the targets."""
         overwrite: bool = False
+        """Replace the file."""
 
     given = parse("cohort", FindCohort, args)
     from sharding.volumes.cohort import write_cohort

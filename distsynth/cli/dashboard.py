@@ -8,6 +8,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from distsynth.cli.arguments import Out, parse
 from distsynth.cli.messages import UsageError
@@ -24,24 +27,28 @@ def dashboard(args: Sequence[str]) -> None:
     class Show:
         """Write a W&B workspace and a report as JSON files, or send them with --online.
 
+            distsynth dashboard --project distsynth --group lambdas
+            distsynth dashboard --sweep sweeps/lambdas --entity TEAM --online
+
         Without --online nothing is sent and no login is needed.
         """
 
-        project: str | None = None
+        project: Annotated[str | None, arg(metavar="PROJECT")] = None
         """W&B project of the runs."""
-        entity: str | None = None
+        entity: Annotated[str | None, arg(metavar="ENTITY")] = None
         """User or team that owns it; needed with --online."""
-        group: str | None = None
+        group: Annotated[str | None, arg(metavar="GROUP")] = None
         """Only runs of this W&B group."""
-        fields: tuple[str, ...] = ()
+        fields: Annotated[tuple[str, ...], arg(metavar="FIELD...")] = ()
         """Searched fields of the configuration, such as loss.lambda_bce."""
-        objective: tuple[str, ...] = ()
+        objective: Annotated[tuple[str, ...], arg(metavar="METRIC...")] = ()
         """Stitched validation metrics of the search, psnr by default; the first one ranks."""
-        sweep: str | None = None
+        sweep: Annotated[str | None, arg(metavar="FOLDER")] = None
         """Folder of a sweep, a path or a URL, which gives project, group, fields and objective."""
         out: Out = Path("dashboard")
         """Folder to write the two files to."""
         overwrite: bool = False
+        """Replace the two files."""
         online: bool = False
         """Send both to W&B's server with your login; every call creates new ones."""
 

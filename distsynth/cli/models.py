@@ -13,17 +13,20 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from distsynth.cli.arguments import (
+    Checkpoint,
     Cohort,
     Out,
     SourcePattern,
     TargetPattern,
+    Volume,
     chosen_families,
     columns,
     parse,
     resume_hint,
 )
+from distsynth.cli.listed_names import PRESET_NAMES
 from distsynth.cli.messages import UsageError
-from distsynth.cli.preset_names import PRESET_NAMES
+from distsynth.cli.short_help import HELP, train_help
 
 WHICH_PRESET = """\
 Take quick for a first look (2 minutes on two cores), best for the best images (30 minutes),
@@ -57,9 +60,14 @@ def presets(args: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
     class Presets:
-        """List the presets, or print the whole configuration of one."""
+        """List the presets, or print the whole configuration of one.
 
-        name: Positional[str | None] = None
+        distsynth presets
+        distsynth presets small > mine.json
+        """
+
+        name: Positional[Annotated[str | None, arg(metavar="[PRESET]")]] = None
+        """The preset to print; without it all are listed."""
         json: bool = False
         """Print JSON instead of a table."""
 
@@ -81,13 +89,14 @@ def presets(args: Sequence[str]) -> None:
 
 def train(args: Sequence[str]) -> None:
     """train a preset or a configuration file"""
-    if not args or args[0].startswith("-"):
-        names = ", ".join(PRESET_NAMES)
-        usage = f"distsynth train PRESET|CONFIG.json [options]\n\npresets: {names}\n"
-        if args and args[0] in ("-h", "--help"):
-            print(usage + "\noptions: distsynth train PRESET --help")
-            return
-        raise UsageError(f"name a preset or a configuration file\n{usage}")
+    named = len(args) > 0 and not args[0].startswith("-")
+    if set(HELP) & set(args):
+        print(train_help(args[0]) if named else train_help())
+        return
+    if not named:
+        usage = "usage: distsynth train PRESET|CONFIG.json -o RUN [options]"
+        names = f"presets: {', '.join(PRESET_NAMES)}"
+        raise UsageError(f"name a preset or a configuration file\n{usage}\n{names}")
     from distsynth.api import load_config
     from distsynth.config import RunConfig, validate, with_overrides
 
@@ -98,7 +107,7 @@ def train(args: Sequence[str]) -> None:
     class Train:
         """Train from the named preset; every field of the configuration is an option."""
 
-        run_dir: Annotated[str, arg(aliases=["-o"])]
+        run_dir: Annotated[str, arg(aliases=["-o"], metavar="RUN")]
         """Folder of the run: a path, or a URL such as s3://bucket/runs/one."""
         config: Annotated[RunConfig, arg(name="")] = field(default_factory=lambda: start)
         fold: int = 0
@@ -130,13 +139,15 @@ def predict(args: Sequence[str]) -> None:
     class Predict:
         """Predict a synthetic target from a source volume, stitched from dense patches.
 
+            distsynth predict runs/small scan.nii.gz -o synthetic.nii.gz
+
         Research use only: synthetic detail is not measured detail.
         """
 
-        checkpoint: Positional[str]
+        checkpoint: Positional[Checkpoint]
         """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
         a URL."""
-        volume: Positional[Path]
+        volume: Positional[Volume]
         """The source: a file, or the folder of a DICOM series."""
         out: Out
         """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the source is a DICOM series, a name
@@ -156,15 +167,18 @@ def predict(args: Sequence[str]) -> None:
         beside the source. By default no field of a patient is copied."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
+        precision: Literal["auto", "no", "bf16"] = "auto"
+        """auto predicts in bf16 with a model that was trained in it, where the device multiplies
+        natively in it; no predicts in float32."""
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
     from distsynth.inference.ensemble import ensemble
     from distsynth.inference.predictor import load_predictor, predict_file
 
-    predictor = load_predictor(given.checkpoint, given.device)
+    predictor = load_predictor(given.checkpoint, given.device, given.precision)
     if given.ensemble:
-        others = [load_predictor(path, given.device) for path in given.ensemble]
+        others = [load_predictor(path, given.device, given.precision) for path in given.ensemble]
         predictor = ensemble([predictor, *others])
     predictor = predictor.stitched(**vars(given.stitch))
     out = predict_file(
@@ -185,9 +199,12 @@ def evaluate(args: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
     class Evaluate:
-        """Compare checkpoints with the baselines on stitched volumes."""
+        """Compare checkpoints with the baselines on stitched volumes.
 
-        checkpoints: Positional[tuple[str, ...]]
+        distsynth evaluate runs/small runs/unet-7 --cohort cohort.csv -o evaluation
+        """
+
+        checkpoints: Positional[Annotated[tuple[str, ...], arg(metavar="CHECKPOINT...")]]
         """Checkpoints, run folders (their best checkpoint) or exports, as paths or URLs. Rows of
         the tables are named after the folder of the run or export."""
         cohort: Cohort
@@ -195,6 +212,7 @@ def evaluate(args: Sequence[str]) -> None:
         out: Out
         """Folder for results.csv, results.json, table.txt, pictures and report.html."""
         split: Literal["train", "val", "test"] = "test"
+        """Which specimens to evaluate, by the split of the shards."""
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None
         stitch: Stitch = field(default_factory=Stitch)
@@ -209,6 +227,9 @@ def evaluate(args: Sequence[str]) -> None:
         """Write conventions.csv, .md and .html too: the same predictions, and cubic interpolation,
         under the conventions by which papers compute PSNR and SSIM."""
         device: Literal["auto", "cpu"] = "auto"
+        precision: Literal["auto", "no", "bf16"] = "auto"
+        """auto predicts in bf16 with a model that was trained in it, where the device multiplies
+        natively in it; no predicts in float32."""
         overwrite: bool = False
 
     given = parse("evaluate", Evaluate, args)
@@ -226,6 +247,7 @@ def evaluate(args: Sequence[str]) -> None:
         save_volumes=given.save_volumes,
         conventions=given.conventions,
         device=given.device,
+        precision=given.precision,
         overwrite=given.overwrite,
     )
     print((given.out / "table.txt").read_text(encoding="utf-8"))

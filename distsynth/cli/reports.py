@@ -10,7 +10,14 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Out, SourcePattern, TargetPattern, parse
+from distsynth.cli.arguments import (
+    COHORT_HELP,
+    FolderOrUrl,
+    Out,
+    SourcePattern,
+    TargetPattern,
+    parse,
+)
 
 
 def report(args: Sequence[str]) -> None:
@@ -20,26 +27,33 @@ def report(args: Sequence[str]) -> None:
     class Report:
         """Write one HTML page about a run, a sweep or a reproduction: results, slices, curves.
 
+            distsynth report runs/small -o small.html --cohort cohort.csv
+
         The page is self-contained: it can be sent, opened offline and printed.
         """
 
-        folder: Positional[str]
+        folder: Positional[FolderOrUrl]
         """Folder of a run, a sweep or a reproduction: a path or a URL."""
         out: Out = Path("report.html")
         """HTML file to write."""
         cohort: Annotated[
-            Path | None, arg(help="the cohort that the shards were cut from; adds slices")
+            Path | None,
+            arg(
+                metavar="COHORT",
+                help=f"The cohort that the shards were cut from ({COHORT_HELP}); adds slices.",
+            ),
         ] = None
         split: Literal["val", "test"] = "test"
         """Split whose slices are shown; only evaluated specimens, if there was an evaluation."""
         most: int = 6
         """Largest number of specimens with slices."""
-        evaluation: str | None = None
+        evaluation: Annotated[str | None, arg(metavar="FOLDER")] = None
         """Folder that distsynth evaluate wrote, if it is not within the run's."""
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None
         device: Literal["auto", "cpu"] = "auto"
         overwrite: bool = False
+        """Replace the file."""
 
     given = parse("report", Report, args)
     from distsynth.api import write_report

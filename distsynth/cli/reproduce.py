@@ -10,44 +10,52 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, parse, resume_hint
+from distsynth.cli.arguments import Address, Cohort, OutUrl, parse, resume_hint
+from distsynth.cli.listed_names import FURTHER_ROWS, USUAL_ROWS
 from sharding.io.errors import DataError
 from sharding.io.storage import is_remote
+
+ROWS_HELP = (
+    "Rows of the comparison to run; without it the paper's and their controls: "
+    f"{', '.join(USUAL_ROWS)}. There are also {', '.join(FURTHER_ROWS)}."
+)
 
 
 def reproduce(args: Sequence[str]) -> None:
     """reproduce the paper's comparison on a cohort, row by row"""
     from distsynth.reproduction.budget import Budget, Resources
-    from distsynth.sections import Precision, TrackingConfig
+    from distsynth.sections import Resolved, TrackingConfig
 
     @dataclass(frozen=True)
     class Reproduce:
         """Train and evaluate the networks, the random forest, the baselines and the controls.
 
+            distsynth reproduce cohort.csv -o reproduction
+            distsynth reproduce cohort.csv --rows unet-7 dcsrn-l1 rfsr --budget.epochs 0.1
+
         If it is interrupted, the same command with --resume continues where it was.
         """
 
         cohort: Positional[Cohort]
-        out: Annotated[str, arg(aliases=["-o"])] = "reproduction"
+        out: OutUrl = "reproduction"
         """Folder of the reproduction: a path, or a URL that all nodes reach."""
-        rows: tuple[str, ...] = ()
-        """Rows of the comparison to run; by default the paper's and their controls. See
-        distsynth/reproduction/rows.py for more."""
+        rows: Annotated[tuple[str, ...], arg(metavar="ROW...", help=ROWS_HELP)] = ()
         seeds: int = 1
         """Number of times that each network is trained, each time with another seed."""
         budget: Budget = field(default_factory=Budget)
         """Share of the paper's training that is done; printed beside every number."""
-        precision: Precision = "no"
-        """Precision in which the networks are trained."""
-        shards: str | None = None
+        precision: Resolved = "no"
+        """Precision in which all networks are trained; no is float32, as the paper's were. There is
+        no auto: rows that differ in it would not compare."""
+        shards: Annotated[str | None, arg(metavar="SHARDS")] = None
         """A finished shard set of the cohort; by default one is written to the folder."""
-        vgg_weights: str | None = None
+        vgg_weights: Annotated[str | None, arg(metavar="FILE")] = None
         """File of torchvision's VGG16 weights, for the rows with a perceptual loss."""
         resources: Annotated[Resources, arg(name="")] = field(default_factory=Resources)
         tracking: TrackingConfig = field(default_factory=TrackingConfig)
         resume: bool = False
         """Continue a reproduction; --rows and --seeds may be extended."""
-        address: str | None = None
+        address: Address = None
         """Address of a running Ray cluster; auto for the one that this machine belongs to."""
         local: bool = False
         """Start a cluster on this machine for the duration; the default without --address."""

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from distsynth.cli.arguments import (
+    Address,
     Cohort,
     Out,
+    OutUrl,
     SourcePattern,
     TargetPattern,
+    Volume,
     option,
     parse,
     resume_hint,
@@ -35,15 +38,20 @@ def phantom(args: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
     class Phantom:
-        """Make a cohort of phantom specimens with simulated low-field sources."""
+        """Make a cohort of phantom specimens with simulated low-field sources.
 
-        out: Positional[Path]
+        distsynth phantom cohort --specimens 6 --shape 64 64 48
+        """
+
+        out: Positional[Annotated[Path, arg(metavar="OUT")]]
         """Folder to write to."""
         specimens: int = 8
+        """How many."""
         shape: tuple[int, int, int] = (96, 96, 80)
         """Voxels along each axis of a target."""
         simulation: SimulationConfig = field(default_factory=SimulationConfig)
         overwrite: bool = False
+        """Replace files of an earlier call."""
 
     given = parse("phantom", Phantom, args)
     # Here, so that the help need not wait for torch.
@@ -62,11 +70,12 @@ def phantom(args: Sequence[str]) -> None:
 def simulate(args: Sequence[str]) -> None:
     """simulate a low-field source for every target of a cohort"""
     from sharding.simulation.simulate import SimulationConfig, simulate_cohort
-    from sharding.volumes.cohort import read_cohort
 
     @dataclass(frozen=True)
     class Simulate:
         """Simulate a low-field source for every target of a cohort.
+
+            distsynth simulate targets.csv -o simulated --factor 2 --noise 0.02
 
         The model is described in sharding/simulation/simulate.py.
         """
@@ -79,8 +88,11 @@ def simulate(args: Sequence[str]) -> None:
         )
         target_pattern: TargetPattern = None
         overwrite: bool = False
+        """Replace files of an earlier call."""
 
     given = parse("simulate", Simulate, args)
+    from sharding.volumes.cohort import read_cohort
+
     specimens = read_cohort(given.cohort, target_pattern=given.target_pattern)
     print(simulate_cohort(specimens, given.out, given.simulation, given.overwrite))
 
@@ -88,12 +100,13 @@ def simulate(args: Sequence[str]) -> None:
 def prepare(args: Sequence[str]) -> None:
     """correct the bias of raw scans and register them"""
     from sharding.registration.config import PrepareConfig
-    from sharding.registration.prepare import prepare_cohort
-    from sharding.volumes.cohort import read_cohort
 
     @dataclass(frozen=True)
     class Prepare:
         """Turn raw scans into aligned pairs: bias correction, intensities, registration.
+
+            distsynth prepare cohort.csv -o prepared
+            distsynth prepare cohort.csv -o prepared --steps correct scale rigid resample
 
         Finished steps are kept: run it again, and only what is missing or has changed is done.
         """
@@ -106,10 +119,13 @@ def prepare(args: Sequence[str]) -> None:
         target_pattern: TargetPattern = None
         workers: int = 0
         """Number of processes; 0 starts one for each core."""
-        address: str | None = None
+        address: Address = None
         """Ray cluster to run on, such as auto; all of its nodes must share this file system."""
 
     given = parse("prepare", Prepare, args)
+    from sharding.registration.prepare import prepare_cohort
+    from sharding.volumes.cohort import read_cohort
+
     check_workers(given.workers)
     specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
     with resume_hint("prepare", args):
@@ -126,24 +142,23 @@ def prepare(args: Sequence[str]) -> None:
 
 def correct(args: Sequence[str]) -> None:
     """remove the bias field of one volume"""
-    from sharding.registration.bias_correction import CorrectConfig, correct_bias
-    from sharding.volumes.masks import read_mask
-    from sharding.volumes.output import Output
-    from sharding.volumes.volume import read_volume
+    from sharding.registration.bias_correction import CorrectConfig
 
     @dataclass(frozen=True)
     class Correct:
         """Remove the bias field of one volume, as `prepare` does.
 
+            distsynth correct scan.nii.gz -o corrected.nii.gz
+
         A model that was trained on corrected scans must predict from corrected scans.
         """
 
-        volume: Positional[Path]
+        volume: Positional[Volume]
         """A file, or the folder of a DICOM series."""
         out: Out
         """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the volume is a DICOM series, a name
         without an ending is the folder of a DICOM series."""
-        mask: Path | None = None
+        mask: Annotated[Path | None, arg(metavar="MASK")] = None
         """Mask in which the field is fitted; by default the foreground is estimated."""
         orientation: Literal["header", "array"] = "header"
         """array accepts a volume that has lost its orientation; the result then has none either."""
@@ -152,8 +167,14 @@ def correct(args: Sequence[str]) -> None:
         beside the source. By default no field of a patient is copied."""
         config: Annotated[CorrectConfig, arg(name="")] = field(default_factory=CorrectConfig)
         overwrite: bool = False
+        """Replace the file."""
 
     given = parse("correct", Correct, args)
+    from sharding.registration.bias_correction import correct_bias
+    from sharding.volumes.masks import read_mask
+    from sharding.volumes.output import Output
+    from sharding.volumes.volume import read_volume
+
     output = Output(given.out, given.volume, "corrected", given.keep_patient, given.overwrite)
     output.check()
     volume = read_volume(given.volume, orientation=given.orientation)
@@ -165,23 +186,24 @@ def correct(args: Sequence[str]) -> None:
 
 def carry_back(args: Sequence[str]) -> None:
     """move a prediction into the space of the raw source"""
-    from sharding.registration.carry_back import carry_back as carry
 
     @dataclass(frozen=True)
     class CarryBack:
         """Move a volume from the space of a prepared target into that of the raw source.
 
+            distsynth carry-back prepared/m01 synthetic.nii.gz -o on_the_scan.nii.gz
+
         Use it to overlay a prediction on the scan as it came from the scanner.
         """
 
-        specimen: Positional[Path]
+        specimen: Positional[Annotated[Path, arg(metavar="SPECIMEN")]]
         """Folder of the specimen within the output of `prepare`."""
-        volume: Positional[Path]
+        volume: Positional[Volume]
         """File or DICOM folder in the space of the target."""
         out: Out
         """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the volume or `--like` is a DICOM
         series, a name without an ending is the folder of a DICOM series."""
-        like: Path | None = None
+        like: Annotated[Path | None, arg(metavar="VOLUME")] = None
         """Write on the grid of this volume; by default the source's field of view at the target's
         resolution."""
         orientation: Literal["header", "array"] = "header"
@@ -190,8 +212,11 @@ def carry_back(args: Sequence[str]) -> None:
         """Copy patient and study of a DICOM source into a DICOM output, so that an archive files it
         beside the source. By default no field of a patient is copied."""
         overwrite: bool = False
+        """Replace the file."""
 
     given = parse("carry-back", CarryBack, args)
+    from sharding.registration.carry_back import carry_back as carry
+
     carry(
         given.specimen,
         given.volume,
@@ -207,9 +232,6 @@ def carry_back(args: Sequence[str]) -> None:
 def shard(args: Sequence[str]) -> None:
     """cut a cohort into shards of patches"""
     from sharding.shards.config import ShardConfig
-    from sharding.shards.write import write_shards
-    from sharding.volumes.cohort import SPLITS, read_cohort
-    from sharding.volumes.splits import fold_splits
 
     start = _blocks(option(args, "--for-preset")) or ShardConfig()
 
@@ -217,20 +239,23 @@ def shard(args: Sequence[str]) -> None:
     class Shard:
         """Cut a cohort into shards of patches.
 
+            distsynth shard cohort.csv -o shards
+            distsynth shard cohort.csv -o blocks --for-preset best
+
         If it is interrupted, the same command continues with what is not finished yet.
         """
 
         cohort: Positional[Cohort]
-        out: Annotated[str, arg(aliases=["-o"])]
+        out: OutUrl
         """Folder of the shard set: a path, or a URL such as s3://bucket/shards."""
-        for_preset: str | None = None
+        for_preset: Annotated[str | None, arg(metavar="PRESET")] = None
         """Start from the blocks of a preset of three dimensions, such as best or gan-3d."""
         config: Annotated[ShardConfig, arg(name="")] = field(default_factory=lambda: start)
         source_pattern: SourcePattern = None
         target_pattern: TargetPattern = None
         workers: int = 0
         """Number of processes, or of concurrent tasks on a cluster; 0 starts one for each core."""
-        address: str | None = None
+        address: Address = None
         """Ray cluster to run on, such as auto; its nodes must reach the scans and the output."""
         update: bool = False
         """Update a finished set to this cohort: specimens may be added, removed or moved to another
@@ -244,6 +269,10 @@ def shard(args: Sequence[str]) -> None:
         """Replace a finished set."""
 
     given = parse("shard", Shard, args)
+    from sharding.shards.write import write_shards
+    from sharding.volumes.cohort import SPLITS, read_cohort
+    from sharding.volumes.splits import fold_splits
+
     check_workers(given.workers)
     specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
     sets = {given.out: specimens}
@@ -295,17 +324,21 @@ def _blocks(preset: str | None) -> "ShardConfig | None":
 
 def verify(args: Sequence[str]) -> None:
     """check every checksum, count and specimen of a shard set"""
-    from sharding.shards.shard_set import ShardSet
-    from sharding.shards.verify import verify as find_faults
 
     @dataclass(frozen=True)
     class Verify:
-        """Check every checksum, count, split and specimen of a shard set and list all faults."""
+        """Check every checksum, count, split and specimen of a shard set and list all faults.
 
-        shards: Positional[str]
+        distsynth verify shards
+        """
+
+        shards: Positional[Annotated[str, arg(metavar="SHARDS")]]
         """Folder of the set: a path or a URL."""
 
     given = parse("verify", Verify, args)
+    from sharding.shards.shard_set import ShardSet
+    from sharding.shards.verify import verify as find_faults
+
     shards = ShardSet(given.shards, check_sizes=False)
     if faults := find_faults(shards):
         for fault in faults:

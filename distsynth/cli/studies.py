@@ -41,6 +41,7 @@ def plan(args: Sequence[str]) -> None:
         gpus: int | None = None
         """0 trains on the processor, 1 on a GPU; by default on a GPU if there is one."""
         overwrite: bool = False
+        """Replace the file."""
 
     given = parse("plan", Plan, args)
     refuse_existing([given.out], given.overwrite)
@@ -52,11 +53,11 @@ def plan(args: Sequence[str]) -> None:
 
 
 def run(args: Sequence[str]) -> None:
-    """go from a cohort to a judged model: plan, prepare, cut, train, evaluate, report"""
+    """go from a cohort to an evaluated model: plan, prepare, cut, train, evaluate, report"""
 
     @dataclass(frozen=True)
     class Run:
-        """Go from a cohort to a judged model: plan, prepare, cut, train, evaluate, report.
+        """Go from a cohort to an evaluated model: plan, prepare, cut, train, evaluate, report.
 
             distsynth run cohort.csv -o study --minutes 30
 
@@ -70,7 +71,9 @@ def run(args: Sequence[str]) -> None:
         """Time that the training may take; the other stages come on top. By default 30."""
         gpus: int | None = None
         """0 trains on the processor, 1 on a GPU; by default on a GPU if there is one."""
-        plan: Annotated[Path | None, arg(help="A plan that distsynth plan wrote.")] = None
+        plan: Annotated[
+            Path | None, arg(metavar="PLAN", help="A plan that distsynth plan wrote.")
+        ] = None
         workers: int = 0
         """Processes that prepare and cut; 0 starts one for each core."""
 
@@ -100,7 +103,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _planned(cohort: Path, minutes: float, gpus: int | None) -> "StudyPlan":
-    from distsynth.study.machine import available_gpus, multiplies_bf16, timed_step
+    from distsynth.study.machine import available_gpus, measured_precision, timed_step
     from distsynth.study.plan import check_asked, plan_study
     from distsynth.study.survey import survey
     from sharding.volumes.cohort import read_cohort
@@ -116,7 +119,7 @@ def _planned(cohort: Path, minutes: float, gpus: int | None) -> "StudyPlan":
         minutes,
         gpus,
         timed_step,
-        multiplies_bf16(gpus),
+        measured_precision,
     )
 
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from distsynth.cli.arguments import chosen_families, parse, usage_errors
+from distsynth.cli.arguments import Address, FolderOrUrl, chosen_families, parse, usage_errors
+from distsynth.cli.listed_names import SPACE_NAMES
 from distsynth.cli.messages import UsageError
+from distsynth.cli.short_help import HELP, WHOLE_HELP, sweep_help
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder, is_remote
 
@@ -26,18 +28,22 @@ logger = logging.getLogger(__name__)
 USAGE = """usage: distsynth sweep PRESET|CONFIG.json --name NAME --space SPACE... [options]
        distsynth sweep --resume NAME | --status NAME | --extend N --from NAME
 """
+SPACE_HELP = (
+    "Search spaces, by name or as YAML files; for a field in several, the last one counts: "
+    f"{', '.join(SPACE_NAMES)}."
+)
 
 
 def sweep(args: Sequence[str]) -> None:
     """search loss weights, learning rates and architectures with Ray Tune"""
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE + "\noptions: distsynth sweep PRESET --help, distsynth sweep --resume --help")
-        if not args:
-            raise UsageError("name a preset, a configuration file, or a sweep")
-        return
-    if args[0].startswith("-"):
+    if not args:
+        raise UsageError(f"name a preset, a configuration file, or a sweep\n{USAGE}")
+    named = not args[0].startswith("-")
+    if args[0] in HELP or (named and set(HELP) & set(args)):
+        print(sweep_help(args[0]) if named else sweep_help())
+    elif not named:
         # The name that an option lacks must not keep its help back.
-        _known_sweep(["--help"] if {"-h", "--help"} & set(args) else args)
+        _known_sweep(["--help"] if {*HELP, WHOLE_HELP} & set(args) else args)
     else:
         _new_sweep(args)
 
@@ -53,12 +59,10 @@ def _new_sweep(args: Sequence[str]) -> None:
     class Sweep:
         """Search from the named preset; every field of its configuration is an option."""
 
-        name: str
+        name: Annotated[str, arg(metavar="NAME")]
         """Name of the sweep: of its folder below --storage and of the group of its W&B runs."""
-        space: tuple[str, ...]
-        """Search spaces, by name or as YAML files; for a field in several, the last one counts. See
-        tune_spaces/registry.py."""
-        storage: str = "sweeps"
+        space: Annotated[tuple[str, ...], arg(metavar="SPACE...", help=SPACE_HELP)]
+        storage: FolderOrUrl = "sweeps"
         """Folder of all sweeps: a path or a URL (s3://bucket/sweeps) that all nodes reach."""
         sweep: Annotated[SweepConfig, arg(name="")] = field(default_factory=SweepConfig)
         config: Annotated[RunConfig, arg(name="")] = field(default_factory=lambda: start)
@@ -66,7 +70,7 @@ def _new_sweep(args: Sequence[str]) -> None:
         """Continue if there is a sweep of this name, started with the same options."""
         retry_failed: bool = False
         """With --resume, try failed trials again."""
-        address: str | None = None
+        address: Address = None
         """Address of a running Ray cluster; auto for the one that this machine belongs to."""
         local: bool = False
         """Start a cluster on this machine for the duration; the default without --address."""
@@ -93,25 +97,30 @@ def _new_sweep(args: Sequence[str]) -> None:
 def _known_sweep(args: Sequence[str]) -> None:
     @dataclass(frozen=True)
     class Known:
-        """Continue a sweep, show its state, or extend it."""
+        """Continue a sweep, show its state, or extend it.
 
-        resume: str | None = None
+        distsynth sweep --status rates
+        distsynth sweep --resume rates
+        distsynth sweep --extend 10 --from rates
+        """
+
+        resume: Annotated[str | None, arg(metavar="NAME")] = None
         """Name of the sweep to continue."""
-        status: str | None = None
+        status: Annotated[str | None, arg(metavar="NAME")] = None
         """Name of the sweep to show; it may be running, on any machine."""
         extend: int | None = None
         """Number of further trials, in a new sweep that takes over the trials of --from."""
-        old: Annotated[str | None, arg(name="from")] = None
+        old: Annotated[str | None, arg(name="from", metavar="NAME")] = None
         """Name of the finished sweep to extend."""
-        name: str | None = None
+        name: Annotated[str | None, arg(metavar="NAME")] = None
         """Name of the new sweep; by default that of the old one with -extended."""
         epochs: int | None = None
         """Epochs of every trial of the new sweep; old trials continue from their checkpoints."""
-        storage: str = "sweeps"
+        storage: FolderOrUrl = "sweeps"
         """Folder of all sweeps."""
         retry_failed: bool = False
         """With --resume, try failed trials again."""
-        address: str | None = None
+        address: Address = None
         """Address of a running Ray cluster; auto for the one that this machine belongs to."""
         local: bool = False
         """Start a cluster on this machine for the duration; the default without --address."""
@@ -152,7 +161,7 @@ def _status(storage: str, name: str) -> None:
             print("".join(f"  crashed: {failure}\n" for failure in record.failures), end="")
 
 
-def _finish(result: "SweepResult", address: str | None) -> None:
+def _finish(result: "SweepResult", address: Address) -> None:
     from distsynth.sweep.finalists import evaluate_finalists, export_best, finalists, log_sweep
     from distsynth.sweep.folder import searched
     from distsynth.sweep.leaderboard import leaderboard_table, rank_trials
@@ -189,7 +198,7 @@ def _finish(result: "SweepResult", address: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _resume_hint(folder: "SweepFolder", address: str | None) -> Iterator[None]:
+def _resume_hint(folder: "SweepFolder", address: Address) -> Iterator[None]:
     """After an interruption, show the command that continues."""
     try:
         yield

@@ -20,7 +20,7 @@ from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.conventions import Values, conventional_values
 from distsynth.metrics.image import SSIM_WINDOW, central_slice, mse, psnr, volume_metrics
 from distsynth.metrics.verdict import verdicts
-from distsynth.runs.checkpoint import DataRecord
+from distsynth.runs.data_record import DataRecord
 from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.pair import Pair, prepare_pair

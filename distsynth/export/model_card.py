@@ -24,10 +24,12 @@ from distsynth.models import (
     build_discriminator,
     parameter_count,
 )
-from distsynth.runs.checkpoint import Checkpoint, DataRecord
+from distsynth.runs.checkpoint import Checkpoint
+from distsynth.runs.data_record import DataRecord
 from sharding.io.page import render
 from sharding.io.tables import Cell, Column, Table, table_markdown
 from sharding.volumes.cohort import SPLITS
+from sharding.volumes.profile import Range, TrainingProfile
 
 BASELINES = (Identity.name, Cubic.name, IntensityMap.name, NeighbourhoodRegression.name)
 UNKNOWN = "not recorded"
@@ -86,6 +88,7 @@ def model_card(
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         specimens=_splits(data.splits.values()),
         spacing=" x ".join(f"{mm:.4g}" for mm in data.spacing_mm),
+        sources=_sources(data.profile),
         training=_training(checkpoint, versions),
         chosen_by=_chosen_by(checkpoint),
         epoch=checkpoint.position.epoch,
@@ -193,6 +196,25 @@ def _test(data: DataRecord, evaluation: ModelEvaluation | None) -> dict[str, str
         "test": table_markdown(Table(columns, [("", rows)])),
         "test_splits": _splits([data.split_of(name) for name in table.specimens]),
         "test_note": table.note.replace(" below it", " in brackets"),
+    }
+
+
+def _sources(profile: TrainingProfile | None) -> dict[str, str]:
+    """What the training sources were like; empty if it is not known."""
+    if profile is None:
+        return {}
+
+    def sides(ranges: Sequence[Range]) -> str:
+        return " x ".join(each.text() for each in ranges)
+
+    return {
+        "training sources": f"{profile.scans} scans, {', '.join(profile.orientations)}",
+        "their voxel size": f"{sides(profile.spacing_mm)} mm (right, anterior, superior)",
+        "their field of view": f"{sides(profile.field_of_view_mm)} mm",
+        "their tissue": f"{sides(profile.tissue_mm)} mm, {profile.tissue_share.text('.0%')} of "
+        "their voxels",
+        "their noise": f"{profile.noise.text('.1%')} of the intensity of tissue",
+        "their preparation": " and ".join(profile.steps) or UNKNOWN,
     }
 
 

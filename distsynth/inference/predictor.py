@@ -19,6 +19,7 @@ from distsynth.data.memory import keep_freed_memory
 from distsynth.errors import ConfigError
 from distsynth.inference.flips import mean_of_flips
 from distsynth.inference.memory_budget import MEGABYTE, memory_budget
+from distsynth.inference.precision import PredictedIn, predicts_in_bf16
 from distsynth.inference.sliding_window import SlidingWindows, total_weight
 from distsynth.inference.volume import ImageMethod, ImageStack, forwards, predict_volume
 from distsynth.inference.whole_slice import WholeImages
@@ -49,11 +50,13 @@ class Predictor:
         checkpoint: Its configuration and data record.
         generator: In eval mode, on its device.
         device: Where it computes.
+        precision: In which it computes; stitching is float32 in each.
     """
 
     checkpoint: Checkpoint
     generator: Generator
     device: torch.device
+    precision: PredictedIn = "auto"
 
     def stitched(self, **changes: Any) -> Predictor:
         """The same generator with other fields of StitchConfig, None keeping the checkpoint's.
@@ -124,7 +127,7 @@ class Predictor:
             keep_freed_memory(any_size=False)
         total = forwards(source.shape, methods)
         ticks = progress(range(total), title, total, quiet)
-        half = config.train.precision == "bf16"
+        half = predicts_in_bf16(self.precision, config.train.precision, self.device)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
         def forward(images: Tensor) -> Tensor:
@@ -146,7 +149,7 @@ class Predictor:
         if bad:
             raise FloatingPointError(
                 f"{title}: {bad} of {synthetic.size} predicted voxels are not finite. Use another "
-                "checkpoint, or train.precision no"
+                "checkpoint, or --precision no"
             )
         return synthetic
 
@@ -238,13 +241,17 @@ class Predictor:
         return methods
 
 
-def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
+def load_predictor(
+    path: str | Path, device: str = "auto", precision: PredictedIn = "auto"
+) -> Predictor:
     """Build the generator of a checkpoint or of an export.
 
     Args:
         path: A checkpoint, a run's folder for its best one, or the folder of an export; a path or
             a URL.
         device: auto takes a GPU where there is one.
+        precision: auto predicts in bf16 with a model that was trained in it, if the device
+            multiplies natively in it; else in float32.
 
     Raises:
         DataError: If the checkpoint or a file of the export is bad, or a weight is not finite.
@@ -269,7 +276,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     check_finite_weights(path, checkpoint.weights(), remedy)
     name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     chosen = torch.device(name if device == "auto" else device)
-    return Predictor(checkpoint, generator.to(chosen).eval(), chosen)
+    return Predictor(checkpoint, generator.to(chosen).eval(), chosen, precision)
 
 
 def checkpoint_of(path: str | Path) -> str:

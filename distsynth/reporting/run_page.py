@@ -14,7 +14,8 @@ from distsynth.reporting.evaluation_page import figure_picture
 from distsynth.reporting.figures import curves_figure
 from distsynth.reporting.specimen_pictures import show_specimens
 from distsynth.reporting.viewer import viewer_html
-from distsynth.runs.checkpoint import DataRecord, load_checkpoint
+from distsynth.runs.checkpoint import load_checkpoint
+from distsynth.runs.data_record import DataRecord
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE, local_file
 from distsynth.runs.rows import read_rows
 from distsynth.runs.tracking import public_config

@@ -27,7 +27,7 @@ from distsynth.reproduction.row_evaluation import (
 )
 from distsynth.reproduction.rows import NETWORKS
 from distsynth.reproduction.task import Task, read_task
-from distsynth.runs.checkpoint import DataRecord
+from distsynth.runs.data_record import DataRecord
 from distsynth.runs.versions import installed_versions
 from distsynth.sweep.folder import SweepFolder
 from sharding.io.errors import DataError

@@ -21,7 +21,7 @@ from distsynth.evaluation.forest import fit_forest
 from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.metrics.results import results_table
 from distsynth.reproduction.task import Task
-from distsynth.runs.checkpoint import DataRecord
+from distsynth.runs.data_record import DataRecord
 from sharding.io.errors import DataError, one_line
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder

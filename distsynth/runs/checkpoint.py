@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import random
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from distsynth.config import RunConfig, dotted_fields, from_dict, to_dict
+from distsynth.config import RunConfig, dotted_fields, from_dict, to_dict, with_overrides
 from distsynth.errors import ConfigError
+from distsynth.runs.data_record import DataRecord
 from sharding.io.atomic import atomic_path
 from sharding.io.errors import DataError, file_errors
 from sharding.io.records import first_complaint
-from sharding.shards.manifest import Manifest
-from sharding.volumes.cohort import Specimen, Split
-from sharding.volumes.config import PreprocessConfig
-from sharding.volumes.header import LEAST_MM, MOST_MM, is_orientation
-from sharding.volumes.intensities import CENTRE, WIDTH, fingerprint
-from sharding.volumes.landmarks import Standards
-from sharding.volumes.pair import Pair
 
 FORMAT_VERSION = 1
 MAY_CHANGE = (
@@ -45,106 +37,11 @@ MAY_CHANGE = (
 )
 """Fields that may change when a run is resumed, and tracking.*; MAY_END too if the learning rates
 are constant. All others would change its numbers by more than rounding."""
+PRECISION = "train.precision"
 MAY_END = ("train.epochs", "train.minutes")
 """Fields that say when a run ends by itself."""
-_DIGEST = "sha256:"
-"""Prefix of a digest: no name of a specimen starts like this, as names have no colon."""
 MAY_FORK = ("loss.lambda_", "optim.lr_")
 """Prefixes of the fields in which a run may differ from the one that it is forked from."""
-
-
-@dataclass(frozen=True)
-class DataRecord:
-    """What the network was trained on, as far as prediction and evaluation need it.
-
-    Attributes:
-        manifest_sha256: Fingerprint of the shard set.
-        preprocess: How volumes became pairs.
-        spacing_mm: Voxel size of the first training target: the grid to predict on.
-        orientation: Axis directions of the targets, such as RAS.
-        splits: Specimen name to split; in an export a digest takes the place of a name.
-        seen_sha256: Fingerprints of every training and validation scan; none may be a test scan.
-        standards: Landmarks that intensities are moved to; empty without matching.
-        typical_target: What is subtracted from scaled targets and what they are divided by, mean
-            over training specimens: how to undo a prediction without any target.
-    """
-
-    manifest_sha256: str
-    preprocess: PreprocessConfig
-    spacing_mm: tuple[float, float, float]
-    orientation: str
-    splits: dict[str, Split]
-    seen_sha256: tuple[str, ...]
-    standards: Standards = field(default_factory=Standards)
-    typical_target: tuple[float, float] = (CENTRE, WIDTH)
-
-    def __post_init__(self) -> None:
-        if not all(LEAST_MM <= side <= MOST_MM for side in self.spacing_mm):
-            raise ValueError(
-                f"spacing_mm must be from {LEAST_MM} to {MOST_MM:g}, got {self.spacing_mm}"
-            )
-        if not is_orientation(self.orientation):
-            raise ValueError(f"orientation must be one such as RAS, got {self.orientation!r}")
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> DataRecord:
-        """Summarise a shard set."""
-        seen = [row for row in manifest.specimens if row.split != "test"]
-        training = [row for row in seen if row.split == "train"]
-        first = training[0]
-        return cls(
-            manifest_sha256=manifest.sha256,
-            preprocess=manifest.config.preprocess,
-            spacing_mm=first.spacing_mm,
-            orientation=first.orientation,
-            splits={row.name: row.split for row in manifest.specimens},
-            seen_sha256=tuple(
-                digest for row in seen for digest in (row.source_sha256, row.target_sha256)
-            ),
-            standards=manifest.standards,
-            typical_target=(
-                sum(row.target.mean for row in training) / len(training),
-                sum(row.target.std for row in training) / len(training),
-            ),
-        )
-
-    def without_target(self, synthetic: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Bring a standardised prediction to the scale of [0, 1] without looking at its target."""
-        mean, std = self.typical_target
-        return synthetic * np.float32(std) + np.float32(mean)
-
-    def split_of(self, specimen: str) -> Split:
-        """The split of a specimen; one that the shards did not hold counts as test."""
-        return self.splits.get(specimen) or self.splits.get(self._digest(specimen), "test")
-
-    def refuse_seen(self, specimen: Specimen, pair: Pair) -> None:
-        """Refuse a test scan on which the model was trained or selected.
-
-        Raises:
-            DataError: If this is such a scan.
-        """
-        for file, volume in ((specimen.source, pair.native_source), (specimen.target, pair.grid)):
-            if fingerprint(volume) in self.seen_sha256:
-                raise DataError(
-                    str(file),
-                    "this scan was seen in training or validation and cannot be a test scan",
-                    "Take the specimen out of the test split",
-                )
-
-    def anonymous(self) -> DataRecord:
-        """The same with a digest in the place of each specimen's name.
-
-        A known name can be looked up; names that are hard to guess cannot be recovered.
-        """
-        splits = {
-            name if name.startswith(_DIGEST) else self._digest(name): split
-            for name, split in self.splits.items()
-        }
-        return replace(self, splits=splits)
-
-    def _digest(self, specimen: str) -> str:
-        content = f"{self.manifest_sha256}/{specimen}".encode()
-        return _DIGEST + hashlib.sha256(content).hexdigest()
 
 
 _DATA_RECORD = TypeAdapter(DataRecord)
@@ -356,13 +253,16 @@ def fork(donor: Checkpoint, config: RunConfig, own: Checkpoint | None) -> Checkp
 
     Args:
         donor: The run whose networks, position and random states are continued.
-        config: The run's own; loss weights and learning rates may differ from the donor's.
+        config: The run's own; loss weights and learning rates may differ from the donor's, whose
+            precision it takes unless it asks for one.
         own: The run's own checkpoint, if it has one; its best score and past reports are kept.
 
     Raises:
         ConfigError: If anything else differs.
     """
     before = dict(dotted_fields(donor.config))
+    if config.train.precision == "auto":
+        config = with_overrides(config, {PRECISION: before[PRECISION]})
     for name, value in dotted_fields(config):
         free = name in MAY_CHANGE or name.startswith(("tracking.", *MAY_FORK))
         if not free and before[name] != value:

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from distsynth.config import RunConfig, from_json
-from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from distsynth.runs.checkpoint import Checkpoint, Position
+from distsynth.runs.data_record import DataRecord
 from distsynth.runs.tracking import public_config
 from sharding.io.atomic import atomic_write
 from sharding.io.errors import DataError

@@ -25,10 +25,17 @@ from distsynth.runs.checkpoint import Position
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder, open_run
 from distsynth.runs.tracking import Trackers, start_trackers
 from distsynth.training.augmentation import Augmentation
-from distsynth.training.checkpointing import RunCheckpoints, RunState, claim_folder
+from distsynth.training.checkpointing import (
+    Resumed,
+    RunCheckpoints,
+    RunState,
+    claim_folder,
+    read_resumed,
+)
 from distsynth.training.encoder import train_encoder
 from distsynth.training.intensity_map import fit_curve
 from distsynth.training.pace import run_pace
+from distsynth.training.precision import resolve_precision
 from distsynth.training.records import LossRecord, sample_picture
 from distsynth.training.report import EpochReport, TrainResult, fruitless
 from distsynth.training.setup import (
@@ -131,8 +138,9 @@ def epochs(
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(open_run(run_dir))
-        run = TrainingRun(validate(config), folder)
-        stack.enter_context(run.prepared(resume, overwrite))
+        resumed = read_resumed(folder) if resume else None
+        run = TrainingRun(validate(config), folder, resumed)
+        stack.enter_context(run.prepared(overwrite))
         stack.enter_context(run.signals_of_ranks())
         yield from list(run.state.reports)
         while not run.over:
@@ -145,12 +153,21 @@ def epochs(
 class TrainingRun:
     """One training run in one process.
 
+    Args:
+        config: The whole run.
+        folder: Where it works.
+        resumed: What it continues from; None begins anew.
+
     Attributes:
         state: The state that a checkpoint keeps.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, resumed: Resumed | None = None
+    ) -> None:
         config, self.shards = open_shards(config)
+        config = resolve_precision(config, resumed.precision if resumed else None)
+        self._resumed = resumed
         self.config, self.folder = config, folder
         self.accelerator = accelerator = build_accelerator(config)
         self.trackers = Trackers()
@@ -181,11 +198,12 @@ class TrainingRun:
         self._signals: DeferredSignals | None = None
 
     @contextlib.contextmanager
-    def prepared(self, resume: bool, overwrite: bool) -> Iterator[None]:
+    def prepared(self, overwrite: bool = False) -> Iterator[None]:
         """Claim the folder, restore the state and start the trackers; close them at the end."""
         accelerator, config = self.accelerator, self.config
-        checkpoint = claim_folder(self.folder, accelerator, resume, overwrite)
-        if checkpoint:
+        resume = self._resumed is not None
+        claim_folder(self.folder, accelerator, resume, overwrite)
+        if self._resumed and (checkpoint := self._resumed.checkpoint):
             self.checkpoints.restore(checkpoint, self.state)
             self._log_once(f"resuming from step {self.state.position.step}")
         elif config.train.start_from:

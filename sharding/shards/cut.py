@@ -33,7 +33,8 @@ from sharding.shards.records import encode_mask, quantise, record_key, write_rec
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.formats.registry import files_of
 from sharding.volumes.intensities import fingerprint
-from sharding.volumes.pair import Pair, prepare_pair
+from sharding.volumes.pair import Pair, prepare_pair, source_of
+from sharding.volumes.profile import known_steps, profile_scan
 
 PARTS = "parts"
 """Folder within an unfinished set for the records that are not packed into shards yet."""
@@ -125,7 +126,7 @@ def cut_specimen(task: CutTask) -> CutSpecimen | None:
         content = encode_mask(pair.mask)
         mask_sha256 = hashlib.sha256(content).hexdigest()
         folder.write(mask_name(specimen.name, mask_sha256), content)
-    record = _describe(pair, task.split, len(locations), inputs, mask_sha256)
+    record = _describe(pair, task, len(locations), inputs, mask_sha256)
     done = CutSpecimen(key, record, records)
     # Written last, so that records with a description are complete.
     folder.write(_record_file(specimen.name), _CUT_SPECIMEN.dump_json(done).decode())
@@ -247,11 +248,15 @@ def _blocks(locations: NDArray[np.int32], size: int) -> Iterable[NDArray[np.int3
 
 
 def _describe(
-    pair: Pair, split: Split, patches: int, inputs: str, mask_sha256: str | None
+    pair: Pair, task: CutTask, patches: int, inputs: str, mask_sha256: str | None
 ) -> SpecimenRecord:
+    profile = None
+    if task.split == "train":
+        scan = task.specimen.native_source or source_of(task.specimen)
+        profile = profile_scan(pair.native_source, known_steps(scan))
     return SpecimenRecord(
         name=pair.name,
-        split=split,
+        split=task.split,
         shape=pair.grid.shape,
         spacing_mm=pair.grid.spacing_mm,
         orientation=pair.grid.orientation,
@@ -263,4 +268,5 @@ def _describe(
         target_sha256=fingerprint(pair.grid),
         inputs_sha256=inputs,
         mask_sha256=mask_sha256,
+        profile=profile,
     )

@@ -47,6 +47,7 @@ from sharding.volumes.cohort import SPECIMEN_NAME, Split
 from sharding.volumes.header import is_orientation
 from sharding.volumes.intensities import IntensityTransform
 from sharding.volumes.landmarks import Standards, standard_landmarks
+from sharding.volumes.profile import ScanProfile
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -71,6 +72,8 @@ class SpecimenRecord:
         target_sha256: Fingerprint of the target's voxels.
         inputs_sha256: Checksum of the files that the specimen was read from, mask included.
         mask_sha256: Checksum of the mask's file; None for training specimens, which have none.
+        profile: What the source of a training specimen is like; None for all others, and for those
+            that were cut before profiles were kept.
     """
 
     __pydantic_config__ = STRICT
@@ -88,6 +91,7 @@ class SpecimenRecord:
     target_sha256: str
     inputs_sha256: str
     mask_sha256: str | None
+    profile: ScanProfile | None = None
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1 or self.patches < 0:

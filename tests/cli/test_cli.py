@@ -24,7 +24,7 @@ from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
 
 LAST_FAMILY = list(GENERATOR_FAMILIES)[-1]
-COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
+COMMANDS = tuple(distsynth.cli.main.COMMANDS)
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from commands import done
 
-from distsynth.cli.preset_names import PRESET_NAMES
+import distsynth.cli.main
+from distsynth.cli.listed_names import FURTHER_ROWS, PRESET_NAMES, SPACE_NAMES, USUAL_ROWS
+from distsynth.cli.short_help import SECTIONS, SWEEP, TRAIN
 from distsynth.config import from_json
 from distsynth.presets import PRESETS
+from distsynth.reproduction.rows import ROWS, USUAL
+from tune_spaces.registry import SPACES
 
-COMMANDS = ("phantom", "simulate", "shard", "presets", "train", "sweep", "predict", "evaluate")
+COMMANDS = tuple(distsynth.cli.main.COMMANDS)
 
 
 def test_presets_as_text():
@@ -39,7 +44,10 @@ def test_a_preset_prints_as_its_configuration(name):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_each_command(command):
     ended = done(command, "--help")
-    assert f"distsynth {command}" in ended.out
+    assert f"usage: distsynth {command}" in ended.out
+    assert re.search(rf"(?m)^ *distsynth {command} ", ended.out), "no example"
+    first, _, _ = ended.out.partition("\n")
+    assert not re.search(r"\b(STR|PATH|INT)\b", first)
     assert ended.err == ""
 
 
@@ -49,21 +57,46 @@ import contextlib, sys
 from distsynth.cli.main import COMMANDS, main
 main(["--help"])
 main(["--version"])
-for command in COMMANDS:
+for words in [[command] for command in COMMANDS] + [["train", "small"], ["sweep", "small"]]:
     with contextlib.suppress(SystemExit):
-        main([command, "--help"])
+        main([*words, "--help"])
 sys.exit(", ".join({"torch", "ray", "wandb"} & set(sys.modules)) or None)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_help_names_the_presets():
+def test_help_lists_every_name():
     assert tuple(PRESETS) == PRESET_NAMES
+    assert tuple(SPACES) == SPACE_NAMES
+    assert tuple(row for row in ROWS if row in USUAL) == USUAL_ROWS
+    assert tuple(row for row in ROWS if row not in USUAL) == FURTHER_ROWS
+    for words, names in (
+        (["train", "--help"], PRESET_NAMES),
+        (["sweep", "small", "--help"], SPACE_NAMES),
+        (["sweep", "small", "--help-all"], SPACE_NAMES),
+        (["reproduce", "--help"], (*USUAL_ROWS, *FURTHER_ROWS)),
+    ):
+        shown = set(re.split(r"[\s,.;:│]+", done(*words).out))
+        assert not set(names) - shown, words
+
+
+@pytest.mark.parametrize(("command", "groups"), [("train", TRAIN), ("sweep", SWEEP)])
+def test_the_short_help_names_options_of_the_whole_one(command, groups):
+    short = done(command, "unet-7", "--help").out
+    whole = options_of(command, "unet-7")
+    options = [option for group in groups.values() for option in group]
+    assert len(options) == len(set(options)) > 15
+    for option in options:
+        assert option.name.rpartition(" ")[2] in whole
+        assert f"  {option.name}" in short
+    assert {f"--{name}.*" for name in vars(PRESETS["unet-7"])} == set(SECTIONS)
+    assert len(short.splitlines()) < 110
+    assert max(map(len, short.splitlines())) <= 80
 
 
 def options_of(*args):
-    words = done(*args, "--help").out.split()
+    words = done(*args, "--help-all").out.split()
     return {word.rstrip(",") for word in words if word.startswith("--")}
 
 

@@ -13,7 +13,8 @@ from distsynth.config import RunConfig, with_overrides
 from distsynth.evaluation.evaluate import evaluate
 from distsynth.inference.predictor import Predictor
 from distsynth.models import build_generator
-from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from distsynth.runs.checkpoint import Checkpoint, Position
+from distsynth.runs.data_record import DataRecord
 from sharding.registration.prepare import prepare_cohort
 from sharding.simulation.phantom import phantom_volume
 from sharding.simulation.simulate import SimulationConfig, simulate_source

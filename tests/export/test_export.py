@@ -105,6 +105,8 @@ def test_the_card_has_its_facts(made, trained):
         "- residual (the source is added to the output): yes\n",
         f"- fingerprint: {trained.data.manifest_sha256} ",
         "- specimens: 3 train, 1 val, 1 test\n",
+        "- training sources: 3 scans, RAS\n- their voxel size: 0.4 x 0.4 x 0.4 mm",
+        f"- their preparation: {UNKNOWN}\n",
         f"- epochs: {trained.position.epoch} of 2\n",
         f"- optimizer steps: {trained.position.step}\n",
         "- losses: 0.1 x adversarial (binary cross-entropy) + 1 x reconstruction (mean absolute "
@@ -129,7 +131,7 @@ def test_the_card_has_its_facts(made, trained):
     measured = re.search(r"- largest difference: (\S+) standardised units", card)
     assert measured is not None
     assert 0 <= float(measured[1]) <= TOLERANCE * 100
-    assert card.count(UNKNOWN) == 3, card
+    assert card.count(UNKNOWN) == 4, card
     assert not re.search(r"\b(nan|None|TODO|TBD|\?\?)\b|\{\}|<[a-z]", card)
 
 

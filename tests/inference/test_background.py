@@ -12,7 +12,8 @@ from distsynth.data.standardiser import Standardiser
 from distsynth.evaluation.evaluate import evaluate
 from distsynth.inference.predictor import Predictor
 from distsynth.models import build_generator
-from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from distsynth.runs.checkpoint import Checkpoint, Position
+from distsynth.runs.data_record import DataRecord
 from sharding.shards.config import ShardConfig
 from sharding.shards.records import QUANTUM
 from sharding.shards.shard_set import ShardSet

@@ -11,7 +11,8 @@ from distsynth.errors import ConfigError
 from distsynth.inference.ensemble import ensemble
 from distsynth.inference.predictor import Predictor
 from distsynth.models import build_generator
-from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from distsynth.runs.checkpoint import Checkpoint, Position
+from distsynth.runs.data_record import DataRecord
 from sharding.volumes.config import PreprocessConfig
 
 SMALL = {"generator.channels": (4,), "generator.kernels": (3,)}

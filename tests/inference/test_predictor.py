@@ -9,13 +9,8 @@ from tiny_runs import BATCH_NORM, tiny_config
 
 from distsynth.errors import ConfigError
 from distsynth.inference.predictor import load_predictor, predict_file, prediction_grid
-from distsynth.runs.checkpoint import (
-    Checkpoint,
-    DataRecord,
-    Position,
-    load_checkpoint,
-    save_checkpoint,
-)
+from distsynth.runs.checkpoint import Checkpoint, Position, load_checkpoint, save_checkpoint
+from distsynth.runs.data_record import DataRecord
 from distsynth.runs.folder import BEST
 from distsynth.training.loop import train
 from sharding.io.errors import DataError

@@ -16,7 +16,8 @@ from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import Stitcher
 from distsynth.models import build_generator
 from distsynth.presets import PAPER_PATCH, PRESETS, preset
-from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from distsynth.runs.checkpoint import Checkpoint, Position
+from distsynth.runs.data_record import DataRecord
 from sharding.shards.patches import cut_channels, dense_locations, extend_volume
 from sharding.volumes.config import PreprocessConfig
 

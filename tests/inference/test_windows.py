@@ -12,7 +12,8 @@ from distsynth.inference.sliding_window import VOXEL_BYTES
 from distsynth.inference.stitching import Stitcher
 from distsynth.inference.windows import overlap, without_windows
 from distsynth.models import build_generator
-from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from distsynth.runs.checkpoint import Checkpoint, Position
+from distsynth.runs.data_record import DataRecord
 from sharding.shards.patches import cut_channels, dense_locations
 from sharding.volumes.config import PreprocessConfig
 

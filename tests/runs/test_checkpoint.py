@@ -13,13 +13,13 @@ from tiny_runs import ADVERSARIAL, BATCH_NORM, same, tiny_config
 
 from distsynth.runs.checkpoint import (
     Checkpoint,
-    DataRecord,
     Position,
     load_checkpoint,
     random_state,
     save_checkpoint,
     set_random_state,
 )
+from distsynth.runs.data_record import DataRecord
 from sharding.io.errors import DataError
 from sharding.shards.shard_set import ShardSet
 

@@ -217,7 +217,9 @@ def test_bf16_trains(shard_folder, tmp_path):
 
 
 def test_fp16_without_a_gpu_is_refused(shard_folder, tmp_path):
-    with pytest.raises(ConfigError, match=r"train\.precision must be no or bf16 without a GPU"):
+    with pytest.raises(
+        ConfigError, match=r"train\.precision must be auto, no or bf16 without a GPU"
+    ):
         trained(tmp_path, shard_folder, {"train.precision": "fp16"})
 
 

@@ -19,7 +19,8 @@ from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
 from distsynth.metrics.seams import seams
 from distsynth.models import build_generator
-from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position
+from distsynth.runs.checkpoint import Checkpoint, Position
+from distsynth.runs.data_record import DataRecord
 from distsynth.training.steps import make_accelerator
 from distsynth.training.validation import Validator
 from sharding.shards.config import ShardConfig

@@ -22,7 +22,8 @@ import sharding.volumes.slabs
 from distsynth.config import RunConfig, with_overrides
 from distsynth.inference.predictor import load_predictor, predict_file
 from distsynth.models import build_generator
-from distsynth.runs.checkpoint import Checkpoint, DataRecord, Position, save_checkpoint
+from distsynth.runs.checkpoint import Checkpoint, Position, save_checkpoint
+from distsynth.runs.data_record import DataRecord
 from sharding.io.errors import DataError
 from sharding.simulation.phantom import phantom_volume
 from sharding.volumes.config import PreprocessConfig
