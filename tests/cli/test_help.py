@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from commands import done
@@ -90,7 +91,7 @@ def test_the_short_help_names_options_of_the_whole_one(command, groups):
     for option in options:
         assert option.name.rpartition(" ")[2] in whole
         assert f"  {option.name}" in short
-    assert {f"--{name}.*" for name in vars(PRESETS["unet-7"])} == set(SECTIONS)
+    assert {f"--{field.name}.*" for field in fields(PRESETS["unet-7"])} == set(SECTIONS)
     assert len(short.splitlines()) < 110
     assert max(map(len, short.splitlines())) <= 80
 
