@@ -66,6 +66,7 @@ def held_out(phantoms, shards):
     return next(row for row in read_cohort(phantoms) if row.name == name)
 
 
+@pytest.mark.slow
 def test_training_took_the_file_and_the_options(run_dir, shards):
     found = from_json((run_dir / CONFIG_FILE).read_text())
     more = {"loss.lambda_gradient": 0.5, "data.neighbours": 0}
@@ -116,6 +117,7 @@ def test_predict(folder, run_dir, held_out):
     assert "stitch.trim must be" in bad.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["checkpoint", "inside"])
 def test_evaluate(form, folder, phantoms, run_dir, held_out, monkeypatch):
     out = folder / f"evaluated by {form}"

@@ -52,6 +52,7 @@ def test_help_of_each_command(command):
     assert ended.err == ""
 
 
+@pytest.mark.slow
 def test_help_needs_none_of_the_large_libraries():
     code = """
 import contextlib, sys

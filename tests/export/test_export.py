@@ -55,6 +55,7 @@ def test_the_export_predicts_the_same_voxels(family, made, phantom_cohort, tmp_p
     assert capsys.readouterr().out.endswith(f"{tmp_path / 'two.nii'}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_onnx_runtime_gives_what_the_network_gives(family, made):
     _, folder = made(family)

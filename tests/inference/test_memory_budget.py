@@ -101,6 +101,7 @@ def test_a_forward_takes_no_more_than_the_memory(network, method):
     assert max(sizes) * widest * COPIES > 1.5 * MEGABYTE
 
 
+@pytest.mark.slow
 def test_a_patch_goes_through_in_any_case():
     model = predictor(CONV | {"generator.channels": (512, 512)}, memory_mb=1)
     sizes = []

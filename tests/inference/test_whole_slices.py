@@ -162,8 +162,15 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("weights", ["uniform", "smooth"])
-@pytest.mark.parametrize("axes", [(1,), (0, 1, 2), (2, 0)], ids=str)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "axes"),
+    [
+        *((network, (1,)) for network in NETWORKS),
+        *(pytest.param(network, (0, 1, 2), marks=pytest.mark.slow) for network in NETWORKS),
+        ("conv", (2, 0)),
+    ],
+    ids=str,
+)
 def test_whole_planes_equal_windows(network, axes, weights):
     model = predictor(NETWORKS[network], axes=axes, weights=weights)
     assert model.exact and model.whole_images

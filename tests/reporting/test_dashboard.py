@@ -103,6 +103,7 @@ def config_columns(spec: dict) -> list[str]:
     return [column["accessor"] for column in columns if column["accessor"].startswith("config:")]
 
 
+@pytest.mark.slow
 def test_every_logged_name_has_a_panel_and_every_panel_shows_a_logged_name(
     everything, sweep, tmp_path
 ):

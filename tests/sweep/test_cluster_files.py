@@ -243,6 +243,7 @@ def test_workers_are_spot_and_the_head_is_not(name):
         assert scheduling["onHostMaintenance"] == "TERMINATE"
 
 
+@pytest.mark.slow
 def test_aws_launches_what_is_asked(monkeypatch, tmp_path):
     """Ray's own EC2 code makes both kinds of node, and no group or role of its own."""
     import boto3
