@@ -203,6 +203,7 @@ def evaluate(
     save_volumes: bool = False,
     conventions: bool = False,
     device: Literal["auto", "cpu"] = "auto",
+    precision: Literal["auto", "no", "bf16"] = "auto",
     overwrite: bool = False,
 ) -> Evaluation:
     """Compare models with the baselines on stitched volumes.
@@ -222,6 +223,8 @@ def evaluate(
         conventions: Compute PSNR and SSIM under every convention too; `out` gets conventions.csv,
             .md and .html.
         device: auto takes a GPU if there is one.
+        precision: In which the models predict; auto takes bf16 for those that were trained in it,
+            where the device multiplies natively in it.
         overwrite: Replace an evaluation in `out`.
 
     Returns:
@@ -252,7 +255,7 @@ def evaluate(
             run_dir = run_dir_of(path)
             if run_dir.name in predictors:
                 raise ConfigError(f"two checkpoints are named {run_dir.name}: rename a run folder")
-            predictors[run_dir.name] = load_predictor(path, device)
+            predictors[run_dir.name] = load_predictor(path, device, precision)
             run_dirs[run_dir.name] = run_dir
     if not predictors:
         raise ConfigError("name at least one checkpoint or run folder")

@@ -13,7 +13,10 @@ from sharding.io.records import STRICT
 LARGEST_SIDE, MOST_NEIGHBOURS, MOST_WORKERS, LARGEST_BATCH = 4096, 128, 256, 1_000_000
 MOST_SAMPLES, MOST_UPDATES, LARGEST_SEED = 256, 1000, 2**32 - 2
 """Bounds that keep a slip of the pen from taking the machine; NumPy's seeds end at 2^32 - 1."""
-Precision = Literal["no", "bf16", "fp16"]
+Resolved = Literal["no", "bf16", "fp16"]
+"""Precisions that a run can have; no is float32."""
+Precision = Literal["auto", Resolved]
+"""Precisions that can be asked for."""
 RESERVED = "/\\#?%:"
 """Characters that W&B does not take in the name of a project or an entity."""
 
@@ -204,7 +207,10 @@ class TrainConfig:
     accumulation: int = 1
     """Micro-batches that a rank's part of a batch is cut into, to save memory. BatchNorm takes its
     statistics over one of them at a time, all else is as without."""
-    precision: Precision = "no"
+    precision: Precision = "auto"
+    """Precision of the networks; losses, weights and statistics are float32 in each. no is float32.
+    auto takes bf16 where the device multiplies natively in it and a probe of the networks, well
+    below a second, gains by it, else no; a run records which, and is resumed in it anywhere."""
     seed: int = 0
     log_every: int = 20
     """Steps between rows of losses."""
@@ -237,7 +243,7 @@ class TrainConfig:
         divides = self.batch_size % self.accumulation == 0
         yield Rule("accumulation", divides, "a divisor of train.batch_size", self.accumulation)
         scaled = self.precision == "fp16" and self.device == "cpu"
-        yield Rule("precision", not scaled, "no or bf16 without a GPU", self.precision)
+        yield Rule("precision", not scaled, "auto, no or bf16 without a GPU", self.precision)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def test_a_volume_that_is_too_small_is_refused(run, refused):
         ds.load_predictor(run.best).predict(tiny)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_frame(run, phantom_cohort, tmp_path):
     specimens = ds.read_cohort(phantom_cohort)
     found = ds.evaluate(run.best, specimens, tmp_path / "evaluation")

@@ -49,12 +49,24 @@ def run_dir(people: list[Specimen], tmp_path_factory: pytest.TempPathFactory) ->
             "train.epochs": 2,
             "train.batch_size": 8,
             "train.device": "cpu",
+            "train.precision": "bf16",
             "stitch.axes": (2,),
             "tracking.mode": "disabled",
         },
     )
     train(config, folder / "run")
     return folder / "run"
+
+
+def test_bf16_predicts_what_float32_does(people: list[Specimen], run_dir: Path) -> None:
+    """Within 0.02 dB, on a whole head that no training saw."""
+    predictors = {
+        precision: load_predictor(run_dir, "cpu", precision) for precision in ("no", "bf16")
+    }
+    found = evaluate(predictors, people, baselines=())
+    rounded, exact = (found.results[name]["sub-03"]["psnr_mask"] for name in ("bf16", "no"))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, abs=0.02)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from distsynth.cli.arguments import (
     chosen_families,
     columns,
     parse,
-    resume_hint,
 )
+from distsynth.cli.continuing import RESUME, continued_by
 from distsynth.cli.listed_names import PRESET_NAMES
 from distsynth.cli.messages import UsageError
 from distsynth.cli.short_help import HELP, train_help
@@ -130,7 +130,7 @@ def train(args: Sequence[str]) -> None:
 
     from distsynth.training.loop import train as run_training
 
-    with resume_hint("train", args, "--resume"):
+    with continued_by("train", args, RESUME):
         result = run_training(config, given.run_dir, resume=given.resume, overwrite=given.overwrite)
     # One line, however many ranks a launcher started.
     if os.environ.get("RANK", "0") == "0":
@@ -185,28 +185,31 @@ def predict(args: Sequence[str]) -> None:
         beside the source. By default no field of a patient is copied."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
+        precision: Literal["auto", "no", "bf16"] = "auto"
+        """auto predicts in bf16 with a model that was trained in it, where the device multiplies
+        natively in it; no predicts in float32."""
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
     from distsynth.prediction.run import predict as run_prediction
 
-    with resume_hint("predict", args):
-        written = run_prediction(
-            (given.checkpoint, *given.ensemble),
-            given.volume,
-            given.out,
-            pattern=given.source_pattern,
-            like=given.like,
-            orientation=given.orientation,
-            max_voxels=given.max_voxels,
-            stitching=vars(given.stitch),
-            units=given.units,
-            dtype=given.dtype,
-            force=given.force,
-            keep_patient=given.keep_patient,
-            device=given.device,
-            overwrite=given.overwrite,
-        )
+    written = run_prediction(
+        (given.checkpoint, *given.ensemble),
+        given.volume,
+        given.out,
+        pattern=given.source_pattern,
+        like=given.like,
+        orientation=given.orientation,
+        max_voxels=given.max_voxels,
+        stitching=vars(given.stitch),
+        units=given.units,
+        dtype=given.dtype,
+        force=given.force,
+        keep_patient=given.keep_patient,
+        device=given.device,
+        precision=given.precision,
+        overwrite=given.overwrite,
+    )
     for path in written:
         print(path)
 
@@ -244,6 +247,9 @@ def evaluate(args: Sequence[str]) -> None:
         """Write conventions.csv, .md and .html too: the same predictions, and cubic interpolation,
         under the conventions by which papers compute PSNR and SSIM."""
         device: Literal["auto", "cpu"] = "auto"
+        precision: Literal["auto", "no", "bf16"] = "auto"
+        """auto predicts in bf16 with a model that was trained in it, where the device multiplies
+        natively in it; no predicts in float32."""
         overwrite: bool = False
 
     given = parse("evaluate", Evaluate, args)
@@ -261,6 +267,7 @@ def evaluate(args: Sequence[str]) -> None:
         save_volumes=given.save_volumes,
         conventions=given.conventions,
         device=given.device,
+        precision=given.precision,
         overwrite=given.overwrite,
     )
     print((given.out / "table.txt").read_text(encoding="utf-8"))

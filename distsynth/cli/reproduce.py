@@ -10,7 +10,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Address, Cohort, OutUrl, parse, resume_hint
+from distsynth.cli.arguments import Address, Cohort, OutUrl, parse
+from distsynth.cli.continuing import RESUME, continued_by
 from distsynth.cli.listed_names import FURTHER_ROWS, USUAL_ROWS
 from sharding.io.errors import DataError
 from sharding.io.storage import is_remote
@@ -24,7 +25,7 @@ ROWS_HELP = (
 def reproduce(args: Sequence[str]) -> None:
     """reproduce the paper's comparison on a cohort, row by row"""
     from distsynth.reproduction.budget import Budget, Resources
-    from distsynth.sections import Precision, TrackingConfig
+    from distsynth.sections import Resolved, TrackingConfig
 
     @dataclass(frozen=True)
     class Reproduce:
@@ -44,8 +45,9 @@ def reproduce(args: Sequence[str]) -> None:
         """Number of times that each network is trained, each time with another seed."""
         budget: Budget = field(default_factory=Budget)
         """Share of the paper's training that is done; printed beside every number."""
-        precision: Precision = "no"
-        """Precision in which the networks are trained."""
+        precision: Resolved = "no"
+        """Precision in which all networks are trained; no is float32, as the paper's were. There is
+        no auto: rows that differ in it would not compare."""
         shards: Annotated[str | None, arg(metavar="SHARDS")] = None
         """A finished shard set of the cohort; by default one is written to the folder."""
         vgg_weights: Annotated[str | None, arg(metavar="FILE")] = None
@@ -78,7 +80,7 @@ def reproduce(args: Sequence[str]) -> None:
         given.vgg_weights,
     )
     address = None if given.local else given.address
-    with resume_hint("reproduce", args, "--resume"):
+    with continued_by("reproduce", args, RESUME):
         failed = run(folder, task, given.tracking, given.resources, address, given.resume)
     print(write_tables(folder, task))
     folder.folder.write(PAGE_FILE, reproduction_page(folder))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, columns, parse, resume_hint
+from distsynth.cli.arguments import Cohort, Out, columns, parse
+from distsynth.cli.continuing import continued_by
 from distsynth.errors import ConfigError
 from sharding.io.atomic import atomic_write, refuse_existing
 
@@ -95,7 +96,7 @@ def run(args: Sequence[str]) -> None:
             )
         _check_asked(made, given.cohort, given.minutes, given.gpus)
     print(_reasons(made))
-    with resume_hint("run", args):
+    with continued_by("run", args):
         found = run_study(given.out, made, given.workers)
     print(f"report   {found.page}")
     print(f"model    {found.model}   (distsynth predict {found.model} SCAN -o OUT)")
@@ -103,7 +104,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _planned(cohort: Path, minutes: float, gpus: int | None) -> "StudyPlan":
-    from distsynth.study.machine import available_gpus, multiplies_bf16, timed_step
+    from distsynth.study.machine import available_gpus, measured_precision, timed_step
     from distsynth.study.plan import check_asked, plan_study
     from distsynth.study.survey import survey
     from sharding.volumes.cohort import read_cohort
@@ -119,7 +120,7 @@ def _planned(cohort: Path, minutes: float, gpus: int | None) -> "StudyPlan":
         minutes,
         gpus,
         timed_step,
-        multiplies_bf16(gpus),
+        measured_precision,
     )
 
 

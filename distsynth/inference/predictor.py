@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from distsynth.errors import ConfigError
 from distsynth.inference.comparison import Comparison
 from distsynth.inference.flips import mean_of_flips
 from distsynth.inference.memory_budget import memory_budget
+from distsynth.inference.precision import PredictedIn, predicts_in_bf16
 from distsynth.inference.scan import ScanOptions, Units, compare_scan, predict_scan
 from distsynth.inference.sliding_window import SlidingWindows, total_weight
 from distsynth.inference.volume import ImageMethod, ImageStack, forwards, predict_volume
@@ -45,12 +46,14 @@ class Predictor:
         checkpoint: Its configuration and data record.
         generator: In eval mode, on its device.
         device: Where it computes.
+        precision: In which it computes; stitching is float32 in each.
         name: That of the folder of its run or export; empty for one that was made in memory.
     """
 
     checkpoint: Checkpoint
     generator: Generator
     device: torch.device
+    precision: PredictedIn = "auto"
     name: str = ""
 
     def stitched(self, **changes: Any) -> Predictor:
@@ -142,7 +145,7 @@ class Predictor:
         if bad:
             raise FloatingPointError(
                 f"{title}: {bad} of {synthetic.size} predicted voxels are not finite. Use another "
-                "checkpoint, or train.precision no"
+                "checkpoint, or --precision no"
             )
         return synthetic
 
@@ -210,9 +213,16 @@ class Predictor:
             check_grids_meet("the grid to predict on", source, like, least)
         return source, like
 
+    @property
+    def computes_in(self) -> Literal["bf16", "float32"]:
+        """The precision of the network's products."""
+        trained = self.checkpoint.config.train.precision
+        half = predicts_in_bf16(self.precision, trained, self.device)
+        return "bf16" if half else "float32"
+
     def autocast(self) -> torch.autocast:
-        """The context in which the generator computes as precisely as it was trained."""
-        half = self.checkpoint.config.train.precision == "bf16"
+        """The context in which the generator computes, see `precision`."""
+        half = self.computes_in == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     @property
@@ -267,13 +277,17 @@ class Predictor:
         return methods
 
 
-def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
+def load_predictor(
+    path: str | Path, device: str = "auto", precision: PredictedIn = "auto"
+) -> Predictor:
     """Build the generator of a checkpoint or of an export.
 
     Args:
         path: A checkpoint, a run's folder for its best one, or the folder of an export; a path or
             a URL.
         device: auto takes a GPU where there is one.
+        precision: auto predicts in bf16 with a model that was trained in it, if the device
+            multiplies natively in it; else in float32.
 
     Raises:
         DataError: If the checkpoint or a file of the export is bad, or a weight is not finite.
@@ -299,7 +313,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> Predictor:
     check_finite_weights(path, checkpoint.weights(), remedy)
     found = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     chosen = torch.device(found if device == "auto" else device)
-    return Predictor(checkpoint, generator.to(chosen).eval(), chosen, name)
+    return Predictor(checkpoint, generator.to(chosen).eval(), chosen, precision, name)
 
 
 def checkpoint_of(path: str | Path) -> str:

@@ -99,6 +99,7 @@ def settings_of(
         "orientation": options.orientation,
         "units": options.scan.units,
         "dtype": options.dtype,
+        "precision": predictor.computes_in,
         "stitching": vars(predictor.checkpoint.config.stitch),
     }
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from distsynth.errors import ConfigError
 from distsynth.inference.ensemble import ensemble
+from distsynth.inference.precision import PredictedIn
 from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.inference.scan import ScanOptions, Units
 from distsynth.prediction.file import (
@@ -49,6 +50,7 @@ def predict(
     force: bool = False,
     keep_patient: bool = False,
     device: Literal["auto", "cpu"] = "auto",
+    precision: PredictedIn = "auto",
     overwrite: bool = False,
 ) -> list[Path]:
     """Predict the synthetic targets of scans and write them.
@@ -69,6 +71,8 @@ def predict(
         force: Predict scans that are too unlike training.
         keep_patient: Copy the patient of a DICOM series into a DICOM output.
         device: auto takes a GPU if there is one.
+        precision: auto predicts in bf16 with a model that was trained in it, where the device
+            multiplies natively in it.
         overwrite: Replace outputs. Of several scans those that are finished, by the same model with
             the same settings, are kept all the same.
 
@@ -80,7 +84,7 @@ def predict(
         DataError: If a scan, a model or an output is bad; of several scans, after the others have
             been predicted.
     """
-    predictor = _predictor(models, device).stitched(**(stitching or {}))
+    predictor = _predictor(models, device, precision).stitched(**(stitching or {}))
     source, out = Path(source), Path(out)
     scan = ScanOptions(max_voxels, units, force)
     grid = None if like is None else Path(like)
@@ -96,10 +100,11 @@ def predict(
     return _predict_all(predictor, find_inputs(source, out, pattern), out, options)
 
 
-def _predictor(models: Model | Sequence[Model], device: str) -> Predictor:
+def _predictor(models: Model | Sequence[Model], device: str, precision: PredictedIn) -> Predictor:
     given = [models] if isinstance(models, str | Path | Predictor) else list(models)
     loaded = [
-        each if isinstance(each, Predictor) else load_predictor(each, device) for each in given
+        each if isinstance(each, Predictor) else load_predictor(each, device, precision)
+        for each in given
     ]
     return loaded[0] if len(loaded) == 1 else ensemble(loaded)
 

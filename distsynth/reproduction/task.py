@@ -16,7 +16,7 @@ from distsynth.evaluation.forest import FORESTS as FOREST_CONFIGS
 from distsynth.losses.perceptual import weights_path
 from distsynth.reproduction.budget import PAPER_STRIDE, Budget
 from distsynth.reproduction.rows import FORESTS, NETWORKS
-from distsynth.sections import Precision
+from distsynth.sections import Resolved
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.io.storage import Folder
@@ -37,7 +37,7 @@ class Task:
         rows: Names of NETWORKS and FORESTS.
         seeds: How often each network is trained.
         budget: How much of the paper's training.
-        precision: In which the networks are trained.
+        precision: In which the networks are trained; one for all, so that rows compare.
         vgg_weights: For the perceptual rows; None looks in the cache of this user.
     """
 
@@ -48,7 +48,7 @@ class Task:
     rows: tuple[str, ...]
     seeds: int = 1
     budget: Budget = field(default_factory=Budget)
-    precision: Precision = "no"
+    precision: Resolved = "no"
     vgg_weights: str | None = None
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from distsynth.config import RunConfig, dotted_fields, from_dict, to_dict
+from distsynth.config import RunConfig, dotted_fields, from_dict, to_dict, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.runs.data_record import DataRecord
 from sharding.io.atomic import atomic_path
@@ -37,6 +37,7 @@ MAY_CHANGE = (
 )
 """Fields that may change when a run is resumed, and tracking.*; MAY_END too if the learning rates
 are constant. All others would change its numbers by more than rounding."""
+PRECISION = "train.precision"
 MAY_END = ("train.epochs", "train.minutes")
 """Fields that say when a run ends by itself."""
 MAY_FORK = ("loss.lambda_", "optim.lr_")
@@ -252,13 +253,16 @@ def fork(donor: Checkpoint, config: RunConfig, own: Checkpoint | None) -> Checkp
 
     Args:
         donor: The run whose networks, position and random states are continued.
-        config: The run's own; loss weights and learning rates may differ from the donor's.
+        config: The run's own; loss weights and learning rates may differ from the donor's, whose
+            precision it takes unless it asks for one.
         own: The run's own checkpoint, if it has one; its best score and past reports are kept.
 
     Raises:
         ConfigError: If anything else differs.
     """
     before = dict(dotted_fields(donor.config))
+    if config.train.precision == "auto":
+        config = with_overrides(config, {PRECISION: before[PRECISION]})
     for name, value in dotted_fields(config):
         free = name in MAY_CHANGE or name.startswith(("tracking.", *MAY_FORK))
         if not free and before[name] != value:

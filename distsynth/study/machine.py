@@ -1,4 +1,4 @@
-"""What the machine can do: the seconds of a training step, and whether bfloat16 gains."""
+"""What the machine can do: the seconds of a training step, and the precision that gains."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from distsynth.api import make_phantoms
 from distsynth.config import RunConfig, with_overrides
 from distsynth.training.loop import train
+from distsynth.training.precision import Choice, choose_precision
 from distsynth.training.report import EpochReport
 from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
@@ -24,8 +24,6 @@ STEPS = 6
 """Steps of each timed epoch."""
 PHANTOM_SIDE = 80
 """Voxels along each side of a phantom; a larger patch takes a larger one."""
-GAIN = 0.9
-"""bfloat16 is taken where a convolution takes at most this share of its float32 time."""
 
 
 def timed_step(config: RunConfig, shards: ShardConfig) -> float:
@@ -63,31 +61,19 @@ def timed_step(config: RunConfig, shards: ShardConfig) -> float:
         return (times[1] - times[0]) / (training * patches // config.train.batch_size)
 
 
-def multiplies_bf16(gpus: int = 0) -> bool:
-    """Whether bfloat16 saves time here: native on a GPU, or seen in a convolution."""
-    if gpus:
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
-        return False
-    return _convolution_seconds(torch.bfloat16) < GAIN * _convolution_seconds(torch.float32)
+def measured_precision(config: RunConfig) -> Choice:
+    """The precision that gains on this machine, and why, found as a training finds it.
+
+    Args:
+        config: A training whose patches are known.
+    """
+    gpu = config.train.device == "auto" and available_gpus() > 0
+    return choose_precision(config, torch.device("cuda" if gpu else "cpu"))
 
 
 def available_gpus() -> int:
     """GPUs that torch finds."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _convolution_seconds(dtype: torch.dtype) -> float:
-    """The least time of a convolution forward and backward."""
-    images = torch.randn(8, 32, 64, 64).to(dtype)
-    weight = torch.randn(32, 32, 3, 3).to(dtype).requires_grad_()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        F.conv2d(images, weight, padding=1).sum().backward()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 @contextmanager

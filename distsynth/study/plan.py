@@ -17,6 +17,7 @@ from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import EVEN_BLOCKS, preset
 from distsynth.study.survey import Survey
+from distsynth.training.precision import Choice
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.registration.config import StepName
@@ -114,7 +115,7 @@ def plan_study(
     minutes: float,
     gpus: int,
     timed_step: Callable[[RunConfig, ShardConfig], float],
-    bf16: bool,
+    precision: Callable[[RunConfig], Choice],
 ) -> StudyPlan:
     """Choose by the rules.
 
@@ -124,7 +125,7 @@ def plan_study(
         minutes: Time that the training is given.
         gpus: GPUs that it may use.
         timed_step: Measures the seconds of a step on this machine.
-        bf16: Whether the machine multiplies in bfloat16.
+        precision: Chooses the precision of the training on this machine.
 
     Raises:
         ConfigError: If minutes or gpus make no sense.
@@ -139,11 +140,13 @@ def plan_study(
     shards = replace(shards, fractions=fractions)
     changes: dict[str, Any] = {**cut, "train.minutes": minutes}
     changes["train.device"] = "auto" if gpus else "cpu"
-    changes["train.precision"], reasons["precision"] = precision(bf16, gpus)
     config = with_overrides(
         preset(name),
         {**changes, "data.patch_size": shards.patch_size, "data.neighbours": shards.neighbours},
     )
+    choice = precision(config)
+    changes["train.precision"], reasons["precision"] = choice.precision, str(choice)
+    config = with_overrides(config, {"train.precision": choice.precision})
     seconds = timed_step(config, shards)
     training = training_specimens(seen, shards)
     steps = max(VALIDATIONS, int(minutes * 60 / seconds))
@@ -270,14 +273,6 @@ def network(minutes: float, gpus: int) -> tuple[str, str]:
     if minutes < QUICK_MINUTES:
         return "quick", f"quick: less than {QUICK_MINUTES:g} minutes on processor cores"
     return "best", f"best: {minutes:g} minutes on processor cores"
-
-
-def precision(bf16: bool, gpus: int) -> tuple[str, str]:
-    """bf16 where the device multiplies in it."""
-    device = "the GPU" if gpus else "the processor"
-    if bf16:
-        return "bf16", f"bf16: {device} multiplies in it, in about half the time of float32"
-    return "no", f"float32: {device} has no instructions for bf16"
 
 
 def training_specimens(seen: Survey, shards: ShardConfig) -> int:

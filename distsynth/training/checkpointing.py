@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from distsynth.config import RunConfig
+from distsynth.config import RunConfig, from_json
 from distsynth.models.encoder import Encoder
 from distsynth.runs.checkpoint import (
     Checkpoint,
@@ -30,6 +30,7 @@ from distsynth.runs.folder import (
     epoch_checkpoint,
     kept_epochs,
 )
+from distsynth.sections import Resolved
 from distsynth.training.pace import Pace
 from distsynth.training.records import LossRecord
 from distsynth.training.report import EpochReport
@@ -67,19 +68,46 @@ class RunState:
     reports: list[EpochReport] = field(default_factory=list)
 
 
-def claim_folder(
-    folder: RunFolder, accelerator: Accelerator, resume: bool, overwrite: bool
-) -> Checkpoint | None:
-    """Make the run's folder, or find what to resume in it.
+@dataclass(frozen=True)
+class Resumed:
+    """What a run continues from.
+
+    Attributes:
+        checkpoint: Its last one; None if the run was interrupted before it wrote any.
+        precision: The one that it was started with; None if that was not recorded yet.
+    """
+
+    checkpoint: Checkpoint | None = None
+    precision: Resolved | None = None
+
+
+def read_resumed(folder: RunFolder) -> Resumed:
+    """Find what to resume in a run's folder; every rank does, before the first one changes it.
 
     Raises:
-        DataError: If there is a run already and neither option is given, or its checkpoint cannot
-            be read.
+        ConfigError: If there is no checkpoint and the run's configuration cannot be read.
+        DataError: If its checkpoint cannot be read.
+    """
+    last, config = folder.path / LAST, folder.path / CONFIG_FILE
+    if last.exists():
+        checkpoint = load_checkpoint(last)
+        precision = checkpoint.config.train.precision
+        return Resumed(checkpoint, None if precision == "auto" else precision)
+    if config.exists():
+        precision = from_json(config.read_bytes(), config).train.precision
+        return Resumed(None, None if precision == "auto" else precision)
+    return Resumed()
+
+
+def claim_folder(
+    folder: RunFolder, accelerator: Accelerator, resume: bool, overwrite: bool
+) -> None:
+    """Make the run's folder, or accept the one to resume.
+
+    Raises:
+        DataError: If there is a run already and neither option is given.
     """
     exists = (folder.path / CONFIG_FILE).exists()
-    last = folder.path / LAST
-    # Every rank looks before the first one changes anything.
-    checkpoint = load_checkpoint(last) if resume and last.exists() else None
     accelerator.wait_for_everyone()
     if exists and not resume:
         if not overwrite:
@@ -94,7 +122,6 @@ def claim_folder(
     if accelerator.is_main_process:
         for name in ("", LAST.parent, SAMPLES_FOLDER):
             remove_leftovers(folder.path / name)
-    return checkpoint
 
 
 class RunCheckpoints:

@@ -109,7 +109,7 @@ def check_windows(objectives: Iterable[str], manifest: Manifest) -> None:
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
-    """The Accelerator of this process.
+    """The Accelerator of this process, in the precision that has been resolved.
 
     Raises:
         ConfigError: If the precision needs a GPU and there is none.
@@ -121,7 +121,7 @@ def build_accelerator(config: RunConfig) -> Accelerator:
 
 def _check_precision(config: RunConfig, gpu: bool) -> None:
     if config.train.precision == "fp16" and not gpu:
-        raise ConfigError("train.precision must be no or bf16 without a GPU, got fp16")
+        raise ConfigError("train.precision must be auto, no or bf16 without a GPU, got fp16")
 
 
 def check_accumulation(config: RunConfig, ranks: int) -> None:

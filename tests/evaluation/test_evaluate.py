@@ -122,6 +122,7 @@ def test_saved_volumes_are_those_of_predict_on_the_target_grid(
     np.testing.assert_array_equal(one.data, other.data)
 
 
+@pytest.mark.slow
 def test_a_perfect_model_has_perfect_numbers(predictor, specimens, tmp_path):
     models = {"perfect": perfect(predictor, of_split(specimens, predictor, "test"))}
     evaluation = evaluate(models, specimens)
@@ -138,6 +139,7 @@ def test_a_perfect_model_has_perfect_numbers(predictor, specimens, tmp_path):
     json.loads((tmp_path / RESULTS_FILE).read_text())
 
 
+@pytest.mark.slow
 def test_what_is_written(evaluated, predictor, run_dir, tmp_path):
     evaluation, _ = evaluated
     out = tmp_path / "evaluated"
@@ -164,6 +166,7 @@ def test_what_is_written(evaluated, predictor, run_dir, tmp_path):
         assert str(place) not in page
 
 
+@pytest.mark.slow
 def test_conventions_are_written_for_the_model_and_cubic(predictor, specimens, tmp_path):
     models = {"first": predictor}
     evaluation = evaluate(models, specimens, baselines=[Cubic()], conventions=True)
@@ -265,6 +268,7 @@ def test_a_thin_specimen_has_all_numbers_but_windowed_ssim(predictor, specimens,
     assert note in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_mask_without_a_voxel_of_the_source_leaves_out_consistency(
     predictor, specimens, tmp_path
 ):

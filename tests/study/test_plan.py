@@ -14,12 +14,14 @@ from distsynth.study.plan import (
     patches,
     plan_from_json,
     plan_study,
-    precision,
     preparation,
     splits,
 )
 from distsynth.study.survey import Alignment, PairFacts, Survey
+from distsynth.training.precision import Choice
 from sharding.io.errors import DataError
+
+FLOAT32 = Choice("no", "as tests compare numbers")
 
 
 def cohort(*shapes, spacing=(0.8, 0.8, 0.8), alignment=(), count=10):
@@ -112,11 +114,20 @@ def test_time_and_device_choose_the_network(minutes, gpus, name):
 
 
 def test_the_precision_is_what_the_machine_gains_by():
-    assert precision(True, 0)[0] == "bf16" and precision(False, 0)[0] == "no"
+    asked = []
+
+    def gains(config):
+        asked.append(config)
+        return Choice("bf16", "a pass takes half its time")
+
+    made = plan_study("/cohort.csv", HEADS, 5.0, 0, lambda *_: 0.25, gains)
+    assert made.config("shards").train.precision == "bf16"
+    assert made.reasons["precision"] == "bf16: a pass takes half its time"
+    assert asked[0].data.sides == made.shards.patch_size
 
 
 def plan(seen=HEADS, minutes=5.0, seconds=0.25, gpus=0):
-    return plan_study("/cohort.csv", seen, minutes, gpus, lambda *_: seconds, False)
+    return plan_study("/cohort.csv", seen, minutes, gpus, lambda *_: seconds, lambda _: FLOAT32)
 
 
 def test_epochs_and_patches_fill_the_minutes():

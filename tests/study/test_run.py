@@ -17,8 +17,11 @@ from distsynth.errors import ConfigError
 from distsynth.study.plan import plan_from_json, plan_study
 from distsynth.study.run import run_study
 from distsynth.study.survey import survey
+from distsynth.training.precision import Choice
 from sharding.io.errors import DataError
 from sharding.volumes.volume import read_volume, write_volume
+
+FLOAT32 = Choice("no", "as tests compare numbers")
 
 pytestmark = pytest.mark.slow
 SHAPE = (41, 40, 35)
@@ -35,7 +38,7 @@ def cohort(tmp_path_factory):
 def plan(cohort):
     """What is planned for them in a fiftieth of a minute."""
     path = str(cohort[0].target.parent / "cohort.csv")
-    return plan_study(path, survey(cohort), 0.02, 0, lambda *_: 0.1, False)
+    return plan_study(path, survey(cohort), 0.02, 0, lambda *_: 0.1, lambda _: FLOAT32)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,7 @@ def test_pairs_that_were_moved_apart_are_registered(cohort, tmp_path):
     aligned, apart = survey(cohort[:3]), survey(moved)
     assert aligned.displacement_voxels < 0.5
     assert apart.displacement_voxels == pytest.approx(3 * np.sqrt(3), abs=0.6)
-    made = plan_study("c", apart, 1, 0, lambda *_: 0.1, False)
+    made = plan_study("c", apart, 1, 0, lambda *_: 0.1, lambda _: FLOAT32)
     assert "rigid" in made.prepare
 
 

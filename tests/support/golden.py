@@ -101,6 +101,7 @@ def run_config(folder: Path, name: str) -> RunConfig:
         "train.batch_size": 24,
         "train.log_every": 5,
         "train.device": "cpu",
+        "train.precision": "no",
         "stitch.stride": 16,
         "tracking.mode": "disabled",
         "tracking.samples": 0,

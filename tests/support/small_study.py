@@ -60,7 +60,7 @@ def _run_options(shards: Path) -> str:
         f"--data.shards {shards} --data.patch-size 16 16 --stitch.stride 8 --stitch.trim 0"
         " --generator.channels 4 --generator.kernels 3 --discriminator.channels 4"
         " --train.epochs 2 --train.batch-size 12 --train.log-every 1 --train.device cpu"
-        " --tracking.samples 2"
+        " --train.precision no --tracking.samples 2"
     )
 
 

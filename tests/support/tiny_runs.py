@@ -25,12 +25,14 @@ from moments import watch_as_asked
 
 import distsynth.training.checkpointing
 import distsynth.training.loop
+import distsynth.training.precision
 from distsynth.config import RunConfig, field_names, with_overrides
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST, METRICS_FILE
 from distsynth.runs.rows import read_rows
 from distsynth.runs.tracking import LocalTracker
 from distsynth.training.loop import TrainingRun, train
+from distsynth.training.precision import Choice
 
 SECONDS = 120
 """A process that takes longer hangs."""
@@ -47,6 +49,7 @@ PLAIN: dict[str, Any] = {
     "train.batch_size": 24,
     "train.log_every": 2,
     "train.device": "cpu",
+    "train.precision": "no",
     "stitch.stride": 8,
     "tracking.mode": "disabled",
     "tracking.samples": 0,
@@ -306,6 +309,17 @@ def run_failing(config: RunConfig, run_dir: Path, rank: int, step: int) -> None:
     train(config, run_dir)
 
 
+def run_choosing(config: RunConfig, run_dir: Path) -> None:
+    """Train, where only the first rank would find that bf16 gains."""
+
+    def choose(*_: Any) -> Choice:
+        first = os.environ["RANK"] == "0"
+        return Choice("bf16" if first else "no", "as this rank finds")
+
+    distsynth.training.precision.choose_precision = choose
+    run_and_keep(config, run_dir)
+
+
 def run_and_keep(config: RunConfig, run_dir: Path) -> None:
     """Train, and keep what each rank has in the end."""
     kept: dict[str, Any] = {}
@@ -314,6 +328,7 @@ def run_and_keep(config: RunConfig, run_dir: Path) -> None:
     def spy(self: Any, epoch: int) -> Any:
         report = close(self, epoch)
         kept.update({name: learner.state_dict() for name, learner in self.state.learners.items()})
+        kept["precision"] = self.accelerator.mixed_precision
         return report
 
     distsynth.training.loop.TrainingRun.close_epoch = spy  # type: ignore[method-assign]

@@ -19,6 +19,7 @@ from distsynth.models.intensity_map import IntensityCurve
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import BEST, LAST, open_run
 from distsynth.runs.package import export_files, read_export, write_files
+from distsynth.training.checkpointing import read_resumed
 from distsynth.training.loop import TrainingRun, train
 from distsynth.training.pace import Pace
 from distsynth.training.report import EpochReport, fruitless
@@ -102,8 +103,8 @@ def test_training_time_goes_on_where_it_was(shard_folder, tmp_path):
     assert before > 0
     config = tiny_config(shard_folder, more, {"train.epochs": 2})
     with open_run(tmp_path) as folder:
-        run = TrainingRun(config, folder)
-        with run.prepared(resume=True, overwrite=False):
+        run = TrainingRun(config, folder, read_resumed(folder))
+        with run.prepared():
             assert run.state.pace.seconds == before
 
 

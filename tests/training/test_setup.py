@@ -40,7 +40,7 @@ def test_what_can_be_trained_passes(shard_folder, manifest):
         (
             {"train.precision": "fp16", "train.device": "auto"},
             1,
-            "train.precision must be no or bf16 without a GPU",
+            "train.precision must be auto, no or bf16 without a GPU",
         ),
         (
             {"stitch.trim": 5, "stitch.stride": 4},

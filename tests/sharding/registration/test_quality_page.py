@@ -159,6 +159,7 @@ def test_shapes_must_agree(target):
         pair_pictures(target, target[1:], target, SPACING)
 
 
+@pytest.mark.slow
 def test_pyplot_is_not_imported():
     code = (
         "import sys, sharding.registration.quality_page, sharding.registration.quality_pictures; "
