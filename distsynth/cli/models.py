@@ -191,25 +191,29 @@ def predict(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
+    from distsynth.prediction.inputs import is_single
     from distsynth.prediction.run import predict as run_prediction
 
-    written = run_prediction(
-        (given.checkpoint, *given.ensemble),
-        given.volume,
-        given.out,
-        pattern=given.source_pattern,
-        like=given.like,
-        orientation=given.orientation,
-        max_voxels=given.max_voxels,
-        stitching=vars(given.stitch),
-        units=given.units,
-        dtype=given.dtype,
-        force=given.force,
-        keep_patient=given.keep_patient,
-        device=given.device,
-        precision=given.precision,
-        overwrite=given.overwrite,
-    )
+    many = not is_single(given.volume)
+    # With --overwrite the very same line continues.
+    with continued_by("predict", args, begun=lambda: many and not given.overwrite):
+        written = run_prediction(
+            (given.checkpoint, *given.ensemble),
+            given.volume,
+            given.out,
+            pattern=given.source_pattern,
+            like=given.like,
+            orientation=given.orientation,
+            max_voxels=given.max_voxels,
+            stitching=vars(given.stitch),
+            units=given.units,
+            dtype=given.dtype,
+            force=given.force,
+            keep_patient=given.keep_patient,
+            device=given.device,
+            precision=given.precision,
+            overwrite=given.overwrite,
+        )
     for path in written:
         print(path)
 
