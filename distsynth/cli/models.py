@@ -22,8 +22,8 @@ from distsynth.cli.arguments import (
     chosen_families,
     columns,
     parse,
-    resume_hint,
 )
+from distsynth.cli.continuing import RESUME, continued_by
 from distsynth.cli.listed_names import PRESET_NAMES
 from distsynth.cli.messages import UsageError
 from distsynth.cli.short_help import HELP, train_help
@@ -125,7 +125,7 @@ def train(args: Sequence[str]) -> None:
 
     from distsynth.training.loop import train as run_training
 
-    with resume_hint("train", args, "--resume"):
+    with continued_by("train", args, RESUME):
         result = run_training(config, given.run_dir, resume=given.resume, overwrite=given.overwrite)
     # One line, however many ranks a launcher started.
     if os.environ.get("RANK", "0") == "0":

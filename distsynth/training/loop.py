@@ -32,6 +32,7 @@ from distsynth.training.checkpointing import (
     claim_folder,
     read_resumed,
 )
+from distsynth.training.display import RunDisplay, validation_summary, what_is_trained
 from distsynth.training.encoder import train_encoder
 from distsynth.training.intensity_map import fit_curve
 from distsynth.training.pace import run_pace
@@ -57,7 +58,6 @@ from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, Interrupted, deferred_signals
 from sharding.io.lease import lease
-from sharding.io.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +195,7 @@ class TrainingRun:
         self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
         self.augment = Augmentation(config.augment, config.train.seed, config.data.sides)
+        self.display = RunDisplay(config, pace, self.batches.steps, accelerator)
         self._signals: DeferredSignals | None = None
 
     @contextlib.contextmanager
@@ -221,6 +222,7 @@ class TrainingRun:
                 self.state.position.step,
                 resumed=resume,
             )
+        self._begin_display()
         failed = True
         try:
             yield
@@ -230,6 +232,7 @@ class TrainingRun:
             failed = False
             raise
         finally:
+            self.display.close()
             complete = self.trackers.finish(failed)
             if accelerator.is_main_process:
                 self.folder.upload(wandb=True)
@@ -248,6 +251,14 @@ class TrainingRun:
             return
         with deferred_signals() as self._signals:
             yield
+
+    def _begin_display(self) -> None:
+        """Say what is trained, and show the progress from here on."""
+        learners, patches = self.state.learners, self.shards.manifest.patches("train")
+        self._log_once(
+            what_is_trained(self.config, self.accelerator, learners, patches, self.batches.steps)
+        )
+        self.display.start(self.state.position.step)
 
     def _fit_curve(self) -> None:
         """Fit the curve that the generator applies to its source."""
@@ -299,13 +310,14 @@ class TrainingRun:
         batches = self.batches.epoch(epoch, start)
         state.losses.start_clock(state.position.step)
         state.pace.start()
-        for done, batch in enumerate(self._progress(batches, epoch, start), start=start + 1):
+        for done, batch in enumerate(batches, start=start + 1):
             if state.pace.over:
                 break
             step = state.position.step
             state.losses.add(self._step(batch, step))
             state.pace.tick()
             state.position = Position(epoch, done, step + 1)
+            self.display.stepped(step + 1)
             logged = state.position.step % config.train.log_every == 0
             if logged:
                 self._log(epoch)
@@ -368,10 +380,11 @@ class TrainingRun:
     def _validate(self, done: int) -> dict[str, float]:
         """Metrics of the validation split after `done` epochs, logged."""
         state = self.state
-        metrics = self.validator(state.learners["generator"].evaluated)
+        generator = state.learners["generator"].evaluated
+        metrics = self.validator(generator, self.display.validating)
         state.losses.check_finite("val/mse", metrics["val/mse"], state.position.step)
         self.trackers.log(state.position.step, {"epoch": done, **metrics})
-        self._log_once(f"epoch {done}/{self.config.train.epochs}: " + _summary(metrics))
+        self._log_once(validation_summary(done, f"/{self.config.train.epochs}", metrics))
         return metrics
 
     def _step(self, batch: Batch, step: int) -> Terms:
@@ -407,6 +420,7 @@ class TrainingRun:
         state = self.state
         row = state.losses.take_row(epoch, state.position.step, state.learners)
         self.trackers.log(state.position.step, row)
+        self.display.loss(row)
 
     def _merge_ranks(self) -> None:
         """Give all ranks the mean of the sums since the last row, before they are saved.
@@ -422,25 +436,6 @@ class TrainingRun:
             picture = sample_picture(generator, self.shards, self.standardise, count)
             self.trackers.picture(self.state.position.step, "samples", picture)
 
-    def _progress(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
-        """Show the steps of an epoch on the first rank."""
-        return progress(
-            batches,
-            f"epoch {epoch + 1}/{self.config.train.epochs}",
-            self.batches.steps,
-            quiet=not self.accelerator.is_main_process,
-            initial=start,
-            logger=logger,
-            last_line=False,
-        )
-
     def _log_once(self, message: str) -> None:
         if self.accelerator.is_main_process:
             logger.info(message)
-
-
-def _summary(metrics: dict[str, float]) -> str:
-    return (
-        f"PSNR {metrics['val/psnr']:.2f} dB, SSIM {metrics['val/ssim_2d']:.4f} (2D), "
-        f"seam {metrics['val/seam_index']:.3f}, stitched, in the mask"
-    )

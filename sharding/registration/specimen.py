@@ -16,6 +16,7 @@ and tools give the same bytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pydantic import TypeAdapter
 from sharding.io.atomic import atomic_write, remove_leftovers
 from sharding.io.locks import exclusive
 from sharding.io.records import json_text
+from sharding.io.steps import begin_step
 from sharding.registration.config import REGISTRATION_STEPS, PrepareConfig
 from sharding.registration.quality import (
     SpecimenQuality,
@@ -43,6 +45,8 @@ from sharding.volumes.transform import Transform
 LOCK = ".prepare.lock"
 QUALITY = "quality.json"
 PICTURE = "picture.png"
+MEASURE = "measure"
+"""The last step in progress messages: the pair is measured and its picture drawn."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,24 @@ def prepare_specimen(specimen: Specimen, out: Path, config: PrepareConfig) -> Pr
         if quality is None:
             work.check_raw()
             for count, step in enumerate(plan.steps, start=1):
-                run_step(folder, step, config.steps[:count], work.function(step.name))
+                do = _announced(specimen.name, step.name, work.function(step.name))
+                run_step(folder, step, config.steps[:count], do)
+            begin_step(specimen.name, MEASURE)
             quality = _measure_quality(work)
         steps = {step.name: step.key for step in plan.steps}
         return PreparedSpecimen(quality, work.prepared, steps)
+
+
+def _announced(
+    specimen: str, step: str, work: Callable[[Path], Mapping[str, Any]]
+) -> Callable[[Path], Mapping[str, Any]]:
+    """The work of a step, which first tells that it begins."""
+
+    def announced(into: Path) -> Mapping[str, Any]:
+        begin_step(specimen, step)
+        return work(into)
+
+    return announced
 
 
 def _measure_quality(work: SpecimenPreparation) -> SpecimenQuality:
