@@ -188,7 +188,7 @@ def _ours(work: Work, specimens: list[Specimen]) -> tuple[dict[str, Predictor], 
         clocks.append(Pace(steps * train.epochs, train.minutes, accelerator, time.process_time))
         return clocks[-1]
 
-    with mock.patch("distsynth.training.loop.run_pace", pace):
+    with mock.patch("distsynth.training.run.run_pace", pace):
         distsynth.train(with_overrides(config, changes), run, overwrite=True)
     predictor = load_predictor(run / LAST, "cpu")
     learnt = predictor.checkpoint.learners["generator"]["network"]
