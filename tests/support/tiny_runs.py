@@ -24,8 +24,8 @@ import torch
 from moments import watch_as_asked
 
 import distsynth.training.checkpointing
-import distsynth.training.run
 import distsynth.training.precision
+import distsynth.training.run
 from distsynth.config import RunConfig, field_names, with_overrides
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST, METRICS_FILE
