@@ -14,7 +14,7 @@ from distsynth.training.pace import Pace
 from distsynth.training.steps import Learner
 from sharding.io.progress import OverallProgress
 
-logger = logging.getLogger("distsynth.training.loop")
+logger = logging.getLogger(__name__)
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 
 

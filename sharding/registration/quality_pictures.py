@@ -11,7 +11,7 @@ from scipy import ndimage
 from skimage.feature import canny
 
 from sharding.io.figures import bare_panel, figure_png
-from sharding.registration.quality import foreground
+from sharding.volumes.masks import otsu_foreground
 
 PLANES = (
     (2, "axial", "left is left, front is up"),
@@ -68,7 +68,7 @@ def pair_pictures(
             raise ValueError(f"source {when} and target differ: {volume.shape}, {target.shape}")
     if len(shown) == 1:
         shown = {"by the headers": source_before}
-    middle = _middle(foreground(target))
+    middle = _middle(otsu_foreground(target))
     slices = [
         _slice_pictures(list(shown.values()), target, middle, axis, spacing_mm)
         for axis, _, _ in PLANES

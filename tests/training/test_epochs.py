@@ -184,7 +184,7 @@ def told(monkeypatch):
             yield {f"val/{name}": value for name, value in row.items()}
 
     found = validations()
-    monkeypatch.setattr("distsynth.training.loop.Validator.__call__", lambda *_: next(found))
+    monkeypatch.setattr("distsynth.training.run.Validator.__call__", lambda *_: next(found))
 
 
 @pytest.mark.parametrize(

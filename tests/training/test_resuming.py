@@ -28,7 +28,8 @@ from distsynth.config import from_json
 from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import Position, load_checkpoint
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST
-from distsynth.training.loop import TrainingRun, train
+from distsynth.training.loop import train
+from distsynth.training.run import TrainingRun
 from distsynth.training.steps import Learner
 from distsynth.training.validation import Validator
 from sharding.io.errors import DataError
