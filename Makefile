@@ -1,7 +1,8 @@
 # Three commands do everything on a fresh machine:
 #   make demo        the whole path on phantom specimens, no data needed
 #   make test-fast   tests that start nothing heavy, in under two minutes
-#   make test        all tests
+#   make test        all tests but the longest, in under eight minutes
+# `make test-long` runs the longest alone: tutorials, wheels, clusters, random kills. CI runs both.
 # `make lowest` tries the lowest versions that pyproject.toml admits.
 # `make docs` builds the documentation into docs/_build/docs/index.html.
 PYTHON ?= python3
@@ -9,20 +10,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-fast check docs lowest install clean
+.PHONY: demo test test-fast test-long check docs lowest install clean
 
 demo: install
 	jobs/demo.sh demo-output
 
-# One thread a process: two test processes share two cores. Each takes the next file, whose tests
-# share what they have made; tests/conftest.py has the long ones run first.
-PYTEST := OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One thread a process. Each process takes the next file, whose tests share what they have made;
+# tests/conftest.py has the slow ones run first. Those wait now and then: a third process fills in.
+PYTEST := OMP_NUM_THREADS=1 pytest --dist loadfile --no-loadscope-reorder
 
 test: install
-	$(PYTEST) --durations 30
+	$(PYTEST) -n 3 -m "not long" --durations 30
+
+test-long: install
+	$(PYTEST) -n 2 -m long --durations 10
 
 test-fast: install
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 2 -m "not slow and not long"
 
 check: install
 	ruff check .

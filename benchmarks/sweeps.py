@@ -32,7 +32,7 @@ import ray
 import torch
 
 import distsynth.training.checkpointing
-import distsynth.training.loop
+import distsynth.training.run
 from distsynth.config import RunConfig, with_overrides
 from distsynth.data.loader import PatchDataset
 from distsynth.presets import preset
@@ -184,7 +184,7 @@ def trained(folder: Path, sweep: Swept) -> tuple[float, dict[str, float]]:
     train(with_overrides(configs[0], {"train.epochs": 1}), folder / "first")
     spent: dict[str, float] = defaultdict(float)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(timed(spent, "tracking", distsynth.training.loop, "start_trackers"))
+        stack.enter_context(timed(spent, "tracking", distsynth.training.run, "start_trackers"))
         for name in ("log", "picture", "finish"):
             stack.enter_context(timed(spent, "tracking", Trackers, name))
         stack.enter_context(

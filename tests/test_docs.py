@@ -299,6 +299,7 @@ def without_numbers(text: str) -> str:
     return re.sub(r"[\d.]+", "#", text)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_phantom_tutorial_runs_as_it_is_written(tmp_path: Path):

@@ -16,7 +16,7 @@ from ray import tune
 from tiny_runs import tiny_config
 
 import distsynth as ds
-from distsynth.inference.predictor import predict_file
+from distsynth.prediction.file import predict_file
 from sharding.volumes.cohort import read_cohort as original
 
 HEAVY = {"torch", "ray", "wandb", "accelerate", "pandas", "numpy", "scipy", "nibabel", "tqdm"}
@@ -91,6 +91,7 @@ def test_a_volume_that_is_too_small_is_refused(run, refused):
         ds.load_predictor(run.best).predict(tiny)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_frame(run, phantom_cohort, tmp_path):
     specimens = ds.read_cohort(phantom_cohort)
     found = ds.evaluate(run.best, specimens, tmp_path / "evaluation")

@@ -11,7 +11,7 @@ from killed_commands import SETUP, Command
 SEED = 20261128
 KILLS = {"sweep": 1, "reproduce": 1}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize("name", SETUP)

@@ -76,6 +76,7 @@ def test_everything_that_is_no_code_is_in_the_wheel(wheel):
     assert not [name for name in packed if name.startswith(("tests", "jobs", "benchmarks"))]
 
 
+@pytest.mark.long
 def test_the_whole_path_runs_outside_the_checkout(program, tmp_path):
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
-import os
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -22,7 +19,6 @@ from sharding.io.errors import DataError
 if TYPE_CHECKING:
     from distsynth.config import RunConfig
 
-logger = logging.getLogger(__name__)
 Given = TypeVar("Given")
 COHORT_HELP = "cohort.csv, a folder that holds one, or a BIDS folder"
 Cohort = Annotated[Path, arg(metavar="COHORT", help=COHORT_HELP)]
@@ -65,26 +61,6 @@ def usage_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-@contextlib.contextmanager
-def resume_hint(command: str, args: Sequence[str], option: str | None = None) -> Iterator[None]:
-    """After an interruption, show the command that continues.
-
-    Args:
-        command: Name of the command.
-        args: Its arguments; --overwrite is left out, because it would start again.
-        option: What makes the command continue; None if it does so by itself.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        words = [word for word in args if word not in ("--overwrite", option)]
-        again = shlex.join(["distsynth", command, *words, *([option] if option else [])])
-        # One line, however many ranks a launcher started.
-        if os.environ.get("RANK", "0") == "0":
-            logger.info("to continue: %s", again)
-        raise
 
 
 def option(args: Sequence[str], name: str) -> str | None:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from distsynth.cli.continuing import what_now
 from distsynth.errors import ConfigError
 from sharding.io.errors import DISK_FULL, DataError
 from sharding.io.interruption import Interrupted
@@ -82,6 +83,8 @@ def report_error(error: BaseException, args: Sequence[str], debug: bool) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, KeyboardInterrupt):
         ended = error if isinstance(error, Interrupted) else Interrupted()
+        for line in what_now(error, args):
+            logger.info(line)
         _say(str(ended))
         return ended.status
     if isinstance(error, ConfigError):

@@ -10,7 +10,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Address, Cohort, OutUrl, parse, resume_hint
+from distsynth.cli.arguments import Address, Cohort, OutUrl, parse
+from distsynth.cli.continuing import RESUME, continued_by
 from distsynth.cli.listed_names import FURTHER_ROWS, USUAL_ROWS
 from sharding.io.errors import DataError
 from sharding.io.storage import is_remote
@@ -79,7 +80,7 @@ def reproduce(args: Sequence[str]) -> None:
         given.vgg_weights,
     )
     address = None if given.local else given.address
-    with resume_hint("reproduce", args, "--resume"):
+    with continued_by("reproduce", args, RESUME):
         failed = run(folder, task, given.tracking, given.resources, address, given.resume)
     print(write_tables(folder, task))
     folder.folder.write(PAGE_FILE, reproduction_page(folder))

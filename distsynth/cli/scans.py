@@ -21,8 +21,8 @@ from distsynth.cli.arguments import (
     Volume,
     option,
     parse,
-    resume_hint,
 )
+from distsynth.cli.continuing import continued_by
 from distsynth.errors import ConfigError, check_workers
 from sharding.io.errors import CohortError, DataError
 
@@ -128,7 +128,7 @@ def prepare(args: Sequence[str]) -> None:
 
     check_workers(given.workers)
     specimens = read_cohort(given.cohort, given.source_pattern, given.target_pattern)
-    with resume_hint("prepare", args):
+    with continued_by("prepare", args):
         done = prepare_cohort(specimens, given.out, given.config, given.workers, given.address)
     for name, reasons in done.flags.items():
         logger.warning("check %s: %s", name, "; ".join(reasons))
@@ -285,7 +285,7 @@ def shard(args: Sequence[str]) -> None:
         }
     failures: dict[str, str] = {}
     for out, rows in sets.items():
-        with resume_hint("shard", args):
+        with continued_by("shard", args):
             done = write_shards(
                 rows,
                 out,

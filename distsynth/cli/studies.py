@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from distsynth.cli.arguments import Cohort, Out, columns, parse, resume_hint
+from distsynth.cli.arguments import Cohort, Out, columns, parse
+from distsynth.cli.continuing import continued_by
 from distsynth.errors import ConfigError
 from sharding.io.atomic import atomic_write, refuse_existing
 
@@ -95,7 +96,7 @@ def run(args: Sequence[str]) -> None:
             )
         _check_asked(made, given.cohort, given.minutes, given.gpus)
     print(_reasons(made))
-    with resume_hint("run", args):
+    with continued_by("run", args):
         found = run_study(given.out, made, given.workers)
     print(f"report   {found.page}")
     print(f"model    {found.model}   (distsynth predict {found.model} SCAN -o OUT)")

@@ -5,8 +5,7 @@
 
 import contextlib
 import logging
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from distsynth.cli.arguments import Address, FolderOrUrl, chosen_families, parse, usage_errors
+from distsynth.cli.continuing import RESUME, continued_by
 from distsynth.cli.listed_names import SPACE_NAMES
 from distsynth.cli.messages import UsageError
 from distsynth.cli.short_help import HELP, WHOLE_HELP, sweep_help
@@ -76,7 +76,7 @@ def _new_sweep(args: Sequence[str]) -> None:
         """Start a cluster on this machine for the duration; the default without --address."""
 
     given = parse(f"sweep {args[0]}", Sweep, args[1:])
-    from distsynth.sweep.run import make_plan, resume_sweep, start_sweep
+    from distsynth.sweep.run import centre_of, make_plan, resume_sweep, start_sweep
     from tune_spaces.named import named_space
 
     address = None if given.local else given.address
@@ -84,9 +84,9 @@ def _new_sweep(args: Sequence[str]) -> None:
         _check_shared(storage=given.storage, shards=given.config.data.shards)
     folder = _folder(given.storage, given.name)
     with usage_errors():
-        space = named_space(given.space)
+        space = named_space(given.space, centre_of(given.config, given.sweep))
     plan = make_plan(given.name, validate(given.config), space, given.sweep)
-    with _resume_hint(folder, address):
+    with _continued(folder, address):
         if given.resume and folder.exists():
             result = resume_sweep(folder, plan, address, given.retry_failed)
         else:
@@ -134,12 +134,12 @@ def _known_sweep(args: Sequence[str]) -> None:
 
     if given.resume:
         folder = _folder(given.storage, given.resume)
-        with _resume_hint(folder, address):
+        with _continued(folder, address):
             _finish(resume_sweep(folder, None, address, given.retry_failed), address)
     elif given.extend is not None and given.old:
         old = _folder(given.storage, given.old)
         folder = _folder(given.storage, given.name or f"{given.old}-extended")
-        with _resume_hint(folder, address):
+        with _continued(folder, address):
             _finish(extend_sweep(old, folder, given.extend, given.epochs, address), address)
     else:
         raise UsageError(f"give --resume, --status, or --extend with --from\n{USAGE}")
@@ -197,18 +197,14 @@ def _finish(result: "SweepResult", address: Address) -> None:
         print(best.folder)
 
 
-@contextlib.contextmanager
-def _resume_hint(folder: "SweepFolder", address: Address) -> Iterator[None]:
-    """After an interruption, show the command that continues."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        storage = folder.url.rpartition("/")[0] or "."
-        again = ["distsynth", "sweep", "--resume", folder.name, "--storage", storage]
-        if address:
-            again += ["--address", address]
-        logger.info("to continue: %s", shlex.join(again))
-        raise
+def _continued(
+    folder: "SweepFolder", address: str | None
+) -> contextlib.AbstractContextManager[None]:
+    """After an interruption, note the command that continues, if the sweep has begun."""
+    storage = folder.url.rpartition("/")[0] or "."
+    again = [RESUME, folder.name, "--storage", storage]
+    again += ["--address", address] if address else []
+    return continued_by("sweep", again, begun=folder.exists)
 
 
 def _check_shared(**paths: str) -> None:

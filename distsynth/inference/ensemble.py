@@ -53,4 +53,5 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
             if here != there:
                 raise ConfigError(f"an ensemble needs one data.{name}, got {here} and {there}")
     members = EnsembleGenerator([each.generator for each in predictors])
-    return replace(first, generator=members.eval())
+    name = " + ".join(each.name for each in predictors)
+    return replace(first, generator=members.eval(), name=name)

@@ -8,6 +8,8 @@ named so.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,11 +58,14 @@ class Validator:
         self._standardise, self._loss = standardise, loss
         self._masks: dict[str, NDArray[np.bool_]] = {}
 
-    def __call__(self, generator: nn.Module) -> dict[str, float]:
+    def __call__(
+        self, generator: nn.Module, tell: Callable[[int, int], None] = lambda *_: None
+    ) -> dict[str, float]:
         """Mean over validation specimens; the same on every rank.
 
         Args:
             generator: Without DDP wrapper; put into eval mode for the while.
+            tell: Called often, with the number of the specimen, from 1, and how many there are.
 
         Returns:
             Supervised loss terms over all patches as `val/<term>`, and stitched metrics in the
@@ -77,8 +82,12 @@ class Validator:
         rows = []
         with torch.no_grad():
             numbers = self._shards.manifest.patch_numbers("val")
-            for specimen in self._specimens():
-                row, terms = self._validate_specimen(generator, specimen, numbers[specimen.name])
+            specimens = self._specimens()
+            for number, specimen in enumerate(specimens, start=1):
+                telling = partial(tell, number, len(specimens))
+                row, terms = self._validate_specimen(
+                    generator, specimen, numbers[specimen.name], telling
+                )
                 rows.append(row)
                 patches += specimen.patches
                 for name, value in terms.items():
@@ -96,7 +105,11 @@ class Validator:
         return [row for row in self._shards.manifest.specimens if row.split == "val"]
 
     def _validate_specimen(
-        self, generator: nn.Module, specimen: SpecimenRecord, patches: NDArray[np.int64]
+        self,
+        generator: nn.Module,
+        specimen: SpecimenRecord,
+        patches: NDArray[np.int64],
+        tell: Callable[[], None],
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics of one stitched specimen, and this rank's sums of loss terms."""
         accelerator, config = self._accelerator, self._config
@@ -116,6 +129,7 @@ class Validator:
             Rank.of(accelerator),
         )
         for batch in batches:
+            tell()
             source, truth = self._standardise(batch)
             predicted = generator(source).float()
             _, terms = self._loss(predicted, truth, source=source, generator=generator)

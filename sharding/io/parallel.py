@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 from sharding.io.errors import DataError, one_line
 from sharding.io.interruption import ENDING_SIGNALS, blocked_signals, kept_handlers
 from sharding.io.progress import progress
+from sharding.io.steps import StepProgress, set_listener
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,6 +47,7 @@ def run_each(
     workers: int = 0,
     title: str = "",
     address: str | None = None,
+    steps: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[Item, Result | Failure]]:
     """Run a function on every item; one that fails does not stop the others, a bug does.
 
@@ -55,6 +58,8 @@ def run_each(
             cluster the most tasks at a time; 0 leaves that to Ray.
         title: Title of the progress bar.
         address: A Ray cluster ("auto" for the one that this machine belongs to); None stays here.
+        steps: Where the function tells of its steps (`begin_step`), each with its weight: they are
+            shown too. Items have a `name` then. Tasks of a cluster show when they are done.
 
     Yields:
         Each item with its result, or the Failure that it raised, in the order they finish.
@@ -66,28 +71,53 @@ def run_each(
     """
     if workers < 0:
         raise ValueError(f"workers must be >= 0, got {workers}")
-    if address:
-        outcomes = _on_ray(function, items, workers, address)
-    else:
-        workers = min(workers or available_cores(), len(items))
-        outcomes = _here(function, items) if workers <= 1 else _in_pool(function, items, workers)
-    yield from progress(outcomes, title, len(items))
+
+    def outcomes(shown: StepProgress | None) -> Iterator[Outcome]:
+        if address:
+            return _on_ray(function, items, workers, address)
+        processes = min(workers or available_cores(), len(items))
+        if processes <= 1:
+            return _here(function, items, shown)
+        return _in_pool(function, items, processes, shown)
+
+    if steps is None:
+        yield from progress(outcomes(None), title, len(items))
+        return
+    with StepProgress(title, len(items), steps) as shown:
+        for item, outcome in outcomes(shown):
+            shown.finish(item.name)  # type: ignore[attr-defined]
+            yield item, outcome
 
 
-def _here(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Outcome]:
-    for item in items:
-        try:
-            yield item, function(item)
-        except FAILURES as error:
-            yield item, error
+def _here(
+    function: Callable[[Item], Result], items: Sequence[Item], shown: StepProgress | None
+) -> Iterator[Outcome]:
+    set_listener(shown.begin if shown else None)
+    try:
+        for item in items:
+            try:
+                yield item, function(item)
+            except FAILURES as error:
+                yield item, error
+    finally:
+        set_listener(None)
 
 
 def _in_pool(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    shown: StepProgress | None,
 ) -> Iterator[Outcome]:
     # Spawned, so that the threads of the calling process cannot be caught mid-lock.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+    events = context.Queue() if shown else None
+    with (
+        shown.listening_to(events) if shown else contextlib.nullcontext(),
+        ProcessPoolExecutor(
+            workers, context, initializer=_start_worker, initargs=(events,)
+        ) as pool,
+    ):
         waiting = list(reversed(items))
         running: dict[Future[Result], Item] = {}
         try:
@@ -113,6 +143,15 @@ def _in_pool(
                 for process in list(pool._processes.values()):
                     process.kill()
             pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(events: Any) -> None:
+    """Tell of steps through a queue, if there is one, and end with the parent."""
+    if events is not None:
+        # What was not read before the end matters to nobody.
+        events.cancel_join_thread()
+        set_listener(events.put)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -32,7 +32,13 @@ from sharding.registration.config import PrepareConfig
 from sharding.registration.quality import SpecimenQuality, flag_outliers
 from sharding.registration.quality_page import quality_page
 from sharding.registration.register import tool_version
-from sharding.registration.specimen import PICTURE, PreparedSpecimen, prepare_specimen
+from sharding.registration.specimen import (
+    BIAS_PICTURE,
+    MEASURE,
+    PICTURE,
+    PreparedSpecimen,
+    prepare_specimen,
+)
 from sharding.volumes.cohort import Specimen, write_cohort
 
 COHORT = "cohort.csv"
@@ -42,6 +48,16 @@ MARK = "prepare.json"
 """Configuration of the last run; written first, it tells a prepared cohort from other folders."""
 
 PACKAGES = ("distsynth", "SimpleITK", "numpy", "scipy", "scikit-image", "nibabel")
+STEP_WEIGHTS = {
+    "correct": 3.0,
+    "scale": 0.5,
+    "rigid": 4.0,
+    "affine": 2.0,
+    "deform": 20.0,
+    "resample": 0.5,
+    MEASURE: 1.0,
+}
+"""About how long a step takes compared with the others, for the time that is left."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?/(?:[^\s/:;,'\"()]+/)+")
 """The folders of an absolute path."""
@@ -107,7 +123,9 @@ def prepare_cohort(
         failures: dict[str, str] = {}
         function = partial(prepare_specimen, out=out, config=config)
         found = [specimen.resolved() for specimen in specimens]
-        for specimen, outcome in run_each(function, found, workers, "preparing", address):
+        weights = {step: STEP_WEIGHTS[step] for step in (*config.steps, MEASURE)}
+        each = run_each(function, found, workers, "preparing", address, weights)
+        for specimen, outcome in each:
             if isinstance(outcome, PreparedSpecimen):
                 outcomes[specimen.name] = outcome
             elif isinstance(outcome, OSError) and outcome.errno in FULL:
@@ -169,12 +187,20 @@ def _write(
         "Python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    pictures = {row.name: (out / row.name / PICTURE).read_bytes() for row in preparation.rows}
+    pictures, corrections = (
+        {
+            row.name: path.read_bytes()
+            for row in preparation.rows
+            if (path := out / row.name / file).is_file()
+        }
+        for file in (PICTURE, BIAS_PICTURE)
+    )
     page = quality_page(
         preparation.rows,
         preparation.flags,
         preparation.failures,
         pictures,
+        corrections,
         _head(config, versions),
     )
     atomic_write(out / PAGE, page)

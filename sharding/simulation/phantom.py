@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sharding.io.atomic import refuse_existing
+from sharding.io.progress import progress
 from sharding.simulation.simulate import SimulationConfig, simulate_cohort
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.volume import Volume, write_volume
@@ -67,9 +68,18 @@ def write_phantom_cohort(
     names = [f"phantom-{index:02d}" for index in range(specimens)]
     rows = [Specimen(name, target=out / f"{name}_target.nii.gz") for name in names]
     refuse_existing([out / "cohort.csv", *(row.target for row in rows)], overwrite)
-    for index, row in enumerate(rows):
-        write_volume(row.target, phantom_volume(shape, seed * 10_000 + index))
-    return simulate_cohort(rows, out, simulation or SimulationConfig(seed=seed), overwrite)
+    written = []
+    try:
+        for index, row in enumerate(progress(rows, "drawing phantoms", specimens)):
+            written.append(row.target)
+            write_volume(row.target, phantom_volume(shape, seed * 10_000 + index))
+        return simulate_cohort(rows, out, simulation or SimulationConfig(seed=seed), overwrite)
+    except BaseException:
+        # Interrupted or failed, it leaves no targets that a second attempt would refuse to replace.
+        if not (out / "cohort.csv").exists():
+            for path in written:
+                path.unlink(missing_ok=True)
+        raise
 
 
 def _waves(

@@ -31,6 +31,7 @@ from scipy.spatial.transform import Rotation
 
 from sharding.io.atomic import atomic_write, refuse_existing
 from sharding.io.errors import DataError
+from sharding.io.interruption import deferred_signals
 from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, write_cohort
 from sharding.volumes.intensities import IntensityTransform
@@ -182,10 +183,12 @@ def simulate_cohort(
             write_volume(Path(gathered, sources[specimen.name].name), source)
             record = json.dumps(applied, indent=2) + "\n"
             atomic_write(Path(gathered, f"{specimen.name}_source.json"), record)
-        for path in sorted(Path(gathered).iterdir()):
-            path.replace(out / path.name)
-    done = [replace(specimen, source=sources[specimen.name]) for specimen in specimens]
-    write_cohort(cohort_file, done)
+        done = [replace(specimen, source=sources[specimen.name]) for specimen in specimens]
+        # All of the files or none, if a signal arrives now.
+        with deferred_signals():
+            for path in sorted(Path(gathered).iterdir()):
+                path.replace(out / path.name)
+            write_cohort(cohort_file, done)
     return cohort_file
 
 

@@ -1,63 +1,30 @@
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from commands import Ended, cli, done
 from killed_commands import command_on_a_small_disk
 from tiny_runs import PLAIN, start, tiny_config
 
 import distsynth.cli.main
-from distsynth.cli.listed_names import FURTHER_ROWS, PRESET_NAMES, SPACE_NAMES, USUAL_ROWS
-from distsynth.cli.main import main
-from distsynth.cli.short_help import SECTIONS, SWEEP, TRAIN
 from distsynth.config import from_json, to_json, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.models import GENERATOR_FAMILIES
 from distsynth.presets import PRESETS
-from distsynth.reproduction.rows import ROWS, USUAL
 from distsynth.runs.folder import BEST, CONFIG_FILE, METRICS_FILE
 from sharding.io.errors import DataError
 from sharding.io.interruption import Interrupted
 from sharding.shards.shard_set import ShardSet
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
-from tune_spaces.registry import SPACES
 
 LAST_FAMILY = list(GENERATOR_FAMILIES)[-1]
 COMMANDS = tuple(distsynth.cli.main.COMMANDS)
-
-
-class Ended(NamedTuple):
-    """What a command left: exit status and both streams."""
-
-    status: int
-    out: str
-    err: str
-
-
-def cli(*args):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main([str(arg) for arg in args])
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
-    return Ended(status, out.getvalue(), err.getvalue())
-
-
-def done(*args):
-    ended = cli(*args)
-    assert ended.status == 0, ended.err
-    return ended
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +66,7 @@ def held_out(phantoms, shards):
     return next(row for row in read_cohort(phantoms) if row.name == name)
 
 
+@pytest.mark.slow
 def test_training_took_the_file_and_the_options(run_dir, shards):
     found = from_json((run_dir / CONFIG_FILE).read_text())
     more = {"loss.lambda_gradient": 0.5, "data.neighbours": 0}
@@ -149,6 +117,7 @@ def test_predict(folder, run_dir, held_out):
     assert "stitch.trim must be" in bad.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["checkpoint", "inside"])
 def test_evaluate(form, folder, phantoms, run_dir, held_out, monkeypatch):
     out = folder / f"evaluated by {form}"
@@ -191,108 +160,6 @@ def test_evaluate_refuses_nothing_and_two_of_a_name(folder, phantoms, run_dir):
     assert ended.status == 2
     assert "two checkpoints are named run" in ended.err
     assert not out.exists()
-
-
-def test_presets_as_text():
-    ended = done("presets")
-    advice, table = ended.out.split("\n\n")
-    assert "Take quick" in advice
-    lines = table.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
-    assert max(map(len, ended.out.splitlines())) <= 100
-
-
-def test_presets_as_json():
-    rows = json.loads(done("presets", "--json").out)
-    assert [row["preset"] for row in rows] == list(PRESETS)
-    assert all(row["generator_parameters"] > 0 for row in rows)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_prints_as_its_configuration(name):
-    assert from_json(done("presets", name).out) == PRESETS[name]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_each_command(command):
-    ended = done(command, "--help")
-    assert f"usage: distsynth {command}" in ended.out
-    assert re.search(rf"(?m)^ *distsynth {command} ", ended.out), "no example"
-    first, _, _ = ended.out.partition("\n")
-    assert not re.search(r"\b(STR|PATH|INT)\b", first)
-    assert ended.err == ""
-
-
-def test_help_needs_none_of_the_large_libraries():
-    code = """
-import contextlib, sys
-from distsynth.cli.main import COMMANDS, main
-main(["--help"])
-main(["--version"])
-for words in [[command] for command in COMMANDS] + [["train", "small"], ["sweep", "small"]]:
-    with contextlib.suppress(SystemExit):
-        main([*words, "--help"])
-sys.exit(", ".join({"torch", "ray", "wandb"} & set(sys.modules)) or None)
-"""
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
-def test_help_lists_every_name():
-    assert tuple(PRESETS) == PRESET_NAMES
-    assert tuple(SPACES) == SPACE_NAMES
-    assert tuple(row for row in ROWS if row in USUAL) == USUAL_ROWS
-    assert tuple(row for row in ROWS if row not in USUAL) == FURTHER_ROWS
-    for words, names in (
-        (["train", "--help"], PRESET_NAMES),
-        (["sweep", "small", "--help"], SPACE_NAMES),
-        (["sweep", "small", "--help-all"], SPACE_NAMES),
-        (["reproduce", "--help"], (*USUAL_ROWS, *FURTHER_ROWS)),
-    ):
-        shown = set(re.split(r"[\s,.;:│]+", done(*words).out))
-        assert not set(names) - shown, words
-
-
-@pytest.mark.parametrize(("command", "groups"), [("train", TRAIN), ("sweep", SWEEP)])
-def test_the_short_help_names_options_of_the_whole_one(command, groups):
-    short = done(command, "unet-7", "--help").out
-    whole = options_of(command, "unet-7")
-    options = [option for group in groups.values() for option in group]
-    assert len(options) == len(set(options)) > 15
-    for option in options:
-        assert option.name.rpartition(" ")[2] in whole
-        assert f"  {option.name}" in short
-    assert {f"--{name}.*" for name in vars(PRESETS["unet-7"])} == set(SECTIONS)
-    assert len(short.splitlines()) < 110
-    assert max(map(len, short.splitlines())) <= 80
-
-
-def options_of(*args):
-    words = done(*args, "--help-all").out.split()
-    return {word.rstrip(",") for word in words if word.startswith("--")}
-
-
-def test_help_shows_the_fields_of_the_family_of_the_preset():
-    unet, conv = options_of("train", "unet-7"), options_of("train", "small")
-    assert "--generator.channels" in unet & conv
-    assert conv - unet == {
-        "--generator.kernels",
-        "--generator.norm-first",
-        "--generator.no-norm-first",
-    }
-    assert options_of("train", "small", "--generator.family", "unet") == unet
-    assert options_of("train", "unet-7", "--generator.family=conv") == conv
-    cnn, patchgan = options_of("train", "fcn-1"), options_of("train", "pix2pix-9")
-    assert {word for word in cnn if "discriminator." in word} == {"--discriminator.family"}
-    assert "--discriminator.conditional" in patchgan
-    assert "--discriminator.kernels" not in patchgan
-
-
-@pytest.mark.parametrize("option", ["--resume", "--status", "--extend"])
-def test_help_on_a_sweep_needs_no_name(option):
-    for flag in ("-h", "--help"):
-        shown = done("sweep", option, flag).out
-        assert all(name in shown for name in ("--resume", "--from", "--retry-failed"))
 
 
 def test_usage_and_version():

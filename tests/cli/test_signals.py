@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from killed_commands import command, command_under_nohup, kill_family
-from killing import FileMoment, Stop
+from killing import CallMoment, FileMoment, Moment, Stop
 from lab import until
 from small_study import study_commands
 from tiny_runs import start, start_ranks, tiny_config
@@ -84,7 +84,7 @@ def program(
 
 @contextlib.contextmanager
 def stopped_program(
-    folder: Path, moment: FileMoment, *args: str | Path
+    folder: Path, moment: Moment, *args: str | Path
 ) -> Iterator[tuple[Program, int]]:
     """A program, and the number of the process of it that has stopped at a moment."""
     notes = folder / "notes"
@@ -94,10 +94,11 @@ def stopped_program(
         yield found, stop.wait(found.process)
 
 
-def command_to_continue(said: str) -> list[str]:
-    """The arguments of the command that an interrupted one shows."""
-    (line,) = [line for line in said.splitlines() if line.startswith("to continue: ")]
-    name, *args = shlex.split(line.removeprefix("to continue: "))
+def command_to_continue(said: str, before: str = "to continue: ") -> list[str]:
+    """The arguments of the command that an interrupted one shows, in the line before the last."""
+    line = said.splitlines()[-2]
+    assert line.startswith(before), said
+    name, *args = shlex.split(line.removeprefix(before))
     assert name == "distsynth"
     return args
 
@@ -159,6 +160,73 @@ def test_sharding_continues(number, tmp_path):
     assert again == [str(word) for word in args if word != "--overwrite"]
     assert main(again) == 0
     assert main(["verify", str(shards)]) == 0
+
+
+@pytest.fixture(scope="module")
+def small_study(tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
+    """A cohort, its shards and a run, and the commands that go on from there."""
+    folder = tmp_path_factory.mktemp("study")
+    commands = study_commands(folder)
+    for name in ("phantom", "shard", "train"):
+        assert main(commands[name]) == 0
+    cohort = folder / "cohort" / "cohort.csv"
+    return folder, commands | {
+        "pair": ["phantom", str(folder / "pair"), "--specimens", "2", "--shape", "16", "16", "16"],
+        "simulate": ["simulate", str(cohort), "-o", str(folder / "simulated")],
+    }
+
+
+NOT_KEPT = {
+    "pair": FileMoment("*/pair/phantom-01_target.nii.gz", "rename"),
+    "simulate": FileMoment("*/phantom-02_source.nii.gz", "rename"),
+    "predict": FileMoment("*/phantom-00_synthetic.nii.gz", "rename"),
+    "evaluate": FileMoment("*/results.json", "rename"),
+    "report": FileMoment("*/report.html", "rename"),
+    "export": FileMoment("*/config.json", "any"),
+}
+"""Commands that write all at the end, and a moment before it."""
+
+
+@pytest.mark.parametrize("name", NOT_KEPT)
+def test_what_keeps_nothing_is_started_again_by_the_line_that_it_shows(name, small_study, tmp_path):
+    folder, commands = small_study
+    args = commands[name]
+    if name == "report":
+        args = ["report", str(folder / "run"), "-o", str(folder / "report.html")]
+    before = sorted(folder.iterdir())
+    with stopped_program(tmp_path, NOT_KEPT[name], *args) as (first, stopped):
+        first.send(signal.SIGINT)
+        os.kill(stopped, signal.SIGCONT)
+        said = first.end_by(signal.SIGINT)
+    assert command_to_continue(said, "nothing was kept; to start again: ") == args
+    left = [path for path in folder.iterdir() if path not in before]
+    assert not [file for path in left for file in path.rglob("*")]
+    assert main(args) == 0
+
+
+def test_a_study_continues(small_study, tmp_path):
+    folder, _ = small_study
+    cohort = folder / "cohort" / "cohort.csv"
+    args = ["run", str(cohort), "-o", str(tmp_path / "study"), "--minutes", "0.02"]
+    moment = FileMoment("*/model/checkpoints/last.pt", "rename")
+    with stopped_program(tmp_path, moment, *args, "--workers", "1") as (first, stopped):
+        first.send(signal.SIGINT)
+        os.kill(stopped, signal.SIGCONT)
+        again = command_to_continue(first.end_by(signal.SIGINT))
+    assert again == [*args, "--workers", "1"]
+    assert (tmp_path / "study" / "shards" / "manifest.json").exists()
+
+
+def test_before_there_is_anything_to_continue_a_command_is_started_again(shard_folder, tmp_path):
+    """An old run in the folder must not be continued by the line of one that would replace it."""
+    args = ["train", "small", "-o", tmp_path / "run", "--data.shards", shard_folder, "--overwrite"]
+    moment = CallMoment("distsynth.api:load_config")
+    with stopped_program(tmp_path, moment, *args) as (first, stopped):
+        first.send(signal.SIGINT)
+        os.kill(stopped, signal.SIGCONT)
+        said = first.end_by(signal.SIGINT)
+    again = command_to_continue(said, "nothing was kept; to start again: ")
+    assert again == list(map(str, args))
 
 
 def test_preparing_continues(tmp_path):

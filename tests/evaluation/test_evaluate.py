@@ -13,10 +13,11 @@ from tiny_runs import tiny_config
 from distsynth.errors import ConfigError
 from distsynth.evaluation.baselines import Cubic
 from distsynth.evaluation.evaluate import evaluate
-from distsynth.inference.predictor import Predictor, load_predictor, predict_file
+from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.image import volume_metrics
 from distsynth.metrics.results import RESULTS_FILE, read_results
+from distsynth.prediction.file import FileOptions, predict_file
 from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.training.loop import train
 from sharding.io.errors import DataError
@@ -115,12 +116,13 @@ def test_saved_volumes_are_those_of_predict_on_the_target_grid(
     (row,) = of_split(specimens, predictor, "test")
     assert [path.name for path in volumes.iterdir()] == [f"{row.name}_first.nii.gz"]
     assert row.source is not None
-    out = predict_file(predictor, row.source, tmp_path / "out.nii.gz", like=row.target)
+    out = predict_file(predictor, row.source, tmp_path / "out.nii.gz", FileOptions(like=row.target))
     one, other = read_volume(out), read_volume(volumes / f"{row.name}_first.nii.gz")
     np.testing.assert_array_equal(one.affine, other.affine)
     np.testing.assert_array_equal(one.data, other.data)
 
 
+@pytest.mark.slow
 def test_a_perfect_model_has_perfect_numbers(predictor, specimens, tmp_path):
     models = {"perfect": perfect(predictor, of_split(specimens, predictor, "test"))}
     evaluation = evaluate(models, specimens)
@@ -137,6 +139,7 @@ def test_a_perfect_model_has_perfect_numbers(predictor, specimens, tmp_path):
     json.loads((tmp_path / RESULTS_FILE).read_text())
 
 
+@pytest.mark.slow
 def test_what_is_written(evaluated, predictor, run_dir, tmp_path):
     evaluation, _ = evaluated
     out = tmp_path / "evaluated"
@@ -163,6 +166,7 @@ def test_what_is_written(evaluated, predictor, run_dir, tmp_path):
         assert str(place) not in page
 
 
+@pytest.mark.slow
 def test_conventions_are_written_for_the_model_and_cubic(predictor, specimens, tmp_path):
     models = {"first": predictor}
     evaluation = evaluate(models, specimens, baselines=[Cubic()], conventions=True)
@@ -264,6 +268,7 @@ def test_a_thin_specimen_has_all_numbers_but_windowed_ssim(predictor, specimens,
     assert note in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_mask_without_a_voxel_of_the_source_leaves_out_consistency(
     predictor, specimens, tmp_path
 ):

@@ -106,6 +106,7 @@ def raw_and_prepared(request, tmp_path_factory):
     return raw, read_cohort(folder / "out")[0]
 
 
+@pytest.mark.slow
 def test_predictions_of_raw_scans_are_those_that_were_evaluated(raw_and_prepared):
     assert_same(*evaluated_and_from_raw(*raw_and_prepared))
 

@@ -61,6 +61,7 @@ def test_the_script_runs_in_an_empty_folder(tmp_path):
     assert "epoch" not in ended.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_notebook_runs_in_an_empty_folder(tmp_path):

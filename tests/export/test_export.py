@@ -4,7 +4,6 @@ import getpass
 import importlib.util
 import json
 import re
-import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,9 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
-from tiny_runs import ADVERSARIAL, BATCH_NORM, tiny_config
+from exports import FAMILIES, run
 
 import distsynth.export.onnx
-from distsynth.cli.main import main
 from distsynth.evaluation.baselines import Cubic, Identity
 from distsynth.evaluation.evaluate import evaluate
 from distsynth.export.export import CARD, ONNX
@@ -26,8 +24,7 @@ from distsynth.export.model_card import UNKNOWN
 from distsynth.export.onnx import TOLERANCE, compare
 from distsynth.inference.predictor import load_predictor, run_dir_of
 from distsynth.metrics.results import RESULTS_FILE, results_json, results_table
-from distsynth.models import build_generator, parameter_count
-from distsynth.runs.checkpoint import Checkpoint, Position, load_checkpoint, save_checkpoint
+from distsynth.models import parameter_count
 from distsynth.runs.folder import BEST
 from distsynth.runs.package import (
     CONFIG,
@@ -37,145 +34,9 @@ from distsynth.runs.package import (
     export_files,
     is_export,
     read_export,
-    write_files,
 )
-from distsynth.training.loop import train
 from sharding.volumes.cohort import read_cohort
 from sharding.volumes.volume import read_volume
-
-FAMILIES = {
-    "conv": {},
-    "dense": {
-        "data.patch_size": (8, 8, 8),
-        "generator.channels": (3, 2, 2),
-        "generator.norm": "batch",
-        "stitch.stride": 6,
-    },
-    "encoder-decoder": {
-        "data.neighbours": 1,
-        "data.alignment": 1,
-        "generator.channels": (3, 4),
-        "generator.norm": "batch",
-        "generator.output": "tanh",
-        "generator.sharpen": "3x3",
-    },
-    "unet": {
-        "generator.channels": (3, 4),
-        "generator.norm": "instance",
-        "generator.sharpen": "5x5",
-        "stitch.axes": (0, 1, 2),
-    },
-    "residual": {"generator.features": 3, "generator.blocks": 2, "generator.norm": "batch"},
-    "residual-dense": {
-        "data.patch_size": (8, 8, 8),
-        "generator.features": 3,
-        "generator.blocks": 2,
-        "generator.layers": 2,
-        "generator.growth": 2,
-        "stitch.stride": 6,
-    },
-    "recursive": {
-        "data.neighbours": 1,
-        "data.alignment": 1,
-        "generator.features": 3,
-        "generator.recursions": 3,
-        "generator.residual": True,
-    },
-    "feedback": {"generator.features": 3, "generator.groups": 2, "generator.steps": 2},
-}
-"""What each family's configuration has of its own; conv is trained, the others have chance's
-weights."""
-LOSSES = {"generator.residual": True, "loss.vgg_weights": "/home/someone/vgg16.pth"}
-
-
-def run(*args):
-    return main([str(arg) for arg in args])
-
-
-@pytest.fixture(scope="module")
-def run_dir(shard_folder, tmp_path_factory):
-    config = tiny_config(shard_folder, ADVERSARIAL, BATCH_NORM, LOSSES)
-    return train(config, tmp_path_factory.mktemp("runs") / "secret-name").run_dir
-
-
-@pytest.fixture(scope="module")
-def trained(run_dir):
-    return load_checkpoint(run_dir / BEST)
-
-
-def with_weights_of_chance(config, trained):
-    """An untrained checkpoint, whose BatchNorm has seen one batch."""
-    torch.manual_seed(1)
-    data = config.data
-    generator = build_generator(config.generator, data.patch_size, data.channels)
-    generator(torch.randn(4, data.channels, *data.patch_size))
-    learners = {"generator": {"network": generator.state_dict()}}
-    return Checkpoint(config, trained.data, Position(), learners, [], {})
-
-
-@pytest.fixture(scope="module")
-def made(run_dir, trained, shard_folder, tmp_path_factory):
-    """Family -> its checkpoint and its export; each is made once."""
-    folder, known = tmp_path_factory.mktemp("exports"), {}
-
-    def make(family):
-        if family not in known:
-            path = run_dir / BEST
-            if family != "conv":
-                own = {"generator.family": family} | FAMILIES[family]
-                path = folder / f"{family}.pt"
-                save_checkpoint(
-                    path, with_weights_of_chance(tiny_config(shard_folder, own), trained)
-                )
-            assert run("export", path, "--out", folder / family) == 0
-            known[family] = path, folder / family
-        return known[family]
-
-    return make
-
-
-@pytest.fixture
-def copy(made, tmp_path):
-    """An export to do harm to."""
-    return Path(shutil.copytree(made("conv")[1], tmp_path / "copy"))
-
-
-@pytest.fixture
-def forged(made, tmp_path):
-    """A function that writes an export with other files, its checksums right."""
-
-    def write(**changes):
-        checkpoint = load_checkpoint(made("conv")[0])
-        files = export_files(checkpoint)
-        for name, change in changes.items():
-            name = {"weights": WEIGHTS, "config": CONFIG, "record": RECORD}[name]
-            files[name] = change(files[name])
-        write_files(tmp_path / "forged", files)
-        return tmp_path / "forged"
-
-    return write
-
-
-def edited(change):
-    """JSON with its values changed in place."""
-
-    def edit(content):
-        values = json.loads(content)
-        change(values)
-        return json.dumps(values).encode()
-
-    return edit
-
-
-def reweighted(change):
-    """Weights with the dict of tensors changed in place."""
-
-    def edit(content):
-        tensors = safetensors.torch.load(content)
-        change(tensors)
-        return safetensors.torch.save(tensors)
-
-    return edit
 
 
 @pytest.mark.slow
@@ -194,6 +55,7 @@ def test_the_export_predicts_the_same_voxels(family, made, phantom_cohort, tmp_p
     assert capsys.readouterr().out.endswith(f"{tmp_path / 'two.nii'}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_onnx_runtime_gives_what_the_network_gives(family, made):
     _, folder = made(family)
@@ -325,115 +187,6 @@ def test_an_evaluation_without_the_model_is_refused(run_dir, tmp_path, capsys):
     assert run(*command, tmp_path / "none") == 1
     assert "results.json: there is no such file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD, ONNX, CARD])
-@pytest.mark.parametrize("harm", [flip, cut])
-def test_a_changed_file_is_refused(name, harm, copy, refused):
-    harm(copy / name)
-    with refused(copy / name, "its sha256 must be .*: it was changed or cut", "Copy .* again"):
-        load_predictor(copy, "cpu")
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, RECORD, ONNX, CARD, SUMS])
-def test_a_missing_file_is_refused(name, copy, refused):
-    (copy / name).unlink()
-    with refused(copy / name, "there is no such file", "copy the file again"):
-        load_predictor(copy, "cpu")
-
-
-def test_checksums_that_name_no_file_are_refused(copy, refused):
-    (copy / SUMS).write_text("what is this\n")
-    with refused(copy / SUMS, "not a file of an export", "again"):
-        load_predictor(copy, "cpu")
-    (copy / SUMS).write_text(f"{'0' * 64}  ../{WEIGHTS}\n")
-    with refused(copy / SUMS, "which is no file here", "again"):
-        load_predictor(copy, "cpu")
-    (copy / SUMS).write_text("")
-    with refused(copy / SUMS, f"must hold the sha256 of {WEIGHTS}", "again"):
-        load_predictor(copy, "cpu")
-
-
-def test_the_command_ends_with_one_line_on_a_changed_export(copy, phantom_cohort, tmp_path, capsys):
-    flip(copy / WEIGHTS)
-    source = read_cohort(phantom_cohort)[-1].source
-    assert run("predict", copy, source, "-o", tmp_path / "out.nii") == 1
-    message = capsys.readouterr().err
-    assert message.startswith(f"distsynth: {copy / WEIGHTS}: its sha256 must be")
-    assert message.count("\n") == 1
-
-
-FIRST = "network.layers.0.weight"
-
-
-@pytest.mark.parametrize(
-    ("changes", "name", "rule"),
-    [
-        (
-            {"weights": reweighted(lambda tensors: tensors.pop(FIRST))},
-            WEIGHTS,
-            rf"do not fit the configuration \(Missing key.*{FIRST}",
-        ),
-        (
-            {
-                "weights": reweighted(
-                    lambda tensors: tensors.update({FIRST: torch.zeros(5, 1, 3, 3)})
-                )
-            },
-            WEIGHTS,
-            f"do not fit the configuration .size mismatch for {FIRST}",
-        ),
-        ({"weights": lambda content: content[:100]}, WEIGHTS, "not a file of an export"),
-        ({"weights": lambda _: b"\x80\x04K\x01."}, WEIGHTS, "not a file of an export"),
-        (
-            {"config": edited(lambda values: values.update({"more": 1}))},
-            CONFIG,
-            "more is not a field of the configuration",
-        ),
-        (
-            {"config": edited(lambda values: values["stitch"].update({"stride": 0}))},
-            CONFIG,
-            "stitch.stride must be >= 1",
-        ),
-        ({"config": lambda _: b"\xff"}, CONFIG, "not a file of an export"),
-        (
-            {"record": edited(lambda values: values["data"].pop("spacing_mm"))},
-            RECORD,
-            "spacing_mm: Field required",
-        ),
-        ({"record": edited(lambda values: values.pop("version"))}, RECORD, "'version' is missing"),
-        (
-            {"record": edited(lambda values: values.update({"version": 9}))},
-            RECORD,
-            "version 9, this program reads 1",
-        ),
-    ],
-)
-def test_a_forged_export_is_refused(changes, name, rule, forged, refused):
-    folder = forged(**changes)
-    with refused(folder / name, rule, "again"):
-        load_predictor(folder, "cpu")
-
-
-def test_nothing_is_unpickled(made, monkeypatch):
-    def failing(*_args, **_options):
-        raise AssertionError("unpickled")
-
-    monkeypatch.setattr(torch, "load", failing)
-    monkeypatch.setattr("pickle.load", failing)
-    monkeypatch.setattr("pickle.loads", failing)
-    predictor = load_predictor(made("conv")[1], "cpu")
-    assert not predictor.generator.training
 
 
 def test_the_record_keeps_splits_without_names(made, trained):

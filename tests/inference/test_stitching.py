@@ -28,6 +28,7 @@ def cases(draw):
     return volume, size, axes, stride, trim, weights
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(cases(), st.integers(1, 50))
 def test_dense_patches_stitch_back_exactly(case, batch):

@@ -1,26 +1,18 @@
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import os
-import socket
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import fields
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from dashboards import OFFLINE, written
 from tiny_runs import ADVERSARIAL, losses, tiny_config
-from tiny_sweeps import tiny_plan
 from torch import nn
 from wandb_offline import OfflineRun, read_offline_run
-from warm_workers import PROGRAMS
 
 import distsynth.losses.perceptual
 import distsynth.training.loop
@@ -36,14 +28,11 @@ from distsynth.reporting.dashboard import (
     report,
     workspace,
 )
-from distsynth.sweep.finalists import log_sweep
-from distsynth.sweep.folder import SweepFolder, TrialRecord, report_of
 
 # wandb-workspaces is written for the first pydantic.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Pydantic V1 style `@validator`:pydantic.warnings.PydanticDeprecatedSince20"
 )
-OFFLINE = {"tracking.mode": "offline", "tracking.samples": 2, "tracking.project": "phantoms"}
 SECONDS = 90
 """A command that takes longer hangs."""
 
@@ -76,48 +65,9 @@ def everything(shard_folder, tmp_path_factory):
     return run_dir
 
 
-@pytest.fixture(scope="module")
-def sweep(shard_folder, tmp_path_factory):
-    """Folder of a sweep of two trials, its leaderboard logged offline."""
-    place = tmp_path_factory.mktemp("sweep")
-    folder = SweepFolder(place / "tiny")
-    plan = tiny_plan(shard_folder, run=OFFLINE, objective=("mse",))
-    folder.write_plan(plan)
-    for number, error in enumerate((0.5, 0.25)):
-        metrics = {f"val/{name.rpartition('/')[2]}": error for name in BEST if "score" not in name}
-        values = {"epoch": 1, "step": 5, "metrics": metrics, "score": -error, "best_score": -error}
-        hyperparameters = dict.fromkeys(plan.space, 0.1)
-        folder.write_record(
-            TrialRecord(f"{number:05}", hyperparameters, "finished", (report_of(values),))
-        )
-    log_sweep(folder, plan)
-    return folder
-
-
 def offline_run(folder: Path) -> tuple[Path, OfflineRun]:
     (file,) = folder.rglob("*.wandb")
     return file.parent / "files", read_offline_run(file)
-
-
-def written(out: Path, *args: str) -> dict[str, dict]:
-    """What the command writes, by file name; anything that reaches out fails."""
-
-    def refuse(*_args: object, **_options: object) -> None:
-        raise AssertionError("reached for the network or a login")
-
-    streams = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("wandb.Api", "wandb.login", "wandb.init", "wandb.setup"):
-            patch.setattr(name, refuse)
-        patch.setattr(socket.socket, "connect", refuse)
-        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-            assert main(["dashboard", "--out", str(out), *args]) == 0
-    told, heard = (stream.getvalue() for stream in streams)
-    assert told.splitlines() == [str(out / "workspace.json"), str(out / "report.json")]
-    assert "nothing was sent" in heard
-    assert "distsynth dashboard" in heard
-    assert "--online" in heard
-    return {path.name: json.loads(path.read_text()) for path in out.iterdir()}
 
 
 def nodes(spec: object) -> Iterator[dict]:
@@ -153,6 +103,7 @@ def config_columns(spec: dict) -> list[str]:
     return [column["accessor"] for column in columns if column["accessor"].startswith("config:")]
 
 
+@pytest.mark.slow
 def test_every_logged_name_has_a_panel_and_every_panel_shows_a_logged_name(
     everything, sweep, tmp_path
 ):
@@ -283,118 +234,6 @@ def test_usage_is_told(args, message, capsys):
 
 
 # --- sent to a server
-
-
-class Answers(BaseHTTPRequestHandler):
-    """As much of W&B's GraphQL as saving a view takes; `refusing` allows nothing."""
-
-    seen: list[dict]
-    refusing = False
-
-    def do_POST(self) -> None:
-        body = (
-            json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-            if (self.path == "/graphql")
-            else {}
-        )
-        if body:
-            self.seen.append(body)
-        refused = self.refusing and "upsertView" in body.get("query", "")
-        content = json.dumps(
-            {"errors": [{"message": "permission denied"}]}
-            if refused
-            else {"data": self.data(body.get("query", ""), body.get("variables") or {})}
-        ).encode()
-        self.send_response(403 if refused else 200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def data(self, query: str, variables: dict) -> dict:
-        project = {"id": "cA==", "name": "phantoms", "entityName": "lab"}
-        if "upsertView" in query:
-            view = {"id": "dg==", "type": variables["type"], "name": variables["name"]}
-            view |= {"displayName": variables["displayName"], "description": ""}
-            view |= {"project": project, "spec": variables["spec"]}
-            return {"upsertView": {"view": view, "inserted": True}}
-        if "models(" in query:
-            node = project | {"__typename": "Project", "createdAt": "2024-01-01T00:00:00Z"}
-            node |= {"isBenchmark": False, "user": None}
-            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
-            return {"models": {"pageInfo": page, "edges": [{"node": node}]}}
-        return {"viewer": {"id": "dQ==", "entity": "lab", "username": "lab", "flags": "{}"}}
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def answering(refusing: bool = False) -> Iterator[tuple[str, list[dict]]]:
-    """Address of a server on loopback, and the requests that it got."""
-    seen: list[dict] = []
-    handler = type("Own", (Answers,), {"seen": seen, "refusing": refusing})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", seen
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def sent(address: str, home: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: text for name, text in os.environ.items() if "WANDB" not in name}
-    environment |= {"HOME": str(home), "WANDB_BASE_URL": address, "WANDB_API_KEY": 40 * "0"}
-    environment |= PROGRAMS
-    return subprocess.run(
-        [sys.executable, "-m", "distsynth", "dashboard", *args, "--online"],
-        env=environment,
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-
-
-@pytest.mark.slow
-def test_online_sends_the_specifications_that_offline_writes(sweep, tmp_path):
-    offline = written(tmp_path / "offline", "--sweep", sweep.url, "--entity", "lab")
-    (tmp_path / "home").mkdir()
-    with answering() as (address, seen):
-        ended = sent(address, tmp_path / "home", "--sweep", sweep.url, "--entity", "lab")
-    assert ended.returncode == 0, ended.stderr
-    views = [one["variables"] for one in seen if "upsertView" in one["query"]]
-    assert [view["type"] for view in views] == ["project-view", "runs"]
-    for view, file in zip(views, ("workspace.json", "report.json"), strict=True):
-        assert (view["entityName"], view["projectName"]) == ("lab", "phantoms")
-        assert without_ids(json.loads(view["spec"])) == without_ids(offline[file]["spec"])
-    urls = ended.stdout.splitlines()
-    assert len(urls) == 2
-    assert all("/lab/phantoms" in url for url in urls)
-    assert not list((tmp_path / "home").glob("dashboard*"))
-
-
-def without_ids(spec: object) -> object:
-    """The specification without the ids that each building draws anew."""
-    if isinstance(spec, list):
-        return [without_ids(part) for part in spec]
-    if isinstance(spec, dict):
-        return {
-            name: without_ids(part) for name, part in spec.items() if name not in ("id", "__id__")
-        }
-    return spec
-
-
-def test_a_refusal_is_told(tmp_path):
-    with answering(refusing=True) as (address, _seen):
-        ended = sent(address, tmp_path, "--project", "phantoms", "--entity", "lab")
-    assert ended.returncode == 1, ended.stderr
-    assert "W&B project lab/phantoms: the dashboard could not be sent" in ended.stderr
-    assert "Traceback" not in ended.stderr
 
 
 # --- what a run that was written offline leaves to be sent later

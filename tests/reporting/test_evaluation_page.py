@@ -122,6 +122,7 @@ def test_versions_skip_what_is_not_installed():
     assert list(versions) == ["Python", "numpy"]
 
 
+@pytest.mark.slow
 def test_neither_torch_nor_pyplot_is_imported():
     code = (
         "import sys, distsynth.reporting.evaluation_page; "

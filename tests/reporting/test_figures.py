@@ -104,6 +104,7 @@ def test_constant_and_unfinished_volumes_can_be_shown():
     assert figure_png(figure, dpi=30).startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_png_is_reproducible(volumes):
     source, target, methods = volumes
     first, second = (figure_png(comparison_figure(methods, source, target), 40) for _ in range(2))

@@ -127,6 +127,7 @@ def test_a_run_with_everything(run_dir, evaluation, phantom_cohort, tmp_path, ca
     assert len(page) < 15_000_000
 
 
+@pytest.mark.slow
 def test_a_run_alone_says_how_to_get_the_rest(run_dir, tmp_path, capsys):
     out = tmp_path / "page.html"
     assert report(capsys, run_dir, "--out", out)[0] == 0
@@ -139,6 +140,7 @@ def test_a_run_alone_says_how_to_get_the_rest(run_dir, tmp_path, capsys):
     assert_private(page, run_dir)
 
 
+@pytest.mark.slow
 def test_an_evaluation_within_the_run_is_found(run_dir, evaluation, tmp_path, capsys):
     copy = tmp_path / "run"
     (copy / "evaluation").mkdir(parents=True)
@@ -303,6 +305,7 @@ def test_steps_are_drawn_once_each():
         parallel_figure(plan, [])
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_is_one_line_with_file_and_remedy(run_dir, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     status, told = report(capsys, run_dir, "--out", tmp_path / "file" / "page.html")

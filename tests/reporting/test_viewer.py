@@ -185,6 +185,7 @@ def test_central_slices_stand_without_script():
     assert still.count("Synthetic: a") == still.count("Synthetic: b") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most_bytes", [4_000_000, 1_500_000])
 def test_a_viewer_is_as_small_as_asked(most_bytes):
     # Noise, which no compression makes smaller.

@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_from_the_bucket(remote, shard_folder, tmp_path):
     config = tiny_config(shard_folder, {"train.epochs": 3})
     (tmp_path / "config.json").write_text(to_json(config))
     # In the second epoch, after the first one's checkpoint has been uploaded.
-    moment = CallMoment("distsynth.training.loop:TrainingRun._step", count=8)
+    moment = CallMoment("distsynth.training.run:TrainingRun._step", count=8)
     command = [sys.executable, "-m", "distsynth", "train", tmp_path / "config.json", "-o", remote]
     killed_at(moment, command)
     reached = load_checkpoint(local_file(f"{remote}/{LAST}")).position.epoch

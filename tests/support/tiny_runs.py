@@ -24,15 +24,16 @@ import torch
 from moments import watch_as_asked
 
 import distsynth.training.checkpointing
-import distsynth.training.loop
 import distsynth.training.precision
+import distsynth.training.run
 from distsynth.config import RunConfig, field_names, with_overrides
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST, METRICS_FILE
 from distsynth.runs.rows import read_rows
 from distsynth.runs.tracking import LocalTracker
-from distsynth.training.loop import TrainingRun, train
+from distsynth.training.loop import train
 from distsynth.training.precision import Choice
+from distsynth.training.run import TrainingRun
 
 SECONDS = 120
 """A process that takes longer hangs."""
@@ -282,9 +283,7 @@ def run_killed(config: RunConfig, run_dir: Path, what: str, count: int) -> None:
         return wrapped
 
     if what == "step":
-        distsynth.training.loop.TrainingRun._step = before(
-            distsynth.training.loop.TrainingRun._step
-        )  # type: ignore[method-assign]
+        distsynth.training.run.TrainingRun._step = before(distsynth.training.run.TrainingRun._step)  # type: ignore[method-assign]
     elif what == "row":
         LocalTracker.log = after(LocalTracker.log)  # type: ignore[method-assign]
     elif what == "saved":
@@ -298,14 +297,14 @@ def run_killed(config: RunConfig, run_dir: Path, what: str, count: int) -> None:
 
 def run_failing(config: RunConfig, run_dir: Path, rank: int, step: int) -> None:
     """Train, but one rank raises at a step."""
-    inner = distsynth.training.loop.TrainingRun._step
+    inner = distsynth.training.run.TrainingRun._step
 
     def failing(self: Any, batch: Any, number: int) -> Any:
         if number == step and self.accelerator.process_index == rank:
             raise RuntimeError("this rank breaks")
         return inner(self, batch, number)
 
-    distsynth.training.loop.TrainingRun._step = failing  # type: ignore[method-assign]
+    distsynth.training.run.TrainingRun._step = failing  # type: ignore[method-assign]
     train(config, run_dir)
 
 
@@ -323,7 +322,7 @@ def run_choosing(config: RunConfig, run_dir: Path) -> None:
 def run_and_keep(config: RunConfig, run_dir: Path) -> None:
     """Train, and keep what each rank has in the end."""
     kept: dict[str, Any] = {}
-    close = distsynth.training.loop.TrainingRun.close_epoch
+    close = distsynth.training.run.TrainingRun.close_epoch
 
     def spy(self: Any, epoch: int) -> Any:
         report = close(self, epoch)
@@ -331,7 +330,7 @@ def run_and_keep(config: RunConfig, run_dir: Path) -> None:
         kept["precision"] = self.accelerator.mixed_precision
         return report
 
-    distsynth.training.loop.TrainingRun.close_epoch = spy  # type: ignore[method-assign]
+    distsynth.training.run.TrainingRun.close_epoch = spy  # type: ignore[method-assign]
     run(config, run_dir)
     torch.save(kept, run_dir / f"rank-{os.environ['RANK']}.pt")
 

@@ -11,7 +11,6 @@ import re
 import shlex
 import stat
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,17 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from cluster_files import (
+    CLUSTER,
+    ENDS,
+    NODE,
+    TOP,
+    cluster_of,
+    executable,
+    package_parts,
+    pyproject,
+    text_of,
+)
 from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts import scripts as ray_program
@@ -26,22 +36,10 @@ from ray.scripts import scripts as ray_program
 import distsynth.sweep.run
 from distsynth.cli.main import main
 
-TOP = Path(__file__).parents[2]
-CLUSTER = TOP / "jobs" / "cluster"
 LAUNCHER = ("aws.yaml", "gcp.yaml", "onprem.yaml")
 CLOUDS = ("aws.yaml", "gcp.yaml")
 TO_EDIT = (*LAUNCHER, "kuberay-rayjob.yaml", "slurm.sh")
 RUN_SWEEP = ("README.md", "kuberay-rayjob.yaml", "slurm.sh")
-ENDS = {";", "&", "&&", "|", "||", ">"}
-NODE = "192.0.2.1"
-
-
-def text_of(name: str) -> str:
-    return (CLUSTER / name).read_text(encoding="utf-8")
-
-
-def cluster_of(name: str) -> dict[str, Any]:
-    return yaml.safe_load(text_of(name))
 
 
 def prepared(name: str) -> dict[str, Any]:
@@ -114,12 +112,6 @@ def parsed_plan(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> tuple[Any, 
     with pytest.raises(Parsed) as parsed:
         main(["sweep", *known, "--address", "auto"])
     return parsed.value.args
-
-
-def executable(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/bash\n{text}", encoding="utf-8")
-    path.chmod(0o755)
 
 
 # What every file must hold.
@@ -232,22 +224,6 @@ def test_nodes_get_the_package_and_the_token(name):
     assert extra in ("", *pyproject()["project"]["optional-dependencies"])
 
 
-def pyproject() -> dict[str, Any]:
-    return tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-def package_parts() -> set[str]:
-    """Files and folders that the package is built from."""
-    project = pyproject()
-    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
-    return {
-        "pyproject.toml",
-        project["project"]["readme"],
-        *project["project"]["license-files"],
-        *(package.rstrip("*") for package in packages),
-    }
-
-
 @pytest.mark.parametrize("name", CLOUDS)
 def test_workers_are_spot_and_the_head_is_not(name):
     config = cluster_of(name)
@@ -267,6 +243,7 @@ def test_workers_are_spot_and_the_head_is_not(name):
         assert scheduling["onHostMaintenance"] == "TERMINATE"
 
 
+@pytest.mark.slow
 def test_aws_launches_what_is_asked(monkeypatch, tmp_path):
     """Ray's own EC2 code makes both kinds of node, and no group or role of its own."""
     import boto3
@@ -406,179 +383,5 @@ def test_ray_finds_the_environment_in_a_login_shell(node):
 
 # Kubernetes.
 
-# KubeRay's fields that the manifest uses, as in its API reference.
-RAYJOB = {
-    "backoffLimit",
-    "shutdownAfterJobFinishes",
-    "ttlSecondsAfterFinished",
-    "submissionMode",
-    "entrypoint",
-    "rayClusterSpec",
-}
-RAYCLUSTER = {
-    "rayVersion",
-    "authOptions",
-    "enableInTreeAutoscaling",
-    "autoscalerOptions",
-    "headGroupSpec",
-    "workerGroupSpecs",
-}
-HEAD_GROUP = {"serviceType", "rayStartParams", "template"}
-WORKER_GROUP = {
-    "groupName",
-    "replicas",
-    "minReplicas",
-    "maxReplicas",
-    "rayStartParams",
-    "template",
-}
-
-
-def test_rayjob_goes_on_after_a_lost_head():
-    manifest = cluster_of("kuberay-rayjob.yaml")
-    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?", manifest["metadata"]["name"])
-    job = manifest["spec"]
-    assert set(job) == RAYJOB
-    assert job["backoffLimit"] >= 1
-    assert job["shutdownAfterJobFinishes"] is True
-    cluster = job["rayClusterSpec"]
-    assert set(cluster) == RAYCLUSTER
-    assert cluster["authOptions"] == {"mode": "token"}
-
-
-def test_rayjob_pods_have_what_they_need():
-    cluster = cluster_of("kuberay-rayjob.yaml")["spec"]["rayClusterSpec"]
-    head, (worker,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
-    assert (set(head), set(worker)) == (HEAD_GROUP, WORKER_GROUP)
-    assert worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
-    for group, name in ((head, "ray-head"), (worker, "ray-worker")):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-        pod = group["template"]["spec"]
-        (container,) = pod["containers"]
-        assert container["name"] == name
-        assert container["image"] == "EDIT_IMAGE"
-        environment = {given["name"]: given["value"] for given in container["env"]}
-        assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
-        assert environment["DISTSYNTH_STORAGE"] == "s3://EDIT_BUCKET"
-        assert container["envFrom"] == [{"secretRef": {"name": "distsynth-storage"}}]
-        assert container["resources"]["requests"] == container["resources"]["limits"]
-        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
-        volumes = {volume["name"] for volume in pod.get("volumes", [])}
-        assert {mount["name"] for mount in container.get("volumeMounts", [])} == volumes
-    (container,) = worker["template"]["spec"]["containers"]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-
-
-def test_image_holds_the_package_where_the_entrypoint_looks():
-    dockerfile = text_of("Dockerfile")
-    copied = [line.split()[2:-1] for line in dockerfile.splitlines() if line.startswith("COPY")]
-    assert {part for parts in copied for part in parts} == {*package_parts(), "jobs"}
-    (folder,) = re.findall(r"WORKDIR (\S+)", dockerfile)
-    entrypoint = cluster_of("kuberay-rayjob.yaml")["spec"]["entrypoint"]
-    assert entrypoint.startswith(f"python {folder}/jobs/tune_gan.py ")
-
 
 # SLURM.
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    """Run slurm.sh on two nodes that are stand-ins, with a driver that does as it is told."""
-    submitted, storage, log = tmp_path / "repository", tmp_path / "storage", tmp_path / "log"
-    programs = submitted / ".venv" / "bin"
-    record = f'echo "$(basename "$0") $*" >>{log}\n'
-    executable(programs / "scontrol", f'{record}[[ "$1" != show ]] || printf "n1\\nn2\\n"')
-    executable(programs / "hostname", f'echo "{NODE} 203.0.113.1 "')
-    executable(programs / "srun", f'{record}while [[ $1 == -* ]]; do shift; done; exec "$@"')
-    ray = f"""
-    {record}
-    [[ $1 == start ]] || exit ${{HEAD_MISSING:-0}}
-    stat --format "token %a" "$RAY_AUTH_TOKEN_PATH" >>{log}
-    [[ -z $HEAD_MISSING ]] || exit 1
-    exec sleep 60
-    """
-    executable(programs / "ray", ray)
-    driver = f"""
-    {record}
-    echo "address $RAY_ADDRESS" >>{log}
-    trap 'echo interrupted >>{log}; exit 130' USR1
-    until (($(grep --count ^token {log}) == 2)); do sleep 0.05; done
-    [[ $DRIVER == signal ]] || exit "$DRIVER"
-    kill -USR1 "$PPID"
-    while :; do sleep 0.05; done
-    """
-    executable(programs / "python", driver)
-    script = tmp_path / "spooled"
-    script.write_text(
-        text_of("slurm.sh").replace("/tmp/", f"{tmp_path}/").replace("EDIT_SHARED", str(storage)),
-        encoding="utf-8",
-    )
-
-    def run(driver: str, **more: str) -> tuple[int, list[str]]:
-        """Run the job; return its status and the calls."""
-        env = {
-            "PATH": os.environ["PATH"],
-            "DRIVER": driver,
-            "SLURM_SUBMIT_DIR": str(submitted),
-            "SLURM_JOB_ID": "4321",
-            "SLURM_JOB_NODELIST": "n[1-2]",
-            "SLURM_CPUS_PER_TASK": "16",
-            "SLURM_GPUS_ON_NODE": "4",
-            **more,
-        }
-        ended = subprocess.run(
-            ["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, timeout=300
-        )
-        assert list(storage.iterdir()) == [], "the token outlived the job"
-        return ended.returncode, log.read_text(encoding="utf-8").splitlines()
-
-    return run
-
-
-@pytest.mark.parametrize("name", ["slurm.sh", "setup_node.sh"])
-def test_scripts_are_bash(name):
-    subprocess.run(["bash", "-n", str(CLUSTER / name)], check=True)
-
-
-def test_slurm_asks_for_a_signal_and_a_second_try():
-    options = re.findall(r"^#SBATCH --([\w-]+)", text_of("slurm.sh"), re.MULTILINE)
-    assert {"requeue", "signal", "open-mode", "nodes", "no-kill"} <= set(options)
-
-
-def test_slurm_starts_ray_and_the_sweep(slurm):
-    status, calls = slurm("0")
-    assert status == 0
-    head, worker = (
-        ray_program.start.make_context("ray start", shlex.split(call)[2:]).params
-        for call in sorted(call for call in calls if call.startswith("ray start"))[::-1]
-    )
-    assert head["head"]
-    assert head["dashboard_host"] == "127.0.0.1"
-    assert worker["address"] == f"{head['node_ip_address']}:{head['port']}"
-    assert f"address {worker['address']}" in calls
-    for options in (head, worker):
-        assert (options["num_cpus"], options["num_gpus"]) == (16, 4)
-        assert options["disable_usage_stats"]
-        assert options["block"]
-    assert calls.count("token 600") == 2
-    assert any(call.startswith("srun") and "--exclude=n1" in call for call in calls)
-    assert not any("requeue" in call for call in calls)
-
-
-def test_slurm_requeues_at_the_time_limit(slurm):
-    _, calls = slurm("signal")
-    assert "interrupted" in calls
-    assert calls[-1] == "scontrol requeue 4321"
-
-
-def test_slurm_tells_of_a_failed_sweep(slurm):
-    status, calls = slurm("7")
-    assert status == 7
-    assert not any("requeue" in call for call in calls)
-
-
-def test_slurm_gives_up_without_a_head(slurm):
-    status, calls = slurm("0", HEAD_MISSING="1")
-    assert status == 1
-    assert not any(call.startswith("python") for call in calls)

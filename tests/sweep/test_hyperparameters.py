@@ -5,12 +5,9 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ray import tune
 
 from distsynth.config import dotted_fields, with_overrides
@@ -20,33 +17,26 @@ from distsynth.presets import (
     ADVERSARIAL,
     DISCRIMINATORS,
     GENERATORS,
-    PRESETS,
     SMALL_DISCRIMINATOR,
     preset,
 )
 from distsynth.sweep.hyperparameters import (
-    bounded,
     configure,
     draw,
     draw_candidates,
     grid_candidates,
-    hyperparameters_of,
     invalid,
     manifest_of,
-    mutations,
     plain,
 )
 from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.sweep.run import _planned_trials
-from distsynth.sweep.space import COMPARED, check_grid, check_shards, check_space, presets_in
+from distsynth.sweep.space import check_shards, check_space
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
-from tune_spaces.architectures import networks, sharpening
-from tune_spaces.domains import zero_or_log
 from tune_spaces.everything import everything
 from tune_spaces.learning_rates import learning_rates
 from tune_spaces.loss_forms import ADVERSARIAL as ADVERSARIAL_NAMES
-from tune_spaces.loss_forms import adversarial_losses
 from tune_spaces.loss_weights import loss_weights
 from tune_spaces.plain import space_to_plain
 from tune_spaces.registry import SPACES
@@ -265,276 +255,10 @@ def test_a_grid_names_the_hyperparameters_that_cannot_be_run():
 # --- checking a space
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("name", SPACES)
-def test_every_named_space_can_be_searched(name, base):
-    check_space(SPACES[name](), BASES[base])
-
-
-@pytest.mark.parametrize("without", [False, True])
-def test_networks_with_all_else_can_be_searched(without):
-    space = {**loss_weights(), **learning_rates(), **networks(without), **sharpening()}
-    check_space(space, UNET)
-
-
-def test_a_space_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="the space is empty: name one or more spaces"):
-        check_space({}, UNET)
-
-
-@pytest.mark.parametrize(
-    ("field", "nearest"),
-    [
-        ("loss.lambda_bec", "loss.lambda_bce"),
-        ("lr_generator", "optim.lr_generator"),
-        ("generator.chanels", "generator.channels"),
-    ],
-)
-def test_a_misspelt_field_is_told_with_the_nearest(field, nearest):
-    message = f"{field} is not a field of the configuration; did you mean {nearest}?"
-    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        check_space({**learning_rates(), field: tune.uniform(0, 1)}, UNET)
-
-
-@pytest.mark.parametrize(
-    ("field", "option", "reason"),
-    [
-        ("generator", "resnet", "generator must be one of"),
-        ("generator.norm", "group", "generator.norm: "),
-        ("train.batch_size", 0, "train.batch_size must be >= 1, got 0"),
-        ("discriminator.kernels", (3, 3), "discriminator.kernels must be 1 or 4 sizes"),
-    ],
-)
-def test_an_option_that_never_goes_is_named(field, option, reason):
-    good = dict(dotted_fields(UNET)).get(field, "unet")
-    space = {"train.seed": tune.randint(0, 9), field: tune.choice([good, option])}
-    start = re.escape(f"{field}: {option} makes no configuration that runs: {reason}")
-    with pytest.raises(ConfigError, match=f"^{start}"):
-        check_space(space, UNET)
-
-
-def test_a_field_of_another_family_is_refused_unless_the_space_switches_to_it():
-    kernels = {"generator.kernels": tune.choice([(3,), (5,)])}
-    with pytest.raises(ConfigError, match="kernels is not a field of a unet generator, only of"):
-        check_space(kernels, UNET)
-    space = kernels | {"generator.family": tune.choice(["conv"])}
-    check_space(space, UNET)
-    assert configure(UNET, draw(space, np.random.default_rng(0))).generator.family == "conv"
-
-
-@pytest.mark.parametrize(
-    ("field", "domain", "message"),
-    [
-        ("loss.lambda_gradient", tune.uniform(-1, 1), "-1.0 makes .* must be >= 0, got -1.0"),
-        ("loss.lambda_bce", tune.quniform(-1, 1, 0.5), "-1.0 makes .* must be >= 0, got -1.0"),
-        ("optim.beta1", tune.uniform(0.5, 1.5), r"1.5 makes .* must be in \[0, 1\), got 1.5"),
-        ("train.batch_size", tune.randint(0, 9), "0 makes no .* train.batch_size must be"),
-        ("data.workers", tune.randint(0, 10**6), "999999 makes no .* from 0 to 256"),
-        ("train.objective", tune.choice(["psnr", "mse"]), "cannot be searched: .*--objective"),
-        ("train.seam_penalty", tune.uniform(0, 1), "cannot be searched: .*--seam-penalty"),
-        ("tracking.project", tune.choice(["a", "b"]), "cannot be searched: it changes no number"),
-        ("data.patch_size", tune.choice([(8, 8)]), r"cannot be searched: .* search data\.shards"),
-    ],
-)
-def test_a_domain_that_reaches_beyond_a_rule_is_refused(field, domain, message):
-    with pytest.raises(ConfigError, match=f"^{re.escape(field)}.*{message}"):
-        check_space({**loss_weights(), **learning_rates(), field: domain}, UNET)
-
-
-@pytest.mark.parametrize(
-    "domain",
-    [tune.uniform(0, 1), tune.randint(0, 2), tune.qrandint(0, 4, 2), zero_or_log(0.1, 1)],
-)
-def test_a_domain_that_ends_at_a_rule_is_taken(domain):
-    check_space({"loss.lambda_gradient": domain}, UNET)
-
-
-def test_a_grid_is_not_searched_at_random():
-    grid = {"train.seed": tune.grid_search([0, 1]), "optim.lr_generator": tune.uniform(1e-4, 1e-3)}
-    for search in ("random", "optuna"):
-        with pytest.raises(
-            ConfigError, match=rf"train\.seed is a grid, of which a {search} search"
-        ):
-            check_grid(grid, search)
-    check_grid(grid, "grid")
-    check_grid(learning_rates(), "random")
-
-
-def test_a_rare_option_that_goes_with_few_others_is_kept():
-    """Five kernels go with four widths alone: one set in twelve hundred."""
-    widths = [(8,) * depth for depth in range(1, 21)]
-    kernels = [*((size,) for size in range(1, 121, 2)), (3, 3, 3, 3, 3)]
-    space = {
-        "generator": tune.choice(["dcgan-1"]),
-        "generator.channels": tune.choice(widths),
-        "generator.kernels": tune.choice(kernels),
-    }
-    check_space(space, UNET)
-
-
-def test_a_space_that_is_mostly_in_vain_is_refused():
-    space = {"loss.lambda_recon": zero_or_log(0.1, 1, zero=0.9)}
-    with pytest.raises(ConfigError) as caught:
-        check_space(space, UNET)
-    found = re.match(
-        r"(\d+) of 200 candidates drawn from the space make no valid configuration; "
-        r"most often \((\d+)\): "
-        f"{NO_PAIRS}",
-        str(caught.value),
-    )
-    assert found
-    assert found[1] == found[2]
-    assert 160 < int(found[1]) < 200
-    check_space({"loss.lambda_recon": zero_or_log(0.1, 1, zero=0.1)}, UNET)
-
-
 # --- presets
 
 
-def tuned() -> dict[str, Any]:
-    return {**loss_weights(), **learning_rates()}
-
-
-def test_presets_that_differ_in_weights_and_rates_lie_in_that_space():
-    found = presets_in(tuned(), UNET)
-    assert list(found) == ["unet-5", "unet-7", "unet-8"]
-    assert found["unet-8"] == {
-        "loss.lambda_bce": 1.0,
-        "loss.lambda_recon": 1.5,
-        "loss.lambda_gradient": 2.0,
-        "optim.lr_generator": 2e-3,
-        "optim.lr_discriminator": 1e-3,
-    }
-
-
-@pytest.mark.parametrize(
-    ("space", "names"),
-    [
-        (
-            # The networks of the DCGANs are in it, but not their beta1, which is not searched.
-            {**tuned(), **networks()},
-            "unet-5 unet-7 unet-8 pix2pix-9",
-        ),
-        ({**tuned(), **sharpening()}, "unet-5 unet-6 unet-7 unet-8"),
-        (
-            {
-                **loss_weights("vgg16"),
-                **learning_rates(),
-                **networks(),
-                **sharpening(),
-                "loss.recon": tune.choice(["l1", "l2"]),
-                "optim.beta1": tune.choice([0.5, 0.9]),
-                "train.seed": tune.choice([0, 1]),
-            },
-            "dcgan-1 dcgan-2 dcgan-3 dcgan-4 unet-5 unet-6 unet-7 unet-8 "
-            "pix2pix-9 pix2pix-10 pix2pix-11",
-        ),
-        (learning_rates(), "unet-7"),
-        # Whose features they are says nothing about a term without weight.
-        ({**loss_weights("cohort"), **learning_rates()}, "unet-5 unet-7 unet-8"),
-        ({**tuned(), **adversarial_losses()}, "unet-5 unet-7 unet-8"),
-        (loss_weights(), "unet-5 unet-7"),
-        ({"loss.lambda_gradient": tune.uniform(0, 1)}, "unet-7"),
-        ({"loss.lambda_gradient": tune.uniform(1, 2)}, ""),
-        ({**tuned(), "train.seed": tune.choice([1, 2])}, ""),
-    ],
-)
-def test_presets_lie_where_the_space_can_give_just_them(space, names):
-    found = presets_in(space, UNET)
-    assert list(found) == names.split()
-    for name, hyperparameters in found.items():
-        assert all(space[field].is_valid(value) for field, value in hyperparameters.items())
-        made = dict(dotted_fields(configure(UNET, hyperparameters)))
-        wanted = dict(dotted_fields(PRESETS[name]))
-        if not wanted["loss.lambda_perceptual"]:
-            del made["loss.perceptual_network"]
-        assert not [f for f in made if f.startswith(COMPARED) and made[f] != wanted[f]]
-
-
-def test_no_preset_of_the_table_lies_in_a_space_over_another_network():
-    assert presets_in(tuned(), SMALL) == {}
-    assert presets_in(loss_weights("vgg16"), CNN) == {}
-
-
 # --- changing on the way
-
-
-def test_only_weights_and_rates_can_be_mutated():
-    mutable = {**loss_weights(), **learning_rates()}
-    fixed = {"loss.recon": tune.choice(["l1", "l2"]), "optim.beta1": tune.uniform(0, 0.9)}
-    assert mutations({**networks(), **fixed, **mutable}) == mutable
-    rule = "pbt needs a loss weight or a learning rate in the space"
-    for others in (networks(), fixed):
-        with pytest.raises(ConfigError, match=rule):
-            mutations(others)
-
-
-@settings(deadline=None)
-@given(
-    st.fixed_dictionaries({name: st.floats(0, 1e3) for name in loss_weights()}),
-    st.fixed_dictionaries({name: st.floats(1e-9, 10) for name in learning_rates()}),
-)
-def test_bounded_values_are_in_their_domains_and_as_near_as_can_be(weights, rates):
-    space = tuned()
-    before = {**weights, **rates, "generator": "unet"}
-    after = bounded({**space, **networks()}, before)
-    for name, domain in space.items():
-        assert domain.is_valid(after[name]), name
-        if domain.is_valid(before[name]):
-            assert after[name] == before[name]
-        elif before[name] > domain.upper:
-            assert after[name] == domain.upper
-        else:
-            assert after[name] == (0 if domain.is_valid(0) else domain.lower)
-    assert after["generator"] == "unet"
-    assert bounded(space, after) == after
-
-
-def test_a_weight_of_zero_stays_valid_and_zero():
-    space = {"loss.lambda_bce": zero_or_log(0.1, 1), "loss.lambda_recon": tune.uniform(0.5, 2)}
-    assert bounded(space, {"loss.lambda_bce": 0.0, "loss.lambda_recon": 2.4}) == {
-        "loss.lambda_bce": 0.0,
-        "loss.lambda_recon": 2.0,
-    }
-    never = {"loss.lambda_bce": zero_or_log(0.1, 1, zero=0)}
-    assert bounded(never, {"loss.lambda_bce": 0.08}) == {"loss.lambda_bce": 0.1}
-
-
-def test_bounding_leaves_the_given_hyperparameters_as_they_were():
-    hyperparameters = {"loss.lambda_recon": 9.0, "train.seed": 1}
-    assert (
-        bounded({"loss.lambda_recon": tune.uniform(0, 2)}, hyperparameters)["loss.lambda_recon"]
-        == 2
-    )
-    assert hyperparameters == {"loss.lambda_recon": 9.0, "train.seed": 1}
-
-
-@pytest.mark.parametrize(
-    ("domain", "value"),
-    [
-        (tune.randint(1, 5), 6),
-        (tune.quniform(0, 3, 0.5), 1.2),
-        (tune.qrandint(2, 8, 2), 5),
-    ],
-    ids=["randint", "quniform", "qrandint"],
-)
-def test_bounded_values_are_such_as_the_domain_draws(domain, value):
-    rng = np.random.default_rng(0)
-    drawn = {plain(domain.sample(random_state=rng)) for _ in range(200)}
-    space = {"loss.lambda_recon": domain}
-    assert bounded(space, {"loss.lambda_recon": value})["loss.lambda_recon"] in drawn
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_hyperparameters_of_a_configuration_are_those_it_was_made_of(seed):
-    space = {**tuned(), **sharpening(), **networks(), "train.seed": tune.randint(0, 100)}
-    hyperparameters = draw_candidates(space, UNET, 1, seed, keep_discriminator=True)[0][0]
-    config = configure(UNET, hyperparameters, keep_discriminator=True)
-    names = {
-        "generator": hyperparameters["generator"],
-        "discriminator": hyperparameters["discriminator"],
-    }
-    assert hyperparameters_of(config, dict.fromkeys(hyperparameters) | names) == hyperparameters
 
 
 # --- shards of a space

@@ -295,6 +295,7 @@ def test_no_cluster_at_the_address_is_told(lab, home):
 # On a cluster.
 
 
+@pytest.mark.long
 def test_a_ray_job_searches_as_this_machine_does(job, local):
     assert job.status == 0, job.said
     assert re.search(r"Job '\w+' succeeded", job.said)
@@ -306,10 +307,12 @@ def test_a_ray_job_searches_as_this_machine_does(job, local):
         assert found | {name: float(found[name]) for name in numbers} == alone | near
 
 
+@pytest.mark.long
 def test_a_cluster_listens_on_loopback_only(job):
     assert_listened_on_loopback(job)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("token", [None, "another"])
 def test_without_the_token_a_job_is_refused(lab, head, home, token):
     given = WITH_TOKEN | {"RAY_AUTH_TOKEN": token} if token else {}
@@ -321,6 +324,7 @@ def test_without_the_token_a_job_is_refused(lab, head, home, token):
     assert not (home / "ran").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [None, "token"])
 def test_without_the_token_a_driver_is_refused(lab, head, home, mode):
     name = f"stranger-{mode}"
@@ -336,6 +340,7 @@ def test_without_the_token_a_driver_is_refused(lab, head, home, mode):
     assert "token" in told
 
 
+@pytest.mark.long
 def test_the_launcher_searches_as_this_machine_does(lab, local, head, home):
     """`ray up`, then `ray submit` from another home; the head is what the file's commands find."""
     token = home / ".ray" / "auth_token"

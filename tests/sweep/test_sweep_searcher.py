@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ray import tune
 from ray.tune.search import Searcher
+from searched_points import MIXED, QUANTIZED, WEIGHT, anything, inside
 
 import distsynth.sweep.tuner
 from distsynth.errors import ConfigError
@@ -22,37 +20,12 @@ from distsynth.sweep.searcher import (
     TRIES,
     SuggestingSearcher,
     Suggestions,
-    decode,
-    distributions,
-    encode,
-    importances,
 )
 from tune_spaces.domains import zero_or_log
-from tune_spaces.everything import everything
-from tune_spaces.loss_weights import loss_weights
 from tune_spaces.plain import RANGES, space_to_plain
 from tune_spaces.registry import SPACES
 
 UNET = preset("unet-7")
-WEIGHT = {"loss.lambda_bce": zero_or_log(0.01, 4)}
-MIXED = {
-    **loss_weights(),
-    "optim.lr_generator": tune.loguniform(1e-5, 1e-1),
-    "generator.channels": tune.choice([(8, 8), (16, 16, 16), ()]),
-    "generator.norm": tune.choice(["batch", "none"]),
-    "train.batch_size": tune.randint(4, 65),
-    "loss.vgg_weights": tune.choice([None, "vgg.pth"]),
-}
-
-
-def anything(hyperparameters: Hyperparameters) -> None:
-    """All hyperparameters make a valid configuration."""
-
-
-def inside(space: Space, hyperparameters: Hyperparameters) -> bool:
-    return list(hyperparameters) == list(space) and all(
-        domain.is_valid(hyperparameters[name]) for name, domain in space.items()
-    )
 
 
 def hill(hyperparameters: Hyperparameters) -> float:
@@ -243,88 +216,6 @@ def test_an_objective_that_is_missing_stops_no_search():
 
 # --- Optuna's form
 
-OPTIONS = st.lists(
-    st.none()
-    | st.booleans()
-    | st.text()
-    | st.lists(st.integers(0, 512) | st.text(), max_size=3).map(tuple),
-    min_size=1,
-    max_size=4,
-    unique_by=repr,
-)
-
-
-@st.composite
-def spaces(draw_value: st.DrawFn) -> dict[str, Any]:
-    """Spaces of every kind of domain whose values Optuna can hold as they are."""
-    low, ratio = draw_value(st.floats(1e-6, 1e3)), draw_value(st.floats(1.1, 1e4))
-    start, length = draw_value(st.integers(1, 50)), draw_value(st.integers(1, 50))
-    step = draw_value(st.sampled_from([0.25, 0.5, 2.0]))
-    space = {
-        "a": zero_or_log(low, low * ratio, draw_value(st.sampled_from([0.0, 0.1, 0.8]))),
-        "b": tune.choice(draw_value(OPTIONS)),
-        "c": tune.uniform(-low, low * ratio),
-        "d": tune.loguniform(low, low * ratio),
-        "e": tune.randint(start, start + length),
-        "f": tune.lograndint(start, start + length),
-        "g": tune.quniform(-step * start, step * length, step),
-        "h": tune.choice([(1, 2), "[1, 2]x", (3, 4), 5, 0.5, None]),
-    }
-    names = draw_value(st.sets(st.sampled_from(list(space)), min_size=1))
-    return {name: space[name] for name in sorted(names)}
-
-
-@settings(deadline=None)
-@given(spaces(), st.integers(0, 2**32 - 1))
-def test_hyperparameters_survive_optunas_form(space, seed):
-    hyperparameters = draw(space, np.random.default_rng(seed))
-    params = encode(space, hyperparameters)
-    assert decode(space, params) == hyperparameters
-    for name, distribution in distributions(space).items():
-        inner = distribution.to_internal_repr(params[name])
-        assert distribution._contains(inner), name
-        assert (
-            decode(space, {name: distribution.to_external_repr(inner)})[name]
-            == hyperparameters[name]
-        )
-
-
-@settings(deadline=None)
-@given(spaces(), st.integers(0, 1000))
-def test_any_space_can_be_asked_and_observed(space, seed):
-    suggestions = Suggestions(space, seed, 1)
-    for number in range(2):
-        hyperparameters = suggestions.ask(str(number), anything)
-        assert inside(space, {name: hyperparameters[name] for name in space})
-        suggestions.tell(str(number), hyperparameters, (float(number),))
-        suggestions.observe(draw(space, np.random.default_rng(seed)), (0.5,))
-
-
-def test_zeros_and_tuples_have_a_form_of_their_own():
-    space = {**WEIGHT, "generator.channels": tune.choice([(8, 8), [16]])}
-    for hyperparameters in (
-        {"loss.lambda_bce": 0.0, "generator.channels": (16,)},
-        {"loss.lambda_bce": 0.01, "generator.channels": (8, 8)},
-    ):
-        params = encode(space, hyperparameters)
-        assert params["loss.lambda_bce"] > 0
-        assert isinstance(params["generator.channels"], str)
-        assert decode(space, params) == hyperparameters
-
-
-def test_hyperparameters_from_a_file_have_lists_for_tuples():
-    space = {"generator.channels": tune.choice([(8, 8), (16,)])}
-    params = encode(space, {"generator.channels": [16]})
-    assert decode(space, params) == {"generator.channels": (16,)}
-
-
-QUANTIZED = {
-    "qloguniform": (0.1, 1.0, 0.1),
-    "qrandint": (1, 10, 2),
-    "qlograndint": (2, 8, 2),
-    "quniform": (0.0, 3.0, 0.5),
-}
-
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_suggestions_keep_to_the_steps_of_a_domain(kind):
@@ -425,67 +316,3 @@ def test_a_sweep_interrupted_before_any_trial_ended_suggests_other_hyperparamete
 
 
 # --- what matters
-
-
-def test_the_field_that_matters_comes_first():
-    rng = np.random.default_rng(0)
-    candidates = [draw(MIXED, rng) for _ in range(60)]
-    for field in ("optim.lr_generator", "generator.channels"):
-
-        def score(hyperparameters: Hyperparameters, field: str = field) -> float:
-            if field == "generator.channels":
-                return 5.0 * len(hyperparameters[field]) + 0.01 * hyperparameters["loss.lambda_bce"]
-            return math.log(hyperparameters[field]) + 0.01 * hyperparameters["loss.lambda_bce"]
-
-        found = importances(
-            MIXED, [(hyperparameters, score(hyperparameters)) for hyperparameters in candidates]
-        )
-        assert next(iter(found)) == field
-        assert found[field] > 0.8
-        assert set(found) == set(MIXED)
-        assert list(found.values()) == sorted(found.values(), reverse=True)
-        assert sum(found.values()) == pytest.approx(1)
-
-
-def test_importances_are_the_same_each_time():
-    rng = np.random.default_rng(1)
-    candidates = [draw(everything(), rng) for _ in range(12)]
-    scored = [
-        (hyperparameters, hyperparameters["optim.lr_generator"]) for hyperparameters in candidates
-    ]
-    assert importances(everything(), scored) == importances(everything(), scored)
-
-
-def test_too_few_or_equal_scores_tell_nothing():
-    rng = np.random.default_rng(0)
-    candidates = [draw(MIXED, rng) for _ in range(5)]
-    assert importances(MIXED, []) == {}
-    assert (
-        importances(
-            MIXED, [(hyperparameters, float(n)) for n, hyperparameters in enumerate(candidates[:3])]
-        )
-        == {}
-    )
-    assert importances(MIXED, [(hyperparameters, 1.5) for hyperparameters in candidates]) == {}
-    assert importances(
-        MIXED, [(hyperparameters, float(n)) for n, hyperparameters in enumerate(candidates[:4])]
-    )
-
-
-def test_equal_points_with_other_scores_tell_nothing():
-    """Of trials with the same hyperparameters some may be stopped earlier than others."""
-    space = {"loss.recon": tune.choice(["l1", "l2"])}
-    hyperparameters = {"loss.recon": "l1"}
-    assert importances(space, [(hyperparameters, float(number)) for number in range(5)]) == {}
-
-
-@pytest.mark.parametrize("kind", QUANTIZED)
-def test_importances_of_values_in_steps(kind):
-    space = {"loss.lambda_recon": RANGES[kind](*QUANTIZED[kind]), **WEIGHT}
-    rng = np.random.default_rng(0)
-    candidates = [draw(space, rng) for _ in range(20)]
-    found = importances(
-        space,
-        [(hyperparameters, hyperparameters["loss.lambda_recon"]) for hyperparameters in candidates],
-    )
-    assert found["loss.lambda_recon"] > 0.5

@@ -114,7 +114,7 @@ def test_interrupted_and_resumed_it_measures_the_same(kind, shard_folder, tmp_pa
     broken_off(config, tmp_path / "run", at=6)
     with monkeypatch.context() as patch:
         # The checkpoint brings it.
-        patch.setattr("distsynth.training.loop.train_encoder", None)
+        patch.setattr("distsynth.training.run.train_encoder", None)
         train(config, tmp_path / "run", resume=True)
     assert same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

@@ -20,9 +20,10 @@ from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import BEST, LAST, open_run
 from distsynth.runs.package import export_files, read_export, write_files
 from distsynth.training.checkpointing import read_resumed
-from distsynth.training.loop import TrainingRun, train
+from distsynth.training.loop import train
 from distsynth.training.pace import Pace
 from distsynth.training.report import EpochReport, fruitless
+from distsynth.training.run import TrainingRun
 from distsynth.training.steps import Learner
 from sharding.io.errors import DataError
 from sharding.io.interruption import Interrupted

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import getpass
 import gzip
 import json
-import os
 import platform
 import shutil
 from dataclasses import replace
@@ -18,18 +16,14 @@ import pytest
 from cheap_preparation import CHEAP, prepare_two
 from killing import FileMoment, Stop
 from nibabel.affines import apply_affine
+from prepared_folders import contents, inodes, mask_of, prepared, redone
 from scipy.spatial.transform import Rotation
 from tiny_runs import start
 
-from sharding.io.lease import lease
-from sharding.registration import step_work
 from sharding.registration.carry_back import carry_back
-from sharding.registration.config import STEPS, PrepareConfig
+from sharding.registration.config import STEPS
 from sharding.registration.prepare import prepare_cohort
-from sharding.registration.quality import jacobian_range
 from sharding.registration.step_cache import read_record
-from sharding.simulation.phantom import write_phantom_cohort
-from sharding.simulation.simulate import SimulationConfig
 from sharding.volumes.cohort import Specimen, read_cohort, write_cohort
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.pair import prepare_pair
@@ -39,60 +33,12 @@ from sharding.volumes.volume import Volume, read_volume, write_volume
 
 pytestmark = pytest.mark.slow
 
-PLAIN = replace(CHEAP, steps=("scale", "resample"))
-SHAPE = (40, 36, 32)
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    """A folder with three phantoms whose sources are moved and shaded. Do not write into it."""
-    folder = tmp_path_factory.mktemp("raw")
-    moved = SimulationConfig(rotation_degrees=4, shift_mm=0.4, bias=0.2, noise=0.01, seed=5)
-    write_phantom_cohort(folder, 3, SHAPE, seed=5, simulation=moved)
-    return folder
-
 
 @pytest.fixture(scope="module")
 def whole(raw, tmp_path_factory):
     """Two of the phantoms prepared by all steps: (folder, preparation). Do not write into it."""
     out = tmp_path_factory.mktemp("prepared") / "out"
     return out, prepare_cohort(read_cohort(raw)[:2], out, CHEAP, workers=1)
-
-
-@pytest.fixture
-def copy(raw, tmp_path):
-    """A copy of the phantoms that may be spoilt."""
-    return Path(shutil.copytree(raw, tmp_path / "raw"))
-
-
-@pytest.fixture
-def one(copy):
-    return read_cohort(copy)[0]
-
-
-def prepared(specimens, out, config=PLAIN, **options):
-    return prepare_cohort(specimens, out, config, **{"workers": 1, **options})
-
-
-def contents(folder):
-    """Path -> bytes of every file but locks."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".lock"
-    }
-
-
-def inodes(out):
-    """Specimen/step -> inode of its record: another one means that the step was done again."""
-    return {
-        path.parent.relative_to(out).as_posix(): path.stat().st_ino
-        for path in out.rglob("step.json")
-    }
-
-
-def redone(before, after):
-    return {name for name in after if after[name] != before.get(name)}
 
 
 # What comes out
@@ -166,8 +112,9 @@ def test_the_cohorts_files_tell_the_same(whole):
     assert told["versions"]["SimpleITK"]
     assert (told["flags"], told["failures"]) == (preparation.flags, {})
     page = (out / "quality.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert (out / "phantom-01" / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert page.count("data:image/png;base64,") == 4
+    for name in ("picture.png", "bias.png"):
+        assert (out / "phantom-01" / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_splits_are_handed_on(one, tmp_path):
@@ -200,35 +147,6 @@ def test_nothing_of_the_headers_text_or_this_machine_is_written(copy, tmp_path):
 # Doing only what is not done
 
 
-def test_a_second_run_does_nothing_and_writes_the_same(copy, tmp_path):
-    out = tmp_path / "out"
-    first = prepared(read_cohort(copy), out)
-    before, files = inodes(out), contents(out)
-    assert len(before) == 6
-    second = prepared(read_cohort(copy), out)
-    assert inodes(out) == before
-    assert contents(out) == files
-    assert second == first
-
-
-@pytest.mark.parametrize(
-    ("change", "steps"),
-    [
-        ({"min_overlap": 0.3}, {"resample"}),
-        ({"foreground_threshold": 0.06}, {"resample"}),
-        ({"clip_percentiles": (0.5, 99.5)}, {"scale", "resample"}),
-        ({"allow_finer_source": True}, set()),
-    ],
-)
-def test_a_change_redoes_only_what_follows_from_it(one, tmp_path, change, steps):
-    out = tmp_path / "out"
-    prepared([one], out)
-    before = inodes(out)
-    changed = replace(PLAIN, preprocess=replace(PLAIN.preprocess, **change))
-    prepared([one], out, changed)
-    assert redone(before, inodes(out)) == {f"{one.name}/{step}" for step in steps}
-
-
 @pytest.mark.parametrize(
     ("change", "steps"),
     [
@@ -244,48 +162,6 @@ def test_each_registration_has_its_own_parameters(raw, whole, tmp_path, change, 
     changed = replace(CHEAP, register=replace(CHEAP.register, **change))
     prepared(read_cohort(raw)[:1], out, changed)
     assert redone(before, inodes(out)) == {f"phantom-00/{step}" for step in steps}
-
-
-def test_a_new_raw_file_redoes_its_specimen_only(copy, tmp_path):
-    out = tmp_path / "out"
-    specimens = read_cohort(copy)
-    prepared(specimens, out)
-    before, files = inodes(out), contents(out)
-    volume = read_volume(specimens[1].target)
-    write_volume(specimens[1].target, volume.with_data(volume.data + (volume.data > 500)))
-    prepared(specimens, out)
-    assert redone(before, inodes(out)) == {"phantom-01/scale", "phantom-01/resample"}
-    after = contents(out)
-    name = "phantom-01/scale/target.nii.gz"
-    assert after[name] != files[name]
-
-
-def test_a_step_left_out_and_taken_in_again(one, tmp_path):
-    out = tmp_path / "out"
-    both = replace(PLAIN, steps=("correct", "scale", "resample"))
-    prepared([one], out, both)
-    files, before = contents(out), inodes(out)
-    prepared([one], out)
-    assert contents(out) != files
-    prepared([one], out, both)
-    assert contents(out) == files
-    assert redone(before, inodes(out)) == {f"{one.name}/scale", f"{one.name}/resample"}
-
-
-@pytest.mark.parametrize("damage", ["cut", "gone", "no record"])
-def test_damaged_results_are_made_again(one, tmp_path, damage):
-    out = tmp_path / "out"
-    prepared([one], out)
-    files = contents(out)
-    victim = out / one.name / "scale" / "source.nii.gz"
-    if damage == "cut":
-        victim.write_bytes(victim.read_bytes()[:100])
-    elif damage == "gone":
-        victim.unlink()
-    else:
-        (out / one.name / "resample" / "step.json").write_text("{")
-    assert prepared([one], out).failures == {}
-    assert contents(out) == files
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(raw, whole, tmp_path):
@@ -316,16 +192,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(raw, whole, tmp_path)
     assert hidden == set()
 
 
-def test_killed_before_it_began_it_begins(one, tmp_path):
-    """All that is there is what a lease wrote, or was about to write."""
-    out = tmp_path / "out"
-    out.mkdir()
-    for name in ("..lease.json.partial-0a1b2c3d", "..lease.json.lock"):
-        (out / name).touch()
-    assert prepared([one], out, CHEAP).failures == {}
-    assert not [path for path in out.rglob(".*") if ".partial-" in path.name]
-
-
 def test_processes_make_no_difference(raw, tmp_path):
     prepared(read_cohort(raw), tmp_path / "one")
     prepared(read_cohort(raw), tmp_path / "two", workers=2)
@@ -335,215 +201,7 @@ def test_processes_make_no_difference(raw, tmp_path):
 # One writer, one folder
 
 
-def test_a_second_run_at_the_same_time_is_refused(one, tmp_path, refused):
-    out = tmp_path / "out"
-    prepared([one], out)
-    files = contents(out)
-    with lease(out), refused(out, "another process is writing here: process", "Wait"):
-        prepared([one], out)
-    assert contents(out) == files
-    prepared([one], out)
-
-
-def test_somebody_elses_folder_is_refused(one, tmp_path, refused):
-    with refused(tmp_path, "holds something else", "new folder"):
-        prepared([one], tmp_path)
-    (tmp_path / "file").touch()
-    with refused("file", "is a file", "Give a folder"):
-        prepared([one], tmp_path / "file")
-    (tmp_path / "empty").mkdir()
-    prepared([one], tmp_path / "empty")
-
-
-def test_a_specimen_named_like_a_file_of_ours_is_refused(one, tmp_path, refused):
-    with refused("cohort.csv", "named like a file that prepare writes", "Rename"):
-        prepared([replace(one, name="cohort.csv")], tmp_path / "out")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_named_and_what_is_finished_stays(
-    copy, tmp_path, refused, monkeypatch, workers
-):
-    out = tmp_path / "out"
-    specimens = read_cohort(copy)
-    if workers == 1:
-
-        def full(path, volume):
-            if "phantom-01" in str(path):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            write_volume(path, volume)
-
-        monkeypatch.setattr(step_work, "write_volume", full)
-    else:
-        # A whole process tree cannot be patched: the error itself is handed through the pool.
-        monkeypatch.setattr("sharding.registration.prepare.prepare_specimen", no_space)
-    with refused(out, "no space is left on the disk", "start again"):
-        prepared(specimens, out, workers=workers)
-    assert not (out / "cohort.csv").exists()
-    monkeypatch.undo()
-    before = inodes(out)
-    assert prepared(specimens, out).failures == {}
-    assert not redone(before, {name: inodes(out)[name] for name in before})
-
-
-def no_space(specimen, out, config):  # noqa: ARG001
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 # Bad input
-
-
-def test_a_failure_amid_a_cohort_leaves_the_rest(copy, tmp_path):
-    specimens = read_cohort(copy)
-    bad = specimens[1].target
-    bad.write_bytes(bad.read_bytes()[:1000])
-    out = tmp_path / "out"
-    result = prepared(specimens, out)
-    assert list(result.failures) == ["phantom-01"]
-    assert result.failures["phantom-01"].startswith("phantom-01_target.nii.gz: ")
-    assert [row.name for row in result.rows] == ["phantom-00", "phantom-02"]
-    assert [specimen.name for specimen in read_cohort(out)] == ["phantom-00", "phantom-02"]
-    told = json.loads((out / "quality.json").read_text())
-    assert told["failures"] == result.failures
-    assert "cut short or damaged" in (out / "quality.html").read_text()
-
-
-def test_a_cohort_in_which_all_fail_has_no_cohort_file(one, tmp_path):
-    out = tmp_path / "out"
-    result = prepared([replace(one, source=None)], out)
-    assert "has no source volume" in result.failures[one.name]
-    assert result.rows == result.specimens == ()
-    assert not (out / "cohort.csv").exists()
-    assert (out / "quality.json").exists()
-
-
-def test_a_bug_is_not_taken_for_a_failure_of_the_specimen(one, tmp_path, monkeypatch):
-    def broken(*_):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(step_work, "fit_intensities", broken)
-    with pytest.raises(ZeroDivisionError):
-        prepared([one], tmp_path / "out")
-
-
-def mask_of(grid, folder, data, affine=None):
-    path = folder / "mask.nii.gz"
-    write_volume(path, Volume(data.astype(np.float32), grid.affine if affine is None else affine))
-    return path
-
-
-def swapped(one):
-    return replace(one, source=one.target, target=one.source)
-
-
-def apart(one):
-    volume = read_volume(one.source)
-    affine = volume.affine.copy()
-    affine[0, 3] += 100
-    write_volume(one.source, Volume(volume.data, affine))
-    return one
-
-
-def mostly_apart(one):
-    volume = read_volume(one.source)
-    affine = volume.affine.copy()
-    affine[0, 3] += 6
-    write_volume(one.source, Volume(volume.data, affine))
-    return one
-
-
-def four_dimensional(one):
-    image = nib.load(one.source)
-    data = np.repeat(image.get_fdata(dtype=np.float32)[..., None], 3, axis=-1)
-    nib.save(nib.Nifti1Image(data, image.affine), one.source)
-    return one
-
-
-def overflowing(one):
-    """Integers whose scale factor takes them beyond what a float can hold."""
-    data = np.arange(20 * 18 * 16, dtype=np.int16).reshape(20, 18, 16)
-    image = nib.Nifti1Image(data, read_volume(one.source).affine)
-    image.header.set_slope_inter(1e38, 0)
-    nib.save(image, one.source)
-    raw = gzip.decompress(one.source.read_bytes())
-    header = nib.Nifti1Header(raw[:348])
-    header["scl_slope"] = 1e38
-    one.source.write_bytes(gzip.compress(header.binaryblock + raw[348:]))
-    return one
-
-
-def misfit_mask(one):
-    grid = read_volume(one.target)
-    return replace(one, mask=mask_of(grid, one.target.parent, np.ones((40, 36, 31))))
-
-
-def shifted_mask(one):
-    grid = read_volume(one.target)
-    affine = grid.affine.copy()
-    affine[2, 3] += 1
-    return replace(one, mask=mask_of(grid, one.target.parent, np.ones(grid.shape), affine))
-
-
-def empty_mask(one):
-    grid = read_volume(one.target)
-    return replace(one, mask=mask_of(grid, one.target.parent, np.zeros(grid.shape)))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (swapped, "target.nii.gz: the source is finer than the target: swapped?"),
-        (apart, "no voxel of phantom-00_target.nii.gz lies in the source's field of view"),
-        (mostly_apart, "of the target's foreground, at least 25% is needed. Check the affines"),
-        (four_dimensional, "must be a 3D volume"),
-        (overflowing, "voxels must be finite"),
-        (misfit_mask, "mask.nii.gz: a mask must have the target's shape"),
-        (shifted_mask, "mask.nii.gz: a mask must have the target's affine"),
-        (empty_mask, "mask.nii.gz: no voxel lies in the mask"),
-    ],
-)
-def test_bad_input_is_named_and_nothing_is_made_of_it(one, tmp_path, spoil, message):
-    out = tmp_path / "out"
-    result = prepared([spoil(one)], out)
-    assert message in result.failures[one.name]
-    assert str(tmp_path) not in result.failures[one.name]
-    assert not list((out / one.name).glob("*/source.nii.gz")) or spoil is mostly_apart
-
-
-def test_a_finer_source_may_be_meant(one, tmp_path):
-    allowed = replace(PLAIN, preprocess=PreprocessConfig(allow_finer_source=True))
-    out = tmp_path / "out"
-    assert prepared([swapped(one)], out, allowed).failures == {}
-    # What was let pass once is checked again when it is no longer.
-    assert "swapped?" in prepared([swapped(one)], out).failures[one.name]
-
-
-def test_folding_is_an_error(one, tmp_path, monkeypatch):
-    def folding(source, target, start, config, mask):  # noqa: ARG001
-        field = np.zeros((*target.shape, 3), np.float32)
-        x = np.arange(target.shape[0]) * 0.2
-        field[..., 0] = -3 * np.exp(-(((x - 4) / 0.5) ** 2))[:, None, None] * (x - 4)[:, None, None]
-        return Transform(start.affine, field, target.affine)
-
-    monkeypatch.setattr(step_work, "register_deformable", folding)
-    out = tmp_path / "out"
-    result = prepared([one], out, replace(CHEAP, steps=("scale", "deform", "resample")))
-    assert "the deformation folds space" in result.failures[one.name]
-    assert not (out / one.name / "deform").exists()
-
-
-def test_folding_far_from_the_specimen_does_not_matter():
-    field = np.zeros((10, 10, 10, 3), np.float32)
-    field[9, :, :, 0] = -20
-    transform = Transform(np.eye(4), field, np.diag([2.0, 2, 2, 1]))
-    foreground = np.zeros((20, 20, 20), bool)
-    foreground[3:6, 3:6, 3:6] = True
-    assert transform.jacobian().min() < 0
-    assert jacobian_range(transform, foreground, np.eye(4)) == (1, 1)
-    foreground[19] = True
-    assert jacobian_range(transform, foreground, np.eye(4))[0] < 0
-    doubled = Transform(np.diag([2.0, 1, 1, 1]))
-    assert jacobian_range(doubled, foreground, np.eye(4)) == (2, 2)
 
 
 # Geometry
@@ -600,22 +258,6 @@ def test_the_mask_given_is_used_and_cut_to_the_field_of_view(one, tmp_path):
 
 
 # Steps
-
-
-@pytest.mark.parametrize(
-    ("steps", "rule"),
-    [
-        ((), "got none"),
-        (("scale", "correct"), "in this order"),
-        (("scale", "scale"), "each once"),
-        (("scale", "wash"), "some of correct, scale, rigid, affine, deform, resample"),
-        (("scale", "affine"), "have no effect without resample"),
-        (("deform",), "have no effect without resample"),
-    ],
-)
-def test_impossible_steps_are_refused(steps, rule):
-    with pytest.raises(ValueError, match=rule):
-        PrepareConfig(steps=steps)
 
 
 def test_without_resampling_the_source_keeps_its_grid(one, tmp_path):

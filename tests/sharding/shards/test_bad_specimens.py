@@ -129,6 +129,7 @@ def test_a_bad_specimen_is_named_and_the_others_are_kept(lab, which):
     assert unfinished(lab) == set("abc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_specimens_that_fail_do_not_stop_the_others(lab, workers):
     make_lab(lab, "abcdefg")
@@ -155,6 +156,7 @@ def test_specimens_that_fail_do_not_stop_the_others(lab, workers):
 # Skipping what fails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_set_can_be_closed_without_those_that_fail(lab, workers):
     make_lab(lab, "abcde")

@@ -270,6 +270,7 @@ def steady(tmp_path_factory):
     return folder, cut
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.lists(COHORTS, min_size=2, max_size=4))
 def test_whatever_the_updates_a_set_holds_its_cohort(steady, cohorts):

@@ -195,6 +195,7 @@ def test_shards_hold_as_many_records_as_fit(shard_folder, lab):
 # Reproducible
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes_with_any_number_of_workers(
     shard_folder, cohort, small_shards, tmp_path
 ):
