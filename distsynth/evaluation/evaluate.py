@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from distsynth.errors import ConfigError
 from distsynth.evaluation.artefacts import Prediction, artefacts, predictions
-from distsynth.evaluation.baselines import Baseline, Cubic, Identity, fitted_baselines
+from distsynth.evaluation.baselines import Baseline, Cubic, Identity
+from distsynth.evaluation.fits import kept_baselines
+from distsynth.evaluation.pairs import prepared_pairs
 from distsynth.inference.predictor import Predictor
 from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.conventions import Values, conventional_values
@@ -22,9 +24,8 @@ from distsynth.metrics.image import SSIM_WINDOW, central_slice, mse, psnr, volum
 from distsynth.metrics.risk_coverage import RiskCoverage, risk_coverage
 from distsynth.metrics.verdict import verdicts
 from distsynth.runs.data_record import DataRecord
-from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, Split
-from sharding.volumes.pair import Pair, prepare_pair
+from sharding.volumes.pair import Pair
 from sharding.volumes.volume import write_volume
 
 if TYPE_CHECKING:
@@ -163,8 +164,7 @@ def evaluate(
         if baseline.name in predictors:
             raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
     evaluation = Evaluation({}, [], split, len(groups["train"]), list(predictors))
-    for specimen in chosen:
-        pair = prepare_pair(specimen, first.preprocess, first.standards)
+    for specimen, pair in zip(chosen, prepared_pairs(chosen, first), strict=True):
         if split == "test":
             first.refuse_seen(specimen, pair)
         _evaluate_specimen(evaluation, pair, first, baselines, predictors, volumes, conventions)
@@ -173,9 +173,7 @@ def evaluate(
 
 def usual_baselines(training: Sequence[Specimen], data: DataRecord) -> list[Baseline]:
     """Identity, cubic, and the baselines that are fitted on training specimens."""
-    pairs = (prepare_pair(specimen, data.preprocess, data.standards) for specimen in training)
-    fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)))
-    return [Identity(), Cubic(), *fitted]
+    return [Identity(), Cubic(), *kept_baselines(training, data)]
 
 
 def _evaluate_specimen(

@@ -195,7 +195,9 @@ def _sections(shown: Dashboard) -> dict[str, list[Any]]:
     def lines(curves: Curves, x: str = "Step") -> list[Any]:
         return [wr.LinePlot(title=title, x=x, y=list(names)) for title, names in curves.items()]
 
-    samples = wr.MediaBrowser(title="source, synthetic, target, difference", media_keys=[SAMPLES])
+    samples = wr.MediaBrowser(
+        title="source, synthetic, target, change, error", media_keys=[SAMPLES]
+    )
     found = {
         "Losses by term": lines(loss_curves()),
         "Stitched validation metrics": lines(stitched_curves(), x="epoch"),

@@ -61,6 +61,22 @@ class PairQuality:
 
 
 @dataclass(frozen=True)
+class RegistrationOutcome:
+    """What a registration step did to the alignment."""
+
+    __pydantic_config__ = STRICT
+
+    step: str
+    """rigid, affine or deform."""
+    kept: bool
+    """Whether it stands; if not, what was there before it does."""
+    before: float | None
+    """Mutual information before the step, nats; None where too little was covered to compare."""
+    after: float
+    """Mutual information after it."""
+
+
+@dataclass(frozen=True)
 class SpecimenQuality:
     """The measures of one specimen: of its pair before and after preparing, and of its volumes."""
 
@@ -88,6 +104,8 @@ class SpecimenQuality:
     """Registration steps that brought the two closer, see sharding.registration.alignment."""
     left_out: tuple[str, ...] = ()
     """Registration steps that did not, so that the step before them, or the headers, stand."""
+    registration: tuple[RegistrationOutcome, ...] = ()
+    """What each registration step did, in order."""
     mirrored_gain: float = 0.0
     """Share by which the source fits better when it is mirrored left to right, by the mutual
     information after a rigid registration each; 0 where that was not measured."""

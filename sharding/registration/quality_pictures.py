@@ -109,7 +109,7 @@ def _slice_pictures(
     """A slice's checkerboards, one a source, then its overlays; RGB, first axis up."""
     across, up = (spacing_mm[k] for k in range(3) if k != axis)
     cuts = [
-        _square_pixels(np.take(volume, middle[axis], axis), across, up)
+        square_pixels(np.take(volume, middle[axis], axis), across, up)
         for volume in (*sources, target)
     ]
     grey = [_windowed(cut) for cut in cuts]
@@ -126,8 +126,14 @@ def _slice_pictures(
     return coloured
 
 
-def _square_pixels(cut: NDArray[np.float32], across_mm: float, up_mm: float) -> NDArray[np.float32]:
-    """A slice with its second axis up, interpolated to pixels of one size on both axes."""
+def square_pixels(cut: NDArray[np.float32], across_mm: float, up_mm: float) -> NDArray[np.float32]:
+    """A slice with its second axis up, interpolated to pixels of one size on both axes.
+
+    Args:
+        cut: Shape (across, up).
+        across_mm: Voxel size along its first axis.
+        up_mm: Voxel size along its second axis.
+    """
     size = np.array([cut.shape[1] * up_mm, cut.shape[0] * across_mm])
     pixel = max(min(across_mm, up_mm) / 2, size.max() / SHARPEST)
     shape = np.maximum(np.rint(size / pixel), 2).astype(int)
