@@ -34,8 +34,9 @@ from torch import Tensor
 from distsynth.config import StitchConfig, with_overrides
 from distsynth.data.memory import keep_freed_memory
 from distsynth.inference.memory_budget import memory_budget
-from distsynth.inference.predictor import Predictor, predict_file
+from distsynth.inference.predictor import Predictor
 from distsynth.models import build_generator
+from distsynth.prediction.file import predict_file
 from distsynth.presets import PAPER_PATCH, preset
 from distsynth.runs.checkpoint import Checkpoint, Position
 from distsynth.runs.data_record import DataRecord

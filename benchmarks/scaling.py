@@ -37,7 +37,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from benchmarks.whole_table import Step, seconds_each, step_flops
 from distsynth.config import RunConfig, with_overrides
-from distsynth.inference.predictor import load_predictor, predict_file
+from distsynth.inference.predictor import load_predictor
+from distsynth.prediction.file import predict_file
 from distsynth.presets import preset
 from distsynth.training.loop import epochs
 from distsynth.training.steps import make_accelerator

@@ -26,10 +26,11 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from distsynth.config import RunConfig, with_overrides
+from distsynth.data.resolve import SHARD_FIELDS
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.perceptual import vgg16_features
 from distsynth.models import build_discriminator, build_generator
-from distsynth.presets import PRESETS, preset
+from distsynth.presets import BLOCKS, PAPER_PATCH, PRESETS, preset
 from distsynth.training.pace import Pace
 from distsynth.training.steps import (
     Learner,
@@ -38,12 +39,20 @@ from distsynth.training.steps import (
     make_accelerator,
     supervised_step,
 )
+from sharding.shards.config import ShardConfig
 
 PATCHES = 9_300
 """Training patches of the paper: 300 of each of 31 specimens."""
 PAPER = [name for name in PRESETS if name != "small"]
 COUNTED_BATCH = 2
 """Patches that FLOPs are counted on; they grow with the batch and nothing else."""
+
+
+def of_patches(name: str) -> RunConfig:
+    """A preset with the patches that it is meant for."""
+    cut = BLOCKS.get(name) or ShardConfig(patch_size=PAPER_PATCH)
+    fields = {f"data.{field}": getattr(cut, field) for field in SHARD_FIELDS}
+    return with_overrides(preset(name), fields)
 
 
 class Step:
@@ -138,7 +147,7 @@ def main(options: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|")
     totals = [0.0, 0.0, 0.0]
     for title in PAPER:
-        config = with_overrides(preset(title), {"train.device": "auto"})
+        config = of_patches(title)
         flops = step_flops(config, accelerator)
         steps = PATCHES // config.train.batch_size * config.train.epochs
         step = Step(config, batch, accelerator)

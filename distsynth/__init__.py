@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from distsynth.errors import ConfigError
     from distsynth.evaluation.evaluate import Evaluation
     from distsynth.export.export import write_export
+    from distsynth.inference.comparison import Comparison
     from distsynth.inference.predictor import Predictor, load_predictor
+    from distsynth.prediction.run import predict
     from distsynth.sweep.plan import SweepConfig
     from distsynth.sweep.run import SweepResult
     from distsynth.training.loop import train
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from sharding.volumes.volume import Volume, read_volume, write_volume
 
 __all__ = [
+    "Comparison",
     "ConfigError",
     "DataError",
     "EpochReport",
@@ -65,6 +68,7 @@ __all__ = [
     "load_config",
     "load_predictor",
     "make_phantoms",
+    "predict",
     "prepare",
     "read_cohort",
     "read_volume",
@@ -94,7 +98,9 @@ _MODULES = {
     "distsynth.errors": ("ConfigError",),
     "distsynth.evaluation.evaluate": ("Evaluation",),
     "distsynth.export.export": ("write_export",),
+    "distsynth.inference.comparison": ("Comparison",),
     "distsynth.inference.predictor": ("Predictor", "load_predictor"),
+    "distsynth.prediction.run": ("predict",),
     "distsynth.sweep.plan": ("SweepConfig",),
     "distsynth.sweep.run": ("SweepResult",),
     "distsynth.training.loop": ("train",),

@@ -321,7 +321,7 @@ def run_sweep(
     """
     from distsynth.sweep.folder import SweepFolder
     from distsynth.sweep.plan import SweepConfig
-    from distsynth.sweep.run import make_plan, resume_sweep, start_sweep
+    from distsynth.sweep.run import centre_of, make_plan, resume_sweep, start_sweep
     from sharding.io.storage import Folder
     from tune_spaces.named import named_space
 
@@ -329,7 +329,8 @@ def run_sweep(
         raise ConfigError(f"the name of a sweep must be that of a folder, got {name!r}")
     if not isinstance(space, Mapping):
         try:
-            space = named_space((space,) if isinstance(space, str) else tuple(space))
+            names = (space,) if isinstance(space, str) else tuple(space)
+            space = named_space(names, centre_of(config, sweep or SweepConfig()))
         except ValueError as error:
             raise ConfigError(str(error)) from error
     folder = SweepFolder(Folder(storage) / name)

@@ -300,7 +300,7 @@ class TrackingConfig:
     name: str | None = None
     """Name of the W&B run; None takes that of the run's folder."""
     samples: int = 4
-    """Patches shown each epoch: source, synthetic, target, difference."""
+    """Patches shown each epoch: source, synthetic, target, change and error."""
 
     def rules(self) -> Iterable[Rule]:
         """Rules of each field."""

@@ -104,6 +104,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     stack = config.stash[WARM] = contextlib.ExitStack()
+    # Tests see nothing that the user's own work left in the cache, and leave nothing there.
+    cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="cache-"))
+    os.environ["DISTSYNTH_CACHE"] = cache
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
     os.environ.update(stack.enter_context(warm_server(Path(folder))))
 

@@ -16,7 +16,7 @@ from ray import tune
 from tiny_runs import tiny_config
 
 import distsynth as ds
-from distsynth.inference.predictor import predict_file
+from distsynth.prediction.file import predict_file
 from sharding.volumes.cohort import read_cohort as original
 
 HEAVY = {"torch", "ray", "wandb", "accelerate", "pandas", "numpy", "scipy", "nibabel", "tqdm"}

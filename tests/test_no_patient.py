@@ -13,7 +13,8 @@ import SimpleITK as sitk  # noqa: N813
 from dicom_scans import PLANTED, PLANTED_DATE, PLANTED_UID, write_enhanced, write_slices
 from small_study import run_study
 
-from distsynth.inference.predictor import load_predictor, predict_file
+from distsynth.inference.predictor import load_predictor
+from distsynth.prediction.file import predict_file
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
 pytestmark = pytest.mark.slow

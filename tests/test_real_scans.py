@@ -11,7 +11,8 @@ import pytest
 
 from distsynth.config import with_overrides
 from distsynth.evaluation.evaluate import Evaluation, evaluate
-from distsynth.inference.predictor import load_predictor, predict_file
+from distsynth.inference.predictor import load_predictor
+from distsynth.prediction.file import predict_file
 from distsynth.presets import preset
 from distsynth.reporting.evaluation_files import write_evaluation
 from distsynth.training.loop import train

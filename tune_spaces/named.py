@@ -8,7 +8,7 @@ See tune_spaces.plain for the entries.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from tune_spaces.plain import space_from_plain
 from tune_spaces.registry import known_spaces, one_space
 
 
-def named_space(names_or_paths: Sequence[str]) -> Space:
+def named_space(names_or_paths: Sequence[str], centre: Mapping[str, float] | None = None) -> Space:
     """Merge spaces; where two speak of one field, the later wins.
 
     Args:
         names_or_paths: Keys of tune_spaces.registry.SPACES, and paths of YAML files (`.yaml`,
             `.yml`).
+        centre: Dotted field to the learning rate in the middle of its range, where a space that
+            is named searches it; None takes the paper's ranges.
 
     Raises:
         ValueError: If there is no such space, with a suggestion, or a file is at fault.
@@ -36,28 +38,32 @@ def named_space(names_or_paths: Sequence[str]) -> Space:
     space: Space = {}
     for name in names_or_paths:
         is_file = name.lower().endswith((".yaml", ".yml"))
-        space.update(read_space(name) if is_file else one_space(name))
+        space.update(read_space(name, centre) if is_file else one_space(name, centre))
     return space
 
 
-def read_space(path: str | Path) -> Space:
+def read_space(path: str | Path, centre: Mapping[str, float] | None = None) -> Space:
     """Read a YAML file of a plain space.
 
     A list `spaces` names spaces to start from; the entries beside it add to them or override them.
+
+    Args:
+        path: The file.
+        centre: As for `named_space`.
 
     Raises:
         ValueError: Names the file, the field, the rule and the remedy.
     """
     where = str(path)
     try:
-        return _space(_read_yaml(Path(path), where), where)
+        return _space(_read_yaml(Path(path), where), where, centre)
     except RecursionError:
         raise ValueError(
             f"{where}: must not be nested this deeply; a space has three levels"
         ) from None
 
 
-def _space(values: Any, where: str) -> Space:
+def _space(values: Any, where: str, centre: Mapping[str, float] | None) -> Space:
     """The space of a file's values."""
     if not isinstance(values, dict) or not values:
         raise ValueError(
@@ -71,7 +77,7 @@ def _space(values: Any, where: str) -> Space:
     space: Space = {}
     for name in names:
         try:
-            space.update(one_space(name))
+            space.update(one_space(name, centre))
         except ValueError as error:
             raise ValueError(f"{where}: spaces: {error}") from None
     return {**space, **space_from_plain(values, where)}

@@ -6,7 +6,7 @@ To add a space, write a function that returns it in a module of its own and list
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from tune_spaces import architectures
@@ -18,7 +18,7 @@ from tune_spaces.loss_forms import adversarial_losses, further_terms, initialisa
 from tune_spaces.loss_weights import loss_weights
 from tune_spaces.recipes import recipes
 
-SPACES: dict[str, Callable[[], Space]] = {
+SPACES: dict[str, Callable[..., Space]] = {
     "loss-weights": loss_weights,
     "loss-weights-perceptual": partial(loss_weights, perceptual="cohort"),
     "loss-weights-vgg16": partial(loss_weights, perceptual="vgg16"),
@@ -41,13 +41,22 @@ SPACES: dict[str, Callable[[], Space]] = {
     "everything": everything,
 }
 
+CENTRED = ("learning-rates", "everything")
+"""Spaces that take the rates in the middle of their ranges."""
 
-def one_space(name: str) -> Space:
+
+def one_space(name: str, centre: Mapping[str, float] | None = None) -> Space:
     """The space of this name.
+
+    Args:
+        name: A key of SPACES.
+        centre: Learning rates in the middle of their ranges; None takes the paper's ranges.
 
     Raises:
         ValueError: If there is none; suggests the nearest and lists all.
     """
+    if name in CENTRED and centre:
+        return partial(SPACES[name], centre=centre)()
     if name in SPACES:
         return SPACES[name]()
     near = difflib.get_close_matches(name.lower().replace("_", "-"), SPACES, n=1)

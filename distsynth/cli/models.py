@@ -34,6 +34,11 @@ best-gpu where there is a GPU; cut shards for them by distsynth shard --for-pres
 dcgan, unet, pix2pix, fcn and dcsrn are the paper's rows; small and the others train on slices.
 distsynth presets NAME prints a whole configuration, discriminator and learning rates included."""
 
+PATTERN = (
+    "Glob of the sources of a folder; for a BIDS folder below each subject's folder, such as "
+    "**/*_T1w.nii.gz."
+)
+
 
 @dataclass(frozen=True)
 class Stitch:
@@ -133,13 +138,16 @@ def train(args: Sequence[str]) -> None:
 
 
 def predict(args: Sequence[str]) -> None:
-    """predict a synthetic target from a source volume"""
+    """predict synthetic targets from source volumes"""
 
     @dataclass(frozen=True)
     class Predict:
-        """Predict a synthetic target from a source volume, stitched from dense patches.
+        """Predict the synthetic target of a source volume, or of every one in a folder.
 
             distsynth predict runs/small scan.nii.gz -o synthetic.nii.gz
+            distsynth predict runs/small scans/ -o predicted
+
+        Says what is unlike the training scans, and refuses what is too unlike them.
 
         Research use only: synthetic detail is not measured detail.
         """
@@ -148,15 +156,28 @@ def predict(args: Sequence[str]) -> None:
         """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
         a URL."""
         volume: Positional[Volume]
-        """The source: a file, or the folder of a DICOM series."""
+        """The source: a file, or the folder of a DICOM series. Or many: a folder of these, a
+        cohort.csv, or a BIDS folder."""
         out: Out
         """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the source is a DICOM series, a name
-        without an ending is the folder of a DICOM series."""
+        without an ending is the folder of a DICOM series. For many sources the folder to write to;
+        what is finished there is not predicted again."""
         ensemble: tuple[str, ...] = ()
         """More checkpoints, runs or exports of the same shards: their mean is predicted, stitched
         as the first one is."""
+        source_pattern: Annotated[str | None, arg(help=PATTERN)] = None
         like: Path | None = None
         """Predict on the grid of this volume."""
+        units: Literal["source", "scaled", "standardised"] = "source"
+        """Intensities of the result: in the source's own units; scaled, 0 to 1000; or standardised,
+        as the network returns them."""
+        dtype: Literal["float32", "int16", "uint16"] = "float32"
+        """Type of the voxels that are written; integers are rounded intensities."""
+        uncertainty: bool = False
+        """Also write the standard deviation, in the same units, of what the models of --ensemble
+        and the flips of --stitch.flips predict of a voxel."""
+        force: bool = False
+        """Predict a source that is too unlike the training scans."""
         orientation: Literal["header", "array"] = "header"
         """array accepts a source that has lost its orientation; the result then has none either,
         and its array lies like that of the source."""
@@ -173,25 +194,32 @@ def predict(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
-    from distsynth.inference.ensemble import ensemble
-    from distsynth.inference.predictor import load_predictor, predict_file
+    from distsynth.prediction.inputs import is_single
+    from distsynth.prediction.run import predict as run_prediction
 
-    predictor = load_predictor(given.checkpoint, given.device, given.precision)
-    if given.ensemble:
-        others = [load_predictor(path, given.device, given.precision) for path in given.ensemble]
-        predictor = ensemble([predictor, *others])
-    predictor = predictor.stitched(**vars(given.stitch))
-    out = predict_file(
-        predictor,
-        given.volume,
-        given.out,
-        given.like,
-        given.overwrite,
-        given.orientation,
-        given.max_voxels,
-        given.keep_patient,
-    )
-    print(out)
+    many = not is_single(given.volume)
+    # With --overwrite the very same line continues.
+    with continued_by("predict", args, begun=lambda: many and not given.overwrite):
+        written = run_prediction(
+            (given.checkpoint, *given.ensemble),
+            given.volume,
+            given.out,
+            pattern=given.source_pattern,
+            like=given.like,
+            orientation=given.orientation,
+            max_voxels=given.max_voxels,
+            stitching=vars(given.stitch),
+            units=given.units,
+            dtype=given.dtype,
+            uncertainty=given.uncertainty,
+            force=given.force,
+            keep_patient=given.keep_patient,
+            device=given.device,
+            precision=given.precision,
+            overwrite=given.overwrite,
+        )
+    for path in written:
+        print(path)
 
 
 def evaluate(args: Sequence[str]) -> None:

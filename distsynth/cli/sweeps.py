@@ -76,7 +76,7 @@ def _new_sweep(args: Sequence[str]) -> None:
         """Start a cluster on this machine for the duration; the default without --address."""
 
     given = parse(f"sweep {args[0]}", Sweep, args[1:])
-    from distsynth.sweep.run import make_plan, resume_sweep, start_sweep
+    from distsynth.sweep.run import centre_of, make_plan, resume_sweep, start_sweep
     from tune_spaces.named import named_space
 
     address = None if given.local else given.address
@@ -84,7 +84,7 @@ def _new_sweep(args: Sequence[str]) -> None:
         _check_shared(storage=given.storage, shards=given.config.data.shards)
     folder = _folder(given.storage, given.name)
     with usage_errors():
-        space = named_space(given.space)
+        space = named_space(given.space, centre_of(given.config, given.sweep))
     plan = make_plan(given.name, validate(given.config), space, given.sweep)
     with _continued(folder, address):
         if given.resume and folder.exists():

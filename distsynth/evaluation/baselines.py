@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -104,6 +104,18 @@ class Fitted(ABC):
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """Synthetic volume of the pair's shape, standardised; raises ValueError if not fitted."""
 
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything but the pairs that a fit depends on, as JSON values."""
+
+    @abstractmethod
+    def state(self) -> dict[str, NDArray[np.float64]]:
+        """What has been fitted, for `restore`; raises ValueError if nothing was."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take over a fit of the same settings; raises ValueError or KeyError if it is none."""
+
     def fit(self, pairs: Iterable[PairLike]) -> Self:
         """Fit on training pairs, read once and one at a time."""
         for pair in pairs:
@@ -116,9 +128,14 @@ class Fitted(ABC):
             raise ValueError(f"{self.name} has seen no training pairs: call fit with some first")
 
 
+def new_baselines() -> list[Fitted]:
+    """All baselines that are fitted, before they are."""
+    return [IntensityMap(), NeighbourhoodRegression()]
+
+
 def fitted_baselines(training_pairs: Iterable[PairLike]) -> list[Fitted]:
     """All fitted baselines from one pass over the training pairs, one pair in memory at a time."""
-    baselines: list[Fitted] = [IntensityMap(), NeighbourhoodRegression()]
+    baselines = new_baselines()
     for pair in training_pairs:
         for baseline in baselines:
             baseline.update(pair)
@@ -172,6 +189,23 @@ class IntensityMap(Fitted):
         counts, sources, targets = np.array(merged).T
         self._knots = np.array([sources / counts, targets / counts])
         return self
+
+    def settings(self) -> dict[str, Any]:
+        """Bins, grid and the weight of background."""
+        return {"bins": self.bins, "grid": self.grid, "background": BACKGROUND_WEIGHT}
+
+    def state(self) -> dict[str, NDArray[np.float64]]:
+        """The knots of the curve: source and target."""
+        self._check(self._knots.size > 0)
+        return {"knots": self._knots}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take over the knots."""
+        knots = _finite("knots", state["knots"])
+        rising = knots.ndim == 2 and len(knots) == 2 and bool((np.diff(knots[0]) > 0).all())
+        if not rising or not knots.size:
+            raise ValueError(f"knots must be a curve, got an array of the shape {knots.shape}")
+        self._knots = knots
 
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """The curve applied to every source voxel."""
@@ -244,6 +278,31 @@ class NeighbourhoodRegression(Fitted):
         self._weights = np.append(solved, target - mean @ solved)
         return self
 
+    def settings(self) -> dict[str, Any]:
+        """Voxels, hinges, seed, reach, ridge and the weight of background."""
+        return {
+            "voxels": self.voxels,
+            "hinges": self.hinges.tolist(),
+            "seed": self.seed,
+            "reach": self.reach,
+            "ridge": self.ridge,
+            "background": BACKGROUND_WEIGHT,
+        }
+
+    def state(self) -> dict[str, NDArray[np.float64]]:
+        """The weights: neighbourhood, hinges, intercept."""
+        self._check(self._weights.size > 0)
+        return {"weights": self._weights}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take over the weights."""
+        weights = _finite("weights", state["weights"])
+        if weights.shape != self._moment.shape:
+            raise ValueError(
+                f"weights must have the shape {self._moment.shape}, got {weights.shape}"
+            )
+        self._weights = weights
+
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """Filter the source, its faces repeated outwards."""
         self._check(self._weights.size > 0)
@@ -266,6 +325,13 @@ class NeighbourhoodRegression(Fitted):
         near = padded.reshape(-1)[first[:, None] + offsets].astype(np.float64)
         bends = np.maximum(near[:, self._taps // 2, None] - self.hinges, 0)
         return np.hstack([near, bends, np.ones((len(near), 1))])
+
+
+def _finite(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
+    """An array of a kept fit; raises ValueError unless it holds finite numbers of float64."""
+    if values.dtype != np.float64 or not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite numbers of float64, got {values.dtype}")
+    return values
 
 
 def _check_pair(pair: PairLike) -> None:

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 
 from distsynth.errors import ConfigError
 from distsynth.evaluation.artefacts import Prediction, artefacts, predictions
-from distsynth.evaluation.baselines import Baseline, Cubic, Identity, fitted_baselines
+from distsynth.evaluation.baselines import Baseline, Cubic, Identity
+from distsynth.evaluation.fits import kept_baselines
+from distsynth.evaluation.pairs import prepared_pairs
 from distsynth.inference.predictor import Predictor
 from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.conventions import Values, conventional_values
 from distsynth.metrics.image import SSIM_WINDOW, central_slice, mse, psnr, volume_metrics
+from distsynth.metrics.risk_coverage import RiskCoverage, risk_coverage
 from distsynth.metrics.verdict import verdicts
 from distsynth.runs.data_record import DataRecord
-from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, Split
-from sharding.volumes.pair import Pair, prepare_pair
+from sharding.volumes.pair import Pair
 from sharding.volumes.volume import write_volume
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Evaluation:
         examples: A slice of each specimen through every method, for pictures.
         conventions: Method -> specimen -> PSNR and SSIM under each convention, of the models and of
             cubic interpolation; empty unless they were asked for.
+        risk_coverage: Method -> specimen -> how its uncertainty ranks the error, of the models that
+            are ensembles or have flips.
     """
 
     results: dict[str, dict[str, dict[str, float]]]
@@ -54,6 +58,7 @@ class Evaluation:
     models: list[str] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     conventions: dict[str, dict[str, Values]] = field(default_factory=dict)
+    risk_coverage: dict[str, dict[str, RiskCoverage]] = field(default_factory=dict)
 
     @property
     def verdicts(self) -> list[str]:
@@ -159,8 +164,7 @@ def evaluate(
         if baseline.name in predictors:
             raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
     evaluation = Evaluation({}, [], split, len(groups["train"]), list(predictors))
-    for specimen in chosen:
-        pair = prepare_pair(specimen, first.preprocess, first.standards)
+    for specimen, pair in zip(chosen, prepared_pairs(chosen, first), strict=True):
         if split == "test":
             first.refuse_seen(specimen, pair)
         _evaluate_specimen(evaluation, pair, first, baselines, predictors, volumes, conventions)
@@ -169,9 +173,7 @@ def evaluate(
 
 def usual_baselines(training: Sequence[Specimen], data: DataRecord) -> list[Baseline]:
     """Identity, cubic, and the baselines that are fitted on training specimens."""
-    pairs = (prepare_pair(specimen, data.preprocess, data.standards) for specimen in training)
-    fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)))
-    return [Identity(), Cubic(), *fitted]
+    return [Identity(), Cubic(), *kept_baselines(training, data)]
 
 
 def _evaluate_specimen(
@@ -201,6 +203,10 @@ def _evaluate_specimen(
             pair.source_transform.standardise(pair.native_source.data),
             pair.native_mask,
         )
+        if measured.spread is not None:
+            curve = risk_coverage(measured.synthetic - target, measured.spread, pair.mask)
+            evaluation.risk_coverage.setdefault(name, {})[pair.name] = curve
+            row |= curve.metrics
         row["consistency_error"] = math.nan
         # A small mask may hold no voxel of a coarse source.
         if inside.any() and np.ptp(native[inside]) > 0:

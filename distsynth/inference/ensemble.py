@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from distsynth.data.resolve import SHARD_FIELDS
 from distsynth.errors import ConfigError
-from distsynth.inference.predictor import Predictor
 from distsynth.models import Generator
+
+if TYPE_CHECKING:
+    from distsynth.inference.predictor import Predictor
 
 
 class EnsembleGenerator(Generator):
@@ -53,4 +56,5 @@ def ensemble(predictors: Sequence[Predictor]) -> Predictor:
             if here != there:
                 raise ConfigError(f"an ensemble needs one data.{name}, got {here} and {there}")
     members = EnsembleGenerator([each.generator for each in predictors])
-    return replace(first, generator=members.eval())
+    name = " + ".join(each.name for each in predictors)
+    return replace(first, generator=members.eval(), name=name)

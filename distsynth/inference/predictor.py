@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,9 +16,17 @@ from torch import Tensor
 from distsynth.config import with_overrides
 from distsynth.data.memory import keep_freed_memory
 from distsynth.errors import ConfigError
+from distsynth.inference.comparison import Comparison
 from distsynth.inference.flips import mean_of_flips
-from distsynth.inference.memory_budget import MEGABYTE, memory_budget
+from distsynth.inference.memory_budget import memory_budget
 from distsynth.inference.precision import PredictedIn, predicts_in_bf16
+from distsynth.inference.scan import (
+    PredictedScan,
+    ScanOptions,
+    Units,
+    compare_scan,
+    predict_scan,
+)
 from distsynth.inference.sliding_window import SlidingWindows, total_weight
 from distsynth.inference.volume import ImageMethod, ImageStack, forwards, predict_volume
 from distsynth.inference.whole_slice import WholeImages
@@ -31,15 +38,10 @@ from sharding.io.errors import DataError
 from sharding.io.progress import progress
 from sharding.io.storage import Folder, is_remote
 from sharding.shards.patches import BLOCK, check_fits, dense_locations, fits, patch_axes
-from sharding.volumes.grid import MOST_VOXELS, check_grid_size, check_grids_meet, spaced_grid
+from sharding.volumes.grid import MOST_VOXELS, check_grids_meet
 from sharding.volumes.header import Orientation
-from sharding.volumes.intensities import check_foreground_varies
-from sharding.volumes.output import Output
-from sharding.volumes.pair import place_source
-from sharding.volumes.slabs import Empty, Scratch, in_memory, slabs
+from sharding.volumes.slabs import Empty, in_memory, slabs
 from sharding.volumes.volume import Volume, read_pair, read_volume
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +53,14 @@ class Predictor:
         generator: In eval mode, on its device.
         device: Where it computes.
         precision: In which it computes; stitching is float32 in each.
+        name: That of the folder of its run or export; empty for one that was made in memory.
     """
 
     checkpoint: Checkpoint
     generator: Generator
     device: torch.device
     precision: PredictedIn = "auto"
+    name: str = ""
 
     def stitched(self, **changes: Any) -> Predictor:
         """The same generator with other fields of StitchConfig, None keeping the checkpoint's.
@@ -122,19 +126,17 @@ class Predictor:
         if stitch.flips:
             plain = self.stitched(flips=())
             return mean_of_flips(plain, stitch.flips, source, title, quiet, empty, variance)
-        methods = self._methods(source.shape, empty)
+        methods = self.methods(source.shape, empty)
         if self.device.type == "cpu":
             keep_freed_memory(any_size=False)
         total = forwards(source.shape, methods)
         ticks = progress(range(total), title, total, quiet)
-        half = predicts_in_bf16(self.precision, config.train.precision, self.device)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
         def forward(images: Tensor) -> Tensor:
             next(ticks)
             return self.generator(images)[:, 0].float()
 
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), self.autocast():
             synthetic = predict_volume(
                 source,
                 methods,
@@ -160,6 +162,8 @@ class Predictor:
         *,
         orientation: Orientation = "header",
         max_voxels: int = MOST_VOXELS,
+        units: Units = "source",
+        force: bool = False,
     ) -> Volume:
         """Predict the synthetic target of a source volume.
 
@@ -167,17 +171,79 @@ class Predictor:
             source: The source: a file, a DICOM folder or a volume, in any units of intensity.
             like: The grid to predict on; by default the source's own if its voxels have the size
                 of the training targets, or else one of that size over its field of view.
-            orientation: "array" accepts files without orientation, see predict_file.
+            orientation: "array" accepts files without orientation, see
+                sharding.volumes.volume.read_volume.
             max_voxels: Voxels that the grid may have.
+            units: Units of intensity of the result, see distsynth.inference.scan.Units.
+            force: Predict a scan that is too unlike training.
 
         Returns:
-            The synthetic volume, with the source's scale of intensities.
+            The synthetic volume.
 
         Raises:
             DataError: If a file is bad or nearly constant, the grid is too large or does not meet
-                the source, or the volume is smaller than a patch.
+                the source, the scan is too unlike training, or the volume is smaller than a patch.
+        """
+        options = ScanOptions(max_voxels, units, force)
+        return self._scan(source, like, orientation, options).synthetic
+
+    def predict_with_uncertainty(
+        self,
+        source: str | Path | Volume,
+        like: str | Path | Volume | None = None,
+        *,
+        orientation: Orientation = "header",
+        max_voxels: int = MOST_VOXELS,
+        units: Units = "source",
+        force: bool = False,
+    ) -> tuple[Volume, Volume]:
+        """Predict the mean over members and flips, and the standard deviation around it.
+
+        Args:
+            source: As in predict, and so are the others.
+
+        Returns:
+            The synthetic volume and the deviation, in the same units.
+
+        Raises:
+            ConfigError: If this is a single network without flips.
+            DataError: As predict.
+        """
+        options = ScanOptions(max_voxels, units, force, uncertainty=True)
+        found = self._scan(source, like, orientation, options)
+        assert found.uncertainty is not None
+        return found.synthetic, found.uncertainty
+
+    def _scan(
+        self,
+        source: str | Path | Volume,
+        like: str | Path | Volume | None,
+        orientation: Orientation,
+        options: ScanOptions,
+    ) -> PredictedScan:
+        where = "source" if isinstance(source, Volume) else source
+        volume, grid = self._read(source, like, orientation)
+        return predict_scan(self, volume, grid, where, options)
+
+    def compare(
+        self, source: str | Path | Volume, *, orientation: Orientation = "header"
+    ) -> Comparison:
+        """What is unlike the training scans in a scan; nothing is predicted.
+
+        Raises:
+            DataError: If the file is bad.
         """
         where = "source" if isinstance(source, Volume) else source
+        volume, _ = self._read(source, None, orientation)
+        return compare_scan(self, volume, where)
+
+    def _read(
+        self,
+        source: str | Path | Volume,
+        like: str | Path | Volume | None,
+        orientation: Orientation,
+    ) -> tuple[Volume, Volume | None]:
+        """The source and the grid to predict on, if one is given."""
         if isinstance(source, str | Path) and isinstance(like, str | Path):
             source, like = read_pair(source, like, orientation)
         if isinstance(source, str | Path):
@@ -187,7 +253,19 @@ class Predictor:
         if like:
             least = self.checkpoint.data.preprocess.min_overlap
             check_grids_meet("the grid to predict on", source, like, least)
-        return _predict_volume(self, source, like, where, max_voxels, in_memory)
+        return source, like
+
+    @property
+    def computes_in(self) -> Literal["bf16", "float32"]:
+        """The precision of the network's products."""
+        trained = self.checkpoint.config.train.precision
+        half = predicts_in_bf16(self.precision, trained, self.device)
+        return "bf16" if half else "float32"
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the generator computes, see `precision`."""
+        half = self.computes_in == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     @property
     def exact(self) -> bool:
@@ -209,7 +287,7 @@ class Predictor:
         method = self.checkpoint.config.stitch.method
         return self.exact if method == "auto" else method == "whole"
 
-    def _methods(self, shape: Sequence[int], empty: Empty) -> dict[int, ImageMethod]:
+    def methods(self, shape: Sequence[int], empty: Empty) -> dict[int, ImageMethod]:
         """Axis (BLOCK for 3D) to how its images are predicted.
 
         Raises:
@@ -256,6 +334,7 @@ def load_predictor(
     Raises:
         DataError: If the checkpoint or a file of the export is bad, or a weight is not finite.
     """
+    name = run_dir_of(path).name
     if is_export(path):
         checkpoint, remedy = read_export(path), COPY_AGAIN
         path = Folder(path) / WEIGHTS
@@ -274,9 +353,9 @@ def load_predictor(
             path, f"the weights do not fit the configuration ({reason})", remedy
         ) from error
     check_finite_weights(path, checkpoint.weights(), remedy)
-    name = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
-    chosen = torch.device(name if device == "auto" else device)
-    return Predictor(checkpoint, generator.to(chosen).eval(), chosen, precision)
+    found = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+    chosen = torch.device(found if device == "auto" else device)
+    return Predictor(checkpoint, generator.to(chosen).eval(), chosen, precision, name)
 
 
 def checkpoint_of(path: str | Path) -> str:
@@ -295,108 +374,3 @@ def run_dir_of(path: str | Path) -> Path:
         return Path(str(path)) if is_remote(path) else local_file(path).resolve()
     checkpoint = checkpoint_of(path)
     return (Path(checkpoint) if is_remote(path) else Path(checkpoint).resolve()).parent.parent
-
-
-def predict_file(
-    predictor: Predictor,
-    path: Path,
-    out: Path,
-    like: Path | None = None,
-    overwrite: bool = False,
-    orientation: Orientation = "header",
-    max_voxels: int = MOST_VOXELS,
-    keep_patient: bool = False,
-) -> Path:
-    """Predict a source volume and write the result, which any viewer shows in the right place.
-
-    The grid is that of `like`; or the source's own if its voxels have the size of the training
-    targets; or else one of that size over the source's field of view. Intensities are brought
-    back to the source's scale. Arrays of a volume that take more than `stitch.memory_mb` lie in
-    files without a name in the folder of `out`, so that a volume larger than memory streams
-    through.
-
-    Args:
-        predictor: From load_predictor.
-        path: The source, a file or a DICOM folder.
-        out: What to write, see sharding.volumes.output.Output.
-        like: A volume whose grid to predict on.
-        overwrite: Replace `out`.
-        orientation: "array" accepts a source without orientation; the result has none either, and
-            its array lies like that of the source.
-        max_voxels: Voxels that the grid may have.
-        keep_patient: Copy the patient and the study of a DICOM source into a DICOM output.
-
-    Raises:
-        DataError: If the file is bad or nearly constant, `out` exists or cannot be written, the
-            grid is too large or does not meet the source, the volume is smaller than a patch, or
-            the disk is full.
-    """
-    output = Output(out, path, "synthetic", keep_patient, overwrite)
-    output.check()
-    empty = Scratch(out.parent, predictor.checkpoint.config.stitch.memory_mb * MEGABYTE)
-    if like:
-        source, grid = read_pair(path, like, orientation, empty)
-        check_grids_meet(like, source, grid, predictor.checkpoint.data.preprocess.min_overlap)
-    else:
-        source, grid = read_volume(path, empty=empty, orientation=orientation), None
-    output.write(_predict_volume(predictor, source, grid, path, max_voxels, empty))
-    return out
-
-
-def _predict_volume(
-    predictor: Predictor,
-    source: Volume,
-    like: Volume | None,
-    where: str | Path,
-    max_voxels: int,
-    empty: Empty,
-) -> Volume:
-    """Predict on the grid of `like`, or one like the targets'; `where` names the source."""
-    data = predictor.checkpoint.data
-    grid = like or prediction_grid(source, data.spacing_mm, data.orientation, where, max_voxels)
-    logger.info("predicting on a grid of %s voxels", "x".join(map(str, grid.shape)))
-    placed = place_source(source, grid.shape, grid.affine, data.preprocess, where, empty)
-    transform = placed.transform.to_standard(data.standards.source)
-    check_foreground_varies(where, source, transform, data.preprocess.foreground_threshold)
-    standardised = transform.standardise_scaled(placed.scaled, empty)
-    try:
-        synthetic = predictor(standardised, empty=empty)
-    except ConfigError as error:
-        raise DataError(where, str(error), "Give a larger volume, or use smaller patches") from None
-    predicted = grid.with_data(transform.restore(synthetic, empty))
-    if not like and not source.has_orientation:
-        # Without orientation only the arrays can be compared: this one lies like the source's.
-        predicted = predicted.reoriented("RAS")
-    return predicted
-
-
-def prediction_grid(
-    source: Volume,
-    spacing_mm: tuple[float, float, float],
-    orientation: str,
-    where: object = "source",
-    max_voxels: int = MOST_VOXELS,
-) -> Volume:
-    """The grid to predict on: oriented and spaced like the training targets.
-
-    The first voxel's centre stays where it is, so that a source downsampled from the targets'
-    grid comes back onto it.
-
-    Args:
-        source: Volume to predict from.
-        spacing_mm: Voxel size of the training targets along their axes.
-        orientation: Orientation of the training targets, such as RAS.
-        where: Names the source in errors.
-        max_voxels: Voxels that the grid may have.
-
-    Returns:
-        A volume whose shape, affine and header matter; its data is zero and takes no memory.
-
-    Raises:
-        DataError: If the grid has more voxels.
-    """
-    no_data = np.broadcast_to(np.float32(0), source.shape)
-    oriented = source.with_data(no_data).reoriented(orientation)
-    shape, affine = spaced_grid(oriented, spacing_mm)
-    check_grid_size(where, shape, spacing_mm, max_voxels)
-    return Volume(np.broadcast_to(np.float32(0), shape), affine, source.header)

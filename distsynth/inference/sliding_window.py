@@ -46,6 +46,7 @@ class SlidingWindows:
     Attributes:
         batch_size: Images to predict at once.
         forwards: Forwards that a batch takes.
+        voxels: Voxels that go through the generator for an image: those of all windows.
 
     Raises:
         ValueError: If a voxel is left uncovered.
@@ -72,7 +73,9 @@ class SlidingWindows:
         self._fits, self._device, self._empty = most > 0, device, empty
         self.batch_size = evenly(images.count, min(together, most))
         self._each = max(1, together // self.batch_size)
-        self.forwards = math.ceil(math.prod(map(len, self._intervals)) / self._each)
+        windows = math.prod(map(len, self._intervals))
+        self.forwards = math.ceil(windows / self._each)
+        self.voxels = windows * math.prod(patch_size)
 
     def __call__(
         self,

@@ -45,10 +45,12 @@ class ImageMethod(Protocol):
     Attributes:
         batch_size: Images to predict at once.
         forwards: Forwards that a batch takes.
+        voxels: Voxels that go through the generator for an image, those of overlaps several times.
     """
 
     batch_size: int
     forwards: int
+    voxels: int
 
     def __call__(
         self,
@@ -136,6 +138,13 @@ def forwards(shape: Sequence[int], methods: Mapping[int, ImageMethod]) -> int:
     return sum(
         math.ceil((1 if axis == BLOCK else shape[axis]) / method.batch_size) * method.forwards
         for axis, method in methods.items()
+    )
+
+
+def voxels_through(shape: Sequence[int], methods: Mapping[int, ImageMethod]) -> int:
+    """How many voxels go through the generator for a volume of this shape."""
+    return sum(
+        (1 if axis == BLOCK else shape[axis]) * method.voxels for axis, method in methods.items()
     )
 
 

@@ -55,6 +55,7 @@ class WholeImages:
     Attributes:
         batch_size: Images to predict at once.
         forwards: Forwards that a batch takes.
+        voxels: Voxels that go through the generator for an image, halos included.
     """
 
     def __init__(
@@ -75,6 +76,9 @@ class WholeImages:
         self._tiles = tiles(whole, halo, most, self._multiple)
         self.batch_size = evenly(images.count, budget.batch_size(images.voxels))
         self.forwards = len(self._tiles)
+        self.voxels = sum(
+            math.prod(part.stop - part.start for part in tile.read) for tile in self._tiles
+        )
 
     def __call__(
         self,

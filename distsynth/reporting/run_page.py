@@ -178,6 +178,6 @@ def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, st
         + f", {config.optim.schedule}",
         "patches": f"{patch}, {config.train.batch_size} in a batch",
         "trained": f"{done} steps, {len(scored)} of {config.train.epochs} epochs validated",
-        "steps took": f"{seconds / 60:.1f} minutes" if seconds else "not recorded",
+        "training time": f"{seconds / 60:.1f} minutes" if seconds else "not recorded",
         "chosen by": f"stitched validation {config.train.objective} in the mask",
     }

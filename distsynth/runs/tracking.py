@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -40,7 +39,6 @@ from sharding.io.errors import file_errors
 from sharding.io.storage import Folder
 
 logger = logging.getLogger(__name__)
-Array = NDArray[np.floating[Any]]
 TELEMETRY = "WANDB_ERROR_REPORTING"
 """Environment variable: whether W&B reports to its makers what it does and how it fails."""
 SERVICE = "WANDB_SERVICE"
@@ -381,27 +379,3 @@ def public_config(config: RunConfig) -> dict[str, Any]:
     for section, name in PATH_FIELDS:
         del values[section][name]
     return values
-
-
-def patch_grid(source: Array, synthetic: Array, target: Array) -> NDArray[np.uint8]:
-    """A picture of patches: source, synthetic, target, and synthetic - source in colour.
-
-    Args:
-        source: Standardised, shape (n, h, w); blocks show their middle slice, (n, d, h, w).
-        synthetic: Same shape.
-        target: Same shape; sets the grey window.
-
-    Returns:
-        RGB, one row a patch, each voxel 3 pixels wide. Blue is positive, red negative, as in the
-        paper's figures.
-    """
-    if source.ndim == 4:
-        middle = source.shape[1] // 2
-        source, synthetic, target = (part[:, middle] for part in (source, synthetic, target))
-    low, high = np.percentile(target, (0.5, 99.5))
-    span = max(float(high - low), 1e-6)
-    grey = [colormaps["gray"]((part - low) / span) for part in (source, synthetic, target)]
-    signed = colormaps["RdBu"](0.5 + (synthetic - source) / (2 * span))
-    columns = np.concatenate([*grey, signed], axis=2)
-    picture = np.concatenate(list(columns), axis=0)[..., :3]
-    return np.rint(picture * 255).astype(np.uint8).repeat(3, axis=0).repeat(3, axis=1)

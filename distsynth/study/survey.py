@@ -15,11 +15,11 @@ from sharding.io.progress import progress
 from sharding.io.records import STRICT
 from sharding.registration.alignment import compare
 from sharding.registration.config import RegisterConfig
-from sharding.registration.quality import foreground
 from sharding.registration.register import register_rigid
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.intensities import SCALED_MAX, IntensityTransform
+from sharding.volumes.masks import otsu_foreground
 from sharding.volumes.pair import source_of
 from sharding.volumes.resample import field_of_view
 from sharding.volumes.transform import Transform
@@ -147,7 +147,7 @@ def _facts(specimen: Specimen, config: PreprocessConfig, measure: bool) -> PairF
         rule = "the fields of view of source and target do not meet"
         raise DataError(where, rule, "Check that the two are of one specimen, and their headers")
     scaled = _scaled(target, config)
-    tissue = foreground(scaled.data)
+    tissue = otsu_foreground(scaled.data)
     return PairFacts(
         specimen.name,
         target.shape,

@@ -1,7 +1,8 @@
 """The Tune callback of the driver: it writes what happens to a trial into its record at once.
 
-A terminal shows a live table; elsewhere each trial that ends gets a line. If no trial can start for
-a minute, a message says which resources the cluster lacks.
+A terminal shows a live table; elsewhere each trial that ends gets a line. A trial that has room on
+the cluster is starting until its process has loaded the libraries, and waiting only if it lacks
+resources. If no trial can start for a minute, a message says what it lacks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from distsynth.sweep.folder import CopyRecord, SweepFolder, TrialRecord, report_of, searched
+from distsynth.sweep.checks import slots
+from distsynth.sweep.folder import ENDED, CopyRecord, SweepFolder, TrialRecord, report_of, searched
 from distsynth.sweep.hyperparameters import plain
 from distsynth.sweep.leaderboard import counts, leaderboard_table, rank_trials, write_leaderboard
 from distsynth.sweep.plan import SweepPlan
@@ -44,15 +46,20 @@ class SweepCallback(Callback):
         self, folder: SweepFolder, plan: SweepPlan, records: dict[str, TrialRecord]
     ) -> None:
         self.folder, self.plan, self.records = folder, plan, records
-        self._board = self._shown = 0.0
+        self._board = self._shown = self._looked = 0.0
         self._waiting_since: float | None = None
+        self._starting: tuple[str, ...] = ()
         self._live: Live | None = None
 
     def start(self) -> None:
         """Show the table, where there is a terminal."""
+        waiting = [name for name, row in self.records.items() if row.status not in ENDED]
+        self._starting = tuple(waiting[: slots(self.plan.sweep)])
         if sys.stderr.isatty():
             self._live = Live(console=Console(stderr=True), auto_refresh=False)
             self._live.start()
+        elif self._starting:
+            self._say("the first trials are starting: their processes load the libraries")
 
     def stop(self) -> None:
         """Show the last table and bring the leaderboard up to date."""
@@ -83,6 +90,7 @@ class SweepCallback(Callback):
         name, hyperparameters = str(trial), _hyperparameters(trial)
         record = self.records[name]
         self._waiting_since = None
+        self._starting = tuple(other for other in self._starting if other != name)
         if record.status != "running" or record.hyperparameters != hyperparameters:
             self.change(name, status="running", hyperparameters=hyperparameters)
 
@@ -147,8 +155,8 @@ class SweepCallback(Callback):
         """Show the progress, and what trials wait for."""
         del iteration, info
         now = time.monotonic()
-        running = any(trial.status == Trial.RUNNING for trial in trials)
-        pending = [trial for trial in trials if trial.status == Trial.PENDING]
+        running = [trial for trial in trials if trial.status == Trial.RUNNING]
+        pending = [str(trial) for trial in trials if trial.status == Trial.PENDING]
         if running or not pending:
             self._waiting_since = None
         elif self._waiting_since is None:
@@ -156,6 +164,10 @@ class SweepCallback(Callback):
         elif now - self._waiting_since > SECONDS_OF_WAITING:
             self._waiting_since = now
             self._say(_missing(self.plan))
+        if now - self._looked > SECONDS_BETWEEN_TABLES:
+            self._looked = now
+            room = slots(self.plan.sweep) - len(running)
+            self._starting = tuple(pending[: max(room, 0)])
         if self._live and now - self._shown > SECONDS_BETWEEN_TABLES:
             self._shown = now
             self._live.update(self._table(), refresh=True)
@@ -181,13 +193,13 @@ class SweepCallback(Callback):
 
     def _say(self, message: str) -> None:
         # The live table shows the counts itself, and what is written meanwhile stands above it.
-        suffix = "" if self._live else f"  [{counts(self.plan, self.records)}]"
+        suffix = "" if self._live else f"  [{counts(self.plan, self.records, self._starting)}]"
         logger.info("%s%s", message, suffix)
 
     def _table(self) -> Table:
         rows = rank_trials(self.plan, self.records)
-        shown = leaderboard_table(self.plan, rows, ROWS)
-        title = f"{self.plan.name}: {counts(self.plan, self.records)}"
+        shown = leaderboard_table(self.plan, rows, ROWS, self._starting)
+        title = f"{self.plan.name}: {counts(self.plan, self.records, self._starting)}"
         found = Table(title=title, box=None, title_justify="left", header_style="bold")
         for column in shown.columns:
             justify = "left" if column.words else "right"
@@ -229,7 +241,8 @@ def _missing(plan: SweepPlan) -> str:
         f"it lacks {' and '.join(lacks)}: add nodes, or start again with fewer --cpus, --gpus or "
         "--workers"
         if lacks
-        else "others use them: the sweep continues when they are free"
+        else "they are in use, by others or by processes of this sweep that are still loading: it "
+        "continues by itself"
     )
     return (
         f"no trial has started for {SECONDS_OF_WAITING:g} s: a trial needs {each}, and the cluster "

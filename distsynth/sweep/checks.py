@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from distsynth.config import RunConfig
 from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.losses.perceptual import check_weights
+from distsynth.metrics.steps import LEAST_STEPS, is_untrained
 from distsynth.sweep.hyperparameters import configure, draw_candidates, manifest_of
 from distsynth.sweep.plan import SweepConfig, SweepPlan
 from distsynth.training.setup import check_setup, check_windows
@@ -92,6 +94,31 @@ def check_resources(plan: SweepPlan, local: bool) -> None:
     raise ConfigError(
         f"{field} must fit {place}: a trial with sweep.workers={sweep.workers} needs {wanted}, it "
         f"has {found}{detail}; ask for less, or {remedy}"
+    )
+
+
+def slots(sweep: SweepConfig) -> int:
+    """Trials that run at a time on the cluster as it is, if nobody else uses it."""
+    each = {"CPU": float(sweep.cpus), "GPU": sweep.gpus}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found = sum(_room(node, each) for node in nodes) // sweep.workers
+    return min(found, sweep.concurrent) if sweep.concurrent else found
+
+
+def warn_of_short_trials(plan: SweepPlan) -> None:
+    """Say what the scores of trials can tell that take few optimiser steps."""
+    base = plan.base
+    searched = plan.space.get("data.shards", {}).get("choice", [base.data.shards])
+    manifest = manifest_of(str(searched[0]))
+    steps = base.train.epochs * (manifest.patches("train") // base.train.batch_size)
+    if base.train.minutes or not is_untrained(steps):
+        return
+    enough = math.ceil(base.train.epochs * LEAST_STEPS / max(steps, 1))
+    logger.warning(
+        f"a trial takes {steps:,} optimiser steps in {base.train.epochs} epochs: after fewer than "
+        f"{LEAST_STEPS:,} the scores show which trials start well, so that high learning rates and "
+        "small networks look better than they are; they do not show which networks or losses end "
+        f"well. --train.epochs {enough} takes {LEAST_STEPS:,} steps"
     )
 
 

@@ -49,6 +49,8 @@ def cluster(address: str | None) -> Iterator[None]:
     if local:
         # All of Ray's ports on 127.0.0.1; read when ray is imported, and by what it starts.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray's workers would yield to everything else on the machine: 15 steps of niceness.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # Otherwise Ray writes one into the home folder, which may be read-only.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray

@@ -141,6 +141,12 @@ def grid_candidates(space: Space, base: RunConfig) -> list[Hyperparameters]:
     return candidates
 
 
+def combinations(space: Space) -> float:
+    """How many sets of hyperparameters a space of choices holds; infinite with a range."""
+    sizes = [len(getattr(domain, "categories", ())) or math.inf for domain in space.values()]
+    return math.prod(sizes)
+
+
 def invalid(
     base: RunConfig, hyperparameters: Mapping[str, Any], keep_discriminator: bool = False
 ) -> str | None:

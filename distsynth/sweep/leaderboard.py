@@ -7,7 +7,7 @@ same leaderboard, byte for byte.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,9 +140,19 @@ def leaderboard_json(
 
 
 def leaderboard_table(
-    plan: SweepPlan, rows: Sequence[LeaderboardRow], most: int | None = None
+    plan: SweepPlan,
+    rows: Sequence[LeaderboardRow],
+    most: int | None = None,
+    starting: Collection[str] = (),
 ) -> Table:
-    """The trials for a reader, the best first: rounded, the fields by their last names."""
+    """The trials for a reader, the best first: rounded, the fields by their last names.
+
+    Args:
+        plan: The sweep.
+        rows: Its trials, ranked.
+        most: Rows that are shown; None shows all.
+        starting: As for `counts`.
+    """
     front = any(row.pareto is not None for row in rows)
     columns = [
         Column("rank"),
@@ -157,7 +167,7 @@ def leaderboard_table(
         [
             "-" if flat["rank"] is None else str(flat["rank"]),
             flat["trial"] + (f" {flat['preset']}" if flat["preset"] else ""),
-            flat["status"],
+            "starting" if flat["trial"] in starting else flat["status"],
             f"{flat['epochs']}/{plan.base.train.epochs}",
             _number(flat["score"], 4),
             *(["*" if flat.get("pareto") else ""] if front else []),
@@ -172,12 +182,21 @@ def leaderboard_table(
     return Table(columns, [("", [[*map(Cell, line)] for line in lines])], notes=(note,), heads=2)
 
 
-def counts(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> str:
-    """How many trials are in each state, in words."""
+def counts(
+    plan: SweepPlan, records: Mapping[str, TrialRecord], starting: Collection[str] = ()
+) -> str:
+    """How many trials are in each state, in words.
+
+    Args:
+        plan: The sweep.
+        records: Its trials.
+        starting: Names of those that wait for nothing but their own processes.
+    """
     found: dict[str, int] = {}
     for record in records.values():
-        found[record.status] = found.get(record.status, 0) + 1
-    order = ("finished", "stopped", "running", "waiting", "failed")
+        status = "starting" if record.name in starting else record.status
+        found[status] = found.get(status, 0) + 1
+    order = ("finished", "stopped", "running", "starting", "waiting", "failed")
     text = ", ".join(f"{found[name]} {name}" for name in order if name in found) or "no trials yet"
     # Optuna's trials become known one by one.
     missing = plan.sweep.trials - len(records) if plan.sweep.search == "optuna" else 0

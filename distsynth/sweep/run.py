@@ -17,12 +17,13 @@ from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.runs.folder import CONFIG_FILE, LAST, METRICS_FILE, SAMPLES_FOLDER
 from distsynth.sweep.callback import SweepCallback
-from distsynth.sweep.checks import check_plan, check_resources
+from distsynth.sweep.checks import check_plan, check_resources, warn_of_short_trials
 from distsynth.sweep.cluster import LOCAL, cluster
 from distsynth.sweep.folder import ENDED, SweepFolder, TrialRecord, searched
 from distsynth.sweep.hyperparameters import (
     Hyperparameters,
     Space,
+    combinations,
     draw_candidates,
     grid_candidates,
     manifest_of,
@@ -108,6 +109,18 @@ def make_plan(
     return SweepPlan(name, secrets.token_hex(4), base, space_to_plain(domains), sweep, extends)
 
 
+def centre_of(base: RunConfig, sweep: SweepConfig) -> dict[str, float] | None:
+    """The rates around which a named space searches: the preset's own.
+
+    None, for the paper's ranges, where the presets of Table 1 are to be tried first: they must lie
+    in the space.
+    """
+    if sweep.presets_first:
+        return None
+    rates = ("lr_generator", "lr_discriminator")
+    return {f"optim.{name}": getattr(base.optim, name) for name in rates}
+
+
 def searchable(space: Mapping[str, Any]) -> dict[str, Any]:
     """The space with Tune's `grid_search` entries as choices."""
     return {
@@ -132,6 +145,7 @@ def start_sweep(folder: SweepFolder, plan: SweepPlan, address: str | None = None
         # Left by a start that was killed before there was a plan.
         folder.remove_records()
         folder.write_plan(plan)
+        warn_of_short_trials(plan)
         return _carry_out(folder, plan, {}, address)
 
 
@@ -296,9 +310,13 @@ def _planned_trials(
         names = ", ".join(found) or "none"
         logger.info(f"presets of Table 1 that lie in the space, tried first: {names}")
     if sweep.search == "grid":
-        candidates += [
-            (None, hyperparameters) for hyperparameters in grid_candidates(space, plan.base)
-        ]
+        grid = grid_candidates(space, plan.base)
+        candidates += [(None, hyperparameters) for hyperparameters in grid]
+        if len(grid) != sweep.trials:
+            logger.info(
+                f"the grid has {len(grid)} combinations, and a grid search tries all of them "
+                f"whatever --trials says ({sweep.trials})"
+            )
     elif sweep.search == "random":
         count = max(0, sweep.trials - len(candidates) - len(taken))
         # An extended sweep must not draw what the old one drew again.
@@ -319,8 +337,14 @@ def _planned_trials(
             known.append(hyperparameters)
     if len(found_trials) < len(candidates):
         logger.warning(
-            f"{len(found_trials)} of {len(candidates)} trials are planned: the others would have "
-            "had the same hyperparameters"
+            f"only {len(found_trials)} of {len(candidates)} trials are run: the others would have "
+            "the same hyperparameters"
+        )
+    if sweep.search == "optuna" and (distinct := combinations(space)) < sweep.trials:
+        logger.warning(
+            f"the space holds only {distinct} different sets of hyperparameters for "
+            f"{sweep.trials} trials: optuna repeats some; ask for {distinct} or fewer, or give "
+            "--search grid"
         )
     return found_trials
 

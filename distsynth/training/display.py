@@ -94,7 +94,7 @@ def what_is_trained(
     epochs = config.train.epochs
     length = f"{epochs:,} epoch{'s' * (epochs != 1)} of {steps:,} steps"
     if config.train.minutes:
-        length = f"{config.train.minutes:g} minutes, {steps:,} steps an epoch"
+        length = f"{config.train.minutes:g} min, {steps:,} steps an epoch"
     precision = PRECISIONS[accelerator.mixed_precision]
     return (
         f"training on {_device(accelerator)}, in {precision}: {patches:,} patches of {size} in "

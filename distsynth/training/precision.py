@@ -7,13 +7,12 @@ run keeps the precision that it was started with, on whatever device it continue
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
@@ -28,8 +27,12 @@ GAIN = 1.15
 """bfloat16 is taken where float32 takes at least so many times as long."""
 PROBED_VOXELS = 2**15
 """Voxels of the batch that a probe puts through the networks: eight patches of 64 x 64, say."""
+LEAST_PATCHES = 2
+"""Of a pass: BatchNorm cannot take the statistics of a single voxel."""
+LONG_PASS = 0.08
+"""Seconds of the first pass above which it decides by itself: kernels are prepared in much less."""
 PROBE_SECONDS = 0.4
-"""Time after which a probe ends, if it has timed each precision once."""
+"""Time after which a probe of shorter passes ends, if it has timed each precision once."""
 PROBES = 5
 """Timed passes in each precision, if they fit that time."""
 
@@ -105,51 +108,52 @@ def bf16_gain(config: RunConfig, device: torch.device) -> float:
         config: A run whose patches are known.
         device: Where to try.
     """
+    started = time.perf_counter()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        forward = _forward(config, device)
-        started = time.perf_counter()
-        for half in (False, True):
-            _seconds(forward, half, device)  # prepares the kernels
-        best = {False: float("inf"), True: float("inf")}
-        for _ in range(PROBES):
+        probe = _Probe(config, device)
+        best = {half: probe.seconds(LEAST_PATCHES, half) for half in (False, True)}
+        if best[False] >= LONG_PASS:
+            return best[False] / best[True]
+        voxels = math.prod(config.data.sides)
+        count = max(LEAST_PATCHES, min(config.train.batch_size, PROBED_VOXELS // voxels))
+        best = dict.fromkeys(best, math.inf)
+        for number in range(1 + PROBES):
             for half in best:
-                best[half] = min(best[half], _seconds(forward, half, device))
-            if time.perf_counter() - started > PROBE_SECONDS:
+                seconds = probe.seconds(count, half)
+                if number:  # the first pass of a size prepares its kernels
+                    best[half] = min(best[half], seconds)
+            if number and time.perf_counter() - started > PROBE_SECONDS:
                 break
     return best[False] / best[True]
 
 
-def _forward(config: RunConfig, device: torch.device) -> Callable[[], Tensor]:
-    """A few patches through the networks of a run, and a loss."""
-    sides, channels = config.data.sides, config.data.channels
-    generator = build_generator(config.generator, sides, channels).to(device)
-    discriminator = None
-    if config.adversarial:
-        discriminator = build_discriminator(config.discriminator, sides, channels).to(device)
-    voxels = int(torch.Size(sides).numel())
-    # Two at least: BatchNorm cannot take the statistics of a single voxel.
-    count = max(2, min(config.train.batch_size, PROBED_VOXELS // voxels))
-    source = torch.randn(count, channels, *sides, device=device)
+class _Probe:
+    """The networks of a run, and how long a pass through them takes."""
 
-    def forward() -> Tensor:
-        synthetic = generator(source)
-        total = synthetic.float().square().mean()
-        if discriminator is not None:
-            total = total + discriminator(synthetic, source).float().mean()
-        return total
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self._device, self._data = device, config.data
+        sides, channels = self._data.sides, self._data.channels
+        self._generator = build_generator(config.generator, sides, channels).to(device)
+        self._discriminator = None
+        if config.adversarial:
+            built = build_discriminator(config.discriminator, sides, channels)
+            self._discriminator = built.to(device)
 
-    return forward
-
-
-def _seconds(forward: Callable[[], Tensor], half: bool, device: torch.device) -> float:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    _wait(device)
-    started = clock()
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        loss = forward()
-    loss.backward()
-    _wait(device)
-    return clock() - started
+    def seconds(self, count: int, half: bool) -> float:
+        """Seconds that random patches take forward and backward, in bfloat16 or float32."""
+        device = self._device
+        source = torch.randn(count, self._data.channels, *self._data.sides, device=device)
+        clock = time.process_time if device.type == "cpu" else time.perf_counter
+        _wait(device)
+        started = clock()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            synthetic = self._generator(source)
+            loss = synthetic.float().square().mean()
+            if self._discriminator is not None:
+                loss = loss + self._discriminator(synthetic, source).float().mean()
+        loss.backward()
+        _wait(device)
+        return clock() - started
 
 
 def _wait(device: torch.device) -> None:

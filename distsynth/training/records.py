@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distsynth.config import RunConfig
 from distsynth.data.loader import Batch, PatchDataset
 from distsynth.data.standardiser import Standardiser
-from distsynth.runs.tracking import patch_grid
+from distsynth.runs.sample_patches import patch_grid
 from distsynth.training.pace import Pace
 from distsynth.training.steps import Learner, Terms
 from sharding.shards.shard_set import ShardSet
@@ -107,8 +107,8 @@ def sample_picture(
     """The first validation patches that hold some tissue, through the generator.
 
     Returns:
-        A row for each patch: source (of neighbouring slices the middle one), synthetic, target
-        and their difference; see patch_grid.
+        A row for each patch: source (of neighbouring slices the middle one), synthetic, target,
+        change and error, under their titles; see patch_grid.
     """
     source, target = standardise(_sample_batch(shards, count))
     generator.eval()

@@ -33,6 +33,7 @@ from sharding.registration.quality import SpecimenQuality, flag_outliers
 from sharding.registration.quality_page import quality_page
 from sharding.registration.register import tool_version
 from sharding.registration.specimen import (
+    BIAS_PICTURE,
     MEASURE,
     PICTURE,
     PreparedSpecimen,
@@ -186,12 +187,20 @@ def _write(
         "Python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    pictures = {row.name: (out / row.name / PICTURE).read_bytes() for row in preparation.rows}
+    pictures, corrections = (
+        {
+            row.name: path.read_bytes()
+            for row in preparation.rows
+            if (path := out / row.name / file).is_file()
+        }
+        for file in (PICTURE, BIAS_PICTURE)
+    )
     page = quality_page(
         preparation.rows,
         preparation.flags,
         preparation.failures,
         pictures,
+        corrections,
         _head(config, versions),
     )
     atomic_write(out / PAGE, page)

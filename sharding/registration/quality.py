@@ -15,10 +15,10 @@ import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from sharding.io.records import STRICT
 from sharding.volumes.intensities import SCALED_MAX
+from sharding.volumes.masks import otsu_foreground
 from sharding.volumes.transform import Transform
 
 BINS = 64
@@ -61,6 +61,22 @@ class PairQuality:
 
 
 @dataclass(frozen=True)
+class RegistrationOutcome:
+    """What a registration step did to the alignment."""
+
+    __pydantic_config__ = STRICT
+
+    step: str
+    """rigid, affine or deform."""
+    kept: bool
+    """Whether it stands; if not, what was there before it does."""
+    before: float | None
+    """Mutual information before the step, nats; None where too little was covered to compare."""
+    after: float
+    """Mutual information after it."""
+
+
+@dataclass(frozen=True)
 class SpecimenQuality:
     """The measures of one specimen: of its pair before and after preparing, and of its volumes."""
 
@@ -88,6 +104,8 @@ class SpecimenQuality:
     """Registration steps that brought the two closer, see sharding.registration.alignment."""
     left_out: tuple[str, ...] = ()
     """Registration steps that did not, so that the step before them, or the headers, stand."""
+    registration: tuple[RegistrationOutcome, ...] = ()
+    """What each registration step did, in order."""
     mirrored_gain: float = 0.0
     """Share by which the source fits better when it is mirrored left to right, by the mutual
     information after a rigid registration each; 0 where that was not measured."""
@@ -118,7 +136,7 @@ def pair_quality(
         raise ValueError(f"source, target, mask and inside must share one shape, got {shapes}")
     if not mask.any():
         return PairQuality(0.0, 0.0, 0.0)
-    ours, theirs = foreground(source), foreground(target)
+    ours, theirs = otsu_foreground(source), otsu_foreground(target)
     if inside is not None:
         ours, theirs = ours & inside, theirs & inside
     total = int(ours.sum()) + int(theirs.sum())
@@ -127,24 +145,6 @@ def pair_quality(
         correlation=_correlation(source[mask], target[mask]),
         overlap=2 * int((ours & theirs).sum()) / total if total else 0.0,
     )
-
-
-def foreground(scaled: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Everything but the dark surroundings, for any contrast and noise level.
-
-    Otsu's threshold separates bright from dark tissue if there are both. So the threshold lies a
-    quarter of the way from the mean of the part that Otsu finds dark to that of the bright part.
-    Noise is blurred first, and enclosed holes are filled.
-    """
-    if scaled.min() == scaled.max():
-        return np.zeros(scaled.shape, bool)
-    # Flattened: the threshold is the same, and a volume of four slices is not taken for a picture
-    # with colours.
-    bright = scaled > threshold_otsu(scaled.ravel())
-    means = [float(scaled[part].mean(dtype=np.float64)) for part in (~bright, bright)]
-    blurred = np.asarray(ndimage.gaussian_filter(scaled, 1, mode="nearest"))
-    threshold = means[0] + (means[1] - means[0]) / 4
-    return np.asarray(ndimage.binary_fill_holes(blurred > threshold), bool)
 
 
 def noise_estimate(scaled: NDArray[np.float32]) -> float:
@@ -162,7 +162,7 @@ def noise_estimate(scaled: NDArray[np.float32]) -> float:
     for axis in range(3):
         rough = ndimage.correlate1d(rough, [1, -2, 1], axis=axis, mode="reflect")
     # The outline is an edge in all directions; clipped voxels hold no noise.
-    inner = np.asarray(ndimage.binary_erosion(foreground(scaled), iterations=2), bool)
+    inner = np.asarray(ndimage.binary_erosion(otsu_foreground(scaled), iterations=2), bool)
     values = np.abs(rough[inner & (scaled > 0) & (scaled < SCALED_MAX)])
     if not values.size:
         return 0.0

@@ -11,7 +11,7 @@ from scipy import ndimage
 from skimage.feature import canny
 
 from sharding.io.figures import bare_panel, figure_png
-from sharding.registration.quality import foreground
+from sharding.volumes.masks import otsu_foreground
 
 PLANES = (
     (2, "axial", "left is left, front is up"),
@@ -68,7 +68,7 @@ def pair_pictures(
             raise ValueError(f"source {when} and target differ: {volume.shape}, {target.shape}")
     if len(shown) == 1:
         shown = {"by the headers": source_before}
-    middle = _middle(foreground(target))
+    middle = _middle(otsu_foreground(target))
     slices = [
         _slice_pictures(list(shown.values()), target, middle, axis, spacing_mm)
         for axis, _, _ in PLANES
@@ -109,7 +109,7 @@ def _slice_pictures(
     """A slice's checkerboards, one a source, then its overlays; RGB, first axis up."""
     across, up = (spacing_mm[k] for k in range(3) if k != axis)
     cuts = [
-        _square_pixels(np.take(volume, middle[axis], axis), across, up)
+        square_pixels(np.take(volume, middle[axis], axis), across, up)
         for volume in (*sources, target)
     ]
     grey = [_windowed(cut) for cut in cuts]
@@ -126,8 +126,14 @@ def _slice_pictures(
     return coloured
 
 
-def _square_pixels(cut: NDArray[np.float32], across_mm: float, up_mm: float) -> NDArray[np.float32]:
-    """A slice with its second axis up, interpolated to pixels of one size on both axes."""
+def square_pixels(cut: NDArray[np.float32], across_mm: float, up_mm: float) -> NDArray[np.float32]:
+    """A slice with its second axis up, interpolated to pixels of one size on both axes.
+
+    Args:
+        cut: Shape (across, up).
+        across_mm: Voxel size along its first axis.
+        up_mm: Voxel size along its second axis.
+    """
     size = np.array([cut.shape[1] * up_mm, cut.shape[0] * across_mm])
     pixel = max(min(across_mm, up_mm) / 2, size.max() / SHARPEST)
     shape = np.maximum(np.rint(size / pixel), 2).astype(int)

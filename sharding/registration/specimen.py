@@ -7,6 +7,7 @@
     SPECIMEN/deform/affine.tfm warp.nii.gz          deformable registration after the affine one
     SPECIMEN/resample/source.nii.gz mask.nii.gz     the source on the target's grid; measured where
     SPECIMEN/quality.json picture.png               of the pair before and after
+    SPECIMEN/bias.png                               of the bias correction
 
 Each step's folder holds its record, step.json. The source is interpolated once, by all transforms
 together. Nothing here depends on the clock or on other specimens: the same files, configuration
@@ -27,8 +28,10 @@ from sharding.io.atomic import atomic_write, remove_leftovers
 from sharding.io.locks import exclusive
 from sharding.io.records import json_text
 from sharding.io.steps import begin_step
+from sharding.registration.bias_pictures import bias_pictures
 from sharding.registration.config import REGISTRATION_STEPS, PrepareConfig
 from sharding.registration.quality import (
+    RegistrationOutcome,
     SpecimenQuality,
     jacobian_range,
     noise_estimate,
@@ -41,10 +44,12 @@ from sharding.registration.step_work import SpecimenPreparation, place_on_target
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.pair import source_of
 from sharding.volumes.transform import Transform
+from sharding.volumes.volume import read_volume
 
 LOCK = ".prepare.lock"
 QUALITY = "quality.json"
 PICTURE = "picture.png"
+BIAS_PICTURE = "bias.png"
 MEASURE = "measure"
 """The last step in progress messages: the pair is measured and its picture drawn."""
 
@@ -144,11 +149,29 @@ def _measure_quality(work: SpecimenPreparation) -> SpecimenQuality:
         upright[2].spacing_mm,
     )
     atomic_write(work.folder / PICTURE, picture)
+    _draw_correction(work)
     plan = work.plan
     record = {"key": plan.key, "raw_sha256": plan.raw_sha256, "quality": asdict(quality)}
     # Written last: it marks the specimen as finished.
     atomic_write(work.folder / QUALITY, json_text(record))
     return quality
+
+
+def _draw_correction(work: SpecimenPreparation) -> None:
+    """Draw what the bias correction did, if it was one of the steps."""
+    if "correct" not in work.config.steps:
+        (work.folder / BIAS_PICTURE).unlink(missing_ok=True)
+        return
+    specimen, orientation = work.specimen, work.config.preprocess.orientation
+    raw = {"source": source_of(specimen), "target": specimen.target}
+    volumes = {
+        role: (
+            read_volume(path, orientation=orientation),
+            read_volume(work.folder / "correct" / f"{role}.nii.gz", orientation=orientation),
+        )
+        for role, path in raw.items()
+    }
+    atomic_write(work.folder / BIAS_PICTURE, bias_pictures(volumes))
 
 
 def _registration_record(work: SpecimenPreparation) -> dict[str, Any]:
@@ -162,6 +185,12 @@ def _registration_record(work: SpecimenPreparation) -> dict[str, Any]:
     first = measured.get(work.plan.first_registration or "")
     gain = first["information_mirrored"] / max(first["information"], 1e-9) - 1 if first else 0.0
     return {
+        "registration": tuple(
+            RegistrationOutcome(
+                step, found["kept"], found["information_before"], found["information_after"]
+            )
+            for step, found in measured.items()
+        ),
         "kept": tuple(step for step, found in measured.items() if found["kept"]),
         "left_out": tuple(step for step, found in measured.items() if not found["kept"]),
         "mirrored_gain": float(gain),

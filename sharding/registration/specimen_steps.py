@@ -20,6 +20,8 @@ from sharding.volumes.pair import source_of
 
 FORMAT = 3
 """Part of every key: raise it when a step comes to do something else with the same parameters."""
+QUALITY_FORMAT = 2
+"""The same for what is measured and drawn of a finished specimen."""
 
 SPLINE_ORDER = 3
 
@@ -112,7 +114,8 @@ class SpecimenSteps:
         """Key of the finished specimen: of its steps and of all that is checked or measured."""
         keys = {step.name: step.key for step in self.steps} | self.raw_sha256
         tools = _versions("numpy", "scipy", "scikit-image", "matplotlib")
-        return Step("quality", asdict(self.config) | {"format": FORMAT}, tools, keys).key
+        formats = {"format": FORMAT, "quality_format": QUALITY_FORMAT}
+        return Step("quality", asdict(self.config) | formats, tools, keys).key
 
 
 def _volume_sha256(path: Path) -> str:

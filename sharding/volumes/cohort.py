@@ -128,8 +128,40 @@ def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
     atomic_write(path, text.getvalue())
 
 
+def read_sources(path: Path) -> dict[str, Path]:
+    """The source of each specimen, as it was scanned, for which no target is needed.
+
+    Args:
+        path: A cohort file with the columns specimen and source, or a folder that holds one. Of a
+            prepared specimen it is the source on its own grid.
+
+    Raises:
+        DataError: If a file, column or specimen is missing, listed twice or malformed.
+    """
+    path = path / "cohort.csv" if path.is_dir() else path
+    columns, rows = _table(path, ("specimen", "source"))
+    found: dict[str, Path] = {}
+    for number, row in rows:
+        values = _values_of_row(path, number, columns, row, ("specimen", "source"))
+        name = values["specimen"]
+        if not SPECIMEN_NAME.fullmatch(name) or name in found:
+            rule = f"specimens must be named by letters, digits, dots, dashes, each once: {name!r}"
+            raise DataError(f"{path}, line {number}", rule, "Rename it or drop the row")
+        file = values.get("native_source") or values["source"]
+        found[name] = tidy_path(path.parent / file)
+    if not found:
+        raise DataError(path, "the cohort holds no specimen", "Add a row for each specimen")
+    return dict(sorted(found.items()))
+
+
 def _read_table(path: Path) -> list[Specimen]:
     """Read a cohort file of named columns."""
+    columns, rows = _table(path, REQUIRED)
+    return [_specimen_of_row(path, number, columns, row) for number, row in rows]
+
+
+def _table(path: Path, required: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The columns of a cohort file, and its rows with the numbers of their lines."""
     try:
         with file_errors(path):
             text = path.read_text(encoding="utf-8-sig")
@@ -145,8 +177,7 @@ def _read_table(path: Path) -> list[Specimen]:
     if not lines:
         raise DataError(path, "the cohort file is empty", "Write the columns in its first row")
     rows = [(number, row) for number, row in lines[1:] if any(row)]
-    columns = _columns(path, lines[0][1], [row for _, row in rows])
-    return [_specimen_of_row(path, number, columns, row) for number, row in rows]
+    return _columns(path, lines[0][1], [row for _, row in rows], required), rows
 
 
 def _delimiter(text: str) -> str:
@@ -159,7 +190,9 @@ def _delimiter(text: str) -> str:
     return max(DELIMITERS, key=known)
 
 
-def _columns(path: Path, first: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _columns(
+    path: Path, first: Sequence[str], rows: Sequence[Sequence[str]], required: Sequence[str]
+) -> list[str]:
     """The names of the columns; empty for one that has neither a name nor a value.
 
     Raises:
@@ -179,7 +212,7 @@ def _columns(path: Path, first: Sequence[str], rows: Sequence[Sequence[str]]) ->
         if name in columns:
             raise DataError(path, f"the column {name} is given twice", "Keep one of them")
         columns.append(name)
-    for column in REQUIRED:
+    for column in required:
         if column not in columns:
             rule = f"the column {column} is missing, found {', '.join(first)}"
             raise DataError(path, rule, "Add it to the first row")
@@ -190,12 +223,7 @@ def _specimen_of_row(
     path: Path, number: int, columns: Sequence[str], row: Sequence[str]
 ) -> Specimen:
     where = f"{path}, line {number}"
-    if len(row) > len(columns):
-        raise DataError(where, "more fields than columns", 'Put fields with commas in "quotes"')
-    values = {name: field.strip() for name, field in zip(columns, row, strict=False)}
-    for column in REQUIRED:
-        if not values.get(column):
-            raise DataError(where, f"the field {column} is empty", "Fill it or drop the row")
+    values = _values_of_row(path, number, columns, row, REQUIRED)
     if values.get("transform") and not values.get("native_source"):
         rule = "the field transform needs the field native_source"
         raise DataError(where, rule, "Give the source that was registered, or drop the transform")
@@ -205,6 +233,20 @@ def _specimen_of_row(
     target = files.pop("target")
     assert target is not None
     return Specimen(values["specimen"], target, split=_split(where, values), **files)
+
+
+def _values_of_row(
+    path: Path, number: int, columns: Sequence[str], row: Sequence[str], required: Sequence[str]
+) -> dict[str, str]:
+    """Column -> field of a row; those that are required are not empty."""
+    where = f"{path}, line {number}"
+    if len(row) > len(columns):
+        raise DataError(where, "more fields than columns", 'Put fields with commas in "quotes"')
+    values = {name: field.strip() for name, field in zip(columns, row, strict=False)}
+    for column in required:
+        if not values.get(column):
+            raise DataError(where, f"the field {column} is empty", "Fill it or drop the row")
+    return values
 
 
 def _split(where: str, values: Mapping[str, str]) -> Split | None:

@@ -121,3 +121,23 @@ def foreground_mask(scaled: NDArray[np.float32], threshold: float) -> NDArray[np
         threshold: Between 0 and 1.
     """
     return np.asarray(ndimage.binary_fill_holes(scaled > threshold), bool)
+
+
+def otsu_foreground(data: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Everything but the dark surroundings, for any contrast and noise level.
+
+    Otsu's threshold separates bright from dark tissue if there are both. So the threshold lies a
+    quarter of the way from the mean of the part that Otsu finds dark to that of the bright part.
+    Noise is blurred first, and enclosed holes are filled.
+    """
+    from skimage.filters import threshold_otsu  # Loads slowly, and few need it.
+
+    if data.min() == data.max():
+        return np.zeros(data.shape, bool)
+    # Flattened: the threshold is the same, and a volume of four slices is not taken for a picture
+    # with colours.
+    bright = data > threshold_otsu(data.ravel())
+    means = [float(data[part].mean(dtype=np.float64)) for part in (~bright, bright)]
+    blurred = np.asarray(ndimage.gaussian_filter(data, 1, mode="nearest"))
+    threshold = means[0] + (means[1] - means[0]) / 4
+    return np.asarray(ndimage.binary_fill_holes(blurred > threshold), bool)

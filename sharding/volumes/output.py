@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
 
 from sharding.io.atomic import refuse_existing
 from sharding.io.errors import DataError, file_errors
@@ -13,6 +16,16 @@ from sharding.volumes.volume import Volume, write_volume
 
 if TYPE_CHECKING:
     from sharding.volumes.formats.dicom_write import Kind
+
+Dtype = Literal["float32", "int16", "uint16"]
+"""Types of stored voxels. Integers are rounded intensities, without a scale."""
+DTYPES: Mapping[str, Sequence[str]] = dict.fromkeys(WRITERS, get_args(Dtype)) | {
+    ".mgz": ("float32", "int16"),
+    ".mgh": ("float32", "int16"),
+}
+"""Ending of an output to the types that it can hold."""
+LEAST_LEVELS = 200
+"""Integers that the intensities of an output must span, so that rounding does not show."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,7 @@ class Output:
         kind: Whether its voxels are a network's or the scanner's; a DICOM series says so.
         keep_patient: Copy the patient and the study of the source into a DICOM series.
         overwrite: Replace what is there.
+        dtype: Type of the voxels of a file; a DICOM series has its own.
     """
 
     path: Path
@@ -33,6 +47,7 @@ class Output:
     kind: Kind = "synthetic"
     keep_patient: bool = False
     overwrite: bool = False
+    dtype: Dtype = "float32"
 
     def check(self) -> None:
         """Refuse what cannot be written, before anything is computed.
@@ -42,10 +57,17 @@ class Output:
                 for where no DICOM series came in, or a patient where none can be kept.
         """
         if not self._is_series:
-            output_suffix(self.path)
+            suffix = output_suffix(self.path)
+            if self.dtype not in DTYPES[suffix]:
+                held = " or ".join(DTYPES[suffix])
+                rule = f"a file ending in {suffix} holds {held}, not {self.dtype}"
+                raise DataError(self.path, rule, "Give another --dtype, or write .nii.gz")
             if self.keep_patient:
                 rule = "only a DICOM series holds a patient, and this output is a file"
                 raise DataError(self.path, rule, "Give a folder, or leave out --keep-patient")
+        elif self.dtype != "float32":
+            rule = "the voxels of a DICOM series are 16-bit integers of its own scale"
+            raise DataError(self.path, rule, "Leave out --dtype, or write .nii.gz")
         elif not self.source.exists():
             raise DataError(self.source, "the file does not exist", "Check the path")
         elif not is_dicom_volume(self.source):
@@ -65,7 +87,7 @@ class Output:
             DataError: As check, or if the format cannot hold the volume.
         """
         if not self._is_series:
-            write_volume(self.path, volume)
+            write_volume(self.path, as_stored(self.path, volume, self.dtype))
             return
         from sharding.volumes.formats.dicom_write import Derivation, write_series
 
@@ -79,3 +101,24 @@ class Output:
     @property
     def _is_series(self) -> bool:
         return not self.path.suffix or self.path.is_dir()
+
+
+def as_stored(path: Path, volume: Volume, dtype: Dtype) -> Volume:
+    """The volume with voxels of the type in which they are stored.
+
+    Raises:
+        DataError: If integers cannot hold the intensities, or would be too coarse for them.
+    """
+    if dtype == "float32":
+        return volume
+    low, high = float(volume.data.min()), float(volume.data.max())
+    limits = np.iinfo(dtype)
+    found = f"the intensities run from {low:.4g} to {high:.4g}"
+    if round(low) < limits.min or round(high) > limits.max:
+        rule = f"{found}, and {dtype} holds {limits.min} to {limits.max}"
+        raise DataError(path, rule, "Give --units scaled, or leave out --dtype")
+    if high - low < LEAST_LEVELS:
+        rule = f"{found}, fewer than {LEAST_LEVELS} integers apart: rounding would show"
+        raise DataError(path, rule, "Give --units scaled, or leave out --dtype")
+    # Writers store integers as they are.
+    return replace(volume, data=np.rint(volume.data).astype(dtype))

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sharding.io.records import STRICT
-from sharding.volumes.tissue import quantile, tissue_start
+from sharding.volumes.masks import otsu_foreground
+from sharding.volumes.tissue import quantile
 from sharding.volumes.volume import Volume
 
 LOW_PERCENTILE = 0.1
@@ -33,10 +34,12 @@ DEPTHS = 6
 EDGE_SHARE = 0.05
 """A plane belongs to the specimen if it holds this share of the tissue of the fullest plane: noise
 in the background makes no specimen larger."""
-MOST_VOXELS = 2**25
+MOST_VOXELS = 2**23
 """Of larger volumes every second, third ... plane is measured."""
 MOST_DEEP_VOXELS = 2**20
 """Voxels, evenly spaced, on which depths are computed."""
+RIM = 2.5
+"""Voxels at the surface that are not part of any layer."""
 MAD_TO_SIGMA = 1.4826
 IMMERKAER = 6.0
 """Standard deviation that two second differences give white noise of deviation 1."""
@@ -101,14 +104,11 @@ def profile_scan(volume: Volume, steps: Sequence[str] = ()) -> ScanProfile:
     data = np.asarray(upright.data[..., ::every], np.float32)
     right, anterior, superior = upright.spacing_mm
     spacing = right, anterior, superior * every
-    ascending = np.sort(data, axis=None)
-    low = quantile(ascending, LOW_PERCENTILE)
-    start = tissue_start(ascending, low)
-    tissue = data >= ascending[start]
-    values = ascending[start:]
+    low = float(np.percentile(data, LOW_PERCENTILE))
+    tissue = otsu_foreground(data)
+    values = np.sort(data[tissue])
     middle = quantile(values, 50) - low
     unit = middle if middle > 0 else 1.0
-    filled = np.asarray(ndimage.binary_fill_holes(tissue), bool)
     return ScanProfile(
         spacing_mm=_rounded_triple(upright.spacing_mm),
         shape=upright.shape,
@@ -117,8 +117,8 @@ def profile_scan(volume: Volume, steps: Sequence[str] = ()) -> ScanProfile:
         tissue_share=_rounded(float(tissue.mean())),
         intensities=tuple(_rounded(quantile(values, each)) for each in PERCENTILES),
         skewness=_rounded(_skewness(values)),
-        contrast=_contrast(data, filled, spacing, low, unit),
-        noise=_rounded(_noise(data, tissue, filled, spacing) / unit),
+        contrast=_contrast(data, tissue, spacing, low, unit),
+        noise=_rounded(_noise(data, tissue, spacing) / unit),
         steps=tuple(step for step in KNOWN_STEPS if step in steps),
     )
 
@@ -234,7 +234,7 @@ def _skewness(ascending: NDArray[np.float32]) -> float:
 
 def _contrast(
     data: NDArray[np.float32],
-    filled: NDArray[np.bool_],
+    tissue: NDArray[np.bool_],
     spacing: Triple,
     low: float,
     unit: float,
@@ -242,15 +242,18 @@ def _contrast(
     """Median intensity of layers of equal volume, the outermost first."""
     every = max(1, math.ceil((data.size / MOST_DEEP_VOXELS) ** (1 / 3)))
     coarse = (slice(None, None, every),) * 3
-    inside, values = filled[coarse], data[coarse]
+    inside, values = tissue[coarse], data[coarse]
     if not inside.any():
-        inside, values = filled, data
+        inside, values = tissue, data
     whole = np.pad(inside, 1) if inside.all() else inside
     depth = np.asarray(ndimage.distance_transform_edt(whole, sampling=spacing))
     if whole.shape != inside.shape:
         depth = depth[1:-1, 1:-1, 1:-1]
-    order = np.argsort(depth[inside], kind="stable")
-    layers = np.array_split(values[inside][order], DEPTHS)
+    # The rim is half background, whatever the contrast.
+    inner = inside & (depth > RIM * min(spacing))
+    inner = inner if inner.any() else inside
+    order = np.argsort(depth[inner], kind="stable")
+    layers = np.array_split(values[inner][order], DEPTHS)
     medians = [float(np.median(layer)) if layer.size else low + unit for layer in layers]
     return tuple(_rounded((median - low) / unit) for median in medians)
 
@@ -258,7 +261,6 @@ def _contrast(
 def _noise(
     data: NDArray[np.float32],
     tissue: NDArray[np.bool_],
-    filled: NDArray[np.bool_],
     spacing: Triple,
 ) -> float:
     """Standard deviation of what differs from voxel to voxel in the planes of finest voxels.
@@ -270,7 +272,7 @@ def _noise(
     for axis in (first, second):
         rough = ndimage.correlate1d(rough, [1, -2, 1], axis=axis, mode="reflect")
     flat = np.ones([3 if axis in (first, second) else 1 for axis in range(3)], bool)
-    inner = np.asarray(ndimage.binary_erosion(filled, flat, iterations=2), bool) & tissue
+    inner = np.asarray(ndimage.binary_erosion(tissue, flat, iterations=2), bool)
     values = np.abs(np.asarray(rough)[inner if inner.any() else tissue])
     return float(np.median(values)) * MAD_TO_SIGMA / IMMERKAER
 

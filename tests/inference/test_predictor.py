@@ -8,7 +8,9 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from tiny_runs import BATCH_NORM, tiny_config
 
 from distsynth.errors import ConfigError
-from distsynth.inference.predictor import load_predictor, predict_file, prediction_grid
+from distsynth.inference.predictor import load_predictor
+from distsynth.inference.scan import ScanOptions, prediction_grid
+from distsynth.prediction.file import FileOptions, predict_file
 from distsynth.runs.checkpoint import Checkpoint, Position, load_checkpoint, save_checkpoint
 from distsynth.runs.data_record import DataRecord
 from distsynth.runs.folder import BEST
@@ -53,7 +55,7 @@ def simulated(folder, shape, name="a"):
 
 def predicted(predictor, path, tmp_path, **options):
     out = tmp_path / "out.nii.gz"
-    assert predict_file(predictor, path, out, **options) == out
+    assert predict_file(predictor, path, out, FileOptions(**options)) == out
     return read_volume(out)
 
 
@@ -160,7 +162,7 @@ def test_an_existing_output_is_refused(predictor, specimen, tmp_path, refused):
     with refused(out, "exists already", "--overwrite"):
         predict_file(predictor, specimen.source, out)
     assert out.read_bytes() == b"precious"
-    predict_file(predictor, specimen.source, out, overwrite=True)
+    predict_file(predictor, specimen.source, out, FileOptions(overwrite=True))
     assert read_volume(out).shape == (40, 36, 32)
 
 
@@ -189,7 +191,7 @@ def test_uncompressed_output_has_no_free_text(predictor, specimen, tmp_path):
     header = read_volume(out).header
     assert header is not None
     assert bytes(header["descrip"]).strip(b"\0") == b""
-    assert [path.name for path in out.parent.iterdir()] == ["out.nii"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.json", "out.nii"]
 
 
 def test_predictions_do_not_depend_on_patches_a_forward(predictor, monkeypatch):
@@ -260,7 +262,8 @@ def test_a_grid_far_from_its_source_is_refused(predictor, tmp_path, refused):
     far[0, 3] += 500
     write_volume(tmp_path / "far.nii.gz", Volume(grid.data, far))
     with refused(tmp_path / "far.nii.gz", "must overlap: the source covers 0%", "affines"):
-        predict_file(predictor, source, tmp_path / "out.nii.gz", like=tmp_path / "far.nii.gz")
+        options = FileOptions(like=tmp_path / "far.nii.gz")
+        predict_file(predictor, source, tmp_path / "out.nii.gz", options)
     assert not (tmp_path / "out.nii.gz").exists()
 
 
@@ -275,7 +278,8 @@ def test_a_grid_that_is_too_large_is_stated_and_refused_before_it_is_made(
         predict_file(predictor, tmp_path / "head.nii", tmp_path / "out.nii.gz")
     source, _ = simulated(tmp_path, (40, 36, 32))
     with refused(source, "40x36x32 voxels", "--max-voxels"):
-        predict_file(predictor, source, tmp_path / "out.nii.gz", max_voxels=46_000)
+        options = FileOptions(scan=ScanOptions(max_voxels=46_000))
+        predict_file(predictor, source, tmp_path / "out.nii.gz", options)
 
 
 def test_a_source_that_shows_only_its_outline_is_refused(predictor, tmp_path, refused):
@@ -299,7 +303,7 @@ def test_a_source_without_orientation_is_refused_or_predicted_in_its_own_array(
     nib.save(image, source)
     with refused(source, "no orientation", "orientation array"):
         predict_file(predictor, source, tmp_path / "out.nii.gz")
-    predict_file(predictor, source, tmp_path / "out.nii.gz", orientation="array")
+    predict_file(predictor, source, tmp_path / "out.nii.gz", FileOptions(orientation="array"))
     written = nib.load(tmp_path / "out.nii.gz")
     assert codes_of(written.header) == (0, 0)
     found, given = np.asarray(written.dataobj), np.asarray(image.dataobj)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -13,35 +12,17 @@ from PIL import Image
 from report_pages import report_page
 from scipy import ndimage
 
-from distsynth.metrics.definitions import METRICS
 from distsynth.reporting.run_page import curves_pictures
 from distsynth.reporting.viewer import viewer_html
 from distsynth.reporting.viewer_slices import Volumes, cut_slices, difference_palette
-from distsynth.reproduction.comparison import GAN, ComparedRow, compare
-from distsynth.reproduction.comparison_tables import comparison_tables
-from distsynth.reproduction.rows import NETWORKS
-from sharding.io.page import render
-from sharding.io.tables import Cell, Column, Table
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from browser import NO_BROWSER, start
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="no chromium and chromedriver: apt-get install chromium chromium-driver",
-    ),
-]
-
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--disable-dev-shm-usage --window-size=1200,1000"
-)
+pytestmark = [pytest.mark.slow, NO_BROWSER]
 SHAPE = (34, 40, 46)
 SPACING = (1.0, 1.0, 1.5)
 
@@ -73,19 +54,6 @@ def page(slices, tmp_path_factory):
     text = report_page("Report", viewer_html(slices), curves_pictures({"run": rows}))
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def start(folder, script=True):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={folder}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    if not script:
-        block = {"profile.managed_default_content_settings.javascript": 2}
-        options.add_experimental_option("prefs", block)
-    return webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
 
 
 @pytest.fixture(scope="module")
@@ -273,67 +241,3 @@ def test_on_paper_the_central_slices_stand(browser):
     assert pdf.startswith(b"%PDF-")
     # All pictures are in it, equal ones once: 12 of the first method, 2 more of the other.
     assert pdf.count(b"/Subtype /Image") >= 2 * (12 + 2)
-
-
-def wide_page(path):
-    """The paper's comparison of every row, and a leaderboard of twenty searched fields."""
-    numbers = np.random.default_rng(0).normal(20, 2, size=(len(NETWORKS), 6))
-    rows = []
-    for name, drawn in zip(NETWORKS, numbers, strict=True):
-        results = {f"sub-{k}": dict.fromkeys(METRICS, -value) for k, value in enumerate(drawn)}
-        trained = "12 of 30 epochs, 100 of 300 patches a specimen, stride 48"
-        rows.append(ComparedRow(name, GAN, 1_829_025, trained, 1234.5, results=results))
-    controls = [(first, second, "psnr_mask") for first in NETWORKS for second in list(NETWORKS)[:1]]
-    fields = [Column(f"lambda_number_{number}") for number in range(20)]
-    lines = [[Cell("1.23e-05") for _ in fields] for _ in range(3)]
-    board = Table(fields, [("", lines)], "Leaderboard")
-    comparison = [*comparison_tables(compare(rows, controls)), board]
-    page = render(
-        "distsynth.reproduction/reproduction.html",
-        title="Wide",
-        comparison=comparison,
-        seams=[],
-        pictures=[],
-        viewer="",
-        note="",
-        checks=[],
-        curves=[],
-        results=None,
-        asked={"name": "value " * 60},
-        data={},
-        config={"long": "x" * 400},
-        versions={},
-    )
-    path.write_text(page, encoding="utf-8")
-    return len(comparison)
-
-
-OUTSIDE = """
-const page = document.documentElement.clientWidth;
-return [...document.querySelectorAll("th, td, dd, pre")].map((cell) => {
-  const [box, inner] = [cell.getBoundingClientRect(), document.createRange()];
-  inner.selectNodeContents(cell);
-  const text = inner.getBoundingClientRect();
-  return [cell.textContent, Math.max(box.right, text.right) - page, box.left, box.width];
-}).filter(([, right, left, width]) => right > 0.5 || left < -0.5 || width === 0);
-"""
-
-
-@pytest.mark.parametrize(("width", "media"), [(1280, ""), (1600, ""), (703, "print")])
-def test_no_cell_of_a_wide_table_lies_outside(chromium, tmp_path, width, media):
-    """On a laptop, on a desktop, and on A4 within margins of 12 mm."""
-    assert wide_page(tmp_path / "wide.html") >= 5
-    metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-    try:
-        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
-        chromium.get((tmp_path / "wide.html").as_uri())
-        # What is folded on a screen has no width there.
-        outside = [cell for cell in chromium.execute_script(OUTSIDE) if cell[3] or media]
-        assert outside == []
-        folded = chromium.find_element(By.CSS_SELECTOR, "details pre")
-        seen = chromium.execute_script("return arguments[0].checkVisibility()", folded)
-        assert seen == (media == "print")
-    finally:
-        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -24,7 +24,6 @@ from distsynth.runs.folder import METRICS_FILE, picture_path
 from distsynth.runs.rows import read_rows
 from distsynth.runs.tracking import (
     LocalTracker,
-    patch_grid,
     public_config,
     run_id,
     start_trackers,
@@ -189,25 +188,6 @@ def test_disabled_tracking_never_loads_wandb(tmp_path, monkeypatch):
     trackers.log(1, {"value": 1.0})
     trackers.finish()
     assert read_rows(tmp_path / METRICS_FILE) == [{"step": 1, "value": 1.0}]
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 6), (2, 5, 8, 6)])
-def test_patch_grid_shows_source_synthetic_target_and_signed_difference(shape):
-    target = np.random.default_rng(0).normal(size=shape)
-    source = np.zeros(shape)
-    synthetic = source.copy()
-    middle = (0, 2) if len(shape) == 4 else (0,)
-    synthetic[middle][3, 2], synthetic[middle][5, 4] = 5, -5
-    picture = patch_grid(source, synthetic, target)
-    assert picture.shape == (2 * 8 * 3, 4 * 6 * 3, 3)
-    assert picture.dtype == np.uint8
-    blue, red = (picture[3 * y + 1, 3 * (18 + x) + 1].tolist() for y, x in ((3, 2), (5, 4)))
-    assert blue[2] > blue[0] + 50
-    assert red[0] > red[2] + 50
-    grey = picture[:, : 3 * 18]
-    assert np.array_equal(grey[..., 0], grey[..., 1])
-    # A patch without contrast must not divide by zero.
-    patch_grid(source, source, source)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from distsynth.sweep import cluster
@@ -39,3 +43,24 @@ def test_a_node_that_does_not_start_is_told_in_the_users_words(services, monkeyp
         ray_services.get_node("address", "node")
     with refused("local", "Ray did not start within 0 s", "less busy, or give --address"):
         raise cluster._refused("local", caught.value)
+
+
+NICENESS = """
+import os
+from distsynth.sweep.cluster import cluster
+def niceness():
+    return os.nice(0)
+with cluster(None):
+    import ray
+    print(niceness(), ray.get(ray.remote(niceness).remote()))
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_local_cluster_are_as_nice_as_the_sweep():
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    words = [sys.executable, "-c", NICENESS]
+    ended = subprocess.run(words, env=kept, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    own, worker = ended.stdout.split()
+    assert worker == own

@@ -354,6 +354,11 @@ def test_counts_are_told_in_words():
     told = "2 finished, 1 stopped, 1 waiting, 1 failed"
     assert counts(plan(trials=5), records) == told
     assert counts(plan(trials=8), records) == f"{told}, 3 to be suggested"
+    waiting = [name for name, record in records.items() if record.status == "waiting"]
+    assert waiting
+    shown = counts(plan(trials=5), records, starting=waiting[:1])
+    assert "1 starting" in shown
+    assert f"{len(waiting)} waiting" not in shown
     assert counts(plan(trials=2), {}) == "no trials yet, 2 to be suggested"
     grid = SweepPlan("a", "b", preset("unet-7"), SPACE, SweepConfig(trials=8, search="grid"))
     assert counts(grid, records) == told

@@ -10,20 +10,56 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray import tune
 from ray_cluster import autoscaled
 from tiny_sweeps import tiny_plan
 
 from distsynth.errors import ConfigError
 from distsynth.runs.folder import BEST, LAST
-from distsynth.sweep.checks import check_resources
+from distsynth.sweep.checks import check_resources, warn_of_short_trials
 from distsynth.sweep.folder import EpochRecord, SweepFolder, TrialRecord
 from distsynth.sweep.plan import SweepConfig, SweepPlan
-from distsynth.sweep.run import copy_run, extend_sweep, resume_sweep, start_sweep
+from distsynth.sweep.run import _planned_trials, copy_run, extend_sweep, resume_sweep, start_sweep
 from sharding.io.errors import DataError
 from sharding.io.storage import Folder
 
 NOWHERE = "127.0.0.1:1"
 """An address without a cluster: a sweep that gets there is refused for another reason."""
+
+
+def test_what_so_few_steps_can_show_is_told(shard_folder, caplog):
+    caplog.set_level(logging.WARNING, "distsynth")
+    warn_of_short_trials(tiny_plan(shard_folder))
+    (message,) = [record.message for record in caplog.records]
+    assert "a trial takes 10 optimiser steps in 2 epochs" in message
+    assert "--train.epochs 200 takes 1,000 steps" in message
+    caplog.clear()
+    warn_of_short_trials(tiny_plan(shard_folder, run={"train.epochs": 200}))
+    warn_of_short_trials(tiny_plan(shard_folder, run={"train.minutes": 5.0}))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("sweep", "told"),
+    [
+        ({"search": "grid", "trials": 9}, "the grid has 3 combinations, and a grid search tries"),
+        ({"search": "grid", "trials": 3}, ""),
+        (
+            {"search": "optuna", "trials": 9},
+            "only 3 different sets of hyperparameters for 9",
+        ),
+        ({"search": "optuna", "trials": 2}, ""),
+        ({"search": "random", "trials": 9}, "only 3 of 9 trials are run: the others would have"),
+    ],
+)
+def test_fewer_trials_than_asked_for_are_told(sweep, told, shard_folder, caplog):
+    caplog.set_level(logging.INFO, "distsynth")
+    space = {"loss.lambda_gradient": tune.choice([0.0, 0.5, 1.0])}
+    plan = tiny_plan(shard_folder, space=space, **sweep)
+    planned = _planned_trials(plan, space, {})
+    assert len(planned) == (0 if sweep["search"] == "optuna" else 3)
+    assert told in caplog.text
+    assert bool(told) == bool(caplog.records)
 
 
 @pytest.fixture

@@ -71,6 +71,6 @@ def test_a_run_by_the_clock_names_no_last_step(shard_folder, tmp_path, lines):
     values = {"train.epochs": 10_000, "train.minutes": 0.01, "train.validate_every": 10_000}
     train(tiny_config(shard_folder, values), tmp_path / "run")
     (first,) = [line for line in lines() if line.startswith("training on ")]
-    assert "0.01 minutes, " in first
+    assert "0.01 min, " in first
     shown = [line for line in lines() if line.startswith("training: ")]
     assert re.match(r"training: \d+ %, epoch 1, step 1, ", shown[0])

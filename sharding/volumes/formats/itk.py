@@ -86,10 +86,11 @@ def open_image(
 
 
 def write_image(path: Path, volume: Volume, library: str) -> None:
-    """Write a volume with its geometry and no other field."""
+    """Write a volume with its geometry and no other field; integers stay integers."""
     import SimpleITK as sitk  # noqa: N813
 
-    image = sitk.GetImageFromArray(np.asarray(volume.data, np.float32).T)
+    dtype = volume.data.dtype if volume.data.dtype.kind in "iu" else np.float32
+    image = sitk.GetImageFromArray(np.asarray(volume.data, dtype).T)
     lps = RAS_TO_LPS @ volume.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())

@@ -75,7 +75,10 @@ class Nifti:
 
 
 def write_nifti(path: Path, volume: Volume) -> None:
-    """Write float32 without any free text; qform and sform codes are those of the header."""
+    """Write float32, or integers as they are, without any free text.
+
+    qform and sform codes are those of the header.
+    """
     header = volume.header
     image = nib.Nifti1Image(volume.data, volume.affine, header)
     if header is not None and codes_of(image.header) != codes_of(header):
@@ -83,7 +86,7 @@ def write_nifti(path: Path, volume: Volume) -> None:
         qform, sform = codes_of(header)
         image.set_sform(volume.affine, sform)
         image.set_qform(volume.affine, qform)
-    image.set_data_dtype(np.float32)
+    image.set_data_dtype(volume.data.dtype if volume.data.dtype.kind in "iu" else np.float32)
     image.header.set_slope_inter(1.0, 0.0)
     for field in FREE_TEXT_FIELDS:
         image.header[field] = b""

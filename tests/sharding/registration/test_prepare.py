@@ -112,8 +112,9 @@ def test_the_cohorts_files_tell_the_same(whole):
     assert told["versions"]["SimpleITK"]
     assert (told["flags"], told["failures"]) == (preparation.flags, {})
     page = (out / "quality.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert (out / "phantom-01" / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert page.count("data:image/png;base64,") == 4
+    for name in ("picture.png", "bias.png"):
+        assert (out / "phantom-01" / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_splits_are_handed_on(one, tmp_path):

@@ -14,12 +14,12 @@ from sharding.registration.quality import (
     PairQuality,
     SpecimenQuality,
     flag_outliers,
-    foreground,
     noise_estimate,
     pair_quality,
     rules_in_words,
 )
 from sharding.simulation.phantom import phantom_volume
+from sharding.volumes.masks import otsu_foreground
 
 SHAPE = (40, 36, 32)
 GOOD = PairQuality(mutual_information=0.8, correlation=0.7, overlap=0.95)
@@ -32,7 +32,7 @@ def target():
 
 
 def test_a_volume_shares_everything_with_itself(target):
-    mask = foreground(target)
+    mask = otsu_foreground(target)
     found = pair_quality(target, target, mask)
     share, _ = np.histogram(target[mask], bins=64, range=(0, 1000))
     share = share[share > 0] / share.sum()
@@ -66,7 +66,7 @@ def test_independent_volumes_share_nothing():
 
 
 def test_misalignment_lowers_every_measure_whatever_the_contrast(target):
-    mask = foreground(target)
+    mask = otsu_foreground(target)
     for source in (target, np.where(target > 20, 1000 - 0.8 * target, 0).astype(np.float32)):
         found = [
             pair_quality(np.roll(source, shift, axis=1), target, mask) for shift in (0, 1, 2, 4)
@@ -84,8 +84,8 @@ def test_only_the_field_of_view_counts_for_the_overlap(target):
     inside = np.zeros(SHAPE, bool)
     inside[:20] = True
     source = np.where(inside, target, 0)
-    everywhere = pair_quality(source, target, foreground(target) & inside)
-    within = pair_quality(source, target, foreground(target) & inside, inside)
+    everywhere = pair_quality(source, target, otsu_foreground(target) & inside)
+    within = pair_quality(source, target, otsu_foreground(target) & inside, inside)
     assert everywhere.overlap < 0.75
     assert within.overlap > 0.98
     assert within.correlation == everywhere.correlation
@@ -106,18 +106,18 @@ def test_shapes_must_agree(target):
 
 @pytest.mark.parametrize("sigma", [10, 30, 60])
 def test_foreground_is_found_through_noise(target, sigma):
-    truth = foreground(target)
+    truth = otsu_foreground(target)
     rng = np.random.default_rng(0)
     normal = rng.normal(0, sigma, (2, *SHAPE))
     noisy = np.sqrt((target + normal[0]) ** 2 + normal[1] ** 2).clip(0, 1000)
-    found = foreground(noisy.astype(np.float32))
+    found = otsu_foreground(noisy.astype(np.float32))
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.97
 
 
 def test_foreground_of_a_specimen_on_zeros_is_not_thickened():
     truth = np.zeros(SHAPE, bool)
     truth[8:30, 8:30, 8:26] = True
-    found = foreground(np.where(truth, 600, 0).astype(np.float32))
+    found = otsu_foreground(np.where(truth, 600, 0).astype(np.float32))
     assert (found & truth).sum() == truth.sum()
     assert (found & ~ndimage.binary_dilation(truth)).sum() == 0
 

@@ -12,16 +12,34 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharding.registration.quality import PairQuality, SpecimenQuality
-from sharding.registration.quality_page import COLUMNS, picture_words, quality_page
-from sharding.registration.quality_pictures import EDGE_COLOUR, _slice_pictures, pair_pictures
+from sharding.registration.bias_pictures import _cuts, bias_pictures
+from sharding.registration.quality import PairQuality, RegistrationOutcome, SpecimenQuality
+from sharding.registration.quality_page import (
+    COLUMNS,
+    falls_in_words,
+    picture_words,
+    quality_page,
+    registration_table,
+)
+from sharding.registration.quality_pictures import (
+    EDGE_COLOUR,
+    _slice_pictures,
+    pair_pictures,
+    square_pixels,
+)
 from sharding.simulation.phantom import phantom_volume
+from sharding.volumes.volume import Volume
 
 NASTY = "<script>alert('x')</script>"
 SHAPE = (40, 36, 32)
 SPACING = (0.2, 0.2, 0.2)
 BEFORE = PairQuality(0.312, 0.413, 0.814)
 AFTER = PairQuality(0.515, 0.616, 0.917)
+STEPS = (
+    RegistrationOutcome("rigid", True, None, 0.5),
+    RegistrationOutcome("affine", False, 0.5, 0.45),
+    RegistrationOutcome("deform", False, 0.5, 0.502),
+)
 ROW = SpecimenQuality("sub-1", BEFORE, AFTER, 0.81, 1.19, 0.987, 0.432, 0.021, 0.011)
 
 
@@ -35,16 +53,39 @@ def picture(target):
     return pair_pictures(np.roll(target, 3, 0), target, target, SPACING)
 
 
+@pytest.fixture(scope="module")
+def field():
+    """A factor that rises along the first axis."""
+    return np.broadcast_to(np.linspace(0.7, 1.3, SHAPE[0])[:, None, None], SHAPE).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def corrected(target, field):
+    """Volumes before and after their correction: the source's field rises, the target has none."""
+    volume = Volume(target, np.diag([0.2, 0.2, 0.2, 1]))
+    return {"source": (volume.with_data(target * field), volume), "target": (volume, volume)}
+
+
+@pytest.fixture(scope="module")
+def correction(corrected):
+    return bias_pictures(corrected)
+
+
 @pytest.fixture
-def page(picture):
+def page(picture, correction):
     other = replace(ROW, name="sub-2")
     return quality_page(
-        [ROW, other],
+        [replace(ROW, registration=STEPS, kept=("rigid",)), other],
         {"sub-2": [f"noise {NASTY}"]},
         {"sub-3": f"sub-3.nii.gz: {NASTY}"},
         {"sub-1": picture, "sub-2": picture},
+        {"sub-1": correction},
         {"Steps": f"correct, {NASTY}"},
     )
+
+
+def below(after, before):
+    return f'{after}<span class="interval">before {before}</span>'
 
 
 def size(png):
@@ -57,20 +98,18 @@ def test_the_page_tells_failures_first_then_everything(page):
         "Failed",
         "What stands out",
         "Measures",
+        "Registration, step by step",
         "sub-1",
         "sub-2",
         "What was done",
     ]
     assert "3 specimens: 2 prepared, 1 failed, 1 stand out." in page
-    # A wide table continues in a second one, below the first.
-    parts = re.findall("<tr>(.*?)</tr>", page)
-    assert len(parts) == 6
-    lines = [first + second for first, second in zip(parts[:3], parts[3:], strict=True)]
+    lines = re.findall("<tr>(.*?)</tr>", page)
     assert all(title in lines[0] for title, _ in COLUMNS)
     cells = re.findall("<td[^>]*>(.*?)</td>", lines[1])
     assert cells == [
-        "-", "0.312", "0.515", "0.413", "0.616", "0.814", "0.917",
-        "headers", "0.81 to 1.19", "98.7%", "43.2%", "2.10%", "1.10%",
+        "-", below("0.515", "0.312"), below("0.616", "0.413"), below("0.917", "0.814"),
+        "rigid", "0.81 to 1.19", "98.7%", "43.2%", "2.10%", "1.10%",
     ]  # fmt: skip
     assert "stands out" in lines[2], "a flag is a word, not a colour"
     assert len(cells) == len(COLUMNS) + 1
@@ -80,19 +119,59 @@ def test_the_page_needs_nothing_from_outside_and_all_text_is_escaped(page):
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 4
     assert not re.search(r"https?:|@import|url\(|<link|<iframe", page)
-    assert page.count('src="data:image/png;base64,') == page.count("<img ") == 2
+    assert page.count('src="data:image/png;base64,') == page.count("<img ") == 3
 
 
 def test_pictures_have_words(page):
     told = re.findall('alt="(.*?)"', page)
     assert "Mutual information 0.312 before, 0.515 after" in told[0]
     assert "Nothing stands out" in told[0]
-    assert "Stands out: noise" in told[1]
+    assert "source and target before and after, and the field" in told[1]
+    assert "Stands out: noise" in told[2]
     assert "Stands out: a; b." in picture_words(ROW, ["a", "b"])
 
 
+def test_every_fall_is_told_and_which_step_stands(page):
+    section = page.partition("<h2>Registration, step by step</h2>")[2].partition("<h2>")[0]
+    assert re.findall("<li>(.*?)</li>", section) == [
+        "sub-1: affine lowered the mutual information from 0.500 to 0.450 (-10.0%) and was left out"
+    ]
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t", row) for row in section.split("<tr>")[2:]]
+    assert rows == [
+        ["sub-1", "rigid", "-", "0.500", "-",
+         "kept: too little was covered before it to compare; this is the alignment that stands"],
+        ["sub-1", "affine", "0.500", "0.450", "<strong>-10.0%</strong>",
+         "left out: the mutual information fell"],
+        ["sub-1", "deform", "0.500", "0.502", "+0.4%",
+         "left out: the mutual information rose by too little"],
+    ]  # fmt: skip
+    none = replace(ROW, registration=STEPS[1:])
+    last = registration_table([none]).groups[0][1][-1][-1]
+    assert last.text.endswith("; the headers' alignment stands")
+    assert falls_in_words([replace(ROW, registration=STEPS[2:])]) == []
+
+
+def test_the_field_of_the_bias_correction_is_what_was_divided_by(corrected, field):
+    before, after, found = _cuts(*corrected["source"], 2)
+    assert before.shape == after.shape == found.shape
+    tissue = np.isfinite(found)
+    assert 0.2 < tissue.mean() < 0.9
+    expected = square_pixels(np.take(field, SHAPE[2] // 2, 2), 0.2, 0.2)
+    # Both are interpolated to pixels, the one before and the other after the division.
+    assert np.median(np.abs(found - expected)[tissue]) < 0.02
+    *_, none = _cuts(*corrected["target"], 1)
+    assert np.nanmax(np.abs(none - 1)) < 1e-6
+
+
+def test_the_picture_of_the_bias_correction(correction, corrected):
+    assert correction == bias_pictures(corrected)
+    width, height = size(correction)
+    assert width > 900 and height > 1200
+    assert bias_pictures({"target": corrected["target"]}) != correction
+
+
 def test_a_cohort_in_which_all_failed_has_a_page():
-    page = quality_page([], {}, {"a": "no source"}, {}, {})
+    page = quality_page([], {}, {"a": "no source"}, {}, {}, {})
     assert re.findall("<h2>(.*?)</h2>", page) == ["Failed", "What stands out", "What was done"]
 
 

@@ -20,8 +20,9 @@ from scipy.spatial.transform import Rotation
 
 import sharding.volumes.slabs
 from distsynth.config import RunConfig, with_overrides
-from distsynth.inference.predictor import load_predictor, predict_file
+from distsynth.inference.predictor import load_predictor
 from distsynth.models import build_generator
+from distsynth.prediction.file import FileOptions, predict_file
 from distsynth.runs.checkpoint import Checkpoint, Position, save_checkpoint
 from distsynth.runs.data_record import DataRecord
 from sharding.io.errors import DataError
@@ -49,7 +50,8 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 import sharding.volumes.slabs
-from distsynth.inference.predictor import load_predictor, predict_file
+from distsynth.inference.predictor import load_predictor
+from distsynth.prediction.file import predict_file
 megabytes, memory_mb = int(sys.argv[1]), int(sys.argv[2])
 sharding.volumes.slabs.SLAB = 2**19
 model = load_predictor(sys.argv[3], "cpu").stitched(memory_mb=memory_mb)
@@ -253,19 +255,27 @@ def test_a_file_on_disk_is_predicted_like_one_in_memory(like, tmp_path, monkeypa
     turned = Volume(volume.data, oblique(volume, 10, (1, 1, 1), 0))
     write_volume(tmp_path / "a.nii.gz", turned)
     write_volume(tmp_path / "like.nii.gz", volume)
-    target = tmp_path / "like.nii.gz" if like else None
+    options = FileOptions(like=tmp_path / "like.nii.gz" if like else None)
     model = load_predictor(path, "cpu")
-    predict_file(model, tmp_path / "a.nii.gz", tmp_path / "memory.nii.gz", target)
+    predict_file(model, tmp_path / "a.nii.gz", tmp_path / "memory.nii.gz", options)
     monkeypatch.setattr(sharding.volumes.slabs, "SLAB", 2000)
-    monkeypatch.setattr("distsynth.inference.predictor.MEGABYTE", 1)
+    monkeypatch.setattr("distsynth.prediction.file.MEGABYTE", 1)
     # Its folder is made, as in memory.
-    predict_file(model, tmp_path / "a.nii.gz", tmp_path / "new" / "disk.nii.gz", target)
+    predict_file(model, tmp_path / "a.nii.gz", tmp_path / "new" / "disk.nii.gz", options)
     one, two = (read_volume(tmp_path / f"{name}.nii.gz") for name in ("memory", "new/disk"))
     assert np.array_equal(one.affine, two.affine)
     np.testing.assert_allclose(two.data, one.data, atol=1e-4 * np.ptp(one.data))
     names = {found.name for found in tmp_path.iterdir()}
-    assert names == {"a.nii.gz", "like.nii.gz", "memory.nii.gz", "new", path.name}
-    assert [found.name for found in (tmp_path / "new").iterdir()] == ["disk.nii.gz"]
+    assert names == {
+        "a.nii.gz",
+        "like.nii.gz",
+        "memory.json",
+        "memory.nii.gz",
+        "new",
+        path.name,
+    }
+    new = sorted(found.name for found in (tmp_path / "new").iterdir())
+    assert new == ["disk.json", "disk.nii.gz"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,266 @@
+"""One scan through a network: its grid, the comparison with training, and the result's units."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distsynth.errors import ConfigError
+from distsynth.inference.comparison import Comparison, compare
+from distsynth.inference.duration import expected_seconds, in_words
+from distsynth.inference.uncertainty import check_uncertainty, predict_with_uncertainty
+from sharding.io.errors import DataError
+from sharding.volumes.grid import MOST_VOXELS, check_grid_size, same_spacing, spaced_grid
+from sharding.volumes.intensities import SCALED_MAX, IntensityTransform, check_foreground_varies
+from sharding.volumes.pair import place_source
+from sharding.volumes.profile import known_steps, profile_scan
+from sharding.volumes.slabs import Empty, in_memory, slabs
+from sharding.volumes.volume import Volume
+
+if TYPE_CHECKING:
+    from distsynth.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+Units = Literal["source", "scaled", "standardised"]
+"""Units of intensity of a result: the source's own; 0 to 1000 between its clipping percentiles, as
+`distsynth prepare` writes; or what the network returns."""
+UNITS_IN_WORDS = {
+    "source": "the source's units of intensity",
+    "scaled": f"units from 0 to {SCALED_MAX:g}",
+    "standardised": "the network's standardised units",
+}
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How a scan is predicted.
+
+    Attributes:
+        max_voxels: Voxels that the grid may have.
+        units: Units of intensity of the result.
+        force: Predict a scan that is too unlike training.
+        quiet: Show no progress and log nothing but warnings.
+        uncertainty: Also give the spread of members and flips.
+    """
+
+    max_voxels: int = MOST_VOXELS
+    units: Units = "source"
+    force: bool = False
+    quiet: bool = False
+    uncertainty: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedScan:
+    """A predicted scan.
+
+    Attributes:
+        synthetic: The result.
+        comparison: The scan beside the training scans.
+        uncertainty: The spread in the same units, if it was asked for.
+    """
+
+    synthetic: Volume
+    comparison: Comparison
+    uncertainty: Volume | None = None
+
+
+def predict_scan(
+    predictor: Predictor,
+    source: Volume,
+    like: Volume | None = None,
+    where: str | Path = "source",
+    options: ScanOptions | None = None,
+    empty: Empty = in_memory,
+) -> PredictedScan:
+    """Predict a scan on the grid of `like`, or on one like that of the training targets.
+
+    Two lines are logged: what is done, and what is unlike training.
+
+    Args:
+        predictor: The model.
+        source: The scan.
+        like: A volume whose grid to predict on.
+        where: Names the source.
+        options: How.
+        empty: Makes the arrays that are as large as a volume.
+
+    Raises:
+        DataError: If the scan is nearly constant, too unlike training or smaller than a patch, or
+            the grid is too large.
+    """
+    options = options or ScanOptions()
+    if options.uncertainty:
+        check_uncertainty(predictor)
+    data = predictor.checkpoint.data
+    grid = like or prediction_grid(
+        source, data.spacing_mm, data.orientation, where, options.max_voxels
+    )
+    comparison = compare_scan(predictor, source, where)
+    try:
+        seconds = expected_seconds(predictor, grid.shape)
+    except ConfigError as error:
+        raise _too_small(where, error) from None
+    if not options.quiet:
+        logger.info("%s: %s", where, _what_is_done(predictor, source, grid, options, seconds))
+    if not options.force:
+        comparison.check(where)
+    if comparison.differences or not options.quiet:
+        level = logging.WARNING if comparison.differences else logging.INFO
+        logger.log(level, "%s: %s", where, comparison.line)
+    placed = place_source(source, grid.shape, grid.affine, data.preprocess, where, empty)
+    transform = placed.transform.to_standard(data.standards.source)
+    check_foreground_varies(where, source, transform, data.preprocess.foreground_threshold)
+    standardised = transform.standardise_scaled(placed.scaled, empty)
+    try:
+        synthetic, spread = _predicted(predictor, standardised, options, empty)
+    except ConfigError as error:
+        raise _too_small(where, error) from None
+    results = [in_units(synthetic, transform, options.units, empty)]
+    if spread is not None:
+        results.append(spread_in_units(synthetic, spread, transform, options.units, empty))
+    volumes = [grid.with_data(data) for data in results]
+    if not like and not source.has_orientation:
+        # Without orientation only the arrays can be compared: these lie like the source's.
+        volumes = [volume.reoriented("RAS") for volume in volumes]
+    return PredictedScan(volumes[0], comparison, volumes[1] if len(volumes) > 1 else None)
+
+
+def compare_scan(predictor: Predictor, source: Volume, where: str | Path = "source") -> Comparison:
+    """A scan beside the scans that a model was trained on.
+
+    Args:
+        predictor: The model.
+        source: The scan.
+        where: Its file, beside which a record may say how it was prepared.
+    """
+    data = predictor.checkpoint.data
+    if data.profile is None:
+        return Comparison(0)
+    profile = profile_scan(source, known_steps(Path(where)))
+    return compare(profile, data.profile, data.preprocess.intensities)
+
+
+def in_units(
+    synthetic: NDArray[np.float32],
+    transform: IntensityTransform,
+    units: Units,
+    empty: Empty = in_memory,
+) -> NDArray[np.float32]:
+    """A standardised prediction in other units of intensity.
+
+    Args:
+        synthetic: Shape (x, y, z).
+        transform: That of the source.
+        units: See Units.
+        empty: Makes the array of the result.
+    """
+    if units == "standardised":
+        return synthetic
+    if units == "scaled":
+        transform = replace(transform, low=0.0, high=SCALED_MAX)
+    return transform.restore(synthetic, empty)
+
+
+def spread_in_units(
+    synthetic: NDArray[np.float32],
+    spread: NDArray[np.float32],
+    transform: IntensityTransform,
+    units: Units,
+    empty: Empty = in_memory,
+) -> NDArray[np.float32]:
+    """A standardised deviation in other units: half of what lies between a deviation on each side.
+
+    Args:
+        synthetic: The prediction, shape (x, y, z), standardised.
+        spread: Its deviation, same shape.
+        transform: That of the source.
+        units: See Units.
+        empty: Makes the arrays that are as large as a volume.
+    """
+    ends = []
+    for sign in (-1, 1):
+        end = empty(synthetic.shape)
+        for slab in slabs(synthetic.shape):
+            end[slab] = synthetic[slab] + sign * spread[slab]
+        ends.append(in_units(end, transform, units, empty))
+    found = empty(synthetic.shape)
+    for slab in slabs(synthetic.shape):
+        found[slab] = (ends[1][slab] - ends[0][slab]) / 2
+    return found
+
+
+def prediction_grid(
+    source: Volume,
+    spacing_mm: tuple[float, float, float],
+    orientation: str,
+    where: object = "source",
+    max_voxels: int = MOST_VOXELS,
+) -> Volume:
+    """The grid to predict on: oriented and spaced like the training targets.
+
+    The first voxel's centre stays where it is, so that a source downsampled from the targets'
+    grid comes back onto it.
+
+    Args:
+        source: Volume to predict from.
+        spacing_mm: Voxel size of the training targets along their axes.
+        orientation: Orientation of the training targets, such as RAS.
+        where: Names the source in errors.
+        max_voxels: Voxels that the grid may have.
+
+    Returns:
+        A volume whose shape, affine and header matter; its data is zero and takes no memory.
+
+    Raises:
+        DataError: If the grid has more voxels.
+    """
+    no_data = np.broadcast_to(np.float32(0), source.shape)
+    oriented = source.with_data(no_data).reoriented(orientation)
+    shape, affine = spaced_grid(oriented, spacing_mm)
+    check_grid_size(where, shape, spacing_mm, max_voxels)
+    return Volume(np.broadcast_to(np.float32(0), shape), affine, source.header)
+
+
+def _predicted(
+    predictor: Predictor, source: NDArray[np.float32], options: ScanOptions, empty: Empty
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """The prediction and, if it is asked for, its spread; standardised."""
+    if not options.uncertainty:
+        return predictor(source, quiet=options.quiet, empty=empty), None
+    return predict_with_uncertainty(predictor, source, quiet=options.quiet, empty=empty)
+
+
+def _what_is_done(
+    predictor: Predictor, source: Volume, grid: Volume, options: ScanOptions, seconds: float
+) -> str:
+    """The grid, the resampling, size, units and expected time, in one line."""
+    turned = ""
+    if grid.orientation != source.orientation:
+        turned = f", reoriented from {source.orientation} to {grid.orientation}"
+    upright = source.reoriented(grid.orientation)
+    how = "resampled by cubic splines"
+    if upright.shape == grid.shape and np.allclose(upright.affine, grid.affine, atol=1e-4):
+        how = "not resampled"
+    size = 4 * grid.data.size / 2**20
+    return (
+        f"{_grid(source)} become {_grid(grid)}{turned}, {how}; {size:.3g} MB of "
+        f"{UNITS_IN_WORDS[options.units]}; {in_words(seconds)} on the {predictor.device.type}"
+    )
+
+
+def _grid(volume: Volume) -> str:
+    sides = volume.spacing_mm
+    alike = same_spacing(sides, (sides[0],) * 3)
+    spacing = f"{sides[0]:.3g}" if alike else "x".join(f"{side:.3g}" for side in sides)
+    return f"{'x'.join(map(str, volume.shape))} voxels of {spacing} mm"
+
+
+def _too_small(where: str | Path, error: ConfigError) -> DataError:
+    return DataError(where, str(error), "Give a larger volume, or use smaller patches")

@@ -1,0 +1,1 @@
+"""From scans to files of predictions: what is unlike training, what is written, and where."""
