@@ -173,6 +173,9 @@ def predict(args: Sequence[str]) -> None:
         as the network returns them."""
         dtype: Literal["float32", "int16", "uint16"] = "float32"
         """Type of the voxels that are written; integers are rounded intensities."""
+        uncertainty: bool = False
+        """Also write the standard deviation, in the same units, of what the models of --ensemble
+        and the flips of --stitch.flips predict of a voxel."""
         force: bool = False
         """Predict a source that is too unlike the training scans."""
         orientation: Literal["header", "array"] = "header"
@@ -208,6 +211,7 @@ def predict(args: Sequence[str]) -> None:
             stitching=vars(given.stitch),
             units=given.units,
             dtype=given.dtype,
+            uncertainty=given.uncertainty,
             force=given.force,
             keep_patient=given.keep_patient,
             device=given.device,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import border_planes
+from distsynth.inference.uncertainty import count, predict_with_uncertainty
 from distsynth.inference.windows import overlap, without_windows
 from distsynth.metrics.checkerboard import checkerboard
 from distsynth.metrics.overlap import Overlap
@@ -30,6 +31,7 @@ class Prediction:
         borders: Planes where its patches start or end; a baseline has none.
         overlap: The disagreement of its windows; None if it has none.
         whole: The same generator's prediction without windows; None if there is none.
+        spread: The deviation of members and flips, standardised; None if there is one of each.
     """
 
     method: str
@@ -37,6 +39,7 @@ class Prediction:
     borders: Borders = NO_BORDERS
     overlap: Overlap | None = None
     whole: NDArray[np.float32] | None = None
+    spread: NDArray[np.float32] | None = None
 
 
 def predictions(pair: Pair, predictors: Mapping[str, Predictor]) -> Iterator[Prediction]:
@@ -50,7 +53,12 @@ def predictions(pair: Pair, predictors: Mapping[str, Predictor]) -> Iterator[Pre
         config = predictor.checkpoint.config
         variance = None if predictor.whole_images else np.empty(shape, np.float32)
         title = f"{name}, {pair.name}"
-        synthetic = predictor(source, title=title, variance=variance)
+        if count(predictor) > 1 and variance is None:
+            synthetic, spread = predict_with_uncertainty(predictor, source, title)
+        else:
+            synthetic, spread = predictor(source, title=title, variance=variance), None
+            if count(predictor) > 1:
+                _, spread = predict_with_uncertainty(predictor, source, title)
         key = id(predictor.generator), tuple(config.stitch.axes)
         reference = without_windows(predictor, shape)
         if reference is not None and key not in without:
@@ -67,6 +75,7 @@ def predictions(pair: Pair, predictors: Mapping[str, Predictor]) -> Iterator[Pre
             ),
             None if variance is None else overlap(predictor, variance),
             None if reference is None else without[key],
+            spread,
         )
 
 

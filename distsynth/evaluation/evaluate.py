@@ -21,6 +21,7 @@ from distsynth.inference.predictor import Predictor
 from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.conventions import Values, conventional_values
 from distsynth.metrics.image import SSIM_WINDOW, central_slice, mse, psnr, volume_metrics
+from distsynth.metrics.risk_coverage import RiskCoverage, risk_coverage
 from distsynth.metrics.verdict import verdicts
 from distsynth.runs.data_record import DataRecord
 from sharding.volumes.cohort import Specimen, Split
@@ -46,6 +47,8 @@ class Evaluation:
         examples: A slice of each specimen through every method, for pictures.
         conventions: Method -> specimen -> PSNR and SSIM under each convention, of the models and of
             cubic interpolation; empty unless they were asked for.
+        risk_coverage: Method -> specimen -> how its uncertainty ranks the error, of the models that
+            are ensembles or have flips.
     """
 
     results: dict[str, dict[str, dict[str, float]]]
@@ -55,6 +58,7 @@ class Evaluation:
     models: list[str] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     conventions: dict[str, dict[str, Values]] = field(default_factory=dict)
+    risk_coverage: dict[str, dict[str, RiskCoverage]] = field(default_factory=dict)
 
     @property
     def verdicts(self) -> list[str]:
@@ -199,6 +203,10 @@ def _evaluate_specimen(
             pair.source_transform.standardise(pair.native_source.data),
             pair.native_mask,
         )
+        if measured.spread is not None:
+            curve = risk_coverage(measured.synthetic - target, measured.spread, pair.mask)
+            evaluation.risk_coverage.setdefault(name, {})[pair.name] = curve
+            row |= curve.metrics
         row["consistency_error"] = math.nan
         # A small mask may hold no voxel of a coarse source.
         if inside.any() and np.ptp(native[inside]) > 0:

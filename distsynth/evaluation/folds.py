@@ -47,7 +47,11 @@ def evaluate_folds(
         whole.training = max(whole.training, part.training)
         whole.specimens += part.specimens
         whole.examples += part.examples
-        for found, own in ((whole.results, part.results), (whole.conventions, part.conventions)):
+        for found, own in (
+            (whole.results, part.results),
+            (whole.conventions, part.conventions),
+            (whole.risk_coverage, part.risk_coverage),
+        ):
             for method, by_specimen in own.items():
                 found.setdefault(method, {}).update(by_specimen)  # type: ignore[arg-type]
     return whole

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from distsynth.data.resolve import SHARD_FIELDS
 from distsynth.errors import ConfigError
-from distsynth.inference.predictor import Predictor
 from distsynth.models import Generator
+
+if TYPE_CHECKING:
+    from distsynth.inference.predictor import Predictor
 
 
 class EnsembleGenerator(Generator):

@@ -20,7 +20,13 @@ from distsynth.inference.comparison import Comparison
 from distsynth.inference.flips import mean_of_flips
 from distsynth.inference.memory_budget import memory_budget
 from distsynth.inference.precision import PredictedIn, predicts_in_bf16
-from distsynth.inference.scan import ScanOptions, Units, compare_scan, predict_scan
+from distsynth.inference.scan import (
+    PredictedScan,
+    ScanOptions,
+    Units,
+    compare_scan,
+    predict_scan,
+)
 from distsynth.inference.sliding_window import SlidingWindows, total_weight
 from distsynth.inference.volume import ImageMethod, ImageStack, forwards, predict_volume
 from distsynth.inference.whole_slice import WholeImages
@@ -178,10 +184,46 @@ class Predictor:
             DataError: If a file is bad or nearly constant, the grid is too large or does not meet
                 the source, the scan is too unlike training, or the volume is smaller than a patch.
         """
+        options = ScanOptions(max_voxels, units, force)
+        return self._scan(source, like, orientation, options).synthetic
+
+    def predict_with_uncertainty(
+        self,
+        source: str | Path | Volume,
+        like: str | Path | Volume | None = None,
+        *,
+        orientation: Orientation = "header",
+        max_voxels: int = MOST_VOXELS,
+        units: Units = "source",
+        force: bool = False,
+    ) -> tuple[Volume, Volume]:
+        """Predict the mean over members and flips, and the standard deviation around it.
+
+        Args:
+            source: As in predict, and so are the others.
+
+        Returns:
+            The synthetic volume and the deviation, in the same units.
+
+        Raises:
+            ConfigError: If this is a single network without flips.
+            DataError: As predict.
+        """
+        options = ScanOptions(max_voxels, units, force, uncertainty=True)
+        found = self._scan(source, like, orientation, options)
+        assert found.uncertainty is not None
+        return found.synthetic, found.uncertainty
+
+    def _scan(
+        self,
+        source: str | Path | Volume,
+        like: str | Path | Volume | None,
+        orientation: Orientation,
+        options: ScanOptions,
+    ) -> PredictedScan:
         where = "source" if isinstance(source, Volume) else source
         volume, grid = self._read(source, like, orientation)
-        options = ScanOptions(max_voxels, units, force)
-        return predict_scan(self, volume, grid, where, options).synthetic
+        return predict_scan(self, volume, grid, where, options)
 
     def compare(
         self, source: str | Path | Volume, *, orientation: Orientation = "header"

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from distsynth.errors import ConfigError
 from distsynth.inference.comparison import Comparison, compare
 from distsynth.inference.duration import expected_seconds, in_words
+from distsynth.inference.uncertainty import check_uncertainty, predict_with_uncertainty
 from sharding.io.errors import DataError
 from sharding.volumes.grid import MOST_VOXELS, check_grid_size, same_spacing, spaced_grid
 from sharding.volumes.intensities import SCALED_MAX, IntensityTransform, check_foreground_varies
 from sharding.volumes.pair import place_source
 from sharding.volumes.profile import known_steps, profile_scan
-from sharding.volumes.slabs import Empty, in_memory
+from sharding.volumes.slabs import Empty, in_memory, slabs
 from sharding.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ class ScanOptions:
         units: Units of intensity of the result.
         force: Predict a scan that is too unlike training.
         quiet: Show no progress and log nothing but warnings.
+        uncertainty: Also give the spread of members and flips.
     """
 
     max_voxels: int = MOST_VOXELS
     units: Units = "source"
     force: bool = False
     quiet: bool = False
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +63,12 @@ class PredictedScan:
     Attributes:
         synthetic: The result.
         comparison: The scan beside the training scans.
+        uncertainty: The spread in the same units, if it was asked for.
     """
 
     synthetic: Volume
     comparison: Comparison
+    uncertainty: Volume | None = None
 
 
 def predict_scan(
@@ -91,6 +96,8 @@ def predict_scan(
             the grid is too large.
     """
     options = options or ScanOptions()
+    if options.uncertainty:
+        check_uncertainty(predictor)
     data = predictor.checkpoint.data
     grid = like or prediction_grid(
         source, data.spacing_mm, data.orientation, where, options.max_voxels
@@ -112,14 +119,17 @@ def predict_scan(
     check_foreground_varies(where, source, transform, data.preprocess.foreground_threshold)
     standardised = transform.standardise_scaled(placed.scaled, empty)
     try:
-        synthetic = predictor(standardised, quiet=options.quiet, empty=empty)
+        synthetic, spread = _predicted(predictor, standardised, options, empty)
     except ConfigError as error:
         raise _too_small(where, error) from None
-    result = grid.with_data(in_units(synthetic, transform, options.units, empty))
+    results = [in_units(synthetic, transform, options.units, empty)]
+    if spread is not None:
+        results.append(spread_in_units(synthetic, spread, transform, options.units, empty))
+    volumes = [grid.with_data(data) for data in results]
     if not like and not source.has_orientation:
-        # Without orientation only the arrays can be compared: this one lies like the source's.
-        result = result.reoriented("RAS")
-    return PredictedScan(result, comparison)
+        # Without orientation only the arrays can be compared: these lie like the source's.
+        volumes = [volume.reoriented("RAS") for volume in volumes]
+    return PredictedScan(volumes[0], comparison, volumes[1] if len(volumes) > 1 else None)
 
 
 def compare_scan(predictor: Predictor, source: Volume, where: str | Path = "source") -> Comparison:
@@ -158,6 +168,34 @@ def in_units(
     return transform.restore(synthetic, empty)
 
 
+def spread_in_units(
+    synthetic: NDArray[np.float32],
+    spread: NDArray[np.float32],
+    transform: IntensityTransform,
+    units: Units,
+    empty: Empty = in_memory,
+) -> NDArray[np.float32]:
+    """A standardised deviation in other units: half of what lies between a deviation on each side.
+
+    Args:
+        synthetic: The prediction, shape (x, y, z), standardised.
+        spread: Its deviation, same shape.
+        transform: That of the source.
+        units: See Units.
+        empty: Makes the arrays that are as large as a volume.
+    """
+    ends = []
+    for sign in (-1, 1):
+        end = empty(synthetic.shape)
+        for slab in slabs(synthetic.shape):
+            end[slab] = synthetic[slab] + sign * spread[slab]
+        ends.append(in_units(end, transform, units, empty))
+    found = empty(synthetic.shape)
+    for slab in slabs(synthetic.shape):
+        found[slab] = (ends[1][slab] - ends[0][slab]) / 2
+    return found
+
+
 def prediction_grid(
     source: Volume,
     spacing_mm: tuple[float, float, float],
@@ -188,6 +226,15 @@ def prediction_grid(
     shape, affine = spaced_grid(oriented, spacing_mm)
     check_grid_size(where, shape, spacing_mm, max_voxels)
     return Volume(np.broadcast_to(np.float32(0), shape), affine, source.header)
+
+
+def _predicted(
+    predictor: Predictor, source: NDArray[np.float32], options: ScanOptions, empty: Empty
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """The prediction and, if it is asked for, its spread; standardised."""
+    if not options.uncertainty:
+        return predictor(source, quiet=options.quiet, empty=empty), None
+    return predict_with_uncertainty(predictor, source, quiet=options.quiet, empty=empty)
 
 
 def _what_is_done(

@@ -24,7 +24,7 @@ class Metric:
     def direction(self) -> str:
         """Which way is better, in words."""
         if self.best is None:
-            return "for comparison only: equal volumes do not have the best value"
+            return "for comparison only"
         if isinstance(self.best, str):
             return f"{self.best} is better"
         return f"nearest {self.best:g} is best"
@@ -88,6 +88,22 @@ METRICS: dict[str, Metric] = {
     ),
     "consistency_error": Metric(
         "Consistency error (0 = agrees with source, 1 = unrelated)", "lower"
+    ),
+    "aurc": Metric(
+        "Area under the risk-coverage curve, mask (mean absolute error of the most certain voxels "
+        "over all their shares, standardised units)",
+        "lower",
+    ),
+    "aurc_oracle": Metric(
+        "The same area if voxels were ranked by their true error (standardised units)", None
+    ),
+    "aurc_random": Metric(
+        "The same area if voxels were ranked by chance: the mean absolute error (standardised "
+        "units)",
+        None,
+    ),
+    "aurc_relative": Metric(
+        "Where the area lies from the oracle's (0) to that of chance (1)", "lower"
     ),
 }
 """Key -> metric, in the order of a table. Windowed means a Gaussian of 1.5 voxels; [0, 1] is the

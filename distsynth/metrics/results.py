@@ -33,6 +33,7 @@ REGIONS = (
     ("Whole volume", r"_whole$"),
     ("Patch seams and checkerboards", r"^(seam|overlap|checkerboard)"),
     ("Consistency with the source", r"^consistency"),
+    ("How the uncertainty ranks the error", r"^aurc"),
 )
 """(Heading, pattern of the metrics' keys): one table each, so that they fit a page."""
 
@@ -53,6 +54,10 @@ SHORT_NAMES = {
     "overlap_disagreement_outside": "Differ outside",
     "checkerboard": "Checkerboard",
     "consistency_error": "Consistency",
+    "aurc": "AURC",
+    "aurc_oracle": "AURC, oracle",
+    "aurc_random": "AURC, chance",
+    "aurc_relative": "AURC, relative",
 }
 """Metric without its region -> heading of its column."""
 

@@ -22,7 +22,7 @@ from sharding.volumes.grid import check_grids_meet
 from sharding.volumes.header import Orientation
 from sharding.volumes.output import Dtype, Output
 from sharding.volumes.slabs import Empty, Scratch
-from sharding.volumes.volume import Volume, read_pair, read_volume
+from sharding.volumes.volume import Volume, read_pair, read_volume, write_volume
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def settings_of(
         "orientation": options.orientation,
         "units": options.scan.units,
         "dtype": options.dtype,
+        "uncertainty": options.scan.uncertainty,
         "precision": predictor.computes_in,
         "stitching": vars(predictor.checkpoint.config.stitch),
     }
@@ -113,8 +114,11 @@ def check_outputs(item: Input, options: FileOptions) -> None:
         DataError: If there are such.
     """
     _output(item, options).check()
-    if held_key(item.record) == "":
+    held = held_key(item.record)
+    if held == "":
         refuse_existing([item.record], options.overwrite)
+    if options.scan.uncertainty and not held:
+        refuse_existing([item.uncertainty], options.overwrite)
 
 
 def is_finished(item: Input, settings: dict[str, Any]) -> bool:
@@ -125,7 +129,7 @@ def is_finished(item: Input, settings: dict[str, Any]) -> bool:
 def write_prediction(
     predictor: Predictor, item: Input, options: FileOptions, settings: dict[str, Any]
 ) -> PredictedScan:
-    """Predict a scan and write the record and the prediction, in this order.
+    """Predict a scan and write the record, the uncertainty and the prediction, in this order.
 
     Raises:
         DataError: As predict_file.
@@ -138,6 +142,8 @@ def write_prediction(
         # The record that is written now does not describe it.
         item.out.unlink()
     write_record(item, predictor, settings, predicted)
+    if predicted.uncertainty is not None:
+        write_volume(item.uncertainty, predicted.uncertainty)
     _output(item, options).write(predicted.synthetic)
     return predicted
 

@@ -12,6 +12,7 @@ from distsynth.inference.ensemble import ensemble
 from distsynth.inference.precision import PredictedIn
 from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.inference.scan import ScanOptions, Units
+from distsynth.inference.uncertainty import check_uncertainty
 from distsynth.prediction.file import (
     FileOptions,
     check_outputs,
@@ -47,6 +48,7 @@ def predict(
     stitching: Mapping[str, Any] | None = None,
     units: Units = "source",
     dtype: Dtype = "float32",
+    uncertainty: bool = False,
     force: bool = False,
     keep_patient: bool = False,
     device: Literal["auto", "cpu"] = "auto",
@@ -68,6 +70,8 @@ def predict(
         stitching: Fields of StitchConfig that differ from the first model's configuration.
         units: Units of intensity of the results, see distsynth.inference.scan.Units.
         dtype: Type of the voxels that are written.
+        uncertainty: Also write the standard deviation of what several models, or one with flips,
+            predict of a voxel, in the same units.
         force: Predict scans that are too unlike training.
         keep_patient: Copy the patient of a DICOM series into a DICOM output.
         device: auto takes a GPU if there is one.
@@ -86,7 +90,9 @@ def predict(
     """
     predictor = _predictor(models, device, precision).stitched(**(stitching or {}))
     source, out = Path(source), Path(out)
-    scan = ScanOptions(max_voxels, units, force)
+    scan = ScanOptions(max_voxels, units, force, uncertainty=uncertainty)
+    if uncertainty:
+        check_uncertainty(predictor)
     grid = None if like is None else Path(like)
     options = FileOptions(grid, orientation, scan, dtype, keep_patient, overwrite)
     if is_single(source):

@@ -17,6 +17,12 @@ from distsynth.metrics.results import (
 from distsynth.reporting.conventions import conventions_files
 from distsynth.reporting.evaluation_page import evaluation_page, figure_picture
 from distsynth.reporting.figures import comparison_figure, curves_figure
+from distsynth.reporting.risk_coverage import (
+    CSV,
+    risk_coverage_caption,
+    risk_coverage_csv,
+    risk_coverage_figure,
+)
 from distsynth.runs.folder import METRICS_FILE
 from distsynth.runs.rows import read_rows
 from distsynth.runs.tracking import public_config
@@ -65,6 +71,12 @@ def write_evaluation(
         )
         pictures.append(figure_picture(figure, caption))
         atomic_write(out / "pictures" / f"{example.specimen}.png", pictures[-1].png)
+    for name, found in evaluation.risk_coverage.items():
+        figure = risk_coverage_figure(found)
+        pictures.append(figure_picture(figure, risk_coverage_caption(name, found)))
+        atomic_write(out / "pictures" / f"{name}_risk_coverage.png", pictures[-1].png)
+    if evaluation.risk_coverage:
+        atomic_write(out / CSV, risk_coverage_csv(evaluation.risk_coverage))
     curves = []
     for name, run_dir in run_dirs.items():
         if rows := read_rows(run_dir / METRICS_FILE):

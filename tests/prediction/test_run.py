@@ -15,7 +15,7 @@ from scans import scan, thick_slices
 from distsynth.cli.main import main
 from distsynth.errors import ConfigError
 from distsynth.prediction.run import predict
-from sharding.io.errors import CohortError
+from sharding.io.errors import CohortError, DataError
 from sharding.volumes.volume import read_volume, write_volume
 
 NAMES = ["a_synthetic.nii.gz", "b_synthetic.nii.gz", "c_synthetic.nii.gz"]
@@ -159,3 +159,44 @@ def test_several_models_predict_their_mean(predictor, model, scans, tmp_path):
     assert abs(a - b).max() < 1e-4
     record = json.loads((tmp_path / "two.json").read_text())
     assert record["distsynth"]["model"]["name"] == "run + run"
+
+
+def test_an_uncertainty_is_written_beside_each_prediction(predictor, model, scans, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="an uncertainty needs several predictions"):
+        predict(predictor, scans, out, uncertainty=True)
+    assert not out.exists()
+    options = {"stitching": {"flips": (0,)}, "uncertainty": True}
+    found = predict(predictor, scans, out, **options)
+    for path in found:
+        spread = read_volume(path.with_name(path.name.replace("synthetic", "uncertainty")))
+        assert spread.shape == read_volume(path).shape
+        assert spread.data.min() >= 0
+        assert 0 < spread.data.mean() < 0.5 * read_volume(path).data.std()
+    assert predict(predictor, scans, out, **options) == found
+    # A prediction without it is another one.
+    with pytest.raises(CohortError, match="exists already"):
+        predict(predictor, scans, out, stitching={"flips": (0,)})
+    one = tmp_path / "one.nii.gz"
+    one.with_name("one_uncertainty.nii.gz").write_bytes(b"precious")
+    with pytest.raises(DataError, match=r"one_uncertainty\.nii\.gz: the file exists already"):
+        predict(predictor, scans / "a.nii.gz", one, **options)
+    assert (
+        main(
+            [
+                "predict",
+                str(model),
+                str(scans / "a.nii.gz"),
+                "-o",
+                str(one),
+                "--overwrite",
+                "--uncertainty",
+                "--stitch.flips",
+                "0",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
+    assert read_volume(one.with_name("one_uncertainty.nii.gz")).shape == read_volume(one).shape
