@@ -17,7 +17,7 @@ from distsynth.cli.messages import UsageError
 
 logger = logging.getLogger(__name__)
 
-WORKSPACE_FILE, REPORT_FILE = "workspace.json", "report.json"
+WORKSPACE_FILE, REPORT_FILE, SCRIPT_FILE = "workspace.json", "report.json", "apply.py"
 
 
 def dashboard(args: Sequence[str]) -> None:
@@ -30,7 +30,8 @@ def dashboard(args: Sequence[str]) -> None:
             distsynth dashboard --project distsynth --group lambdas
             distsynth dashboard --sweep sweeps/lambdas --entity TEAM --online
 
-        Without --online nothing is sent and no login is needed.
+        Without --online nothing is sent and no login is needed; apply.py, which is written beside
+        the files, sends them from any machine with Python: python dashboard/apply.py ENTITY
         """
 
         project: Annotated[str | None, arg(metavar="PROJECT")] = None
@@ -46,9 +47,9 @@ def dashboard(args: Sequence[str]) -> None:
         sweep: Annotated[str | None, arg(metavar="FOLDER")] = None
         """Folder of a sweep, a path or a URL, which gives project, group, fields and objective."""
         out: Out = Path("dashboard")
-        """Folder to write the two files to."""
+        """Folder to write the files to."""
         overwrite: bool = False
-        """Replace the two files."""
+        """Replace the files."""
         online: bool = False
         """Send both to W&B's server with your login; every call creates new ones."""
 
@@ -73,11 +74,18 @@ def dashboard(args: Sequence[str]) -> None:
         print(*apply(shown), sep="\n")
         return
     from sharding.io.atomic import atomic_write, refuse_existing
+    from sharding.io.page import asset
 
     files = {WORKSPACE_FILE: workspace, REPORT_FILE: report}
-    refuse_existing([given.out / name for name in files], given.overwrite)
+    written = [given.out / name for name in (*files, SCRIPT_FILE)]
+    refuse_existing(written, given.overwrite)
     for name, build in files.items():
         atomic_write(given.out / name, spec_json(build(shown)))
-        print(given.out / name)
+    atomic_write(given.out / SCRIPT_FILE, asset("distsynth.reporting/apply.py"))
+    print(*written, sep="\n")
     again = [*args, *(() if shown.entity else ("--entity", "ENTITY")), "--online"]
-    logger.info(f"nothing was sent; to apply it: distsynth dashboard {shlex.join(again)}")
+    script = shlex.join(["python", str(given.out / SCRIPT_FILE), shown.entity or "ENTITY"])
+    logger.info(
+        "nothing was sent. To send these files, from here or from another machine: "
+        f"{script}\nTo make and send them at once: distsynth dashboard {shlex.join(again)}"
+    )

@@ -37,6 +37,31 @@ SAMPLES, LEADERBOARD = "samples", "leaderboard"
 BEST = tuple(f"best/{name}" for name in ("score", *VALIDATION_METRICS))
 """Summary of a sweep's leaderboard: its first row."""
 
+WORDS = {
+    "Losses by term": (
+        "Each term of the generator's loss in training, and in validation where it needs no "
+        "discriminator. A validation curve that rises while training falls tells of overfitting."
+    ),
+    "Stitched validation metrics": (
+        "After each epoch the validation volumes are put together from patches and measured in the "
+        "mask; the epoch with the best objective is the one that is kept. A seam index of 1 means "
+        "that the borders of patches cannot be seen."
+    ),
+    "Sample patches": (
+        "The same validation patches after each epoch. Change is synthetic minus source, error is "
+        "synthetic minus target; blue is positive, red negative."
+    ),
+    "Learning rates and throughput": (
+        "Learning rates over the steps, gradient norms before clipping, patches a second, and the "
+        "time that the steps took."
+    ),
+    "Sweep": (
+        "Each line is a trial, from its hyperparameters to its score. The leaderboard ranks trials "
+        "by their best epoch; importance is estimated from few trials and says where to look first."
+    ),
+}
+"""Title of each section -> what it shows, for the report."""
+
 Curves = dict[str, tuple[str, ...]]
 """Title of a panel -> names of its lines."""
 
@@ -136,12 +161,13 @@ def report(shown: Dashboard) -> Any:
         DataError: If wandb-workspaces is not installed.
     """
     wr = _library("wandb_workspaces.reports.v2")
-    blocks = [wr.TableOfContents()]
+    blocks = [wr.P(text=_introduction(shown)), wr.TableOfContents()]
     for title, panels in _sections(shown).items():
         # A run set without a project is that of the report. Naming the project again would make
         # the library ask a server for its id.
         runs = wr.Runset(name="runs", filters=_filter(shown))
-        blocks += [wr.H2(text=title), wr.PanelGrid(runsets=[runs], panels=_placed(wr, panels))]
+        grid = wr.PanelGrid(runsets=[runs], panels=_placed(wr, panels))
+        blocks += [wr.H2(text=title), wr.P(text=WORDS[title]), grid]
     # The entity is given even if empty: the library would ask a server for the default one.
     return wr.Report(
         project=shown.project,
@@ -186,6 +212,18 @@ def apply(shown: Dashboard) -> tuple[str, str]:
             f"the dashboard could not be sent ({error})",
             "Check that you are logged in (wandb login) and may write to the project",
         ) from error
+
+
+def _introduction(shown: Dashboard) -> str:
+    """What the runs of a report are, in a sentence or two."""
+    which = f"of the group {shown.group} " if shown.group else ""
+    text = (
+        f"These are the runs {which}of the project {shown.project}: networks that predict a "
+        "high-field MRI from a lower-field one of the same specimen, trained by distsynth."
+    )
+    if shown.fields:
+        text += f" The search varied {', '.join(shown.fields)}, and ranks by {shown.objectives[0]}."
+    return text
 
 
 def _sections(shown: Dashboard) -> dict[str, list[Any]]:

@@ -23,6 +23,7 @@ from distsynth.losses.registry import LossConfig
 from distsynth.reporting.dashboard import (
     BEST,
     STAND_INS,
+    WORDS,
     Dashboard,
     public_fields,
     report,
@@ -171,6 +172,20 @@ def test_the_group_is_found_whatever_its_name(name, tmp_path):
     for spec in written(tmp_path, "--project", "p", "--group", name).values():
         values = [node["value"] for node in nodes(spec) if node.get("op") == "="]
         assert set(values) == {name}
+
+
+def test_a_report_says_what_it_is_and_what_each_section_shows():
+    blocks = report(
+        Dashboard("phantoms", group="lambdas", fields=("loss.lambda_bce",), objectives=("mse",))
+    ).blocks
+    texts = [str(getattr(block, "text", "")) for block in blocks]
+    assert "the group lambdas of the project phantoms" in texts[0]
+    assert "varied loss.lambda_bce, and ranks by mse" in texts[0]
+    titles = [at for at, block in enumerate(blocks) if type(block).__name__ == "H2"]
+    assert {texts[at] for at in titles} == set(WORDS)
+    for at in titles:
+        assert texts[at + 1] == WORDS[texts[at]]
+        assert type(blocks[at + 2]).__name__ == "PanelGrid"
 
 
 def test_panels_of_a_report_do_not_overlap():

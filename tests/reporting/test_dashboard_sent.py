@@ -119,6 +119,50 @@ def test_online_sends_the_specifications_that_offline_writes(sweep, tmp_path):
     assert not list((tmp_path / "home").glob("dashboard*"))
 
 
+def applied(address: str, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """What the script beside the files says, in a process without any library of the project."""
+    environment = {"HOME": str(folder), "PATH": os.environ["PATH"], "WANDB_BASE_URL": address}
+    environment["WANDB_API_KEY"] = 40 * "0"
+    return subprocess.run(
+        [sys.executable, "-I", "-S", str(folder / "apply.py"), *args],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def test_the_script_beside_the_files_sends_them_as_they_are(sweep, tmp_path):
+    offline = written(tmp_path / "offline", "--sweep", sweep.url)
+    with answering() as (address, seen):
+        ended = applied(address, tmp_path / "offline", "lab")
+        again = applied(address, tmp_path / "offline", "lab", "another")
+    assert (ended.returncode, again.returncode) == (0, 0), ended.stderr + again.stderr
+    views = [one["variables"] for one in seen]
+    assert [view["type"] for view in views] == ["project-view", "runs"] * 2
+    assert [view["projectName"] for view in views] == ["phantoms"] * 2 + ["another"] * 2
+    for view, file in zip(views[:2], ("workspace.json", "report.json"), strict=True):
+        assert (view["entityName"], view["description"]) == ("lab", "")
+        assert json.loads(view["spec"]) == offline[file]["spec"]
+        assert view["displayName"] == offline[file]["displayName"]
+    assert len({view["name"] for view in views}) == 4
+    assert "report.json: lab/phantoms" in ended.stdout
+
+
+def test_the_script_says_what_it_lacks_and_what_the_server_refuses(tmp_path):
+    written(tmp_path / "offline", "--project", "phantoms")
+    usage = applied("http://127.0.0.1:1", tmp_path / "offline")
+    assert (usage.returncode, "apply.py ENTITY [PROJECT]" in usage.stderr) == (1, True)
+    with answering(refusing=True) as (address, _seen):
+        refused = applied(address, tmp_path / "offline", "lab")
+    absent = applied("http://127.0.0.1:1", tmp_path / "offline", "lab")
+    for ended in (refused, absent):
+        assert ended.returncode == 1
+        assert "did not take it" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
 def without_ids(spec: object) -> object:
     """The specification without the ids that each building draws anew."""
     if isinstance(spec, list):

@@ -29,8 +29,9 @@ def written(out: Path, *args: str) -> dict[str, dict]:
         with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
             assert main(["dashboard", "--out", str(out), *args]) == 0
     told, heard = (stream.getvalue() for stream in streams)
-    assert told.splitlines() == [str(out / "workspace.json"), str(out / "report.json")]
+    names = ["workspace.json", "report.json", "apply.py"]
+    assert told.splitlines() == [str(out / name) for name in names]
     assert "nothing was sent" in heard
     assert "distsynth dashboard" in heard
     assert "--online" in heard
-    return {path.name: json.loads(path.read_text()) for path in out.iterdir()}
+    return {path.name: json.loads(path.read_text()) for path in out.glob("*.json")}
