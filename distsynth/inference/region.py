@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from sharding.shards.patches import patch_axes
 from sharding.volumes.masks import otsu_foreground
@@ -100,6 +101,9 @@ def _box_on_grid(source: Volume, grid: Volume) -> list[tuple[int, int]]:
     """First voxel and the one after the last of the foreground along each axis of a grid."""
     every = math.ceil((source.data.size / MOST_VOXELS) ** (1 / 3))
     tissue = otsu_foreground(np.asarray(source.data[::every, ::every, ::every], np.float32))
+    # Single bright voxels of noise are no data.
+    opened = np.asarray(ndimage.binary_opening(tissue), bool)
+    tissue = opened if opened.any() else tissue
     places = [
         np.flatnonzero(tissue.any(axis=tuple(other for other in range(3) if other != axis)))
         for axis in range(3)
