@@ -1,4 +1,4 @@
-"""The race: who makes the best image in so much time, judged by one code on whole volumes.
+"""The race: who makes the best image in so much time, evaluated by one code on whole volumes.
 
     python -m benchmarks.race COHORT OUT --seconds 35 139 [--others OTHER_COHORT] [--seeds 1]
     python -m benchmarks.race COHORT OUT --table
@@ -62,7 +62,7 @@ class Work:
         seed: Of weights and patches.
         cohort: Path of the cohort.
         others: Path of the other scanner's cohort, if there is one.
-        split: Whom to judge by.
+        split: Whose scans to evaluate on.
         out: Folder of the race.
     """
 
@@ -126,7 +126,7 @@ def perform(work: Work) -> None:
 
 
 def _people(work: Work, specimens: list[Specimen]) -> dict[str, list[Specimen]]:
-    """Whom an entry is judged by: the split of the cohort, and another scanner's people."""
+    """Whose scans an entry is evaluated on: the split of the cohort, and of another scanner."""
     others = read_cohort(work.others) if work.others else []
     return {"same scanner": specimens} | ({"other scanner": others} if others else {})
 

@@ -1,4 +1,4 @@
-"""Trainings that differ in one thing, each given the same processor time, judged on whole volumes.
+"""Trainings that differ in one thing, each given the same processor time, on whole volumes.
 
     python -m benchmarks.study_equal_time adversarial COHORT OUT --seconds 300 --seeds 3
 

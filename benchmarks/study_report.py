@@ -3,7 +3,7 @@
     python -m benchmarks.study_report OUT
 
 OUT is what benchmarks/study.sh wrote; parts that are not there yet are left out. Every row was
-judged on the same ten people, so rows of different parts are compared person by person. p is the
+evaluated on the same ten people, so rows of different parts are compared person by person. p is the
 paired sign-flip test's, corrected by Holm's method over all tests of a section.
 """
 

@@ -99,3 +99,6 @@ def test_the_whole_path_runs_outside_the_checkout(program, tmp_path):
     assert (tmp_path / "synthetic.nii.gz").is_file()
     assert (tmp_path / "page.html").is_file()
     assert "PSNR" in (tmp_path / "evaluation" / "table.txt").read_text()
+    said = run(program, "run", "cohort", "-o", "study", "--minutes", "0.02", "--workers", "1")
+    assert said.splitlines()[-1].startswith("Too few specimens to tell")
+    assert (tmp_path / "study" / "report.html").is_file()

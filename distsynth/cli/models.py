@@ -178,6 +178,8 @@ def predict(args: Sequence[str]) -> None:
         uncertainty: bool = False
         """Also write the standard deviation, in the same units, of what the models of --ensemble
         and the flips of --stitch.flips predict of a voxel."""
+        region: bool = False
+        """Predict only where the source has data, and fill the rest with its background."""
         force: bool = False
         """Predict a source that is too unlike the training scans."""
         orientation: Literal["header", "array"] = "header"
@@ -214,6 +216,7 @@ def predict(args: Sequence[str]) -> None:
             units=given.units,
             dtype=given.dtype,
             uncertainty=given.uncertainty,
+            region=given.region,
             force=given.force,
             keep_patient=given.keep_patient,
             device=given.device,

@@ -42,7 +42,8 @@ def timed_step(config: RunConfig, shards: ShardConfig) -> float:
         small = replace(
             shards, patches_per_specimen=patches, val_slices=1, fractions=(0.6, 0.2, 0.2)
         )
-        write_shards(specimens, folder / "shards", small)
+        # In this process: others would take longer to start than phantoms to cut.
+        write_shards(specimens, folder / "shards", small, workers=1)
         changes = {
             "data.shards": str(folder / "shards"),
             "train.epochs": 3,

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
 from distsynth.presets import EVEN_BLOCKS, preset
-from distsynth.study.survey import Survey
+from distsynth.study.survey import DISPLACED, Survey
 from distsynth.training.precision import Choice
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
@@ -25,8 +25,6 @@ from sharding.shards.config import ShardConfig
 from sharding.volumes.cohort import SPLITS
 from sharding.volumes.splits import split_sizes
 
-DISPLACED = 0.5
-"""Voxels; a pair that a registration moves by less is aligned already."""
 ISOTROPIC = 2.0
 """Blocks are cut where the voxels are at most this many times as long as they are wide."""
 LARGEST_PATCH, LEAST_PATCH, PATCH_STEP = 64, 16, 16

@@ -5,7 +5,7 @@ STUDY/
   prepared/        registered scans, if the plan registers; quality.html shows them
   shards/          what was cut
   model/           the training
-  evaluation/      the test specimens, judged on whole volumes; report.html
+  evaluation/      the test specimens, evaluated on whole volumes; report.html
   report.html      everything on one page
 """
 

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MEASURED = 4
 """Specimens, evenly spaced in the cohort, whose alignment is measured."""
+DISPLACED = 0.5
+"""Voxels; a pair that a registration moves by less is aligned already."""
 COARSE = RegisterConfig(affine_shrink=(8, 4))
 """The rigid registration that measures an alignment: half a voxel is seen at a quarter of the
 resolution."""
@@ -40,7 +42,8 @@ class Alignment:
 
     Attributes:
         displacement_voxels: Mean displacement of the target's foreground, in its own voxels.
-        better: Whether the pair fits better for it; see sharding.registration.alignment.
+        better: Whether the pair fits better for it; see sharding.registration.alignment. Where it
+            moves by less than DISPLACED nothing follows from it, and it is false, unmeasured.
     """
 
     __pydantic_config__ = STRICT
@@ -188,8 +191,10 @@ def _alignment(
     inside = np.argwhere(tissue)[:: max(1, int(tissue.sum()) // 10_000)]
     points = inside @ target.affine[:3, :3].T + target.affine[:3, 3]
     moved = np.linalg.norm(found.points(points) - points, axis=1) / min(target.spacing_mm)
-    better = compare(source, target, start, found, tissue).kept
-    return Alignment(round(float(moved.mean()), 3), better)
+    displacement = float(moved.mean())
+    # Whole volumes are interpolated to compare: most of the time of a survey.
+    better = displacement >= DISPLACED and compare(source, target, start, found, tissue).kept
+    return Alignment(round(displacement, 3), better)
 
 
 def _median(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:

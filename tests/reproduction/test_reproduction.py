@@ -1,4 +1,4 @@
-"""The paper's comparison by one command: killed, gone on with, and told whole."""
+"""The paper's comparison by one command: killed and continued, it reports every row."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(cohort):
-    """Killed when its first network is trained, then gone on with and given one more row."""
+    """Killed when its first network is trained, then continued and given one more row."""
     out = cohort.parent / "reproduction"
     words = ["distsynth", "reproduce", cohort, "--out", out, *TINY, "--rows", *FIRST]
     # All networks are trained, and nothing is evaluated yet.

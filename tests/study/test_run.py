@@ -14,6 +14,7 @@ import torch
 import distsynth as ds
 from distsynth.cli.main import main
 from distsynth.errors import ConfigError
+from distsynth.runs.folder import BEST
 from distsynth.study.plan import plan_from_json, plan_study
 from distsynth.study.run import run_study
 from distsynth.study.survey import survey
@@ -83,6 +84,26 @@ def test_a_lost_stage_is_done_again_from_what_is_there(study, plan):
         for path in (folder / "lost.json", folder / "evaluation" / "results.json")
     )
     assert lost == again
+
+
+def test_thin_brains_in_other_units_are_studied(tmp_path):
+    """As of mice: no block of 32 voxels fits, and intensities are far from those of phantoms."""
+    rows = ds.make_phantoms(tmp_path / "mice", 4, (44, 18, 36))
+    for path in (path for row in rows for path in (row.source, row.target)):
+        volume = read_volume(path)
+        write_volume(path, volume.with_data(30_000 * volume.data / volume.data.max()))
+    cohort = str(tmp_path / "mice" / "cohort.csv")
+    made = plan_study(cohort, survey(rows), 0.02, 0, lambda *_: 0.1, lambda _: FLOAT32)
+    assert made.shards.patch_size == (16, 16)
+    assert "44x18x36 voxels, holds no block of 32" in made.reasons["patches"]
+    (tmp_path / "plan.json").write_text(made.to_json())
+    words = ["run", cohort, "-o", tmp_path / "study", "--plan", tmp_path / "plan.json"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([*map(str, words), "--workers", "1"]) == 0
+    assert "Too few specimens to tell" in said.getvalue().splitlines()[-1]
+    synthetic = ds.load_predictor(tmp_path / "study" / "model" / BEST, "cpu")
+    predicted = synthetic.predict(read_volume(rows[0].source))
+    assert 20_000 < predicted.data.max() < 60_000
 
 
 def test_another_plan_in_the_same_folder_is_refused(study, plan):

@@ -144,7 +144,7 @@ def test_specimens_that_fail_do_not_stop_the_others(lab, workers):
     for line, name in zip(lines[1:4], "aef", strict=True):
         assert line.startswith(f"  {name}: {lab / name}_t.nii.gz: voxels must not all be equal")
     assert unfinished(lab) == set("bcdg")
-    # Mended, only they are cut.
+    # Once corrected, only they are cut.
     before = stamps(lab / "out" / "parts")
     make_lab(lab, "abcdefg")
     with stopped_before_the_manifest(cohort, lab / "out", SMALL, lab / "log"):
@@ -182,7 +182,7 @@ def test_a_set_can_be_closed_without_those_that_fail(lab, workers):
     assert stamps(lab / "out") == before
     with pytest.raises(DataError, match="another cohort or configuration"):
         write_shards(cohort, lab / "out", SMALL, workers=workers)
-    # Mended, they are added.
+    # Once corrected, they are added.
     make_lab(lab, "abcde")
     done = write_shards(cohort, lab / "out", SMALL, workers=workers, update=True)
     assert done.manifest.left_out == ()
