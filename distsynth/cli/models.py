@@ -67,8 +67,10 @@ def presets(args: Sequence[str]) -> None:
     class Presets:
         """List the presets, or print the whole configuration of one.
 
-        distsynth presets
-        distsynth presets small > mine.json
+            distsynth presets
+            distsynth presets small > mine.json
+
+        Edit the file, and distsynth train mine.json trains it.
         """
 
         name: Positional[Annotated[str | None, arg(metavar="[PRESET]")]] = None
