@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,7 +50,14 @@ def parse(name: str, command: type[Given], args: Sequence[str]) -> Given:
     with usage_errors():
         # The fields of a network are those of its family, which the default decides.
         one_family = (tyro.conf.AvoidSubcommands,)
-        return tyro.cli(command, args=words, prog=f"distsynth {name}", config=one_family)
+        return tyro.cli(
+            command,
+            args=words,
+            prog=f"distsynth {name}",
+            # As it is written: the parser would move the lines of an example.
+            description=inspect.cleandoc(command.__doc__ or ""),
+            config=one_family,
+        )
 
 
 @contextlib.contextmanager

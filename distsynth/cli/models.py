@@ -67,8 +67,10 @@ def presets(args: Sequence[str]) -> None:
     class Presets:
         """List the presets, or print the whole configuration of one.
 
-        distsynth presets
-        distsynth presets small > mine.json
+            distsynth presets
+            distsynth presets small > mine.json
+
+        Edit the file, and distsynth train mine.json trains it.
         """
 
         name: Positional[Annotated[str | None, arg(metavar="[PRESET]")]] = None
@@ -176,6 +178,8 @@ def predict(args: Sequence[str]) -> None:
         uncertainty: bool = False
         """Also write the standard deviation, in the same units, of what the models of --ensemble
         and the flips of --stitch.flips predict of a voxel."""
+        region: bool = False
+        """Predict only where the source has data, and fill the rest with its background."""
         force: bool = False
         """Predict a source that is too unlike the training scans."""
         orientation: Literal["header", "array"] = "header"
@@ -212,6 +216,7 @@ def predict(args: Sequence[str]) -> None:
             units=given.units,
             dtype=given.dtype,
             uncertainty=given.uncertainty,
+            region=given.region,
             force=given.force,
             keep_patient=given.keep_patient,
             device=given.device,

@@ -99,9 +99,11 @@ def _known_sweep(args: Sequence[str]) -> None:
     class Known:
         """Continue a sweep, show its state, or extend it.
 
-        distsynth sweep --status rates
-        distsynth sweep --resume rates
-        distsynth sweep --extend 10 --from rates
+            distsynth sweep --status rates
+            distsynth sweep --resume rates
+            distsynth sweep --extend 10 --from rates
+
+        The folder of the sweep holds everything: its options need not be given again.
         """
 
         resume: Annotated[str | None, arg(metavar="NAME")] = None

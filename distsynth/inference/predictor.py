@@ -164,6 +164,7 @@ class Predictor:
         max_voxels: int = MOST_VOXELS,
         units: Units = "source",
         force: bool = False,
+        region: bool = False,
     ) -> Volume:
         """Predict the synthetic target of a source volume.
 
@@ -176,6 +177,7 @@ class Predictor:
             max_voxels: Voxels that the grid may have.
             units: Units of intensity of the result, see distsynth.inference.scan.Units.
             force: Predict a scan that is too unlike training.
+            region: Predict only where the scan has data, see distsynth.inference.region.
 
         Returns:
             The synthetic volume.
@@ -184,7 +186,7 @@ class Predictor:
             DataError: If a file is bad or nearly constant, the grid is too large or does not meet
                 the source, the scan is too unlike training, or the volume is smaller than a patch.
         """
-        options = ScanOptions(max_voxels, units, force)
+        options = ScanOptions(max_voxels, units, force, region=region)
         return self._scan(source, like, orientation, options).synthetic
 
     def predict_with_uncertainty(
@@ -196,6 +198,7 @@ class Predictor:
         max_voxels: int = MOST_VOXELS,
         units: Units = "source",
         force: bool = False,
+        region: bool = False,
     ) -> tuple[Volume, Volume]:
         """Predict the mean over members and flips, and the standard deviation around it.
 
@@ -209,7 +212,7 @@ class Predictor:
             ConfigError: If this is a single network without flips.
             DataError: As predict.
         """
-        options = ScanOptions(max_voxels, units, force, uncertainty=True)
+        options = ScanOptions(max_voxels, units, force, uncertainty=True, region=region)
         found = self._scan(source, like, orientation, options)
         assert found.uncertainty is not None
         return found.synthetic, found.uncertainty

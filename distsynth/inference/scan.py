@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from distsynth.errors import ConfigError
 from distsynth.inference.comparison import Comparison, compare
 from distsynth.inference.duration import expected_seconds, in_words
+from distsynth.inference.region import Region, find_region
 from distsynth.inference.uncertainty import check_uncertainty, predict_with_uncertainty
 from sharding.io.errors import DataError
 from sharding.volumes.grid import MOST_VOXELS, check_grid_size, same_spacing, spaced_grid
@@ -37,6 +38,12 @@ UNITS_IN_WORDS = {
 }
 
 
+INEXACT = (
+    "the network sees each slice as a whole, so that within the region its prediction differs from "
+    "that of the whole scan"
+)
+
+
 @dataclass(frozen=True)
 class ScanOptions:
     """How a scan is predicted.
@@ -47,6 +54,7 @@ class ScanOptions:
         force: Predict a scan that is too unlike training.
         quiet: Show no progress and log nothing but warnings.
         uncertainty: Also give the spread of members and flips.
+        region: Predict only where the scan has data, see distsynth.inference.region.
     """
 
     max_voxels: int = MOST_VOXELS
@@ -54,6 +62,7 @@ class ScanOptions:
     force: bool = False
     quiet: bool = False
     uncertainty: bool = False
+    region: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +112,17 @@ def predict_scan(
         source, data.spacing_mm, data.orientation, where, options.max_voxels
     )
     comparison = compare_scan(predictor, source, where)
+    region = find_region(predictor, source, grid) if options.region else None
     try:
-        seconds = expected_seconds(predictor, grid.shape)
+        predictor.methods(grid.shape, in_memory)
+        seconds = expected_seconds(predictor, region.read_shape if region else grid.shape)
     except ConfigError as error:
         raise _too_small(where, error) from None
     if not options.quiet:
-        logger.info("%s: %s", where, _what_is_done(predictor, source, grid, options, seconds))
+        done = _what_is_done(predictor, source, grid, options, seconds)
+        logger.info("%s: %s%s", where, done, _within(region) if region else "")
+    if region and not region.exact:
+        logger.warning("%s: %s", where, INEXACT)
     if not options.force:
         comparison.check(where)
     if comparison.differences or not options.quiet:
@@ -119,9 +133,13 @@ def predict_scan(
     check_foreground_varies(where, source, transform, data.preprocess.foreground_threshold)
     standardised = transform.standardise_scaled(placed.scaled, empty)
     try:
-        synthetic, spread = _predicted(predictor, standardised, options, empty)
+        part = standardised[region.read] if region else standardised
+        synthetic, spread = _predicted(predictor, part, options, empty)
     except ConfigError as error:
         raise _too_small(where, error) from None
+    if region:
+        synthetic = region.put_back(synthetic, transform.background, empty)
+        spread = None if spread is None else region.put_back(spread, 0.0, empty)
     results = [in_units(synthetic, transform, options.units, empty)]
     if spread is not None:
         results.append(spread_in_units(synthetic, spread, transform, options.units, empty))
@@ -253,6 +271,11 @@ def _what_is_done(
         f"{_grid(source)} become {_grid(grid)}{turned}, {how}; {size:.3g} MB of "
         f"{UNITS_IN_WORDS[options.units]}; {in_words(seconds)} on the {predictor.device.type}"
     )
+
+
+def _within(region: Region) -> str:
+    """What is predicted of the grid, for the line that says what is done."""
+    return f"; predicted within {'x'.join(map(str, region.read_shape))} of these voxels"
 
 
 def _grid(volume: Volume) -> str:

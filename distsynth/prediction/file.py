@@ -100,6 +100,7 @@ def settings_of(
         "units": options.scan.units,
         "dtype": options.dtype,
         "uncertainty": options.scan.uncertainty,
+        "region": options.scan.region,
         "precision": predictor.computes_in,
         "stitching": vars(predictor.checkpoint.config.stitch),
     }

@@ -49,6 +49,7 @@ def predict(
     units: Units = "source",
     dtype: Dtype = "float32",
     uncertainty: bool = False,
+    region: bool = False,
     force: bool = False,
     keep_patient: bool = False,
     device: Literal["auto", "cpu"] = "auto",
@@ -72,6 +73,7 @@ def predict(
         dtype: Type of the voxels that are written.
         uncertainty: Also write the standard deviation of what several models, or one with flips,
             predict of a voxel, in the same units.
+        region: Predict only where a scan has data, the rest is background.
         force: Predict scans that are too unlike training.
         keep_patient: Copy the patient of a DICOM series into a DICOM output.
         device: auto takes a GPU if there is one.
@@ -90,7 +92,7 @@ def predict(
     """
     predictor = _predictor(models, device, precision).stitched(**(stitching or {}))
     source, out = Path(source), Path(out)
-    scan = ScanOptions(max_voxels, units, force, uncertainty=uncertainty)
+    scan = ScanOptions(max_voxels, units, force, uncertainty=uncertainty, region=region)
     if uncertainty:
         check_uncertainty(predictor)
     grid = None if like is None else Path(like)

@@ -21,6 +21,7 @@ from distsynth.runs.rows import read_rows
 from distsynth.runs.tracking import public_config
 from distsynth.runs.versions import installed_versions
 from sharding.io.page import Picture, render
+from sharding.io.progress import duration
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import Specimen, Split
 
@@ -178,6 +179,6 @@ def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, st
         + f", {config.optim.schedule}",
         "patches": f"{patch}, {config.train.batch_size} in a batch",
         "trained": f"{done} steps, {len(scored)} of {config.train.epochs} epochs validated",
-        "training time": f"{seconds / 60:.1f} minutes" if seconds else "not recorded",
+        "training time": duration(seconds) if seconds else "not recorded",
         "chosen by": f"stitched validation {config.train.objective} in the mask",
     }

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ from distsynth.runs.wandb_file import becomes_complete
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.errors import file_errors
 from sharding.io.storage import Folder
+from sharding.volumes.profile import TrainingProfile
 
 logger = logging.getLogger(__name__)
 TELEMETRY = "WANDB_ERROR_REPORTING"
@@ -107,7 +109,14 @@ class LocalTracker:
 class WandbTracker:
     """A W&B run that keeps its id over interruptions."""
 
-    def __init__(self, run_dir: Path, config: RunConfig, data_sha256: str, resumed: bool) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        data_sha256: str,
+        resumed: bool,
+        sources: TrainingProfile | None = None,
+    ) -> None:
         tracking = config.tracking
         self._run_dir = run_dir
         self._wandb = _silent_wandb(tracking)
@@ -121,7 +130,11 @@ class WandbTracker:
             # Its service may have been started in another folder, by this process or one above it.
             dir=run_dir.resolve(),
             mode="online" if tracking.mode == "online" else "offline",
-            config={**public_config(config), "data_sha256": data_sha256},
+            config={
+                **public_config(config),
+                "data_sha256": data_sha256,
+                "training_sources": sources and asdict(sources),
+            },
             settings=_private_settings(),
         )
         _remove_logs(run_dir)
@@ -334,13 +347,18 @@ class Trackers:
 
 
 def start_trackers(
-    run_dir: Path, config: RunConfig, data_sha256: str, step: int, resumed: bool
+    run_dir: Path,
+    config: RunConfig,
+    data_sha256: str,
+    step: int,
+    resumed: bool,
+    sources: TrainingProfile | None = None,
 ) -> Trackers:
-    """The local record, and W&B unless disabled."""
+    """The local record, and W&B unless disabled; `sources` says what was trained on."""
     local = LocalTracker(run_dir, step)
     if config.tracking.mode == "disabled":
         return Trackers(local)
-    wandb = WandbTracker(run_dir, config, data_sha256, resumed)
+    wandb = WandbTracker(run_dir, config, data_sha256, resumed, sources)
     if resumed and config.tracking.mode == "offline":
         _tell_again(wandb, run_dir, step)
     return Trackers(local, wandb)

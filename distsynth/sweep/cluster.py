@@ -15,6 +15,8 @@ from sharding.io.errors import DataError
 from sharding.io.interruption import kept_handlers
 from sharding.io.parallel import available_cores
 
+logger = logging.getLogger(__name__)
+
 LOCAL = "local"
 START_SECONDS = 180
 """How long a node may take to start; Ray itself waits for 30 s."""
@@ -71,6 +73,7 @@ def cluster(address: str | None) -> Iterator[None]:
             if local:
                 with _without_dashboard(), patient_start():
                     cores = available_cores()
+                    logger.info("starting Ray on this machine, for %d cores", cores)
                     ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
             else:
                 ray.init(address=address, **quiet)

@@ -19,6 +19,7 @@ from distsynth.data.standardiser import Standardiser
 from distsynth.metrics.objective import score
 from distsynth.models.intensity_map import IntensityCurve
 from distsynth.runs.checkpoint import Position
+from distsynth.runs.data_record import DataRecord
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST, RunFolder
 from distsynth.runs.tracking import Trackers, start_trackers
 from distsynth.training.augmentation import Augmentation
@@ -128,6 +129,7 @@ class TrainingRun:
                 self.shards.manifest.sha256,
                 self.state.position.step,
                 resumed=resume,
+                sources=DataRecord.of(self.shards.manifest).profile,
             )
         self._begin_display()
         failed = True

@@ -136,6 +136,11 @@ class IntensityTransform:
         """Width of the standardised intensities: the honest peak for PSNR."""
         return 1 / self.std
 
+    @property
+    def background(self) -> float:
+        """The standardised value of the low percentile and of all that is clipped to it."""
+        return -self.mean / self.std
+
     def scale(self, data: NDArray[np.float32], empty: Empty = in_memory) -> NDArray[np.float32]:
         """Clip and map to [0, 1]."""
         return by_slabs(partial(scale_slab, low=self.low, high=self.high), data, empty)

@@ -83,6 +83,11 @@ class ScanProfile:
     noise: float
     steps: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        values = (*self.spacing_mm, *self.tissue_mm, *self.intensities, *self.contrast)
+        _check(values, self.tissue_share, self.skewness, self.noise)
+        _check_lengths(self.intensities, self.contrast)
+
     @property
     def field_of_view_mm(self) -> Triple:
         """Extent of the whole scan."""
@@ -145,6 +150,11 @@ class Range:
     median: float
     high: float
 
+    def __post_init__(self) -> None:
+        _check((self.low, self.median, self.high))
+        if not self.low <= self.high:
+            raise ValueError(f"a range must rise, got {self.low} to {self.high}")
+
     @classmethod
     def of(cls, values: Sequence[float]) -> Range:
         """Least, median and largest of one value or more."""
@@ -184,6 +194,11 @@ class TrainingProfile:
     noise: Range
     steps: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if self.scans < 1:
+            raise ValueError(f"scans must be >= 1, got {self.scans}")
+        _check_lengths(self.intensities, self.contrast)
+
     @classmethod
     def of(cls, scans: Sequence[ScanProfile]) -> TrainingProfile | None:
         """Summarise scans; None if there is none."""
@@ -207,6 +222,21 @@ class TrainingProfile:
             contrast=_ranges([scan.contrast for scan in scans]),
             noise=Range.of([scan.noise for scan in scans]),
             steps=tuple(step for step in KNOWN_STEPS if all(step in scan.steps for scan in scans)),
+        )
+
+
+def _check(values: Sequence[float], *more: float) -> None:
+    """Raise ValueError unless all values are finite."""
+    if not all(math.isfinite(value) for value in (*values, *more)):
+        raise ValueError(f"a profile must be of finite numbers, got {(*values, *more)}")
+
+
+def _check_lengths(intensities: Sequence[object], contrast: Sequence[object]) -> None:
+    """Raise ValueError unless a profile has a value for each percentile and each layer."""
+    if (len(intensities), len(contrast)) != (len(PERCENTILES), DEPTHS):
+        raise ValueError(
+            f"a profile must have {len(PERCENTILES)} intensities and {DEPTHS} layers, got "
+            f"{len(intensities)} and {len(contrast)}"
         )
 
 

@@ -47,6 +47,7 @@ def test_help_of_each_command(command):
     ended = done(command, "--help")
     assert f"usage: distsynth {command}" in ended.out
     assert re.search(rf"(?m)^ *distsynth {command} ", ended.out), "no example"
+    assert not re.search(rf"distsynth {command} .*distsynth {command}\b", ended.out)
     first, _, _ = ended.out.partition("\n")
     assert not re.search(r"\b(STR|PATH|INT)\b", first)
     assert ended.err == ""
@@ -123,3 +124,4 @@ def test_help_on_a_sweep_needs_no_name(option):
     for flag in ("-h", "--help"):
         shown = done("sweep", option, flag).out
         assert all(name in shown for name in ("--resume", "--from", "--retry-failed"))
+        assert len(re.findall(r"(?m)^ *distsynth sweep --", shown)) == 3

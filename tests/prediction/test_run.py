@@ -200,3 +200,15 @@ def test_an_uncertainty_is_written_beside_each_prediction(predictor, model, scan
         == 0
     )
     assert read_volume(one.with_name("one_uncertainty.nii.gz")).shape == read_volume(one).shape
+
+
+def test_a_region_is_another_prediction(predictor, scans, tmp_path):
+    out = tmp_path / "out"
+    (whole, *_) = predict(predictor, scans, out)
+    with pytest.raises(CohortError, match="exists already"):
+        predict(predictor, scans, out, region=True)
+    (part,) = predict(predictor, scans / "a.nii.gz", tmp_path / "part.nii.gz", region=True)
+    record = json.loads((tmp_path / "part.json").read_text())
+    assert record["distsynth"]["region"] is True
+    one, other = (read_volume(path).data for path in (whole, part))
+    assert one.shape == other.shape

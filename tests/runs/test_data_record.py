@@ -89,3 +89,34 @@ def test_an_update_keeps_profiles_and_measures_new_training_scans(tmp_path):
     assert after["a"] == before["a"] != None  # noqa: E711
     assert after["b"] is not None
     assert after["c"] is after["d"] is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"contrast": []},
+        {"intensities": [1.0]},
+        {"noise": float("nan")},
+        {"spacing_mm": [1.0, 1.0]},
+        {"patient": "DOE"},
+    ],
+)
+def test_a_manifest_with_a_bad_profile_is_refused(spoil, shard_folder, tmp_path, refused):
+    bad = json.loads((shard_folder / MANIFEST).read_text())
+    row = next(row for row in bad["specimens"] if row["profile"])
+    row["profile"] |= spoil
+    (tmp_path / MANIFEST).write_text(json.dumps(bad))
+    with refused(tmp_path / MANIFEST, "not a valid manifest .*profile", "Shard the cohort again"):
+        read_manifest(Folder(tmp_path))
+
+
+def test_a_checkpoint_with_a_bad_profile_is_refused(shard_folder, manifest, tmp_path, refused):
+    data = DataRecord.of(manifest)
+    assert data.profile is not None
+    checkpoint = Checkpoint(
+        tiny_config(shard_folder), data, Position(), {"generator": {"network": {}}}, [], {}
+    )
+    object.__setattr__(data.profile, "contrast", ())
+    save_checkpoint(tmp_path / "bad.pt", checkpoint)
+    with refused(tmp_path / "bad.pt", r"data|profile|layers", "another checkpoint"):
+        load_checkpoint(tmp_path / "bad.pt")

@@ -339,6 +339,8 @@ def test_wandb_has_the_configuration_and_a_clean_end(tracked):
     assert found.config["train"]["epochs"] == 3
     assert "shards" not in found.config["data"]
     assert len(found.config["data_sha256"]) == 64
+    assert found.config["training_sources"]["scans"] == 3
+    assert found.config["training_sources"]["orientations"] == ["RAS"]
     assert (found.name, found.project, found.group) == ("first run", "tests", "phantoms")
     assert found.exit_code == 0
 

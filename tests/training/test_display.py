@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
+import sys
 
 import pytest
 from tiny_runs import tiny_config
@@ -74,3 +76,31 @@ def test_a_run_by_the_clock_names_no_last_step(shard_folder, tmp_path, lines):
     assert "0.01 min, " in first
     shown = [line for line in lines() if line.startswith("training: ")]
     assert re.match(r"training: \d+ %, epoch 1, step 1, ", shown[0])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_it_is_one_bar_through_steps_and_validations(
+    shard_folder, tmp_path, monkeypatch
+):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_REFRESHES", -1)
+    train(tiny_config(shard_folder, {"train.epochs": 2}), tmp_path / "run")
+    frames = [frame for frame in terminal.getvalue().split("\r") if "%|" in frame]
+    shares = [int(re.match(r" *(\d+)%\|", frame).group(1)) for frame in frames]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 100)
+    half = [frame for frame in frames if "epoch 1/2" in frame and "validating" in frame]
+    assert half and all(frame.startswith(" 50%|") for frame in half)
+
+
+def test_where_there_is_no_terminal_nothing_is_overwritten(shard_folder, tmp_path, lines, capfd):
+    train(tiny_config(shard_folder, {"train.epochs": 1}), tmp_path / "run")
+    assert [line for line in lines() if line.startswith("training: ")]
+    written = capfd.readouterr()
+    assert "\r" not in written.err + written.out
+    assert not [line for line in lines() if "\r" in line]
