@@ -29,6 +29,8 @@ from distsynth.sweep.plan import SweepPlan
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BOARDS = 5.0
+BOARD_SHARE = 0.05
+"""Most of the driver's time that leaderboards of large sweeps take, which are written whole."""
 SECONDS_BETWEEN_TABLES = 1.0
 SECONDS_OF_WAITING = 60.0
 ROWS = 15
@@ -46,7 +48,9 @@ class SweepCallback(Callback):
         self, folder: SweepFolder, plan: SweepPlan, records: dict[str, TrialRecord]
     ) -> None:
         self.folder, self.plan, self.records = folder, plan, records
-        self._board = self._shown = self._looked = 0.0
+        self._shown = self._looked = 0.0
+        self._next_board = 0.0
+        self._stale = False
         self._waiting_since: float | None = None
         self._starting: tuple[str, ...] = ()
         self._live: Live | None = None
@@ -117,8 +121,7 @@ class SweepCallback(Callback):
             failures=record.failures + diverged,
             cause=result.get("failed"),
         )
-        if time.monotonic() - self._board > SECONDS_BETWEEN_BOARDS:
-            self.update_leaderboard()
+        self._changed()
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -155,6 +158,8 @@ class SweepCallback(Callback):
         """Show the progress, and what trials wait for."""
         del iteration, info
         now = time.monotonic()
+        if self._stale and now >= self._next_board:
+            self.update_leaderboard()
         running = [trial for trial in trials if trial.status == Trial.RUNNING]
         pending = [str(trial) for trial in trials if trial.status == Trial.PENDING]
         if running or not pending:
@@ -180,12 +185,21 @@ class SweepCallback(Callback):
 
     def update_leaderboard(self) -> None:
         """Bring the leaderboard up to date."""
-        self._board = time.monotonic()
+        started = time.monotonic()
         if trials := searched(self.records):
             write_leaderboard(self.folder, self.plan, trials)
+        ended = time.monotonic()
+        self._stale = False
+        self._next_board = ended + max(SECONDS_BETWEEN_BOARDS, (ended - started) / BOARD_SHARE)
+
+    def _changed(self) -> None:
+        """Bring the leaderboard up to date, now or when it is due again."""
+        self._stale = True
+        if time.monotonic() >= self._next_board:
+            self.update_leaderboard()
 
     def _ended(self, record: TrialRecord) -> None:
-        self.update_leaderboard()
+        self._changed()
         best = record.best
         score = f", best score {best.score:.4f} in epoch {best.epoch}" if best else ""
         cause = f": {record.cause}" if record.cause else ""

@@ -111,7 +111,8 @@ def bf16_gain(config: RunConfig, device: torch.device) -> float:
     started = time.perf_counter()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         probe = _Probe(config, device)
-        best = {half: probe.seconds(LEAST_PATCHES, half) for half in (False, True)}
+        small = probe.small_sides
+        best = {half: probe.seconds(LEAST_PATCHES, small, half) for half in (False, True)}
         if best[False] >= LONG_PASS:
             return best[False] / best[True]
         voxels = math.prod(config.data.sides)
@@ -119,7 +120,7 @@ def bf16_gain(config: RunConfig, device: torch.device) -> float:
         best = dict.fromkeys(best, math.inf)
         for number in range(1 + PROBES):
             for half in best:
-                seconds = probe.seconds(count, half)
+                seconds = probe.seconds(count, config.data.sides, half)
                 if number:  # the first pass of a size prepares its kernels
                     best[half] = min(best[half], seconds)
             if number and time.perf_counter() - started > PROBE_SECONDS:
@@ -139,10 +140,19 @@ class _Probe:
             built = build_discriminator(config.discriminator, sides, channels)
             self._discriminator = built.to(device)
 
-    def seconds(self, count: int, half: bool) -> float:
+    @property
+    def small_sides(self) -> tuple[int, ...]:
+        """Sides of a patch for a first pass: half of those of a large block, if they will do."""
+        sides = self._data.sides
+        halves = tuple(side // 2 for side in sides)
+        large = LEAST_PATCHES * math.prod(sides) > PROBED_VOXELS
+        fitting = all(side % self._generator.multiple == 0 for side in halves)
+        return halves if large and fitting and self._discriminator is None else sides
+
+    def seconds(self, count: int, sides: tuple[int, ...], half: bool) -> float:
         """Seconds that random patches take forward and backward, in bfloat16 or float32."""
         device = self._device
-        source = torch.randn(count, self._data.channels, *self._data.sides, device=device)
+        source = torch.randn(count, self._data.channels, *sides, device=device)
         clock = time.process_time if device.type == "cpu" else time.perf_counter
         _wait(device)
         started = clock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import (
@@ -23,7 +24,9 @@ from distsynth.config import from_json, with_overrides
 from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
 from distsynth.inference.precision import multiplies_bf16, predicts_in_bf16
+from distsynth.inference.predictor import load_predictor
 from distsynth.losses.generator_loss import GeneratorLoss
+from distsynth.presets import preset
 from distsynth.runs.checkpoint import fork, load_checkpoint, save_checkpoint
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST
 from distsynth.training.loop import train
@@ -80,6 +83,23 @@ def test_a_probe_leaves_the_random_state_and_small_batches_do(shard_folder, more
     gain = bf16_gain(config_of(shard_folder, more, {"train.batch_size": 1}), CPU)
     assert gain > 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_probe_of_large_blocks_begins_with_small_ones(monkeypatch):
+    """A pass that is long decides by itself, and the sides are those that the network takes."""
+    config = with_overrides(
+        preset("quick"),
+        {"data.patch_size": (48, 48, 48), "data.neighbours": 0, "data.alignment": 2},
+    )
+    passes = []
+
+    def timed(_, count, sides, half):
+        passes.append((count, sides, half))
+        return 0.3 if half else 0.6
+
+    monkeypatch.setattr(distsynth.training.precision._Probe, "seconds", timed)
+    assert bf16_gain(config, CPU) == pytest.approx(2)
+    assert passes == [(2, (24, 24, 24), False), (2, (24, 24, 24), True)]
 
 
 def test_a_run_says_and_records_what_it_found(shard_folder, tmp_path, monkeypatch, caplog):
@@ -180,6 +200,18 @@ def test_all_losses_are_computed_in_float32(shard_folder, tmp_path, monkeypatch)
 def test_a_model_predicts_as_it_was_trained(monkeypatch, asked, trained, there, expected):
     native(monkeypatch, there)
     assert predicts_in_bf16(asked, trained, CPU) is expected
+
+
+def test_predictions_differ_by_rounding_alone(shard_folder, tmp_path):
+    train(tiny_config(shard_folder, BF16), tmp_path)
+    source = np.random.default_rng(0).normal(size=(24, 20, 18)).astype(np.float32)
+    exact, rounded, other = (
+        load_predictor(tmp_path, "cpu", precision)(source, quiet=True)
+        for precision in ("no", "bf16", "auto")
+    )
+    assert exact.dtype == rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+    np.testing.assert_array_equal(other, rounded if multiplies_bf16(CPU) else exact)
 
 
 @pytest.mark.slow
