@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 
@@ -144,7 +145,10 @@ def elastix(level: Level) -> NDArray[np.float32]:
     result = itk.TransformixFilter.New(target)
     result.SetTransformParameterObject(method.GetTransformParameterObject())
     result.SetComputeDeformationField(True)
-    result.UpdateLargestPossibleRegion()
+    with tempfile.TemporaryDirectory() as folder:
+        # It writes the field to a file as well, by default into the working directory.
+        result.SetOutputDirectory(folder)
+        result.UpdateLargestPossibleRegion()
     return _from_itk(itk.array_from_image(result.GetOutputDeformationField()))
 
 
