@@ -1,17 +1,23 @@
 """What registration and bias correction undo, and how long they take.
 
-    python -m benchmarks.registration landmarks [--data DATA]   known motion: phantom and real T1w
-    python -m benchmarks.registration pairs --data DATA         real pairs, moved 5 mm, 5 degrees
+    python -m benchmarks.registration landmarks                 known motion of a phantom
+    python -m benchmarks.registration landmarks --data DATA     known motion of real T1w volumes
+    python -m benchmarks.registration pairs --data PREPARED     real pairs after their affine step
+    python -m benchmarks.registration moved --data DATA         real pairs, moved 5 mm, 5 degrees
     python -m benchmarks.registration bias --data DATA          a known bias field on a real volume
 
-DATA holds t1w_3t/ and pairs_t2w_t1w/, each with a cohort.csv. One thread.
+DATA holds t1w_3t/ and pairs_t2w_t1w/, each with a cohort.csv. PREPARED is made by `distsynth
+prepare --steps correct scale rigid affine resample`. One thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +25,12 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from benchmarks.motion import Motion, landmarks, random_motion
+from benchmarks.registration_peers import PEERS
+from sharding.registration import greedy
+from sharding.registration.alignment import information
 from sharding.registration.bias_correction import CorrectConfig, correct_bias
-from sharding.registration.register import RegisterConfig, register_affine, register_deformable
+from sharding.registration.quality import jacobian_range
+from sharding.registration.register import RegisterConfig, deformable_level, register_affine
 from sharding.simulation.phantom import phantom_volume
 from sharding.simulation.simulate import SimulationConfig, simulate_source
 from sharding.volumes.cohort import read_cohort
@@ -28,12 +38,8 @@ from sharding.volumes.masks import foreground_mask
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_volume
 
-BACKENDS = tuple(
-    RegisterConfig(backend=backend, metric=metric)
-    for backend in ("simpleitk", "greedy")
-    for metric in ("mutual-information", "correlation")
-)
-T1W, POINTS = "sub-03", 2000
+POINTS = 2000
+METHODS = ("greedy", *PEERS)
 
 
 def foreground(volume: Volume) -> NDArray[np.bool_]:
@@ -52,15 +58,38 @@ def errors(found: Transform, points: NDArray[np.float64], truth: NDArray[np.floa
     return np.linalg.norm(found.points(points) - truth, axis=1)
 
 
-def known_motion(data: Path | None) -> None:
-    """Landmark errors of each backend before, after the affine and after the deformable step."""
-    phantom = phantom_volume()
-    cases = {"phantom": (phantom, Motion(1.2, 0.12, 5, 0.8, 0.03))}
-    if data:
-        volume = read_volume(data / "t1w_3t" / f"{T1W}_T1w.nii.gz")
-        cases[f"real T1w, {T1W}"] = (volume, Motion(6, 0.12, 5, 5, 0.03))
-    print("| volume | backend, metric | step | mean | median | 95 % | largest | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+@dataclass(frozen=True)
+class Pair:
+    """What is registered, and what says how well.
+
+    Attributes:
+        measure: A transform to the table's cells.
+    """
+
+    name: str
+    source: Volume
+    target: Volume
+    inside: NDArray[np.bool_]
+    measure: Callable[[Transform], str]
+
+    def print_row(self, step: str, found: Transform, seconds: str) -> None:
+        """One line of the table."""
+        low, high = jacobian_range(found, self.inside, self.target.affine)
+        cells = f"{self.name} | {step} | {self.measure(found)} | {low:.2f} to {high:.2f}"
+        print(f"| {cells} | {seconds} |", flush=True)
+
+
+def known_motion(data: Path | None, names: list[str], methods: list[str]) -> None:
+    """Landmark errors before, after the affine map and after each deformation that starts there."""
+    cases: dict[str, tuple[Volume, Motion]] = {}
+    if data is None:
+        cases["phantom"] = (phantom_volume(), Motion(1.2, 0.12, 5, 0.8, 0.03))
+    else:
+        for name in names:
+            volume = read_volume(data / "t1w_3t" / f"{name}_T1w.nii.gz")
+            cases[name] = (volume, Motion(6, 0.12, 5, 5, 0.03))
+    print("| volume | step | mean | median | 95 % | largest | Jacobian | processor s | wall s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, (target, how) in cases.items():
         motion = random_motion(target, how)
         moved, _ = motion.apply(target, target.shape, target.affine)
@@ -68,27 +97,77 @@ def known_motion(data: Path | None) -> None:
         inside = foreground(target)
         points, truth = landmarks(target, inside, motion, POINTS)
         voxel = min(target.spacing_mm)
-        before = distribution(errors(Transform.identity(), points, truth), voxel)
-        print(f"| {name} | - | before | {before} | - |", flush=True)
-        for config in BACKENDS:
-            start = time.perf_counter()
-            found = register_affine(source, target, config, inside)
-            between = time.perf_counter()
-            deformed = register_deformable(source, target, found, config, inside)
-            end = time.perf_counter()
-            for step, transform, seconds in (
-                ("affine", found, between - start),
-                ("deformable", deformed, end - between),
-            ):
-                cells = distribution(errors(transform, points, truth), voxel)
-                label = f"{name} | {config.backend}, {config.metric} | {step}"
-                print(f"| {label} | {cells} | {seconds:.0f} |", flush=True)
+
+        def cells(found: Transform, points=points, truth=truth, voxel=voxel) -> str:
+            return distribution(errors(found, points, truth), voxel)
+
+        pair = Pair(name, source, target, inside, cells)
+        pair.print_row("before", Transform.identity(), "- | -")
+        watch = Stopwatch()
+        start = register_affine(source, target, RegisterConfig(), inside)
+        pair.print_row("affine", start, watch.cells())
+        deform_by_each(pair, start, methods)
 
 
-def moved_pairs(data: Path, backends: list[str]) -> None:
+def real_pairs(prepared: Path, names: list[str], methods: list[str]) -> None:
+    """Deformations of pairs whose truth is not known, by mutual information.
+
+    Args:
+        prepared: Made by `distsynth prepare --steps correct scale rigid affine resample`.
+        names: Of its specimens.
+        methods: To start from its affine maps.
+    """
+    print("| pair | step | mutual information | Jacobian | processor s | wall s |")
+    print("|---|---|---|---|---|---|")
+    for specimen in read_cohort(prepared):
+        if specimen.name not in names:
+            continue
+        assert specimen.native_source and specimen.transform
+        source, target = read_volume(specimen.native_source), read_volume(specimen.target)
+        inside = foreground(target)
+
+        def cells(found: Transform, source=source, target=target, inside=inside) -> str:
+            return f"{information(source, target, found, inside):.3f}"
+
+        pair = Pair(specimen.name, source, target, inside, cells)
+        pair.print_row("before", Transform.identity(), "- | -")
+        start = Transform.load(specimen.transform)
+        pair.print_row("affine", start, "- | -")
+        deform_by_each(pair, start, methods)
+
+
+def deform_by_each(pair: Pair, start: Transform, methods: list[str]) -> None:
+    """A row for each deformation that starts from an affine map."""
+    config = RegisterConfig()
+    level = deformable_level(pair.source, pair.target, start, config, pair.inside)
+    for method in methods:
+        function = PEERS.get(method, partial(greedy.deformable, config=config))
+        watch = Stopwatch()
+        try:
+            field = function(level)
+        except ImportError as error:
+            print(f"{method} is left out: {error}", file=sys.stderr)
+            continue
+        pair.print_row(method, Transform(start.affine, field, level[0].affine), watch.cells())
+
+
+class Stopwatch:
+    """Processor and wall seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.process_time(), time.perf_counter()
+
+    def cells(self) -> str:
+        """Two cells of a table."""
+        used, passed = time.process_time() - self.start[0], time.perf_counter() - self.start[1]
+        return f"{used:.0f} | {passed:.0f}"
+
+
+def moved_pairs(data: Path) -> None:
     """How far alignment differs with and without an extra rigid motion of the source."""
-    print("| pair | backend | displaced, mean mm | residual: mean mm | 95 % | largest | seconds |")
-    print("|---|---|---|---|---|---|---|")
+    print("| pair | displaced, mean mm | residual: mean mm | 95 % | largest | seconds |")
+    print("|---|---|---|---|---|---|")
+    config = RegisterConfig()
     for index, specimen in enumerate(read_cohort(data / "pairs_t2w_t1w")):
         assert specimen.source
         source, target = read_volume(specimen.source), read_volume(specimen.target)
@@ -97,25 +176,23 @@ def moved_pairs(data: Path, backends: list[str]) -> None:
         moved = replace(source, affine=np.linalg.inv(motion) @ source.affine)
         points = apply_affine(target.affine, np.argwhere(inside)[::500])
         shift = np.linalg.norm(apply_affine(np.linalg.inv(motion), points) - points, axis=1)
-        for config in (row for row in BACKENDS[::2] if row.backend in backends):
-            plain = register_affine(source, target, config, inside)
-            start = time.perf_counter()
-            found = register_affine(moved, target, config, inside)
-            seconds = time.perf_counter() - start
-            # The extra motion undone, both should put a point in the same place of the source.
-            back = apply_affine(motion, found.points(points))
-            residual = np.linalg.norm(back - plain.points(points), axis=1)
-            print(
-                f"| {specimen.name} | {config.backend} | {shift.mean():.2f} | "
-                f"{residual.mean():.2f} | {np.percentile(residual, 95):.2f} | "
-                f"{residual.max():.2f} | {seconds:.0f} |",
-                flush=True,
-            )
+        plain = register_affine(source, target, config, inside)
+        start = time.perf_counter()
+        found = register_affine(moved, target, config, inside)
+        seconds = time.perf_counter() - start
+        # The extra motion undone, both should put a point in the same place of the source.
+        back = apply_affine(motion, found.points(points))
+        residual = np.linalg.norm(back - plain.points(points), axis=1)
+        print(
+            f"| {specimen.name} | {shift.mean():.2f} | {residual.mean():.2f} | "
+            f"{np.percentile(residual, 95):.2f} | {residual.max():.2f} | {seconds:.0f} |",
+            flush=True,
+        )
 
 
 def known_bias(data: Path) -> None:
     """What N4 leaves of a field, beside the one that it finds without it."""
-    volume = read_volume(data / "t1w_3t" / f"{T1W}_T1w.nii.gz")
+    volume = read_volume(data / "t1w_3t" / "sub-03_T1w.nii.gz")
     inside = volume.data > 0.15 * np.percentile(volume.data, 99.9)
     x, y, z = np.ogrid[tuple(slice(-1, 1, complex(0, size)) for size in volume.shape)]
     fields = {
@@ -147,16 +224,19 @@ def known_bias(data: Path) -> None:
 def main() -> None:
     """Print one of the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("table", choices=("landmarks", "pairs", "bias"))
+    parser.add_argument("table", choices=("landmarks", "pairs", "moved", "bias"))
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--backends", nargs="+", default=["simpleitk", "greedy"])
+    parser.add_argument("--specimens", nargs="+", default=["sub-03"], help="of landmarks and pairs")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     given = parser.parse_args()
     if given.table == "landmarks":
-        known_motion(given.data)
+        known_motion(given.data, given.specimens, given.methods)
     elif given.data is None:
         parser.error(f"{given.table} needs --data")
     elif given.table == "pairs":
-        moved_pairs(given.data, given.backends)
+        real_pairs(given.data, given.specimens, given.methods)
+    elif given.table == "moved":
+        moved_pairs(given.data)
     else:
         known_bias(given.data)
 

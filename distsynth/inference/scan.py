@@ -268,7 +268,7 @@ def _what_is_done(
         how = "not resampled"
     size = 4 * grid.data.size / 2**20
     return (
-        f"{_grid(source)} become {_grid(grid)}{turned}, {how}; {size:.3g} MB of "
+        f"{_grid(source)} become {_grid(grid)}{turned}, {how}; {size:.3g} MB, in "
         f"{UNITS_IN_WORDS[options.units]}; {in_words(seconds)} on the {predictor.device.type}"
     )
 

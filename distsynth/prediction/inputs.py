@@ -120,10 +120,8 @@ def _folder(path: Path, out: Path, pattern: str | None) -> Iterator[Input]:
         rule = f"there is no scan in this folder{f' that fits {pattern}' if pattern else ''}"
         raise DataError(path, rule, "Give a folder of volumes, a cohort.csv or a BIDS folder")
     if others:
-        more = ", ..." if len(others) > NAMED else ""
-        logger.info(
-            "%s: %d files are no volumes: %s%s", path, len(others), ", ".join(others[:NAMED]), more
-        )
+        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        logger.info("%s: left out, no volume: %s%s", path, ", ".join(others[:NAMED]), more)
     for file in scans:
         below = file.relative_to(path)
         name = stem(file.name) if file.is_file() else file.name

@@ -1,7 +1,8 @@
-"""How a source is registered, and the input of the backends."""
+"""How a source is registered and a cohort prepared."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -15,6 +16,16 @@ from sharding.volumes.volume import Volume
 
 LEAST_VOXELS = 16
 """No axis is shrunk below this many voxels."""
+LEAST = {
+    "affine_iterations": 1,
+    "deform_shrink": 1,
+    "deform_radius": 1,
+    "update_smoothing": 0,
+    "field_smoothing": 0,
+    "max_voxels": LEAST_VOXELS**3,
+    "seed": 0,
+}
+"""Least value of fields of RegisterConfig."""
 
 
 @dataclass(frozen=True)
@@ -23,48 +34,42 @@ class RegisterConfig:
 
     __pydantic_config__ = STRICT
 
-    backend: Literal["simpleitk", "greedy"] = "simpleitk"
-    """SimpleITK, or greedy: pip install "distsynth[greedy]"."""
-    metric: Literal["mutual-information", "correlation"] = "mutual-information"
-    """What is maximised: mutual information allows for any change of contrast; correlation (of
-    small neighbourhoods, for the deformation) is for scans of similar contrast."""
+    affine_metric: Literal["mutual-information", "correlation"] = "mutual-information"
+    """What the rigid and affine registration maximises: mutual information allows for any change
+    of contrast; correlation is for scans whose intensities depend on each other linearly."""
     affine_shrink: tuple[int, ...] = (8, 4, 2)
-    """Levels of the affine registration, coarse to fine, in voxels of the target."""
+    """Levels of the rigid and affine registration, coarse to fine, in voxels of the target."""
     affine_iterations: int = 150
     """Most iterations at each level."""
-    deform_shrink: tuple[int, ...] = (4, 2)
-    """Levels of the deformable registration."""
-    deform_iterations: tuple[int, ...] = (60, 36)
-    """Iterations at each of them."""
-    update_smoothing: float = 3.5
+    deform_shrink: int = 2
+    """Finest level of the deformable registration, in voxels of the target."""
+    deform_iterations: tuple[int, ...] = (100, 50, 20)
+    """Iterations at each level, coarse to fine; each level has half the voxel size of the one
+    before."""
+    deform_radius: int = 2
+    """Radius of the neighbourhoods whose correlation the deformable registration maximises, in
+    voxels of the level."""
+    update_smoothing: float = 2.0
     """Standard deviation of the Gaussian that smooths each update of the field, in voxels of the
     level: larger is stiffer."""
-    field_smoothing: float = 0.5
+    field_smoothing: float = 1.5
     """Standard deviation of the Gaussian that smooths the whole field after each update."""
     max_voxels: int = 4_000_000
     """No level holds more voxels: larger volumes are shrunk further."""
     seed: int = 0
-    """Fixes which voxels the affine registration samples."""
+    """Fixes which voxels the linear registration samples, and the little noise that greedy adds."""
 
     def __post_init__(self) -> None:
-        for name in ("affine_shrink", "deform_shrink"):
-            levels = getattr(self, name)
-            if not levels or min(levels) < 1 or list(levels) != sorted(levels, reverse=True):
-                raise ValueError(f"{name} must fall from coarse to fine, all >= 1, got {levels}")
-        if len(self.deform_iterations) != len(self.deform_shrink):
+        levels = self.affine_shrink
+        if not levels or min(levels) < 1 or list(levels) != sorted(levels, reverse=True):
+            raise ValueError(f"affine_shrink must fall from coarse to fine, all >= 1, got {levels}")
+        if not self.deform_iterations or min(self.deform_iterations) < 1:
             raise ValueError(
-                f"deform_iterations must have a number for each of {len(self.deform_shrink)} "
-                f"levels, got {self.deform_iterations}"
+                f"deform_iterations must be one or more numbers >= 1, got {self.deform_iterations}"
             )
-        if min(self.deform_iterations) < 1 or self.affine_iterations < 1:
-            raise ValueError("iterations must be >= 1")
-        for name in ("update_smoothing", "field_smoothing"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.max_voxels < LEAST_VOXELS**3:
-            raise ValueError(f"max_voxels must be >= {LEAST_VOXELS**3}, got {self.max_voxels}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        for name, least in LEAST.items():
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
 
 Level = tuple[Volume, Volume, NDArray[np.bool_] | None]

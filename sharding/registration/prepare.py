@@ -31,7 +31,6 @@ from sharding.io.records import json_text
 from sharding.registration.config import PrepareConfig
 from sharding.registration.quality import SpecimenQuality, flag_outliers
 from sharding.registration.quality_page import quality_page
-from sharding.registration.register import tool_version
 from sharding.registration.specimen import (
     BIAS_PICTURE,
     MEASURE,
@@ -47,7 +46,7 @@ PAGE = "quality.html"
 MARK = "prepare.json"
 """Configuration of the last run; written first, it tells a prepared cohort from other folders."""
 
-PACKAGES = ("distsynth", "SimpleITK", "numpy", "scipy", "scikit-image", "nibabel")
+PACKAGES = ("distsynth", "SimpleITK", "picsl_greedy", "numpy", "scipy", "scikit-image", "nibabel")
 STEP_WEIGHTS = {
     "correct": 3.0,
     "scale": 0.5,
@@ -206,7 +205,7 @@ def _write(
     atomic_write(out / PAGE, page)
     content = {
         "config": asdict(config),
-        "versions": versions | {"registration": tool_version(config.register)},
+        "versions": versions,
         "specimens": [asdict(row) | {"steps": steps[row.name]} for row in preparation.rows],
         "flags": preparation.flags,
         "failures": preparation.failures,

@@ -1,28 +1,28 @@
 """Registration of a source to its target: rigid, affine, deformable (section 5.1).
 
-Backends share one interface and get images of a size that `max_voxels` bounds, so that a volume of
-hundreds of millions of voxels is registered in the memory of a small one. Everything runs in one
-thread: results do not depend on the machine's cores, and specimens are what is done in parallel.
+SimpleITK finds the linear maps, greedy the deformation. Both get images of a size that `max_voxels`
+bounds, so that a volume of hundreds of millions of voxels is registered in the memory of a small
+one. Everything runs in one thread: results do not depend on the machine's cores, and specimens are
+what is done in parallel.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from sharding.io.errors import DataError
+from sharding.registration import greedy, simpleitk
 from sharding.registration.config import LEAST_VOXELS, Level, RegisterConfig
 from sharding.registration.tool_errors import tool_errors
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume
 
-__all__ = ["RegisterConfig", "register_affine", "register_deformable", "tool_version"]
+__all__ = ["RegisterConfig", "register_affine", "register_deformable", "register_rigid"]
 
 MARGIN = 8
 """Voxels around the target, at each level, in which a deformation may fade out."""
@@ -44,18 +44,18 @@ def register_rigid(
     Args:
         source: Any grid, orientation and intensity units.
         target: Any grid, orientation and intensity units.
-        config: Backend, metric and levels.
+        config: Metric and levels.
         mask: Where the target counts, on its grid.
 
     Returns:
         Target world to source world.
 
     Raises:
-        DataError: If the backend is not installed or finds no overlap.
+        DataError: If there is no overlap.
     """
     levels = [_level(source, target, mask, shrink, config) for shrink in config.affine_shrink]
-    with _may_give_up(config):
-        return Transform(_backend(config).rigid(levels, _starts(levels[0]), config))
+    with _may_give_up("SimpleITK"):
+        return Transform(simpleitk.rigid(levels, _starts(levels[0]), config))
 
 
 def register_affine(
@@ -70,7 +70,7 @@ def register_affine(
     Args:
         source: Any grid, orientation and intensity units.
         target: Any grid, orientation and intensity units.
-        config: Backend, metric and levels.
+        config: Metric and levels.
         mask: Where the target counts, on its grid.
         start: An affine map to start from; None finds a rigid one first.
 
@@ -78,15 +78,13 @@ def register_affine(
         Target world to source world.
 
     Raises:
-        DataError: If the backend is not installed or finds no overlap, or the map would mirror the
-            source.
+        DataError: If there is no overlap, or the map would mirror the source.
     """
     levels = [_level(source, target, mask, shrink, config) for shrink in config.affine_shrink]
-    backend = _backend(config)
-    with _may_give_up(config):
+    with _may_give_up("SimpleITK"):
         if start is None:
-            start = Transform(backend.rigid(levels, _starts(levels[0]), config))
-        found = backend.affine(levels, start.affine, config)
+            start = Transform(simpleitk.rigid(levels, _starts(levels[0]), config))
+        found = simpleitk.affine(levels, start.affine, config)
     determinant = float(np.linalg.det(found[:3, :3]))
     if determinant <= 0:
         raise DataError(
@@ -110,71 +108,39 @@ def register_deformable(
         source: Any grid, orientation and intensity units.
         target: Any grid, orientation and intensity units.
         start: Its affine map is kept.
-        config: Backend, metric and levels.
+        config: Levels, radius and smoothing.
         mask: Where the target counts, on its grid.
 
     Returns:
-        The same affine map with a field on the grid of the finest level.
+        The same affine map with a field on a grid of about `deform_shrink` voxels.
 
     Raises:
-        DataError: If the backend is not installed.
+        DataError: If greedy gives up.
     """
-    levels = []
-    affine_part = Transform(start.affine)
-    for shrink in config.deform_shrink:
-        fixed, moving, inside = _level(source, target, mask, shrink, config)
-        fixed, inside = _padded(fixed, inside)
-        # On one grid, so that neither obliqueness nor a shear is the backend's concern.
-        moved, _ = affine_part.apply(moving, fixed.shape, fixed.affine, order=1)
-        levels.append((fixed, fixed.with_data(moved), inside))
-    with _may_give_up(config):
-        field = _backend(config).deformable(levels, config)
-    return Transform(start.affine, field, levels[-1][0].affine)
+    level = deformable_level(source, target, start, config, mask)
+    with _may_give_up("greedy"):
+        field = greedy.deformable(level, config)
+    return Transform(start.affine, field, level[0].affine)
 
 
-def tool_version(config: RegisterConfig) -> str:
-    """Name and version of the backend's package."""
-    package = {"simpleitk": "SimpleITK", "greedy": "picsl_greedy"}[config.backend]
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{package} missing"
+def deformable_level(
+    source: Volume,
+    target: Volume,
+    start: Transform,
+    config: RegisterConfig,
+    mask: NDArray[np.bool_] | None = None,
+) -> Level:
+    """Target, source and mask on one padded grid, the source moved by the affine map of a start."""
+    fixed, moving, inside = _level(source, target, mask, config.deform_shrink, config)
+    fixed, inside = _padded(fixed, inside)
+    # On one grid, so that neither obliqueness nor a shear of the source is the tool's concern.
+    moved, _ = Transform(start.affine).apply(moving, fixed.shape, fixed.affine, order=1)
+    return fixed, fixed.with_data(moved), inside
 
 
-@dataclass(frozen=True)
-class Backend:
-    """What a backend does.
-
-    Attributes:
-        rigid: Levels and starting matrices to a matrix, all world to world, shape (4, 4).
-        affine: Levels and a starting matrix to a matrix.
-        deformable: Levels, target and source on one grid, to the displacement in millimetres of
-            the world, float32, shape (x, y, z, 3), on the grid of the finest level.
-    """
-
-    rigid: Callable[[list[Level], list[NDArray[np.float64]], RegisterConfig], NDArray[np.float64]]
-    affine: Callable[[list[Level], NDArray[np.float64], RegisterConfig], NDArray[np.float64]]
-    deformable: Callable[[list[Level], RegisterConfig], NDArray[np.float32]]
-
-
-def _backend(config: RegisterConfig) -> Backend:
-    if config.backend == "simpleitk":
-        from sharding.registration import simpleitk as module
-    else:
-        try:
-            from sharding.registration import greedy as module
-        except ImportError as error:
-            raise DataError(
-                "--register.backend greedy",
-                f"the package picsl_greedy is not installed ({error})",
-                'Run pip install "distsynth[greedy]", or use simpleitk',
-            ) from error
-    return Backend(module.rigid, module.affine, module.deformable)
-
-
-def _may_give_up(config: RegisterConfig) -> contextlib.AbstractContextManager[None]:
+def _may_give_up(tool: str) -> contextlib.AbstractContextManager[None]:
     remedy = "Check that the files belong together, or change the --register options"
-    return tool_errors("registration", f"{config.backend} cannot register this pair", remedy)
+    return tool_errors("registration", f"{tool} cannot register this pair", remedy)
 
 
 def _level(
@@ -251,7 +217,7 @@ def _world(volume: Volume, index: NDArray[np.float64]) -> NDArray[np.float64]:
 def _padded(
     volume: Volume, mask: NDArray[np.bool_] | None
 ) -> tuple[Volume, NDArray[np.bool_] | None]:
-    """Pad a volume: backends hold a field at zero on the border, which must not be the object's."""
+    """Pad a volume: its border, where a field is held, must not be the object's."""
     shift = np.eye(4)
     shift[:3, 3] = -MARGIN
     data = np.pad(volume.data, MARGIN, mode="edge")

@@ -1,4 +1,4 @@
-"""Registration by SimpleITK: rigid, affine, then a field of displacements."""
+"""Rigid and affine registration by SimpleITK."""
 
 from __future__ import annotations
 
@@ -17,14 +17,10 @@ from sharding.volumes.volume import Volume
 BINS = 32
 """Bins of the joint histogram, for each of the two intensities."""
 SAMPLES = 100_000
-"""Voxels that the affine registration looks at; the deformation looks at all."""
+"""Voxels that the registration looks at."""
 RIGID_STEP, AFFINE_STEP = 0.5, 1 / 16
 """First step of the descent, in voxels of the level. An affine map that takes long steps may shrink
 the source away, where mutual information has another maximum: measured."""
-NEIGHBOURHOOD = 2
-"""Radius in voxels of the local correlation of the deformable registration."""
-STEPS = (0.5, 0.25, 0.12)
-"""Largest change of the field in an iteration, in voxels, by thirds of a level's iterations."""
 
 
 def rigid(
@@ -56,38 +52,14 @@ def affine(
     return _world_matrix(transform)
 
 
-def deformable(levels: list[Level], config: RegisterConfig) -> NDArray[np.float32]:
-    """A field, by gradient descent whose updates are smoothed."""
-    field = None
-    for level, iterations in zip(levels, config.deform_iterations, strict=True):
-        fixed, moving, mask = _images(level)
-        field = _on_grid(field, fixed)
-        for step in STEPS:
-            transform = sitk.DisplacementFieldTransform(sitk.Image(field))
-            transform.SetSmoothingGaussianOnUpdate(
-                config.update_smoothing**2, config.field_smoothing**2
-            )
-            method = _method(mask)
-            if config.metric == "correlation":
-                method.SetMetricAsANTSNeighborhoodCorrelation(NEIGHBOURHOOD)
-            else:
-                method.SetMetricAsMattesMutualInformation(BINS)
-            method.SetOptimizerAsGradientDescent(
-                step, max(1, iterations // len(STEPS)), 1e-9, 20, method.EachIteration
-            )
-            method.SetOptimizerScalesFromPhysicalShift()
-            method.SetInitialTransform(transform, inPlace=True)
-            method.Execute(fixed, moving)
-            field = transform.GetDisplacementField()
-    assert field is not None
-    values = sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3)
-    return (values * np.diag(RAS_TO_LPS)[:3]).astype(np.float32)
-
-
 def image(volume: Volume, data: NDArray | None = None) -> sitk.Image:
     """A volume as ITK sees it, whose axes stand at exact right angles.
 
     Those of a header stand so up to the rounding of its numbers.
+
+    Args:
+        volume: Its grid is taken.
+        data: Other voxels on that grid; None takes the volume's own.
 
     Raises:
         DataError: If its axes are sheared.
@@ -140,7 +112,7 @@ def _method(mask: sitk.Image | None) -> sitk.ImageRegistrationMethod:
 def _affine_method(level: Level, config: RegisterConfig) -> sitk.ImageRegistrationMethod:
     _, _, mask = _images(level)
     method = _method(mask)
-    if config.metric == "correlation":
+    if config.affine_metric == "correlation":
         method.SetMetricAsCorrelation()
     else:
         method.SetMetricAsMattesMutualInformation(BINS)
@@ -192,22 +164,6 @@ def _optimise(level: Level, transform: sitk.Transform, step: float, config: Regi
     method.Execute(fixed, moving)
     if method.GetMetricValue() > before:
         transform.SetParameters(parameters)
-
-
-def _on_grid(field: sitk.Image | None, fixed: sitk.Image) -> sitk.Image:
-    """A field on the grid of the next level; zero at first."""
-    if field is None:
-        zero = sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64, 3)
-        zero.CopyInformation(fixed)
-        return zero
-    return sitk.TransformToDisplacementField(
-        sitk.DisplacementFieldTransform(sitk.Image(field)),
-        sitk.sitkVectorFloat64,
-        fixed.GetSize(),
-        fixed.GetOrigin(),
-        fixed.GetSpacing(),
-        fixed.GetDirection(),
-    )
 
 
 def _centre(volume: Volume) -> list[float]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from sharding.registration.alignment import LEAST_GAIN
 from sharding.registration.config import REGISTRATION_STEPS, PrepareConfig, StepName
-from sharding.registration.register import tool_version
 from sharding.registration.step_cache import Step, file_sha256
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.formats.registry import files_of
@@ -25,7 +24,7 @@ QUALITY_FORMAT = 2
 
 SPLINE_ORDER = 3
 
-AFFINE_ONLY = ("affine_", "seed")
+AFFINE_ONLY = ("affine_",)
 DEFORM_ONLY = ("deform_", "update_", "field_")
 """How the names of those fields of RegisterConfig begin that only linear or only deformable
 registration reads."""
@@ -98,7 +97,6 @@ class SpecimenSteps:
         if name == "resample":
             overlap = _some(config.preprocess, "min_overlap")
             return threshold | overlap | {"order": SPLINE_ORDER}, _versions("scipy")
-        tool, _, version = tool_version(config.register).partition(" ")
         others = AFFINE_ONLY if name == "deform" else DEFORM_ONLY
         if name == "deform" and name == self.first_registration:
             others = ()  # It measures how well the mirrored source fits, by a rigid registration.
@@ -107,7 +105,10 @@ class SpecimenSteps:
             for field, value in asdict(config.register).items()
             if not field.startswith(others)
         }
-        return threshold | register | {"least_gain": LEAST_GAIN}, {tool: version}
+        tools = ["picsl_greedy"] if name == "deform" else []
+        if name != "deform" or not others:
+            tools.append("SimpleITK")
+        return threshold | register | {"least_gain": LEAST_GAIN}, _versions(*tools)
 
     @cached_property
     def key(self) -> str:

@@ -44,7 +44,7 @@ def test_two_lines_say_what_is_done_and_that_nothing_is_unlike_training(
     done, like = lines(caplog)
     assert done == (
         f"{scans / 'a.nii.gz'}: 32x30x28 voxels of 0.4 mm become 64x60x56 voxels of 0.2 mm, "
-        "resampled by cubic splines; 0.82 MB of the source's units of intensity; less than 5 s on "
+        "resampled by cubic splines; 0.82 MB, in the source's units of intensity; less than 5 s on "
         "the cpu"
     )
     assert like == (

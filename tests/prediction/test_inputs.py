@@ -63,7 +63,7 @@ def test_a_folder_of_files_and_series(tmp_path, caplog):
         "d.hdr": "d_synthetic.nii.gz",
         "series": "series_synthetic.nii.gz",
     }
-    assert "1 files are no volumes: notes.txt" in caplog.text
+    assert f"{folder}: left out, no volume: notes.txt" in caplog.text
     assert names(folder, out, "**/*.nii.gz") == {"deeper/e.nii.gz": "deeper/e_synthetic.nii.gz"}
     assert not is_single(folder)
     assert is_single(folder / "series")

@@ -15,7 +15,7 @@ CHEAP = PrepareConfig(
     register=RegisterConfig(
         affine_shrink=(2, 1),
         affine_iterations=15,
-        deform_shrink=(2,),
+        deform_shrink=2,
         deform_iterations=(6,),
     ),
 )

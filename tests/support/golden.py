@@ -41,7 +41,7 @@ FILE = Path(__file__).parents[1] / "golden" / "golden.json"
 SHAPE = (40, 36, 32)
 PRESETS = ("small", "unet-7", "dcgan-1", "dcsrn-l1")
 STEPS = 30
-LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "scikit-learn", "scikit-image")
+LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "picsl_greedy", "scikit-learn", "scikit-image")
 SHARDS = {
     "2d": ShardConfig(patch_size=(16, 16), patches_per_specimen=64, stride=8, val_slices=4, seed=3),
     "2.5d": ShardConfig(
@@ -52,7 +52,7 @@ SHARDS = {
 PREPARE = PrepareConfig(
     correct=CorrectConfig(iterations=(5, 5), spline_mm=8.0),
     register=RegisterConfig(
-        affine_shrink=(2, 1), affine_iterations=40, deform_shrink=(2,), deform_iterations=(12,)
+        affine_shrink=(2, 1), affine_iterations=40, deform_shrink=2, deform_iterations=(12,)
     ),
 )
 

@@ -109,7 +109,7 @@ def test_the_cohorts_files_tell_the_same(whole):
     assert told["specimens"][0]["after"]["overlap"] == first.after.overlap
     assert told["specimens"][0]["steps"].keys() == set(STEPS)
     assert told["config"]["steps"] == list(STEPS)
-    assert told["versions"]["SimpleITK"]
+    assert told["versions"]["SimpleITK"] and told["versions"]["picsl_greedy"]
     assert (told["flags"], told["failures"]) == (preparation.flags, {})
     page = (out / "quality.html").read_text()
     assert page.count("data:image/png;base64,") == 4
