@@ -132,6 +132,8 @@ def write_prediction(
 ) -> PredictedScan:
     """Predict a scan and write the record, the uncertainty and the prediction, in this order.
 
+    An interruption leaves none of them.
+
     Raises:
         DataError: As predict_file.
     """
@@ -142,10 +144,16 @@ def write_prediction(
     if item.out.is_file():
         # The record that is written now does not describe it.
         item.out.unlink()
-    write_record(item, predictor, settings, predicted)
-    if predicted.uncertainty is not None:
-        write_volume(item.uncertainty, predicted.uncertainty)
-    _output(item, options).write(predicted.synthetic)
+    try:
+        write_record(item, predictor, settings, predicted)
+        if predicted.uncertainty is not None:
+            write_volume(item.uncertainty, predicted.uncertainty)
+        _output(item, options).write(predicted.synthetic)
+    except BaseException:
+        # Neither says anything without the prediction.
+        for beside in (item.record, item.uncertainty):
+            beside.unlink(missing_ok=True)
+        raise
     return predicted
 
 

@@ -19,6 +19,7 @@ from distsynth.config import from_json
 from distsynth.errors import ConfigError
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import BEST, CONFIG_FILE, LAST
+from distsynth.runs.sample_patches import TITLE_HEIGHT
 from distsynth.training.loop import train
 from distsynth.training.steps import Learner
 from sharding.io.errors import DataError
@@ -177,7 +178,10 @@ def test_samples_show_as_many_patches_as_asked(shard_folder, tmp_path):
     pictures = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert pictures == ["samples-0000005.png", "samples-0000010.png"]
     with Image.open(tmp_path / "samples" / pictures[0]) as image:
-        assert image.size == (4 * 16 * 3, 3 * 16 * 3)
+        # Five columns under their titles, each patch shown large.
+        assert image.width % (5 * 16) == 0
+        pixels = image.width // (5 * 16)
+        assert image.height == TITLE_HEIGHT + 3 * 16 * pixels
         assert np.asarray(image).std() > 10
 
 
