@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from moments import watch_as_asked
 
 import distsynth.training.checkpointing
@@ -316,7 +317,9 @@ def run_choosing(config: RunConfig, run_dir: Path) -> None:
         return Choice("bf16" if first else "no", "as this rank finds")
 
     distsynth.training.precision.choose_precision = choose
-    run_and_keep(config, run_dir)
+    run(config, run_dir)
+    taken = AcceleratorState().mixed_precision
+    (run_dir / f"precision-{os.environ['RANK']}").write_text(taken, encoding="utf-8")
 
 
 def run_and_keep(config: RunConfig, run_dir: Path) -> None:
@@ -327,7 +330,6 @@ def run_and_keep(config: RunConfig, run_dir: Path) -> None:
     def spy(self: Any, epoch: int) -> Any:
         report = close(self, epoch)
         kept.update({name: learner.state_dict() for name, learner in self.state.learners.items()})
-        kept["precision"] = self.accelerator.mixed_precision
         return report
 
     distsynth.training.run.TrainingRun.close_epoch = spy  # type: ignore[method-assign]
