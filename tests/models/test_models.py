@@ -182,7 +182,7 @@ def test_every_field_is_an_option_and_survives_json(family, capsys):
     run = with_overrides(RunConfig(generator=config), {})
     assert from_json(to_json(run)).generator == config
     with pytest.raises(SystemExit) as ended:
-        main(["train", "small", "--generator.family", family, "--help"])
+        main(["train", "small", "--generator.family", family, "--help-all"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for item in fields(config):

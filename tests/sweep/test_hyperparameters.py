@@ -325,4 +325,4 @@ def test_trials_that_would_be_the_same_are_left_out_and_said(caplog):
     with caplog.at_level("WARNING"):
         planned = _planned_trials(plan, space, {})
     assert sorted(record.hyperparameters["train.seed"] for record in planned.values()) == [1, 2, 3]
-    assert "3 of 20 trials are planned" in caplog.text
+    assert "only 3 of 20 trials are run" in caplog.text

@@ -12,6 +12,7 @@ from html_check import NASTY, checked
 from jinja2 import UndefinedError
 
 from sharding.io.page import Picture, asset, render
+from sharding.io.tables import Cell, Column, Table
 
 PAGE = "sharding.io/page.html"
 QUALITY = "sharding.registration/quality.html"
@@ -27,7 +28,10 @@ def quality(**changes):
         "rules": [NASTY],
         "measures": None,
         "definitions": {},
+        "falls": [NASTY],
+        "registration": Table([Column("Step")], [("", [[Cell(NASTY)]])]),
         "pictures": {NASTY: Picture(b"PNG", NASTY, f'" onerror={NASTY}')},
+        "corrections": {NASTY: Picture(b"PNG", NASTY)},
         "head": {NASTY: NASTY},
     }
     return render(QUALITY, **given | changes)
@@ -36,9 +40,9 @@ def quality(**changes):
 def test_all_text_is_escaped():
     page = quality()
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 13
+    assert page.count("&lt;script&gt;") == 17
     assert '" onerror' not in page
-    assert checked(page).text.count(NASTY) == 12
+    assert checked(page).text.count(NASTY) == 15
 
 
 def test_a_picture_is_described_by_its_caption_unless_told_otherwise():
@@ -97,6 +101,6 @@ def test_every_template_can_be_parsed(package):
     from sharding.io.page import _environment
 
     for file in (resources.files(package) / "templates").iterdir():
-        assert file.name.endswith((".html", ".css", ".js", ".md")), file.name
+        assert file.name.endswith((".html", ".css", ".js", ".md", ".py")), file.name
         if file.name.endswith((".html", ".md")):
             assert _environment().get_template(f"{package}/{file.name}")
