@@ -78,6 +78,7 @@ def test_a_study_reaches_for_no_address(study, tmp_path):
     assert attempts(log) == []
 
 
+@pytest.mark.long
 def test_a_sweep_reaches_for_no_address(study, tmp_path):
     log = tmp_path / "trace"
     run_study(study, ["trial"], before=traced(log), umask=0o077, **COLD)

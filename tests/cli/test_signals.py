@@ -241,6 +241,7 @@ def test_preparing_continues(tmp_path):
     assert main(args) == 0
 
 
+@pytest.mark.long
 def test_a_sweep_ends_in_good_order(shard_folder, tmp_path):
     """By each of the signals, one after the other: each interrupts what the one before left."""
     config = tmp_path / "config.json"
@@ -273,20 +274,24 @@ def test_a_reproduction_ends_in_good_order(tmp_path):
         assert command_to_continue(first.end(signal.SIGTERM)) == [*args, "--resume"]
 
 
-def test_a_prediction_leaves_nothing_behind(shard_folder, tmp_path):
-    config = tmp_path / "config.json"
-    values = {"train.epochs": 1, "stitch.stride": 1, "stitch.axes": (0, 1, 2)}
-    config.write_text(to_json(tiny_config(shard_folder, values)))
-    assert main(["train", str(config), "-o", str(tmp_path / "run")]) == 0
-    cohort, out = tmp_path / "cohort", tmp_path / "out"
-    shape = ["--shape", "64", "64", "64"]
-    assert main(["phantom", str(cohort), "--specimens", "1", *shape]) == 0
+@pytest.mark.parametrize(
+    "moment",
+    [
+        CallMoment("distsynth.prediction.file:predict_scan"),
+        FileMoment("*/out/synthetic.json", "rename"),
+        FileMoment("*/out/synthetic.nii.gz", "rename"),
+    ],
+    ids=["predicting", "its record", "its volume"],
+)
+def test_a_prediction_leaves_nothing_behind(moment, small_study, tmp_path):
+    folder, _ = small_study
+    source, out = folder / "cohort" / "phantom-00_source.nii.gz", tmp_path / "out"
     out.mkdir()
-    source = cohort / "phantom-00_source.nii.gz"
-    args = ["predict", tmp_path / "run", source, "-o", out / "synthetic.nii.gz"]
-    with program(tmp_path / "first", *args, "--stitch.method", "windows") as first:
-        first.wait_until(lambda: "predicting" in first.said)
-        first.end(signal.SIGHUP)
+    args = ["predict", folder / "run", source, "-o", out / "synthetic.nii.gz"]
+    with stopped_program(tmp_path, moment, *args) as (first, stopped):
+        first.send(signal.SIGHUP)
+        os.kill(stopped, signal.SIGCONT)
+        first.end_by(signal.SIGHUP)
     assert not list(out.iterdir())
 
 

@@ -21,6 +21,8 @@ from distsynth.runs.data_record import DataRecord
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.volume import Volume
 
+pytestmark = pytest.mark.slow
+
 PLAIN = {
     "data.patch_size": (16, 16),
     "data.neighbours": 0,

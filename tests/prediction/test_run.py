@@ -91,6 +91,7 @@ def test_a_scan_that_fails_does_not_stop_the_others(model, scans, tmp_path, caps
     assert {name: when for name, when in stamps(out).items() if name in made} == made
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(model, scans, tmp_path):
     def words(out: Path) -> list[str | Path]:

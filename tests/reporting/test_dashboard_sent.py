@@ -174,6 +174,7 @@ def without_ids(spec: object) -> object:
     return spec
 
 
+@pytest.mark.slow
 def test_a_refusal_is_told(tmp_path):
     with answering(refusing=True) as (address, _seen):
         ended = sent(address, tmp_path, "--project", "phantoms", "--entity", "lab")

@@ -250,6 +250,7 @@ def test_other_specimens_have_other_fingerprints():
     assert len(found) == 40
 
 
+@pytest.mark.slow
 def test_a_real_pair_is_aligned_by_its_affines(real_pairs):
     pair = prepare_pair(read_cohort(real_pairs)[0], PreprocessConfig())
     assert pair.overlap > 0.5

@@ -123,6 +123,7 @@ def test_a_cohort_is_summarised_by_ranges():
     assert TrainingProfile.of([]) is None
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_prepared_scan_are_known(phantom_cohort, tmp_path):
     raw = read_cohort(phantom_cohort)[:1]
     assert known_steps(source_of(raw[0])) == ()
