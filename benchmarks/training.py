@@ -33,7 +33,7 @@ from benchmarks.whole_table import Step, ceiling, step_flops
 from distsynth.config import RunConfig, with_overrides
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
-from distsynth.presets import preset
+from distsynth.presets import PAPER_PATCH, preset
 from distsynth.runs.folder import METRICS_FILE
 from distsynth.runs.tracking import read_rows
 from distsynth.training.loop import epochs
@@ -63,6 +63,9 @@ def run_config(name: str, shards: Path, steps: int, turns: int, precision: str) 
     """A run of the preset with a row of losses at the end of each epoch."""
     changed = {
         "data.shards": str(shards),
+        # Those of the shards, which the bare step and the plain loop do not read.
+        "data.patch_size": PAPER_PATCH,
+        "data.neighbours": 0,
         "train.epochs": turns + 1,
         "train.validate_every": turns + 1,
         "train.log_every": steps,

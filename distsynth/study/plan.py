@@ -37,8 +37,11 @@ QUICK_MINUTES = 10.0
 """A training of less time takes the smaller network."""
 TESTED, VALIDATED, LEAST_TESTED = 0.2, 0.15, 6
 """Shares of the cohort that are tested and validated on, and the fewest that allow a test."""
+LEAST_EPOCHS = 3
+"""Epochs that a training is divided into while there are patches enough: the fewer there are, the
+more of its patches a network sees for the first time."""
 VALIDATIONS = 15
-"""Epochs, and so validations, that a training is divided into."""
+"""Of a training of more epochs, about."""
 SLACK = 4
 """Times as many epochs as are expected to fit: the clock ends the training, also on a machine that
 was busy when the step was timed."""
@@ -147,8 +150,8 @@ def plan_study(
     config = with_overrides(config, {"train.precision": choice.precision})
     seconds = timed_step(config, shards)
     training = training_specimens(seen, shards)
-    steps = max(VALIDATIONS, int(minutes * 60 / seconds))
-    each = steps * config.train.batch_size // (VALIDATIONS * training)
+    steps = max(LEAST_EPOCHS, int(minutes * 60 / seconds))
+    each = steps * config.train.batch_size // (LEAST_EPOCHS * training)
     shards = replace(shards, patches_per_specimen=min(MOST_PATCHES, max(LEAST_PATCHES, each)))
     epoch_steps = max(1, training * shards.patches_per_specimen // config.train.batch_size)
     epochs = max(1, round(steps / epoch_steps))

@@ -136,7 +136,8 @@ def test_epochs_and_patches_fill_the_minutes():
     steps = 5 * 60 / 0.25
     epoch = 6 * made.shards.patches_per_specimen // config.train.batch_size
     assert config.train.epochs * epoch == pytest.approx(SLACK * steps, rel=0.1)
-    assert 10 <= config.train.epochs / SLACK <= 20
+    assert config.train.epochs / SLACK == 3
+    assert made.shards.patches_per_specimen == 5 * 60 / 0.25 * config.train.batch_size // (3 * 6)
     assert config.train.minutes == 5
     assert "about 1,200 fit 5 minutes" in made.reasons["length"]
 
