@@ -163,7 +163,7 @@ def _status(storage: str, name: str) -> None:
             print("".join(f"  crashed: {failure}\n" for failure in record.failures), end="")
 
 
-def _finish(result: "SweepResult", address: Address) -> None:
+def _finish(result: "SweepResult", address: str | None) -> None:
     from distsynth.sweep.finalists import evaluate_finalists, export_best, finalists, log_sweep
     from distsynth.sweep.folder import searched
     from distsynth.sweep.leaderboard import leaderboard_table, rank_trials

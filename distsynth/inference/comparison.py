@@ -173,6 +173,9 @@ def _share(scan: ScanProfile, training: TrainingProfile) -> Iterator[Difference]
 
 def _contrast(scan: ScanProfile, training: TrainingProfile) -> Iterator[Difference]:
     found = np.array(scan.contrast)
+    if not found.max() > 0:
+        yield Difference("contrast", "no tissue stands out from the background", True)
+        return
     medians = np.array([each.median for each in training.contrast])
     inwards = (
         f"from the surface inwards {_thirds(found)} of the median intensity where training had "

@@ -150,9 +150,10 @@ def write_prediction(
             write_volume(item.uncertainty, predicted.uncertainty)
         _output(item, options).write(predicted.synthetic)
     except BaseException:
-        # Neither says anything without the prediction.
-        for beside in (item.record, item.uncertainty):
-            beside.unlink(missing_ok=True)
+        # Neither says anything without the prediction, which may be there already.
+        if not item.out.exists():
+            for beside in (item.record, item.uncertainty):
+                beside.unlink(missing_ok=True)
         raise
     return predicted
 

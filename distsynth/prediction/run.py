@@ -131,7 +131,7 @@ def _predict_all(
             describe_dataset(out)
         failures = _predict_unfinished(predictor, items, options)
     if failures:
-        raise CohortError(out, failures, len(items), AGAIN)
+        raise CohortError(out, failures, len(items), AGAIN, what="scans")
     return [item.out for item in items]
 
 

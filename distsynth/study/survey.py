@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from sharding.registration.config import RegisterConfig
 from sharding.registration.register import register_rigid
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
-from sharding.volumes.intensities import SCALED_MAX, IntensityTransform
+from sharding.volumes.intensities import SCALED_MAX, fit_intensities
 from sharding.volumes.masks import otsu_foreground
 from sharding.volumes.pair import source_of
 from sharding.volumes.resample import field_of_view
@@ -149,7 +150,7 @@ def _facts(specimen: Specimen, config: PreprocessConfig, measure: bool) -> PairF
     if not field_of_view(source, target.shape, target.affine).any():
         rule = "the fields of view of source and target do not meet"
         raise DataError(where, rule, "Check that the two are of one specimen, and their headers")
-    scaled = _scaled(target, config)
+    scaled = _scaled(specimen.target, target, config)
     tissue = otsu_foreground(scaled.data)
     return PairFacts(
         specimen.name,
@@ -159,13 +160,19 @@ def _facts(specimen: Specimen, config: PreprocessConfig, measure: bool) -> PairF
         target.orientation,
         round(float(tissue.mean()), 4),
         specimen.split,
-        _alignment(specimen.name, _scaled(source, config), scaled, tissue) if measure else None,
+        _alignment(specimen.name, _scaled(where, source, config), scaled, tissue)
+        if measure
+        else None,
     )
 
 
-def _scaled(volume: Volume, config: PreprocessConfig) -> Volume:
-    """The volume with intensities as the registration's measures want them."""
-    fitted = IntensityTransform.fit(volume.data, config.clip_percentiles)
+def _scaled(where: Path, volume: Volume, config: PreprocessConfig) -> Volume:
+    """The volume with intensities as the registration's measures want them.
+
+    Raises:
+        DataError: If nearly all voxels are equal.
+    """
+    fitted = fit_intensities(where, volume, replace(config, intensities="standardise"))
     return volume.with_data(fitted.scale(volume.data) * SCALED_MAX)
 
 
@@ -182,6 +189,9 @@ def _alignment(
     name: str, source: Volume, target: Volume, tissue: NDArray[np.bool_]
 ) -> Alignment | None:
     """How far a coarse rigid registration moves the tissue; None, with a warning, if it fails."""
+    if not tissue.any():
+        logger.warning("the alignment of %s could not be measured: nothing stands out", name)
+        return None
     start = Transform.identity()
     try:
         found = register_rigid(source, target, COARSE, tissue)

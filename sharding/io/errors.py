@@ -37,25 +37,31 @@ class CohortError(DataError):
         failures: Specimen to what went wrong with it.
         total: Specimens in the cohort.
         remedy: What the user can do about it.
+        what: What they are called.
     """
 
     def __init__(
-        self, where: str | Path, failures: Mapping[str, str], total: int, remedy: str
+        self,
+        where: str | Path,
+        failures: Mapping[str, str],
+        total: int,
+        remedy: str,
+        what: str = "specimens",
     ) -> None:
-        self.failures, self.total = dict(failures), total
-        super().__init__(where, list_failures(failures, total), remedy)
+        self.failures, self.total, self.what = dict(failures), total, what
+        super().__init__(where, list_failures(failures, total, what), remedy)
         # The last cause ends its own line.
         self.args = (f"{self.where}: {self.rule}\n{self.remedy}.",)
 
     def __reduce__(  # type: ignore[override]
         self,
-    ) -> tuple[type[CohortError], tuple[str, dict[str, str], int, str]]:
-        return CohortError, (self.where, self.failures, self.total, self.remedy)
+    ) -> tuple[type[CohortError], tuple[str, dict[str, str], int, str, str]]:
+        return CohortError, (self.where, self.failures, self.total, self.remedy, self.what)
 
 
-def list_failures(failures: Mapping[str, str], total: int) -> str:
-    """Every failed specimen with its cause; many that failed alike share a line."""
-    return f"{len(failures)} of {total} specimens failed:{list_causes(failures)}"
+def list_failures(failures: Mapping[str, str], total: int, what: str = "specimens") -> str:
+    """Everything that failed, with its cause; what failed alike shares a line."""
+    return f"{len(failures)} of {total} {what} failed:{list_causes(failures)}"
 
 
 def list_causes(causes: Mapping[str, str]) -> str:

@@ -48,12 +48,12 @@ MARK = "prepare.json"
 
 PACKAGES = ("distsynth", "SimpleITK", "picsl_greedy", "numpy", "scipy", "scikit-image", "nibabel")
 STEP_WEIGHTS = {
-    "correct": 3.0,
-    "scale": 0.5,
-    "rigid": 4.0,
-    "affine": 2.0,
-    "deform": 20.0,
-    "resample": 0.5,
+    "correct": 9.0,
+    "scale": 1.0,
+    "rigid": 5.0,
+    "affine": 1.0,
+    "deform": 4.0,
+    "resample": 1.0,
     MEASURE: 1.0,
 }
 """About how long a step takes compared with the others, for the time that is left."""

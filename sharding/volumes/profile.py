@@ -111,6 +111,8 @@ def profile_scan(volume: Volume, steps: Sequence[str] = ()) -> ScanProfile:
     spacing = right, anterior, superior * every
     low = float(np.percentile(data, LOW_PERCENTILE))
     tissue = otsu_foreground(data)
+    if not tissue.any():  # A few bright voxels alone, which are blurred away.
+        tissue = data >= low
     values = np.sort(data[tissue])
     middle = quantile(values, 50) - low
     unit = middle if middle > 0 else 1.0

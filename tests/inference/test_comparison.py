@@ -140,6 +140,16 @@ def test_a_volume_whose_intensities_are_all_exchanged_is_refused(training, other
         compared(other.with_data(other.data.max() - other.data), training).check("scan")
 
 
+def test_a_scan_without_tissue_is_refused(training, other):
+    """A few bright voxels are no specimen, though not all voxels are equal."""
+    data = np.full_like(other.data, 5)
+    data[4, 4, 4] = 9
+    outcome = compared(other.with_data(data), training, "percentile")
+    assert "no tissue stands out from the background" in outcome.line
+    with pytest.raises(DataError, match="no tissue stands out"):
+        outcome.check("scan")
+
+
 def test_another_contrast_is_named(training, other):
     curved = other.with_data(np.square(np.clip(other.data, 0, None)))
     outcome = found(curved, training)

@@ -51,7 +51,7 @@ def test_another_model_settings_or_scan_are_not_taken_for_finished(predictor, sc
     shutil.copytree(scans, own)
     predict(predictor, own, out)
     made = stamps(out)
-    with pytest.raises(CohortError, match=r"3 of 3 specimens failed") as caught:
+    with pytest.raises(CohortError, match=r"3 of 3 scans failed") as caught:
         predict(predictor, own, out, stitching={"trim": 2})
     assert "exists already" in str(caught.value)
     assert stamps(out) == made
@@ -78,7 +78,7 @@ def test_a_scan_that_fails_does_not_stop_the_others(model, scans, tmp_path, caps
     assert main(args) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    *_, last = said.err.split("2 of 3 specimens failed:")
+    *_, last = said.err.split("2 of 3 scans failed:")
     assert "a.nii.gz: unlike the 3 training scans: slices of 2 mm" in last
     assert "b.nii.gz: not a readable NIfTI file" in last
     assert sorted(stamps(out)) == ["c_synthetic.json", "c_synthetic.nii.gz"]

@@ -142,6 +142,17 @@ def test_pairs_that_lie_apart_are_refused(cohort, tmp_path):
         survey([replace(cohort[0], source=path)])
 
 
+@pytest.mark.parametrize("role", ["source", "target"])
+def test_a_scan_of_nearly_equal_voxels_is_refused(role, cohort, tmp_path):
+    volume = read_volume(getattr(cohort[0], role))
+    data = np.full_like(volume.data, 5)
+    data[4, 4, 4] = 9
+    path = tmp_path / "flat.nii.gz"
+    write_volume(path, volume.with_data(data))
+    with pytest.raises(DataError, match=r"flat.nii.gz: the 0.1 and 99.9 percentiles must differ"):
+        survey([replace(cohort[0], **{role: path})])
+
+
 def test_a_gpu_that_is_not_there_is_refused_at_once(cohort, tmp_path, capsys):
     path = str(cohort[0].target.parent)
     if torch.cuda.is_available():

@@ -101,6 +101,14 @@ def test_a_volume_of_many_planes_is_measured_by_some_of_them(monkeypatch):
     assert np.corrcoef(found.contrast, expected.contrast)[0, 1] > 0.95
 
 
+@pytest.mark.parametrize(("rest", "one"), [(5, 9), (9, 5)])
+def test_a_scan_of_equal_voxels_but_one_has_a_profile_without_contrast(rest, one):
+    volume = scan()
+    data = np.full_like(volume.data, rest)
+    data[4, 4, 4] = one
+    assert max(profile_scan(volume.with_data(data)).contrast) <= 0
+
+
 def test_tissue_that_fills_the_scan_can_be_measured():
     rng = np.random.default_rng(0)
     found = profile_scan(Volume(rng.uniform(900, 1000, (9, 9, 9)).astype(np.float32), np.eye(4)))
