@@ -45,6 +45,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 ON_THE_CLUSTER = {
     "test_sweep_run.py",
+    "test_sweep_failures.py",
     "test_sweep_killed.py",
     "test_sweep_checks.py",
     "test_parallel.py",

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from random_networks import BLOCKS, CONV, CPU, DENSE, assert_same, predictor, random_volume
 
-from distsynth.config import RunConfig, with_overrides
+from distsynth.config import with_overrides
 from distsynth.errors import ConfigError
 from distsynth.inference.memory_budget import memory_budget
 from distsynth.inference.predictor import Predictor
@@ -21,20 +22,6 @@ from distsynth.runs.data_record import DataRecord
 from sharding.shards.patches import cut_channels, dense_locations, extend_volume
 from sharding.volumes.config import PreprocessConfig
 
-CPU = torch.device("cpu")
-CONV = {
-    "data.patch_size": (16, 12),
-    "generator.channels": (6, 4),
-    "generator.kernels": (3, 5, 3),
-    "stitch.stride": 4,
-    "stitch.trim": 4,
-}
-DENSE = CONV | {
-    "generator.family": "dense",
-    "generator.channels": (6, 4),
-    "generator.kernels": (3,),
-}
-BLOCKS = CONV | {"data.patch_size": (12, 14, 13), "generator.kernels": (3,), "stitch.trim": 3}
 SQUARE = {"data.patch_size": (16, 16), "stitch.stride": 4, "stitch.trim": 6}
 RESIDUAL = SQUARE | {
     "generator.family": "residual",
@@ -96,29 +83,6 @@ GATED = SHUFFLED | {"generator.family": "gated-unet", "stitch.trim": 8}
 HALF_BLOCKS = HALF | {"data.patch_size": (24, 22, 24), "stitch.stride": 6}
 
 
-def predictor(*changes, **stitch):
-    """A generator of random weights and random statistics of batch norm."""
-    overrides = {f"stitch.{name}": value for name, value in stitch.items()}
-    for change in changes:
-        overrides = change | overrides
-    config = with_overrides(RunConfig(), {"data.neighbours": 0, "data.alignment": 1, **overrides})
-    torch.manual_seed(3)
-    generator = build_generator(config.generator, config.data.patch_size, config.data.channels)
-    for module in generator.modules():
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 2)
-        elif getattr(module, "starts_at_zero", False):
-            module.reset_parameters()
-    record = DataRecord("sha", PreprocessConfig(), (1.0,) * 3, "RAS", {}, ())
-    checkpoint = Checkpoint(config, record, Position(), {}, [], {})
-    return Predictor(checkpoint, generator.eval(), CPU)
-
-
-def random_volume(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 def patch_by_patch(model, source):
     """What section 5.2 says, without any short cut."""
     data, stitch = model.checkpoint.config.data, model.checkpoint.config.stitch
@@ -133,12 +97,6 @@ def patch_by_patch(model, source):
             patch = cut_channels(source, data.patch_size, row[None], data.neighbours)
             stitcher.add(model.generator(torch.from_numpy(patch))[:, 0], row[None])
     return stitcher.volume(allow_uncovered=True).numpy()[tuple(map(slice, shape))]
-
-
-def assert_same(found, expected):
-    """Equal but for the rounding of float32, relative to the spread of the volume."""
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 NETWORKS = {

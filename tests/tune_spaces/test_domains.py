@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray import tune
-from ray.tune.search.sample import Categorical, Domain, Float
+from ray.tune.search.sample import Categorical, Float
 from ray.tune.search.variant_generator import generate_variants
+from same_spaces import same
 
 from tune_spaces.domains import ZeroOrLog, zero_or_log
 from tune_spaces.everything import everything
@@ -160,22 +161,6 @@ def test_tpe_learns_from_zeros() -> None:
         seen.append(value)
     # The smallest weight is the best here: most of what TPE tries becomes 0.
     assert np.mean(np.array(seen[20:]) == 0) > 0.5
-
-
-def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two spaces are alike: the same domains with the same samplers."""
-
-    def parts(domain: Any) -> Any:
-        if not isinstance(domain, Domain):
-            return domain
-        own = {key: value for key, value in vars(domain).items() if key != "sampler"}
-        sampler = domain.get_sampler()
-        inner = vars(sampler).get("sampler")
-        return type(domain), own, type(sampler), vars(sampler).get("q"), type(inner)
-
-    return list(first) == list(second) and all(
-        parts(first[field]) == parts(second[field]) for field in first
-    )
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.sampled_from([0.1, 1e-9, "none", "3x3", "1"])

@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ray import tune
-from ray.tune.search.sample import Domain
+from same_spaces import same
 
 from tune_spaces.domains import ZeroOrLog
 from tune_spaces.named import named_space, read_space
 from tune_spaces.registry import SPACES
-
-
-def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two spaces are alike: the same domains with the same samplers."""
-
-    def parts(domain: Any) -> Any:
-        if not isinstance(domain, Domain):
-            return domain
-        own = {key: value for key, value in vars(domain).items() if key != "sampler"}
-        sampler = domain.get_sampler()
-        inner = vars(sampler).get("sampler")
-        return type(domain), own, type(sampler), vars(sampler).get("q"), type(inner)
-
-    return list(first) == list(second) and all(
-        parts(first[field]) == parts(second[field]) for field in first
-    )
 
 
 def write(folder: Path, text: str) -> Path:
