@@ -39,6 +39,14 @@ PATTERN = (
     "**/*_T1w.nii.gz."
 )
 
+PredictedIn = Annotated[
+    Literal["auto", "no", "bf16"],
+    arg(
+        help="auto predicts in bf16 with a model that was trained in it, where the device "
+        "multiplies natively in it; no predicts in float32."
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Stitch:
@@ -192,9 +200,7 @@ def predict(args: Sequence[str]) -> None:
         beside the source. By default no field of a patient is copied."""
         stitch: Stitch = field(default_factory=Stitch)
         device: Literal["auto", "cpu"] = "auto"
-        precision: Literal["auto", "no", "bf16"] = "auto"
-        """auto predicts in bf16 with a model that was trained in it, where the device multiplies
-        natively in it; no predicts in float32."""
+        precision: PredictedIn = "auto"
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
@@ -260,9 +266,7 @@ def evaluate(args: Sequence[str]) -> None:
         """Write conventions.csv, .md and .html too: the same predictions, and cubic interpolation,
         under the conventions by which papers compute PSNR and SSIM."""
         device: Literal["auto", "cpu"] = "auto"
-        precision: Literal["auto", "no", "bf16"] = "auto"
-        """auto predicts in bf16 with a model that was trained in it, where the device multiplies
-        natively in it; no predicts in float32."""
+        precision: PredictedIn = "auto"
         overwrite: bool = False
 
     given = parse("evaluate", Evaluate, args)
