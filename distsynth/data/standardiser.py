@@ -32,7 +32,7 @@ class Standardiser:
         )
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Source and target as float32, zero mean and unit variance; shapes as in Batch."""
+        """Source and target as float32, standardised; shapes as in Batch."""
         specimen = batch.where[:, 0].to(self._device, torch.int64, non_blocking=True)
         shape = (2, -1) + (1,) * (batch.source.dim() - 1)
 

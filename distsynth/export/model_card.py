@@ -29,10 +29,21 @@ from distsynth.runs.data_record import DataRecord
 from sharding.io.page import render
 from sharding.io.tables import Cell, Column, Table, table_markdown
 from sharding.volumes.cohort import SPLITS
+from sharding.volumes.config import Intensities
+from sharding.volumes.intensities import CENTRE, WIDTH
 from sharding.volumes.profile import Range, TrainingProfile
 
 BASELINES = (Identity.name, Cubic.name, IntensityMap.name, NeighbourhoodRegression.name)
 UNKNOWN = "not recorded"
+FIXED = f"by a fixed map, (x - {CENTRE:g}) / {WIDTH:g}; the high percentile is that of tissue"
+INTENSITIES: dict[Intensities, str] = {
+    "standardise": "to zero mean and unit variance, volume by volume",
+    "percentile": FIXED,
+    "foreground": "to zero mean and unit variance of tissue, volume by volume; the high percentile "
+    "is that of tissue",
+    "landmarks": f"percentiles of tissue moved to those of the training scans, then {FIXED}",
+}
+"""How intensities are brought to the scale of the network, after they are scaled to [0, 1]."""
 LABELS = {
     "norm": "normalisation",
     "norm_first": "normalisation in the first layer",
@@ -88,6 +99,7 @@ def model_card(
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         specimens=_splits(data.splits.values()),
         spacing=" x ".join(f"{mm:.4g}" for mm in data.spacing_mm),
+        intensities=INTENSITIES[data.preprocess.intensities],
         sources=_sources(data.profile),
         training=_training(checkpoint, versions),
         chosen_by=_chosen_by(checkpoint),

@@ -106,7 +106,7 @@ class Predictor:
         """Predict a standardised target from a standardised source.
 
         Args:
-            source: Shape (x, y, z), zero mean and unit variance.
+            source: Shape (x, y, z), standardised as in training.
             title: Title of the progress bar.
             quiet: No progress bar.
             empty: Makes the arrays that are as large as the volume.

@@ -146,7 +146,7 @@ class IntensityTransform:
         return by_slabs(partial(scale_slab, low=self.low, high=self.high), data, empty)
 
     def standardise(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Clip, map to [0, 1], then to zero mean and unit variance."""
+        """Clip, map to [0, 1], then subtract the mean and divide by the deviation."""
         return self.standardise_scaled(self.scale(data))
 
     def standardise_scaled(

@@ -7,6 +7,7 @@ import re
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -20,11 +21,12 @@ import distsynth.export.onnx
 from distsynth.evaluation.baselines import Cubic, Identity
 from distsynth.evaluation.evaluate import evaluate
 from distsynth.export.export import CARD, ONNX
-from distsynth.export.model_card import UNKNOWN
+from distsynth.export.model_card import INTENSITIES, UNKNOWN, model_card
 from distsynth.export.onnx import TOLERANCE, compare
 from distsynth.inference.predictor import load_predictor, run_dir_of
 from distsynth.metrics.results import RESULTS_FILE, results_json, results_table
 from distsynth.models import parameter_count
+from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import BEST
 from distsynth.runs.package import (
     CONFIG,
@@ -36,6 +38,7 @@ from distsynth.runs.package import (
     read_export,
 )
 from sharding.volumes.cohort import read_cohort
+from sharding.volumes.config import Intensities
 from sharding.volumes.volume import read_volume
 
 
@@ -134,6 +137,17 @@ def test_the_card_has_its_facts(made, trained):
     assert 0 <= float(measured[1]) <= TOLERANCE * 100
     assert card.count(UNKNOWN) == 4, card
     assert not re.search(r"\b(nan|None|TODO|TBD|\?\?)\b|\{\}|<[a-z]", card)
+
+
+@pytest.mark.parametrize("mode", get_args(Intensities))
+def test_the_card_says_how_intensities_are_scaled(mode, made):
+    path, folder = made("conv")
+    checkpoint = load_checkpoint(path)
+    preprocess = replace(checkpoint.data.preprocess, intensities=mode)
+    checkpoint = replace(checkpoint, data=replace(checkpoint.data, preprocess=preprocess))
+    card = model_card(checkpoint, load_predictor(folder, "cpu").generator, b"", {})
+    assert f"- intensities: scaled to [0, 1], then {INTENSITIES[mode]}\n" in card
+    assert ("zero mean" in card) == (mode in ("standardise", "foreground"))
 
 
 def test_a_card_of_an_untrained_network_says_what_is_not_known(made):
