@@ -17,6 +17,14 @@ from typing import Literal, get_args
 
 from sharding.io.atomic import atomic_write
 from sharding.io.errors import DataError, file_errors, list_causes
+from sharding.volumes.contrasts import (
+    NATIVE,
+    SOURCE,
+    Contrast,
+    common_contrasts,
+    contrast_names,
+    is_contrast_column,
+)
 from sharding.volumes.formats.registry import files_of
 
 logger = logging.getLogger(__name__)
@@ -28,7 +36,7 @@ SPECIMEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 REQUIRED = ("specimen", "target")
 COLUMNS = (*REQUIRED, "source", "mask", "split", "native_source", "transform")
-"""Every column that a cohort file may have."""
+"""Every column that a cohort file may have; several contrasts have a column source_NAME each."""
 DELIMITERS = ",;\t"
 
 
@@ -45,6 +53,8 @@ class Specimen:
         native_source: The source of a prepared specimen on its own grid, before it was resampled.
         transform: The folder of the registration that aligned the native source of a prepared
             specimen with its target; None if the headers align the two.
+        contrast: Name of the source's contrast where there are several, else empty.
+        further: The other contrasts of the source, in order.
     """
 
     name: str
@@ -54,17 +64,39 @@ class Specimen:
     mask: Path | None = None
     native_source: Path | None = None
     transform: Path | None = None
+    contrast: str = ""
+    further: tuple[Contrast, ...] = ()
 
     def resolved(self) -> Specimen:
         """The same with absolute paths, which are valid in every process."""
         paths = {name: getattr(self, name) for name in PATHS}
-        return replace(self, **{name: path and path.resolve() for name, path in paths.items()})
+        further = tuple(
+            replace(
+                each,
+                source=each.source.resolve(),
+                native_source=each.native_source and each.native_source.resolve(),
+            )
+            for each in self.further
+        )
+        found = {name: path and path.resolve() for name, path in paths.items()}
+        return replace(self, further=further, **found)
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Names of the source's contrasts, in order; none where there is one source."""
+        return (self.contrast, *(each.name for each in self.further)) if self.further else ()
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The source, one volume a contrast; empty until it is simulated."""
+        return (self.source, *(each.source for each in self.further)) if self.source else ()
 
     @property
     def volumes(self) -> list[Path]:
         """Every volume that the specimen has: a file, or a DICOM folder."""
         files = (self.source, self.target, self.mask, self.native_source)
-        return [file for file in files if file]
+        further = (file for each in self.further for file in (each.source, each.native_source))
+        return [file for file in (*files, *further) if file]
 
 
 PATHS = ("target", "source", "mask", "native_source", "transform")
@@ -80,9 +112,10 @@ def read_cohort(
 
     Args:
         path: A .csv file with the columns specimen, target and optionally the others of COLUMNS,
-            separated by commas, semicolons or tabs, with paths relative to the file; or a folder
-            with a cohort.csv; or a BIDS folder (sub-*). Subjects of a BIDS folder that are not
-            paired are left out and named in a warning.
+            or source_NAME for each of several contrasts in the place of source; separated by
+            commas, semicolons or tabs, with paths relative to the file. Or a folder with a
+            cohort.csv, or a BIDS folder (sub-*). Subjects of a BIDS folder that are not paired are
+            left out and named in a warning.
         source_pattern: For BIDS: glob of the source below each subject's folder, such as
             "ses-7T/anat/*_T2w.nii.gz".
         target_pattern: The same for the target.
@@ -120,35 +153,65 @@ def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
     optional = ("mask", "native_source", "transform")
     roles = ["source", "target"]
     roles += [role for role in optional if any(getattr(row, role) for row in specimens)]
-    rows.writerow(["specimen", *roles, "split"])
+    contrasts = common_contrasts(specimens)
+    native = [f"{NATIVE}{name}" for name in contrasts[1:] if "native_source" in roles]
+    rows.writerow(
+        [
+            "specimen",
+            *(_named(role, contrasts) for role in roles),
+            *(f"{SOURCE}{name}" for name in contrasts[1:]),
+            *native,
+            "split",
+        ]
+    )
     for specimen in specimens:
         files = [getattr(specimen, role) for role in roles]
+        files += [each.source for each in specimen.further]
+        files += [each.native_source for each in specimen.further] if native else []
         paths = [os.path.relpath(file.resolve(), folder) if file else "" for file in files]
         rows.writerow([specimen.name, *paths, specimen.split or ""])
     atomic_write(path, text.getvalue())
 
 
-def read_sources(path: Path) -> dict[str, Path]:
-    """The source of each specimen, as it was scanned, for which no target is needed.
+def _named(role: str, contrasts: Sequence[str]) -> str:
+    """The column of a role; that of the first contrast where there are several."""
+    return f"{role}_{contrasts[0]}" if contrasts and role.endswith("source") else role
+
+
+def read_sources(path: Path) -> dict[str, dict[str, Path]]:
+    """The sources of each specimen, as they were scanned, for which no target is needed.
 
     Args:
-        path: A cohort file with the columns specimen and source, or a folder that holds one. Of a
-            prepared specimen it is the source on its own grid.
+        path: A cohort file with the columns specimen and source, or source_NAME for each of several
+            contrasts; or a folder that holds one. Of a prepared specimen these are the sources on
+            their own grids.
+
+    Returns:
+        Specimen -> contrast -> file; the contrast of one source is empty.
 
     Raises:
         DataError: If a file, column or specimen is missing, listed twice or malformed.
     """
     path = path / "cohort.csv" if path.is_dir() else path
-    columns, rows = _table(path, ("specimen", "source"))
-    found: dict[str, Path] = {}
+    columns, rows = _table(path, ("specimen",))
+    contrasts = contrast_names(path, columns)
+    if not contrasts and "source" not in columns:
+        rule = f"the column source is missing, found {', '.join(columns)}"
+        raise DataError(path, rule, "Add it to the first row")
+    wanted = {name: (f"{SOURCE}{name}", f"{NATIVE}{name}") for name in contrasts}
+    wanted = wanted or {"": ("source", "native_source")}
+    required = ("specimen", *(column for column, _ in wanted.values()))
+    found: dict[str, dict[str, Path]] = {}
     for number, row in rows:
-        values = _values_of_row(path, number, columns, row, ("specimen", "source"))
+        values = _values_of_row(path, number, columns, row, required)
         name = values["specimen"]
         if not SPECIMEN_NAME.fullmatch(name) or name in found:
             rule = f"specimens must be named by letters, digits, dots, dashes, each once: {name!r}"
             raise DataError(f"{path}, line {number}", rule, "Rename it or drop the row")
-        file = values.get("native_source") or values["source"]
-        found[name] = tidy_path(path.parent / file)
+        found[name] = {
+            contrast: tidy_path(path.parent / (values.get(native) or values[column]))
+            for contrast, (column, native) in wanted.items()
+        }
     if not found:
         raise DataError(path, "the cohort holds no specimen", "Add a row for each specimen")
     return dict(sorted(found.items()))
@@ -185,7 +248,8 @@ def _delimiter(text: str) -> str:
 
     def known(delimiter: str) -> int:
         first = text.partition("\n")[0].split(delimiter)
-        return sum(name.strip(' "\r').lower() in COLUMNS for name in first)
+        names = [name.strip(' "\r').lower() for name in first]
+        return sum(name in COLUMNS or is_contrast_column(name) for name in names)
 
     return max(DELIMITERS, key=known)
 
@@ -204,8 +268,11 @@ def _columns(
         if not name and not any(row[index].strip() for row in rows if index < len(row)):
             columns.append("")
             continue
-        if name not in COLUMNS:
-            rule = f"the column {given!r} is not known; the known ones are {', '.join(COLUMNS)}"
+        if name not in COLUMNS and not is_contrast_column(name):
+            rule = (
+                f"the column {given!r} is not known; the known ones are {', '.join(COLUMNS)}, and "
+                "source_NAME for each of several contrasts"
+            )
             raise DataError(path, rule, "Rename it or remove it")
         if name != given:
             logger.warning("%s: the column %r is read as %s", path, given, name)
@@ -223,16 +290,34 @@ def _specimen_of_row(
     path: Path, number: int, columns: Sequence[str], row: Sequence[str]
 ) -> Specimen:
     where = f"{path}, line {number}"
-    values = _values_of_row(path, number, columns, row, REQUIRED)
+    contrasts = contrast_names(path, columns)
+    required = (*REQUIRED, *(f"{SOURCE}{name}" for name in contrasts))
+    values = _values_of_row(path, number, columns, row, required)
+    if contrasts:
+        values["source"] = values[f"{SOURCE}{contrasts[0]}"]
+        values["native_source"] = values.get(f"{NATIVE}{contrasts[0]}", "")
     if values.get("transform") and not values.get("native_source"):
         rule = "the field transform needs the field native_source"
         raise DataError(where, rule, "Give the source that was registered, or drop the transform")
-    files = {
-        name: tidy_path(path.parent / values[name]) if values.get(name) else None for name in PATHS
-    }
+
+    def file(column: str) -> Path | None:
+        return tidy_path(path.parent / values[column]) if values.get(column) else None
+
+    files = {name: file(name) for name in PATHS}
     target = files.pop("target")
     assert target is not None
-    return Specimen(values["specimen"], target, split=_split(where, values), **files)
+    further = [
+        Contrast(name, tidy_path(path.parent / values[f"{SOURCE}{name}"]), file(f"{NATIVE}{name}"))
+        for name in contrasts[1:]
+    ]
+    return Specimen(
+        values["specimen"],
+        target,
+        split=_split(where, values),
+        contrast=contrasts[0] if contrasts else "",
+        further=tuple(further),
+        **files,
+    )
 
 
 def _values_of_row(

@@ -12,7 +12,7 @@ values in training than in prediction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -58,6 +58,26 @@ class SourceOnGrid:
 
 
 @dataclass(frozen=True, eq=False)
+class FurtherSource:
+    """A contrast of a source after the first one, on the target's grid.
+
+    Attributes:
+        scaled: Interpolated by cubic B-splines, intensities in [0, 1], shape (x, y, z).
+        transform: Its intensity transform, fitted on its native voxels.
+        native: The contrast on its own grid, before any registration.
+    """
+
+    scaled: NDArray[np.float32]
+    transform: IntensityTransform
+    native: Volume
+
+    @property
+    def standardised(self) -> NDArray[np.float32]:
+        """What a generator sees of it."""
+        return self.transform.standardise_scaled(self.scaled)
+
+
+@dataclass(frozen=True, eq=False)
 class Pair:
     """One specimen, ready to be cut into patches or evaluated; all arrays on the target grid.
 
@@ -65,7 +85,7 @@ class Pair:
         name: The specimen.
         source_scaled: Source, [0, 1], shape (x, y, z).
         target_scaled: Target, [0, 1], same shape.
-        mask: Foreground of the target inside the source's field of view.
+        mask: Foreground of the target inside the source's field of view, that of each contrast.
         source_transform: Intensity transform of the source, fitted on the native source.
         target_transform: Intensity transform of the target.
         native_source: The source on its own grid, before any registration.
@@ -74,6 +94,7 @@ class Pair:
         registration: Target world to native source world for a prepared specimen; None if the
             headers align the two.
         config: How the pair was made.
+        further: The contrasts of the source after the first one, which all else here is about.
     """
 
     name: str
@@ -87,6 +108,7 @@ class Pair:
     overlap: float
     registration: Transform | None = None
     config: PreprocessConfig = field(default_factory=PreprocessConfig)
+    further: tuple[FurtherSource, ...] = ()
 
     @cached_property
     def measured_transform(self) -> IntensityTransform:
@@ -128,8 +150,15 @@ class Pair:
 
     @property
     def source(self) -> NDArray[np.float32]:
-        """Standardised source: what a generator sees, and the cubic baseline."""
+        """Standardised source, of several contrasts the first one: the cubic baseline."""
         return self.source_transform.standardise_scaled(self.source_scaled)
+
+    @property
+    def network_source(self) -> NDArray[np.float32]:
+        """What a generator sees: shape (x, y, z), or (contrasts, x, y, z) where there are some."""
+        if not self.further:
+            return self.source
+        return np.stack([self.source, *(each.standardised for each in self.further)])
 
     @property
     def target(self) -> NDArray[np.float32]:
@@ -181,42 +210,94 @@ def prepare_pair(
         DataError: If a file is bad, the source is missing, finer than the target or constant within
             the mask, the mask does not fit, or source and target do not overlap.
     """
-    source_file = source_of(specimen)
-    source, target = read_pair(source_file, specimen.target, config.orientation)
-    given = target
-    target, foreground, target_transform = _target(specimen, target, config)
-    native, registration, fitted = source, None, None
-    if specimen.native_source:
-        native, _ = read_pair(specimen.native_source, specimen.target, config.orientation)
-        fitted = fit_intensities(specimen.native_source, native, config)
-        if specimen.transform:
-            registration = Transform.load(specimen.transform)
-    check_not_finer(source_file, native, given, config)
-    placed = place_source(source, target.shape, target.affine, config, source_file, fitted=fitted)
-    mask = foreground & placed.inside
-    overlap = float(mask.sum() / foreground.sum())
-    if overlap < config.min_overlap:
-        raise DataError(
-            source_file,
-            f"source and target must overlap: it covers {overlap:.0%} of the foreground of "
-            f"{specimen.target}, at least {config.min_overlap:.0%} is needed",
-            "Check the affines, or that the files belong together",
-        )
-    check_varies(source_file, placed.scaled, mask, "the mask")
+    source_of(specimen)
+    source, given = read_pair(specimen.sources[0], specimen.target, config.orientation)
+    target, foreground, target_transform = _target(specimen, given, config)
+    first = _placed(specimen, 0, source, given, target, config)
+    mask, overlap = _covered(specimen, 0, foreground, first, foreground, config)
+    others: list[SourceOnGrid] = []
+    for index, contrast in enumerate(specimen.further, start=1):
+        source, _ = read_pair(contrast.source, specimen.target, config.orientation)
+        others.append(_placed(specimen, index, source, given, target, config))
+        mask, overlap = _covered(specimen, index, mask, others[-1], foreground, config)
+    for file, each in zip(specimen.sources, (first, *others), strict=True):
+        check_varies(file, each.scaled, mask, "the mask")
     standards = standards or Standards()
+    registration = Transform.load(specimen.transform) if specimen.transform else None
     return Pair(
         name=specimen.name,
-        source_scaled=placed.scaled,
+        source_scaled=first.scaled,
         target_scaled=target_transform.scale(target.data),
         mask=mask,
-        source_transform=placed.transform.to_standard(standards.source),
+        source_transform=first.transform.to_standard(standards.source),
         target_transform=target_transform.to_standard(standards.target),
-        native_source=native,
+        native_source=first.native,
         grid=target,
         overlap=overlap,
         registration=registration,
         config=config,
+        further=tuple(
+            FurtherSource(
+                each.scaled, each.transform.to_standard(standards.of_source(index)), each.native
+            )
+            for index, each in enumerate(others, start=1)
+        ),
     )
+
+
+def _placed(
+    specimen: Specimen,
+    index: int,
+    source: Volume,
+    given: Volume,
+    target: Volume,
+    config: PreprocessConfig,
+) -> SourceOnGrid:
+    """A contrast of the source, by its number, on the target's grid.
+
+    Args:
+        specimen: Its files.
+        index: The number of the contrast.
+        source: The contrast as read; of a prepared specimen on the target's grid already.
+        given: The target as read.
+        target: The target at the configured spacing.
+        config: How the pair is made.
+    """
+    file = specimen.sources[index]
+    unmoved = specimen.further[index - 1].native_source if index else specimen.native_source
+    native, fitted = source, None
+    if unmoved:
+        native, _ = read_pair(unmoved, specimen.target, config.orientation)
+        fitted = fit_intensities(unmoved, native, config)
+    check_not_finer(file, source, given, config)
+    placed = place_source(source, target.shape, target.affine, config, file, fitted=fitted)
+    return replace(placed, native=native)
+
+
+def _covered(
+    specimen: Specimen,
+    index: int,
+    mask: NDArray[np.bool_],
+    placed: SourceOnGrid,
+    foreground: NDArray[np.bool_],
+    config: PreprocessConfig,
+) -> tuple[NDArray[np.bool_], float]:
+    """The part of the mask that a contrast covers, and its share of the foreground.
+
+    Raises:
+        DataError: If it is too small.
+    """
+    mask = mask & placed.inside
+    overlap = float(mask.sum() / foreground.sum())
+    if overlap < config.min_overlap:
+        more = " together with the contrasts before it" if index else ""
+        raise DataError(
+            specimen.sources[index],
+            f"source and target must overlap: it covers {overlap:.0%} of the foreground of "
+            f"{specimen.target}{more}, at least {config.min_overlap:.0%} is needed",
+            "Check the affines, or that the files belong together",
+        )
+    return mask, overlap
 
 
 def _target(
