@@ -5,9 +5,9 @@
 `best` is trained without a discriminator, and with the 3D PatchGAN of `gan-3d` by least squares at
 several weights, each for the same processor seconds in one thread; the discriminator's updates
 count, so that a contestant with one takes fewer steps. PSNR, SSIM, the gradient magnitude
-similarity deviation and sharpness are measured on whole volumes, in the mask, on the target's percentile
-scale. OUT/results keeps a file and OUT/slices the pictured slices of each training: what is there
-is not trained again. The tables and OUT/crops.png are made anew each time.
+similarity deviation and sharpness are measured on whole volumes, in the mask, on the target's
+percentile scale. OUT/results keeps a file and OUT/slices the pictured slices of each training: what
+is there is not trained again. The tables and OUT/crops.png are made anew each time.
 """
 
 from __future__ import annotations
