@@ -5,9 +5,9 @@
 `best` is trained without a discriminator, and with the 3D PatchGAN of `gan-3d` by least squares at
 several weights, each for the same processor seconds in one thread; the discriminator's updates
 count, so that a contestant with one takes fewer steps. PSNR, SSIM, the gradient magnitude
-similarity deviation and sharpness are measured on whole volumes, in the mask, on the target's percentile
-scale. OUT/results keeps a file and OUT/slices the pictured slices of each training: what is there
-is not trained again. The tables and OUT/crops.png are made anew each time.
+similarity deviation and sharpness are measured on whole volumes, in the mask, on the target's
+percentile scale. OUT/results keeps a file and OUT/slices the pictured slices of each training: what
+is there is not trained again. The tables and OUT/crops.png are made anew each time.
 """
 
 from __future__ import annotations
@@ -204,9 +204,10 @@ def _difference(
     if reference is None or files is reference:
         return "-"
     values = _of_people(files, key) - _of_people(reference, key)
-    low, high = bootstrap_interval(values)
     digits = MEASURES[key][1]
-    return f"{values.mean():+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    low, high = bootstrap_interval(values)
+    interval = f" ({low:+.{digits}f} to {high:+.{digits}f})" if len(values) > 1 else ""
+    return f"{values.mean():+.{digits}f}{interval}"
 
 
 def _of_people(files: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
