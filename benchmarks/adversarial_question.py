@@ -249,7 +249,7 @@ def busiest(target: Slice) -> tuple[slice, slice]:
     """The square of a slice in which the mean gradient is largest; all of a shorter side."""
     edges = gradient_magnitude(target[:, :, None], dims=2)[:, :, 0]
     sides = [min(SIDE, side) for side in target.shape]
-    mean = uniform_filter(edges, sides, mode="constant")
+    mean = uniform_filter(edges, sides, mode="constant")  # type: ignore
     # Only squares that lie within the slice: by their centres.
     rows, columns = (
         slice(side // 2, full - (side - 1) // 2)

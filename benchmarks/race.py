@@ -35,7 +35,7 @@ import torch
 import distsynth
 from benchmarks import race_konfai, race_leaderboard
 from benchmarks.processor_time import SET_HERE, commit, train_for
-from benchmarks.race_peers import PLAIN, Array, Trained, plain_loop
+from benchmarks.race_peers import PLAIN, SIDE, Array, Trained, plain_loop
 from benchmarks.race_report import (
     AWAY,
     FITTED,
@@ -124,7 +124,7 @@ class Work:
         if self.entry == FITTED:
             return "fitted, not trained"
         if self.entry in PLAIN:
-            return "crops of 64 voxels, L1, Adam 1e-3, batch 2"
+            return f"crops of {SIDE} voxels, L1, Adam 1e-3, batch 2"
         if self.entry == race_konfai.NAME:
             return "U-Net on five slices, L1, AdamW 1e-3, batch 4, its own command"
         config = self.config
