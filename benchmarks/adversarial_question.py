@@ -204,9 +204,10 @@ def _difference(
     if reference is None or files is reference:
         return "-"
     values = _of_people(files, key) - _of_people(reference, key)
-    low, high = bootstrap_interval(values)
     digits = MEASURES[key][1]
-    return f"{values.mean():+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    low, high = bootstrap_interval(values)
+    interval = f" ({low:+.{digits}f} to {high:+.{digits}f})" if len(values) > 1 else ""
+    return f"{values.mean():+.{digits}f}{interval}"
 
 
 def _of_people(files: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
