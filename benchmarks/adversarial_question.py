@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 import distsynth
-from benchmarks.processor_time import commit, train_for
-from distsynth.config import RunConfig, with_overrides
-from distsynth.evaluation.pairs import prepared_pairs
-from distsynth.inference.predictor import Predictor
-from distsynth.metrics.gradient_similarity import (
+from benchmarks.gradient_similarity import (
     gradient_magnitude,
     gradient_similarity_deviation,
     relative_sharpness,
 )
+from benchmarks.processor_time import commit, train_for
+from distsynth.config import RunConfig, with_overrides
+from distsynth.evaluation.pairs import prepared_pairs
+from distsynth.inference.predictor import Predictor
 from distsynth.metrics.image import central_slice, volume_metrics
 from distsynth.metrics.statistics import bootstrap_interval
 from distsynth.presets import ADVERSARIAL, BLOCKS, PATCHGAN_3D, preset

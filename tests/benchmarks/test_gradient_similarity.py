@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from distsynth.metrics.gradient_similarity import (
+from benchmarks.gradient_similarity import (
     STABILITY,
     gradient_magnitude,
     gradient_similarity_deviation,
