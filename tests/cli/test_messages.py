@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -147,8 +148,14 @@ print("the table")
 with messages_on_stderr():
     sys.exit(report_error(DataError("a.nii.gz", "broken", "Replace it"), ["evaluate"], False))
 """
+    # A shell may ask for output without a buffer, in which the order is never lost.
+    buffered = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=buffered,
     )
     assert done.returncode == 1
     first, last = done.stdout.splitlines()
