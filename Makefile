@@ -1,7 +1,7 @@
 # Three commands do everything on a fresh machine:
 #   make demo        the whole path on phantom specimens, no data needed
 #   make test-fast   tests that start nothing heavy, in under two minutes
-#   make test        all tests but the longest, in ten minutes
+#   make test        all tests but the longest, in eight minutes
 # `make test-long` runs the longest alone, in five: tutorials, wheels, clusters, random kills. CI runs both.
 # `make lowest` tries the lowest versions that pyproject.toml admits.
 # `make docs` builds the documentation into docs/_build/docs/index.html.

@@ -1,7 +1,7 @@
 """The peers of the race in a plain loop: two networks of MONAI, the residual encoder of nnU-Net.
 
 They get what our networks get: pairs on the target's grid, on the percentile scale, of the training
-specimens alone. The loop is what their tutorials show: random crops of 64 voxels a side, L1, Adam,
+specimens alone. The loop is what their tutorials show: random crops, of 32 voxels a side, L1, Adam,
 a sliding window to predict with. Nothing of it was tuned on the cohort; nor was ours.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from distsynth.evaluation.baselines import PairLike
 
-SIDE = 64
-"""Of a crop, in voxels."""
+SIDE = 32
+"""Of a crop, in voxels. Crops of 64, as in their tutorials, leave 11 to 41 steps in 139 s."""
 BATCH = 2
 LEARNING_RATE = 1e-3
 OVERLAP = 0.25

@@ -159,6 +159,10 @@ class OptimConfig:
         yield between("discriminator_steps", self.discriminator_steps, 1, MOST_UPDATES)
 
 
+MOST_SHIFT = 8
+"""Voxels: more would leave little of the smallest patches."""
+
+
 @dataclass(frozen=True)
 class AugmentConfig:
     """How training patches are changed at random, each epoch otherwise; validation is not."""
@@ -169,6 +173,9 @@ class AugmentConfig:
     """Axes of a patch that are flipped in half of all cases, in source and target."""
     turns: bool = False
     """Exchange equal sides of a patch in half of all cases; with flips these are quarter turns."""
+    shift: int = 0
+    """Voxels by which a patch is shifted at most along each side, source and target alike; what
+    comes in at the border repeats it. Blocks that are cut at even places are seen at odd ones."""
     gamma: float = 0.0
     """The source's intensities are raised to a power of up to 1 + gamma, or its inverse; it and the
     bias field take what stands for [0, 1] under `percentile`."""
@@ -191,6 +198,7 @@ class AugmentConfig:
         """Rules of each field."""
         distinct = len(set(self.flips)) == len(self.flips) and set(self.flips) <= {0, 1, 2}
         yield Rule("flips", distinct, "distinct axes of 0, 1, 2, or none", self.flips)
+        yield between("shift", self.shift, 0, MOST_SHIFT)
         for name in ("gamma", "contrast", "bias", "blur", "noise"):
             yield between(name, getattr(self, name), 0, 1)
 

@@ -146,6 +146,7 @@ def test_a_configuration_from_a_preset_or_a_file(tmp_path, refused):
         ds.load_config("smal")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_is_a_frame(shard_folder, tmp_path):
     space = {"loss.lambda_gradient": tune.uniform(0, 1)}

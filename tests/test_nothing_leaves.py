@@ -70,6 +70,7 @@ socket.create_connection(server.getsockname())
     assert attempts(log) == expected
 
 
+@pytest.mark.long
 def test_a_study_reaches_for_no_address(study, tmp_path):
     log = tmp_path / "trace"
     # Where a variable of the user's shell would let it.

@@ -21,7 +21,7 @@ from sharding.shards.write import write_shards
 from sharding.simulation.simulate import SimulationConfig, simulate_cohort
 from sharding.volumes.cohort import Specimen, read_cohort
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 PEOPLE = {"sub-02": "train", "sub-01": "val", "sub-03": "test"}
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 COMMANDS = ("phantom", "shard", "train", "predict", "evaluate", "report", "export")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("umask", [0o077, 0o002])
 def test_all_files_and_folders_of_a_study_follow_the_umask(umask, tmp_path):
     run_study(tmp_path, COMMANDS, umask=umask)

@@ -14,6 +14,7 @@ def augmentation() -> Space:
         "augment.gamma": zero_or_log(0.02, 0.5, 0.5),
         "augment.contrast": zero_or_log(0.02, 0.5, 0.5),
         "augment.bias": zero_or_log(0.02, 0.5, 0.5),
+        "augment.shift": tune.choice([0, 1]),
         "augment.blur": tune.choice([0.0, 0.5, 1.0]),
         "augment.noise": zero_or_log(0.01, 0.3, 0.5),
     }

@@ -79,6 +79,9 @@ def report_error(error: BaseException, args: Sequence[str], debug: bool) -> int:
         The exit status: 1 for bad input and other failures, 2 for usage and configuration, 128
         and the signal's number for an interruption.
     """
+    # Where both go to one file, the error stands below what was printed before it.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, KeyboardInterrupt):

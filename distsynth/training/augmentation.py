@@ -1,8 +1,8 @@
 """Augmentation of a batch on its device, without a loop over patches.
 
 What is drawn for a patch depends on the run's seed, the epoch and the patch's place alone: a
-resumed run repeats it to the bit, and so do any number of ranks and micro-batches. Flips and turns
-move source and target alike; all else changes the source alone, as another scanner would.
+resumed run repeats it to the bit, and so do any number of ranks and micro-batches. Flips, turns and
+shifts move source and target alike; all else changes the source alone, as another scanner would.
 """
 
 from __future__ import annotations
@@ -84,6 +84,10 @@ class Augmentation:
             source, target = (
                 torch.where(chosen, part.transpose(2 + a, 2 + b), part) for part in (source, target)
             )
+        if config.shift:
+            for axis in range(self._dims):
+                steps = (next(drawn) * (2 * config.shift + 1)).long() - config.shift
+                source, target = (_moved(part, steps, 2 + axis) for part in (source, target))
         return self._as_scanned(source, drawn, keys), target
 
     def _keys(self, where: Tensor, epoch: int) -> Tensor:
@@ -162,6 +166,15 @@ def _shifted(values: Tensor, bits: int) -> Tensor:
 def _column(values: Tensor, like: Tensor) -> Tensor:
     """One value a patch, to be broadcast over its voxels."""
     return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _moved(images: Tensor, steps: Tensor, axis: int) -> Tensor:
+    """Each patch shifted along an axis by its own number of voxels, the border replicated."""
+    size = images.shape[axis]
+    places = (torch.arange(size, device=images.device) - steps[:, None]).clamp(0, size - 1)
+    shape = [len(images), *[1] * (images.dim() - 1)]
+    shape[axis] = size
+    return images.gather(axis, places.view(shape).expand_as(images))
 
 
 def _smooth(images: Tensor) -> Tensor:

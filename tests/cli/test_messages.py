@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -136,3 +137,27 @@ def test_python_m_distsynth_is_the_program():
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("distsynth: there is no command trian\n\nusage: distsynth ")
+
+
+def test_in_one_file_an_error_stands_below_what_was_printed_before_it():
+    program = """
+import sys
+from distsynth.cli.messages import messages_on_stderr, report_error
+from sharding.io.errors import DataError
+print("the table")
+with messages_on_stderr():
+    sys.exit(report_error(DataError("a.nii.gz", "broken", "Replace it"), ["evaluate"], False))
+"""
+    # A shell may ask for output without a buffer, in which the order is never lost.
+    buffered = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=buffered,
+    )
+    assert done.returncode == 1
+    first, last = done.stdout.splitlines()
+    assert first == "the table"
+    assert last.startswith("distsynth: a.nii.gz: broken")

@@ -204,6 +204,7 @@ def test_what_keeps_nothing_is_started_again_by_the_line_that_it_shows(name, sma
     assert main(args) == 0
 
 
+@pytest.mark.long
 def test_a_study_continues(small_study, tmp_path):
     folder, _ = small_study
     cohort = folder / "cohort" / "cohort.csv"

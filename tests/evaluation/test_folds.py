@@ -35,6 +35,7 @@ def test_each_specimen_validates_once_and_trains_otherwise(folds, phantom_cohort
             fold_splits(specimens, *wrong)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_folds_are_evaluated_as_one(phantom_cohort, small_shards, tmp_path):
     specimens = read_cohort(phantom_cohort)

@@ -121,6 +121,7 @@ def test_the_evaluation_predicts_from_what_the_prepared_pair_holds(raw_and_prepa
     np.testing.assert_allclose(written.data, expected, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_of_a_real_pair_too(real_pairs, tmp_path):
     raw = next(row for row in read_cohort(real_pairs) if row.name == "sub-05")

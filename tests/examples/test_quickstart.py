@@ -41,6 +41,7 @@ def test_the_notebook_is_made_from_the_script():
     assert kinds.count("code") == kinds.count("markdown") >= 4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_script_runs_in_an_empty_folder(tmp_path):
     ended = subprocess.run(

@@ -86,6 +86,7 @@ def test_a_lost_stage_is_done_again_from_what_is_there(study, plan):
     assert lost == again
 
 
+@pytest.mark.long
 def test_thin_brains_in_other_units_are_studied(tmp_path):
     """As of mice: no block of 32 voxels fits, and intensities are far from those of phantoms."""
     rows = ds.make_phantoms(tmp_path / "mice", 4, (44, 18, 36))

@@ -129,6 +129,7 @@ def local(lab: Lab, phantom_cohort: Path) -> Launched:
     return seen
 
 
+@pytest.mark.long
 def test_more_gpus_than_this_machine_has_are_refused_locally(lab, home):
     words = ["python", JOB, *lab.words("many"), "--local", "--gpus", "64"]
     status, said = finished(words, environment(home), home)
@@ -211,10 +212,12 @@ def assert_listened_on_loopback(seen: Launched) -> None:
 # On this machine alone.
 
 
+@pytest.mark.long
 def test_a_local_sweep_needs_no_home_folder_that_can_be_written(local):
     assert local.status == 0, local.said
 
 
+@pytest.mark.long
 def test_a_local_sweep_ends_with_its_leaderboard(local):
     assert local.status == 0, local.said
     rows = rows_of(local.sweep)
@@ -232,10 +235,12 @@ def test_a_local_sweep_ends_with_its_leaderboard(local):
     assert not (local.sweep / "ray").exists()
 
 
+@pytest.mark.long
 def test_a_local_sweep_listens_on_loopback_only(local):
     assert_listened_on_loopback(local)
 
 
+@pytest.mark.long
 def test_a_sweep_can_be_looked_at_while_it_runs(local):
     assert local.looks
     for status, shown in local.looks:
@@ -248,6 +253,7 @@ def test_a_sweep_can_be_looked_at_while_it_runs(local):
     assert "finished" not in local.looks[0][1].splitlines()[0]
 
 
+@pytest.mark.long
 def test_a_second_start_under_the_name_is_refused(lab, local, home):
     before = (local.sweep / "sweep.json").read_bytes()
     words = ["python", JOB, *lab.words("local"), "--local"]
@@ -258,6 +264,7 @@ def test_a_second_start_under_the_name_is_refused(lab, local, home):
     assert (local.sweep / "sweep.json").read_bytes() == before
 
 
+@pytest.mark.long
 def test_resuming_a_finished_sweep_prints_its_table_again(lab, local, capsys):
     text = board(local.sweep)
     assert main(["sweep", "--resume", "local", "--storage", str(lab.sweeps)]) == 0
@@ -272,6 +279,7 @@ def test_resuming_a_finished_sweep_prints_its_table_again(lab, local, capsys):
     assert board(local.sweep) == text
 
 
+@pytest.mark.long
 def test_the_status_of_a_finished_sweep_is_its_table(lab, local, capsys):
     assert main(["sweep", "--status", "local", "--storage", str(lab.sweeps)]) == 0
     first, _, *table = capsys.readouterr().out.splitlines()

@@ -96,6 +96,7 @@ def assert_wandb_has_every_row(folder, name):
         assert kept == {key: value for key, value in row.items() if key != "step"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "moment"),
     [

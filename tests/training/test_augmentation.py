@@ -27,7 +27,7 @@ def batch(sides, count=6, channels=1):
 @pytest.mark.parametrize("kind", SIDES)
 def test_a_patch_is_changed_alike_in_any_batch_and_otherwise_each_epoch(kind):
     sides = SIDES[kind]
-    config = AugmentConfig(flips=tuple(range(len(sides))), turns=True, **ALL)
+    config = AugmentConfig(flips=tuple(range(len(sides))), turns=True, shift=1, **ALL)
     augment = Augmentation(config, 7, sides)
     given = batch(sides)
     whole = augment(*given, 3)
@@ -72,6 +72,29 @@ def test_flips_and_turns_move_source_and_target_alike(kind):
     assert len(found) > 6
 
 
+@pytest.mark.parametrize("kind", SIDES)
+def test_shifts_move_source_and_target_by_the_same_few_voxels(kind):
+    sides = SIDES[kind]
+    source, target, where = batch(sides, count=64)
+    moved, goal = Augmentation(AugmentConfig(shift=2), 1, sides)(source, target, where, 0)
+    torch.testing.assert_close(goal, moved * 2 + 1)
+    found = set()
+    for before, after in zip(source[:, 0].numpy(), moved[:, 0].numpy(), strict=True):
+        padded = np.pad(before, 2, mode="edge")
+        steps = [
+            step
+            for step in itertools.product(range(-2, 3), repeat=len(sides))
+            if np.array_equal(
+                padded[tuple(slice(2 - s, 2 - s + n) for s, n in zip(step, sides, strict=True))],
+                after,
+            )
+        ]
+        assert len(steps) == 1
+        found.add(steps[0])
+    for axis in range(len(sides)):
+        assert {step[axis] for step in found} == {-2, -1, 0, 1, 2}
+
+
 def test_nothing_is_changed_unless_asked():
     source, target, where = batch((8, 8))
     found = Augmentation(AugmentConfig(), 1, (8, 8))(source, target, where, 0)
@@ -99,7 +122,8 @@ def test_what_is_drawn_is_uniform_and_normal():
 
 
 def test_an_augmented_run_goes_on_to_the_bit(shard_folder, tmp_path):
-    more = {f"augment.{name}": value for name, value in ALL.items()} | {"augment.flips": (0, 1)}
+    more = {f"augment.{name}": value for name, value in ALL.items()}
+    more |= {"augment.flips": (0, 1), "augment.shift": 1}
     train(tiny_config(shard_folder, more), tmp_path / "whole")
     train(tiny_config(shard_folder, more, {"train.epochs": 1}), tmp_path / "run")
     train(tiny_config(shard_folder, more), tmp_path / "run", resume=True)

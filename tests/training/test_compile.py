@@ -21,6 +21,7 @@ def gradients(network, source):
 
 
 # Compiling starts processes of its own.
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_network_computes_as_the_plain_one():
     reason = why_not(CPU)

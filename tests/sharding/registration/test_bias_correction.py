@@ -123,6 +123,7 @@ def test_parameters_out_of_range_are_refused(change, rule):
         CorrectConfig(**change)
 
 
+@pytest.mark.long
 def test_a_field_on_a_real_volume_is_removed(real_t1w):
     """Beside the field that the scanner left, which N4 removes too."""
     specimen = next(row for row in read_cohort(real_t1w) if row.name == "sub-03")

@@ -1,0 +1,75 @@
+"""A training that ends with its processor time, and the commit that it was run from."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from accelerate import Accelerator
+
+import distsynth
+from distsynth.config import RunConfig, TrainConfig, with_overrides
+from distsynth.inference.predictor import Predictor, load_predictor
+from distsynth.runs.folder import LAST
+from distsynth.training.pace import Pace
+
+
+def train_for(
+    config: RunConfig, shards: str, run: Path, seconds: float, seed: int
+) -> tuple[Predictor, dict[str, Any]]:
+    """Train for so many processor seconds; the schedule ends with them.
+
+    Args:
+        config: How to train.
+        shards: Folder of the shards.
+        run: Folder of the run; replaced.
+        seconds: Of the whole process, counted during steps alone.
+        seed: Of weights and patches.
+
+    Returns:
+        What predicts with the last weights, and numbers of the training: `spent` seconds, `steps`,
+        `weights` of the generator, `precision`.
+    """
+    changes = {
+        "data.shards": shards,
+        "train.minutes": seconds / 60,
+        "train.epochs": 1000,
+        "train.validate_every": 1000,
+        "train.seed": seed,
+        "tracking.mode": "disabled",
+    }
+    clocks: list[Pace] = []
+
+    def pace(train: TrainConfig, steps: int, accelerator: Accelerator) -> Pace:
+        clocks.append(Pace(steps * train.epochs, train.minutes, accelerator, time.process_time))
+        return clocks[-1]
+
+    with mock.patch("distsynth.training.run.run_pace", pace):
+        distsynth.train(with_overrides(config, changes), run, overwrite=True)
+    predictor = load_predictor(run / LAST, "cpu")
+    learnt = predictor.checkpoint.learners["generator"]["network"]
+    return predictor, {
+        "spent": clocks[-1].seconds,
+        "steps": predictor.checkpoint.position.step,
+        "weights": sum(part.numel() for part in learnt.values()),
+        "precision": predictor.checkpoint.config.train.precision,
+    }
+
+
+SET_HERE = ("data.shards", "train.minutes", "train.epochs", "train.validate_every", "train.seed")
+"""Fields that `train_for` sets, whatever a configuration says."""
+
+
+def commit() -> str:
+    """The commit of this tree, with `+` where files differ from it; `unknown` outside of git."""
+    folder = Path(__file__).parent
+    found = []
+    for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno")):
+        done = subprocess.run(("git", "-C", folder, *words), capture_output=True, text=True)
+        if done.returncode:
+            return "unknown"
+        found.append(done.stdout.strip())
+    return found[0] + ("+" if found[1] else "")
