@@ -74,11 +74,11 @@ class DataConfig:
         Raises:
             ConfigError: If the shards have not been read yet.
         """
-        return self._known("contrasts") * self.slices
+        return (self.contrasts or 1) * self.slices
 
     @property
     def slices(self) -> int:
-        """Slices that each contrast carries; raises ConfigError as `channels` does."""
+        """Slices that each contrast carries, the middle one is predicted; raises as `channels`."""
         return 1 + 2 * self._known("neighbours")
 
     @property

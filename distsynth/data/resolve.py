@@ -1,4 +1,4 @@
-"""What the shards know of a run: the patch, where it starts, the slices beside it, its contrasts."""
+"""What the shards know of a run: the patch, where it starts, its slices and its contrasts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
     """
     found = {}
     for name in SHARD_FIELDS:
-        here = manifest.images if name == "contrasts" else getattr(manifest.config, name)
+        here = manifest.contrast_count if name == "contrasts" else getattr(manifest.config, name)
         given = getattr(config.data, name)
         if given is not None and given != here:
             raise ConfigError(

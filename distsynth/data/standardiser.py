@@ -26,7 +26,10 @@ class Standardiser:
         self._device = device
         rows, standards = manifest.specimens, manifest.standards
         targets = [row.target for row in rows]
-        sources = [[row.source_transforms[index] for row in rows] for index in range(manifest.images)]
+        sources = [
+            [row.source_transforms[index] for row in rows]
+            for index in range(manifest.contrast_count)
+        ]
         self._target = table(targets)
         self._sources = [table(transforms) for transforms in sources]
         self._target_moves = LandmarkMoves.of(

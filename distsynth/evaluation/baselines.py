@@ -2,7 +2,8 @@
 
 A baseline has a `name` and `predict(pair)`; those that are fitted also have `fit(pairs)`, which
 reads training pairs one at a time and keeps only sums, so that memory does not grow with the
-cohort. `predict` looks at the source alone, never at the target or the mask.
+cohort. `predict` looks at the source alone, never at the target or the mask. Of several contrasts
+the regression sees all, as a network does; the others see the first one.
 
 Background: the aim is the lowest error in the mask, yet values outside should be sane too. So
 background counts, but all of it only a fiftieth as much as the mask of the same specimen, however
@@ -38,7 +39,12 @@ class PairLike(Protocol):
 
     @property
     def source(self) -> Array:
-        """Source, cubic interpolation."""
+        """Source, cubic interpolation; of several contrasts the first one."""
+        ...
+
+    @property
+    def network_source(self) -> Array:
+        """The same of all contrasts: shape (x, y, z), or (contrasts, x, y, z) if there are some."""
         ...
 
     @property
@@ -128,14 +134,14 @@ class Fitted(ABC):
             raise ValueError(f"{self.name} has seen no training pairs: call fit with some first")
 
 
-def new_baselines() -> list[Fitted]:
-    """All baselines that are fitted, before they are."""
-    return [IntensityMap(), NeighbourhoodRegression()]
+def new_baselines(contrasts: int = 1) -> list[Fitted]:
+    """All baselines that are fitted, before they are, for sources of so many contrasts."""
+    return [IntensityMap(), NeighbourhoodRegression(contrasts=contrasts)]
 
 
-def fitted_baselines(training_pairs: Iterable[PairLike]) -> list[Fitted]:
+def fitted_baselines(training_pairs: Iterable[PairLike], contrasts: int = 1) -> list[Fitted]:
     """All fitted baselines from one pass over the training pairs, one pair in memory at a time."""
-    baselines = new_baselines()
+    baselines = new_baselines(contrasts)
     for pair in training_pairs:
         for baseline in baselines:
             baseline.update(pair)
@@ -222,13 +228,14 @@ class NeighbourhoodRegression(Fitted):
     without them one slope has to serve tissue and background. Least squares by normal equations
     in float64, with a ridge of 1e-6 times the mean variance of the features: the upsampled source
     is smooth and its neighbours nearly collinear. The intercept is free of it. Specimens count by
-    the voxels drawn of them.
+    the voxels drawn of them. Several contrasts have weights and hinges each, and one intercept.
 
     Args:
         voxels: Most voxels used of each specimen's mask, drawn at random; a tenth as many of its
             background.
         hinges: Positions t_j in standardised units; () for the plain linear filter.
         seed: The seed of the draws; together with the order of pairs it fixes the fit.
+        contrasts: Of a source.
     """
 
     name = "neighbourhood-regression"
@@ -236,14 +243,19 @@ class NeighbourhoodRegression(Fitted):
     ridge = 1e-6
 
     def __init__(
-        self, voxels: int = 200_000, hinges: Sequence[float] = HINGES, seed: int = 0
+        self,
+        voxels: int = 200_000,
+        hinges: Sequence[float] = HINGES,
+        seed: int = 0,
+        contrasts: int = 1,
     ) -> None:
         self.voxels = voxels
         self.hinges = np.array(hinges, np.float64)
         self.seed = seed
         side = 2 * self.reach + 1
         self._taps = side**3
-        features = self._taps + len(self.hinges) + 1
+        self.contrasts = contrasts
+        features = contrasts * (self._taps + len(self.hinges)) + 1
         self._gram = np.zeros((features, features))
         self._moment = np.zeros(features)
         self._pairs = 0
@@ -254,7 +266,8 @@ class NeighbourhoodRegression(Fitted):
         _check_pair(pair)
         rng = np.random.default_rng([self.seed, self._pairs])
         self._pairs += 1
-        padded = np.pad(pair.source, self.reach, mode="edge")
+        sources = self._sources(pair)
+        padded = [np.pad(source, self.reach, mode="edge") for source in sources]
         inside, outside = (np.flatnonzero(where) for where in (pair.mask, ~pair.mask))
         count = min(self.voxels, len(inside))
         background = min(self.voxels // 10 + 1, len(outside))
@@ -262,7 +275,7 @@ class NeighbourhoodRegression(Fitted):
         for voxels, number, weight in ((inside, count, 1.0), (outside, background, share)):
             chosen = np.sort(rng.choice(voxels, number, replace=False, shuffle=False))
             for part in np.array_split(chosen, max(1, number // 8192)):
-                rows = self._features(padded, np.unravel_index(part, pair.source.shape))
+                rows = self._features(padded, np.unravel_index(part, pair.mask.shape))
                 self._gram += weight * (rows.T @ rows)
                 self._moment += weight * (rows.T @ pair.target.reshape(-1)[part])
 
@@ -284,13 +297,14 @@ class NeighbourhoodRegression(Fitted):
             "voxels": self.voxels,
             "hinges": self.hinges.tolist(),
             "seed": self.seed,
+            "contrasts": self.contrasts,
             "reach": self.reach,
             "ridge": self.ridge,
             "background": BACKGROUND_WEIGHT,
         }
 
     def state(self) -> dict[str, NDArray[np.float64]]:
-        """The weights: neighbourhood, hinges, intercept."""
+        """The weights: neighbourhood and hinges of each contrast, intercept."""
         self._check(self._weights.size > 0)
         return {"weights": self._weights}
 
@@ -306,25 +320,46 @@ class NeighbourhoodRegression(Fitted):
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """Filter the source, its faces repeated outwards."""
         self._check(self._weights.size > 0)
-        source = pair.source.astype(np.float32)
         side = 2 * self.reach + 1
-        kernel = self._weights[: self._taps].reshape(side, side, side)
-        out = np.empty(source.shape, np.float32)
-        ndimage.correlate(source, kernel, out, mode="nearest")
-        for hinge, slope in zip(self.hinges, self._weights[self._taps : -1], strict=True):
-            out += np.float32(slope) * np.maximum(source - np.float32(hinge), 0)
+        out = np.zeros(pair.mask.shape, np.float32)
+        filtered = np.empty(pair.mask.shape, np.float32)
+        weights = np.split(self._weights[:-1], self.contrasts)
+        for source, own in zip(self._sources(pair), weights, strict=True):
+            source = source.astype(np.float32)
+            kernel = own[: self._taps].reshape(side, side, side)
+            ndimage.correlate(source, kernel, filtered, mode="nearest")
+            out += filtered
+            for hinge, slope in zip(self.hinges, own[self._taps :], strict=True):
+                out += np.float32(slope) * np.maximum(source - np.float32(hinge), 0)
         out += np.float32(self._weights[-1])
         return out
 
-    def _features(self, padded: Array, voxels: tuple[NDArray[Any], ...]) -> NDArray[np.float64]:
-        """One row a voxel: neighbourhood, hinges, 1."""
-        strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+    def _sources(self, pair: PairLike) -> Array:
+        """Every contrast of a pair, shape (contrasts, x, y, z).
+
+        Raises:
+            ValueError: If the pair has more or fewer than the regression.
+        """
+        found = pair.network_source
+        sources = found if found.ndim == 4 else found[None]
+        if len(sources) != self.contrasts:
+            raise ValueError(f"a pair must have {self.contrasts} contrasts, got {len(sources)}")
+        return sources
+
+    def _features(
+        self, padded: Sequence[Array], voxels: tuple[NDArray[Any], ...]
+    ) -> NDArray[np.float64]:
+        """One row a voxel: neighbourhood and hinges of each contrast, 1."""
+        shape = padded[0].shape
+        strides = np.array([shape[1] * shape[2], shape[2], 1])
         side = range(2 * self.reach + 1)
         offsets = np.array(list(itertools.product(side, side, side))) @ strides
-        first = np.ravel_multi_index(voxels, padded.shape)
-        near = padded.reshape(-1)[first[:, None] + offsets].astype(np.float64)
-        bends = np.maximum(near[:, self._taps // 2, None] - self.hinges, 0)
-        return np.hstack([near, bends, np.ones((len(near), 1))])
+        first = np.ravel_multi_index(voxels, shape)
+        parts = []
+        for contrast in padded:
+            near = contrast.reshape(-1)[first[:, None] + offsets].astype(np.float64)
+            parts += [near, np.maximum(near[:, self._taps // 2, None] - self.hinges, 0)]
+        return np.hstack([*parts, np.ones((len(first), 1))])
 
 
 def _finite(name: str, values: NDArray[Any]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from distsynth.reporting.seam_figures import consistency_figure, seam_figure
 from distsynth.reporting.viewer_slices import Slices, Volumes, cut_slices
 from sharding.io.page import Picture
 from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.contrasts import in_order
 from sharding.volumes.pair import Pair, prepare_pair
 
 MOST_CHECKS = 8
@@ -56,7 +57,8 @@ def show_specimens(
 
     Raises:
         ConfigError: If the models were trained on different data, or no specimen is left.
-        DataError: If a test specimen's scan was seen in training, or a file is bad.
+        DataError: If a test specimen's scan was seen in training, a file is bad, or a specimen has
+            other contrasts than the models.
     """
     data = next(iter(predictors.values())).checkpoint.data
     for name, predictor in predictors.items():
@@ -72,6 +74,7 @@ def show_specimens(
         raise ConfigError(f"the cohort has no specimen in the split {split}{evaluated}")
     shown = SpecimenPictures(left_out=[specimen.name for specimen in chosen[most:]])
     for specimen in chosen[:most]:
+        specimen = in_order(specimen, data.contrasts)
         pair = prepare_pair(specimen, data.preprocess, data.standards)
         if split == "test":
             data.refuse_seen(specimen, pair)
@@ -87,7 +90,8 @@ def _checked_specimens(predictors: Mapping[str, Predictor]) -> int:
 def _show(shown: SpecimenPictures, pair: Pair, predictors: Mapping[str, Predictor]) -> None:
     """Add one specimen."""
     source, target = pair.source, pair.target
-    made = {name: model(source, f"{name}, {pair.name}") for name, model in predictors.items()}
+    seen = pair.network_source
+    made = {name: model(seen, f"{name}, {pair.name}") for name, model in predictors.items()}
     spacing = pair.grid.spacing_mm
     shown.slices.append(
         cut_slices(

@@ -19,6 +19,7 @@ from sharding.registration.config import RegisterConfig
 from sharding.registration.register import register_rigid
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.contrasts import refuse_several
 from sharding.volumes.intensities import SCALED_MAX, fit_intensities
 from sharding.volumes.masks import otsu_foreground
 from sharding.volumes.pair import source_of
@@ -133,6 +134,7 @@ def survey(specimens: Sequence[Specimen], config: PreprocessConfig | None = None
     Raises:
         DataError: If a file is bad or a specimen has no source.
     """
+    refuse_several(specimens, "plan and run take")
     config = config or PreprocessConfig()
     spread = np.linspace(0, len(specimens) - 1, min(MEASURED, len(specimens))).round()
     measured = set(spread.astype(int).tolist())

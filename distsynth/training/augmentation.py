@@ -34,14 +34,18 @@ class Augmentation:
         config: How much.
         seed: Of the run.
         patch_size: Sides in voxels.
+        contrasts: Of a source; each has its own contrast, blur, bias field and noise.
 
     Raises:
         ConfigError: If turns are asked for and no two sides are equal, or an axis to flip is none
             of the patch's.
     """
 
-    def __init__(self, config: AugmentConfig, seed: int, patch_size: tuple[int, ...]) -> None:
+    def __init__(
+        self, config: AugmentConfig, seed: int, patch_size: tuple[int, ...], contrasts: int = 1
+    ) -> None:
         self._config, self._seed, self._dims = config, seed, len(patch_size)
+        self._contrasts = contrasts
         if not set(config.flips) <= set(range(len(patch_size))):
             raise ConfigError(
                 f"augment.flips must be axes of a patch, 0 to {len(patch_size) - 1}, got "
@@ -88,7 +92,12 @@ class Augmentation:
             for axis in range(self._dims):
                 steps = (next(drawn) * (2 * config.shift + 1)).long() - config.shift
                 source, target = (_moved(part, steps, 2 + axis) for part in (source, target))
-        return self._as_scanned(source, drawn, keys), target
+        first, *others = source.chunk(self._contrasts, dim=1)
+        scanned = [self._as_scanned(first, drawn, keys)]
+        for index, part in enumerate(others, start=1):
+            own = mix(keys * GOLDEN + index)
+            scanned.append(self._as_scanned(part, iter(uniform(own, DRAWS).unbind(1)), own))
+        return scanned[0] if len(scanned) == 1 else torch.cat(scanned, dim=1), target
 
     def _keys(self, where: Tensor, epoch: int) -> Tensor:
         """One integer a patch that everything drawn for it depends on."""

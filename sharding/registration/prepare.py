@@ -39,6 +39,7 @@ from sharding.registration.specimen import (
     prepare_specimen,
 )
 from sharding.volumes.cohort import Specimen, write_cohort
+from sharding.volumes.contrasts import refuse_several
 
 COHORT = "cohort.csv"
 QUALITY = "quality.json"
@@ -105,6 +106,7 @@ def prepare_cohort(
             disk is full. What is finished stays.
         Exception: Any other one that a step raises, which no specimen is to blame for.
     """
+    refuse_several(specimens, "prepare registers")
     out = out.resolve()
     names = {specimen.name for specimen in specimens}
     for name in sorted(names & {COHORT, QUALITY, PAGE, MARK}):

@@ -18,8 +18,9 @@ the specimen's name, dots as plus signs, and the number of the block:
     KEY.where.npy    int32, (n, 4)                 axis (-1 for a block) and first voxel
 
 Standardising is left to the reader's device: z = (value / 65535 - mean) / std with the mean and
-std of the specimen's intensity transform, which the manifest keeps, one a contrast. If the transform has
-landmarks, value / 65535 is first moved from them to the mean landmarks of the training specimens.
+std of the specimen's intensity transform, which the manifest keeps for each contrast. If the
+transform has landmarks, value / 65535 is first moved from them to the mean landmarks of the
+training specimens.
 
 Nothing in a record depends on the rest of the cohort, so that specimens are cut in any order, on
 any machine, and stay as they are when others are added or change their split.
@@ -204,14 +205,14 @@ class Manifest:
     contrasts: Several[str] = ()
 
     @property
-    def images(self) -> int:
+    def contrast_count(self) -> int:
         """Contrasts of a source, at least one."""
         return max(1, len(self.contrasts))
 
     @property
     def channels(self) -> int:
         """Channels of a source patch: of each contrast the slice itself and its neighbours."""
-        return self.images * self.config.slices
+        return self.contrast_count * self.config.slices
 
     def names(self, split: Split) -> list[str]:
         """Specimens of a split."""
@@ -230,7 +231,7 @@ class Manifest:
             standard_landmarks([row.target.landmarks for row in seen]),
             tuple(
                 standard_landmarks([row.source_transforms[index].landmarks for row in seen])
-                for index in range(1, self.images)
+                for index in range(1, self.contrast_count)
             ),
         )
 
@@ -302,9 +303,10 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     names = manifest.contrasts
     if len(names) == 1 or len(set(names)) < len(names):
         yield f"contrasts must be none, or two or more of different names: {', '.join(names)}"
+    count = manifest.contrast_count
     for row in manifest.specimens:
-        if len(row.further) != manifest.images - 1:
-            yield f"{row.name} has {len(row.further) + 1} contrasts, the set {manifest.images}"
+        if len(row.further) != count - 1:
+            yield f"{row.name} has {len(row.further) + 1} contrasts, the set {count}"
     for name in specimens:
         if not SPECIMEN_NAME.fullmatch(name):
             yield f"not a name that a specimen can have: {name!r}"

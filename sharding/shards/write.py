@@ -112,9 +112,7 @@ def write_shards(
         if old and update:
             check_same_config(folder, old, config)
             if old.contrasts != contrasts:
-                rule = (
-                    f"the set holds {in_words(old.contrasts)}, the cohort {in_words(contrasts)}"
-                )
+                rule = f"the set holds {in_words(old.contrasts)}, the cohort {in_words(contrasts)}"
                 raise DataError(folder.url, rule, "Shard into another folder")
         splits = choose_splits(specimens, config, old if update else None)
         tasks = [

@@ -183,7 +183,10 @@ def simulate_cohort(
             write_volume(Path(gathered, sources[specimen.name].name), source)
             record = json.dumps(applied, indent=2) + "\n"
             atomic_write(Path(gathered, f"{specimen.name}_source.json"), record)
-        done = [replace(specimen, source=sources[specimen.name]) for specimen in specimens]
+        done = [
+            replace(specimen, source=sources[specimen.name], contrast="", further=())
+            for specimen in specimens
+        ]
         # All of the files or none, if a signal arrives now.
         with deferred_signals():
             for path in sorted(Path(gathered).iterdir()):

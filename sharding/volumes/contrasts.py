@@ -47,7 +47,7 @@ def is_contrast_column(column: str) -> bool:
     )
 
 
-def contrast_names(where: object, columns: Sequence[str]) -> tuple[str, ...]:
+def contrast_names(where: str | Path, columns: Sequence[str]) -> tuple[str, ...]:
     """The contrasts that the columns of a cohort file name, in their order; none for one source.
 
     Raises:
@@ -131,6 +131,22 @@ def check_contrasts(where: object, found: Sequence[str], names: Sequence[str]) -
             f"the model was trained on {in_words(names)}, and here is {in_words(found)}",
             "Give the same contrasts, by the same names",
         )
+
+
+def refuse_several(specimens: Sequence[Specimen], what: str) -> None:
+    """Refuse specimens of several contrasts where one source is all that can be used.
+
+    Args:
+        specimens: The cohort.
+        what: What takes one source, as the start of a sentence.
+
+    Raises:
+        DataError: Names the first such specimen.
+    """
+    for row in specimens:
+        if row.further:
+            rule = f"{what} one source, and this specimen has {in_words(row.contrasts)}"
+            raise DataError(row.name, rule, "Give a cohort with the column source")
 
 
 def in_words(names: Sequence[str]) -> str:

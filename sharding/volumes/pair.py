@@ -269,7 +269,7 @@ def _placed(
     if unmoved:
         native, _ = read_pair(unmoved, specimen.target, config.orientation)
         fitted = fit_intensities(unmoved, native, config)
-    check_not_finer(file, source, given, config)
+    check_not_finer(file, native, given, config)
     placed = place_source(source, target.shape, target.affine, config, file, fitted=fitted)
     return replace(placed, native=native)
 
