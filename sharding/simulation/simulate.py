@@ -124,7 +124,7 @@ def simulate_source(
 
     Args:
         target: High-field volume, any intensity units.
-        config: Strength of each effect.
+        config: Strength of each effect; `contrasts` are for simulate_cohort.
         name: The specimen; with the seed it determines every random draw.
 
     Returns:
@@ -165,7 +165,7 @@ def simulate_source(
     affine = target.affine @ np.diag([step, step, step, 1])
     applied = {
         "specimen": name,
-        "model": asdict(config),
+        "model": {key: value for key, value in asdict(config).items() if key != "contrasts"},
         "gamma": gamma,
         "blur_voxels": blur_voxels,
         "bias_slopes": slopes.tolist(),

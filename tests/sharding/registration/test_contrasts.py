@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cheap_preparation import CHEAP
+from two_contrasts import moved
 
 from sharding.registration.prepare import prepare_cohort
 from sharding.simulation.phantom import phantom_volume
@@ -16,7 +17,7 @@ from sharding.volumes.cohort import Specimen, read_cohort
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.contrasts import Contrast
 from sharding.volumes.pair import prepare_pair
-from sharding.volumes.volume import write_volume
+from sharding.volumes.volume import read_volume, write_volume
 
 SHIFT_MM = 0.6
 STEPS = ("correct", "scale", "rigid", "resample")
@@ -92,14 +93,13 @@ def test_a_change_of_a_further_contrast_changes_what_depends_on_it(raw, prepared
 
 
 def test_a_contrast_that_covers_too_little_fails_the_specimen(raw, tmp_path):
-    source = raw.further[0].source
+    far = tmp_path / "far.nii.gz"
+    write_volume(far, moved(read_volume(raw.further[0].source), 4.0))
     done = prepare_cohort(
-        [replace(raw, further=(Contrast("t2", source),))],
+        [replace(raw, further=(Contrast("t2", far),))],
         tmp_path / "out",
-        replace(
-            CONFIG, steps=("scale", "resample"), preprocess=PreprocessConfig(min_overlap=0.999)
-        ),
+        replace(CONFIG, steps=("scale", "resample"), preprocess=PreprocessConfig(min_overlap=0.9)),
         workers=1,
     )
-    assert "t2.nii.gz" in done.failures["a"]
+    assert "far.nii.gz" in done.failures["a"]
     assert "must overlap" in done.failures["a"]

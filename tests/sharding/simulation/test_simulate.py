@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
@@ -225,7 +224,7 @@ def test_a_cohort_gets_sources_sidecars_and_a_table(tmp_path, cohort):
         told = json.loads(row.source.with_name(f"{row.name}_source.json").read_text())
         assert told == applied
         assert told["specimen"] == row.name
-        assert told["model"] == asdict(config)
+        assert SimulationConfig(**told["model"]) == config
         assert (np.abs(told["bias_slopes"]) <= 0.1).all()
     assert all(b"Jane" not in data for data in content(tmp_path / "out").values())
 
