@@ -18,7 +18,7 @@ unless `gamma_spread` and `blur_spread` say otherwise: one curve for everybody i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -110,7 +110,7 @@ class SimulationConfig:
                 raise ValueError(f"contrasts must be NAME=GAMMA; {name}: {error}") from None
 
     @property
-    def each_contrast(self) -> dict[str, SimulationConfig]:
+    def each_contrast(self) -> Mapping[str, SimulationConfig]:
         """Name -> how that contrast is simulated; one of no name where there is one source."""
         parts = [each.partition("=") for each in self.contrasts]
         found = {name: replace(self, contrasts=(), gamma=float(gamma)) for name, _, gamma in parts}
