@@ -39,6 +39,7 @@ from distsynth.training.report import EpochReport, fruitless
 from distsynth.training.setup import (
     build_accelerator,
     build_encoder,
+    build_foreground,
     build_learners,
     build_loss,
     check_setup,
@@ -46,6 +47,7 @@ from distsynth.training.setup import (
 )
 from distsynth.training.start import start_from
 from distsynth.training.steps import (
+    MicroBatch,
     Terms,
     adversarial_step,
     interpolation_shares,
@@ -103,7 +105,10 @@ class TrainingRun:
             pace,
             build_encoder(config, accelerator),
         )
-        self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
+        self.foreground = build_foreground(self.loss, self.shards, accelerator)
+        self.validator = Validator(
+            self.shards, config, accelerator, self.standardise, self.loss, self.foreground
+        )
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
         self.augment = Augmentation(config.augment, config.train.seed, config.data.sides)
         self.display = RunDisplay(config, pace, self.batches.steps, accelerator)
@@ -312,10 +317,7 @@ class TrainingRun:
         self._log_once(validation_summary(done, title, metrics))
 
     def _step(self, batch: Batch, step: int) -> Terms:
-        source, target = self.standardise(batch)
-        source, target = self.augment(source, target, batch.where, self.state.position.epoch)
-        parts = self.config.train.accumulation
-        micro_batches = list(zip(source.chunk(parts), target.chunk(parts), strict=True))
+        micro_batches = self._micro_batches(batch)
         generator = self.state.learners["generator"]
         if self.config.adversarial:
             discriminator = self.state.learners["discriminator"]
@@ -329,6 +331,19 @@ class TrainingRun:
                 with_generator=(step + 1) % self.config.optim.discriminator_steps == 0,
             )
         return supervised_step(generator, self.loss, micro_batches, step)
+
+    def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
+        """A batch as the networks see it, augmented, in parts."""
+        source, target = self.standardise(batch)
+        if self.foreground:
+            # The mask moves as the target does.
+            target = torch.cat((target, self.foreground(batch.where).to(target)), 1)
+        source, target = self.augment(source, target, batch.where, self.state.position.epoch)
+        parts = self.config.train.accumulation
+        pairs = zip(source.chunk(parts), target.chunk(parts), strict=True)
+        if self.foreground:
+            return [MicroBatch(image, both[:, :1], both[:, 1:] > 0) for image, both in pairs]
+        return [MicroBatch(image, truth) for image, truth in pairs]
 
     def _interpolation_shares(self, step: int) -> Tensor | None:
         """Interpolation shares of this rank's patches for a gradient penalty; None without one."""

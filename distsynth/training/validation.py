@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from distsynth.config import RunConfig
 from distsynth.data.dataset import PatchDataset
+from distsynth.data.foreground import Foreground
 from distsynth.data.loader import Rank, validation_batches
 from distsynth.data.standardiser import Standardiser
 from distsynth.inference.stitching import Stitcher, border_planes, trimmed
@@ -88,9 +89,10 @@ class Validator:
         accelerator: Accelerator,
         standardise: Standardiser,
         loss: GeneratorLoss,
+        foreground: Foreground | None = None,
     ) -> None:
         self._shards, self._config, self._accelerator = shards, config, accelerator
-        self._standardise, self._loss = standardise, loss
+        self._standardise, self._loss, self._foreground = standardise, loss, foreground
         self._masks: dict[str, NDArray[np.bool_]] = {}
         self._chosen: dict[str, NDArray[np.int64]] = {}
 
@@ -190,7 +192,10 @@ class Validator:
             tell()
             source, truth = self._standardise(batch)
             predicted = generator(source).float()
-            _, terms = self._loss(predicted, truth, source=source, generator=generator)
+            inside = self._foreground(batch.where) if self._foreground else None
+            _, terms = self._loss(
+                predicted, truth, source=source, generator=generator, inside=inside
+            )
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(source)
             where = batch.where[:, 1:].numpy()
