@@ -39,6 +39,7 @@ from distsynth.training.report import EpochReport, fruitless
 from distsynth.training.setup import (
     build_accelerator,
     build_encoder,
+    build_foreground,
     build_learners,
     build_loss,
     check_setup,
@@ -46,6 +47,7 @@ from distsynth.training.setup import (
 )
 from distsynth.training.start import start_from
 from distsynth.training.steps import (
+    MicroBatch,
     Terms,
     adversarial_step,
     interpolation_shares,
@@ -56,6 +58,9 @@ from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, Interrupted, deferred_signals
 
 logger = logging.getLogger(__name__)
+
+WHOLE = "val_whole"
+"""Metrics of whole validation specimens, where `train.validate_share` takes less while training."""
 
 
 class TrainingRun:
@@ -100,7 +105,10 @@ class TrainingRun:
             pace,
             build_encoder(config, accelerator),
         )
-        self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
+        self.foreground = build_foreground(self.loss, self.shards, accelerator)
+        self.validator = Validator(
+            self.shards, config, accelerator, self.standardise, self.loss, self.foreground
+        )
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
         self.augment = Augmentation(config.augment, config.train.seed, config.data.sides)
         self.display = RunDisplay(config, pace, self.batches.steps, accelerator)
@@ -265,6 +273,8 @@ class TrainingRun:
         try:
             if done % config.train.validate_every == 0 or self._ends_with(epoch):
                 metrics = self._validate(done)
+            if self._ends_with(epoch) and config.train.validate_share < 1:
+                self._validate_everything(done)
             self._show_samples()
         except KeyboardInterrupt:
             # The epoch's steps are done: resumed, the run validates again.
@@ -296,11 +306,18 @@ class TrainingRun:
         self._log_once(validation_summary(done, f"/{self.config.train.epochs}", metrics))
         return metrics
 
+    def _validate_everything(self, done: int) -> None:
+        """Log the metrics of whole validation specimens as `val_whole/<metric>`."""
+        state = self.state
+        generator = state.learners["generator"].evaluated
+        metrics = self.validator(generator, self.display.validating, everything=True)
+        rows = {name.replace("val/", f"{WHOLE}/"): value for name, value in metrics.items()}
+        self.trackers.log(state.position.step, {"epoch": done, **rows})
+        title = f"/{self.config.train.epochs}, whole specimens"
+        self._log_once(validation_summary(done, title, metrics))
+
     def _step(self, batch: Batch, step: int) -> Terms:
-        source, target = self.standardise(batch)
-        source, target = self.augment(source, target, batch.where, self.state.position.epoch)
-        parts = self.config.train.accumulation
-        micro_batches = list(zip(source.chunk(parts), target.chunk(parts), strict=True))
+        micro_batches = self._micro_batches(batch)
         generator = self.state.learners["generator"]
         if self.config.adversarial:
             discriminator = self.state.learners["discriminator"]
@@ -314,6 +331,19 @@ class TrainingRun:
                 with_generator=(step + 1) % self.config.optim.discriminator_steps == 0,
             )
         return supervised_step(generator, self.loss, micro_batches, step)
+
+    def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
+        """A batch as the networks see it, augmented, in parts."""
+        source, target = self.standardise(batch)
+        if self.foreground:
+            # The mask moves as the target does.
+            target = torch.cat((target, self.foreground(batch.where).to(target)), 1)
+        source, target = self.augment(source, target, batch.where, self.state.position.epoch)
+        parts = self.config.train.accumulation
+        pairs = zip(source.chunk(parts), target.chunk(parts), strict=True)
+        if self.foreground:
+            return [MicroBatch(image, both[:, :1], both[:, 1:] > 0) for image, both in pairs]
+        return [MicroBatch(image, truth) for image, truth in pairs]
 
     def _interpolation_shares(self, step: int) -> Tensor | None:
         """Interpolation shares of this rank's patches for a gradient penalty; None without one."""
