@@ -180,6 +180,8 @@ def _chosen_by(checkpoint: Checkpoint) -> str:
     train, best = checkpoint.config.train, checkpoint.record.get("best_score", -math.inf)
     better = "higher" if OBJECTIVES[train.objective] else "lower"
     rule = f"The best epoch is chosen by stitched validation {train.objective}, {better} better"
+    if train.validate_share < 1:
+        rule += f", on {train.validate_share:.0%} of the slices of the validation specimens"
     if train.seam_penalty:
         rule += f", less {train.seam_penalty:g} for each unit of the seam index above 1"
     score = f"{best:.6g}" if math.isfinite(best) else "not known"

@@ -60,6 +60,9 @@ from sharding.io.interruption import DeferredSignals, Interrupted, deferred_sign
 
 logger = logging.getLogger(__name__)
 
+WHOLE = "val_whole"
+"""Metrics of whole validation specimens, where `train.validate_share` takes less while training."""
+
 
 class TrainingRun:
     """One training run in one process.
@@ -276,6 +279,8 @@ class TrainingRun:
         try:
             if done % config.train.validate_every == 0 or self._ends_with(epoch):
                 metrics = self._validate(done)
+            if self._ends_with(epoch) and config.train.validate_share < 1:
+                self._validate_everything(done)
             self._show_samples()
         except KeyboardInterrupt:
             # The epoch's steps are done: resumed, the run validates again.
@@ -306,6 +311,16 @@ class TrainingRun:
         self.trackers.log(state.position.step, {"epoch": done, **metrics})
         self._log_once(validation_summary(done, f"/{self.config.train.epochs}", metrics))
         return metrics
+
+    def _validate_everything(self, done: int) -> None:
+        """Log the metrics of whole validation specimens as `val_whole/<metric>`."""
+        state = self.state
+        generator = state.learners["generator"].evaluated
+        metrics = self.validator(generator, self.display.validating, everything=True)
+        rows = {name.replace("val/", f"{WHOLE}/"): value for name, value in metrics.items()}
+        self.trackers.log(state.position.step, {"epoch": done, **rows})
+        title = f"/{self.config.train.epochs}, whole specimens"
+        self._log_once(validation_summary(done, title, metrics))
 
     def _step(self, batch: Batch, step: int) -> Terms:
         micro_batches = self._micro_batches(batch)

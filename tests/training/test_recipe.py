@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import count
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_runs import losses, same, tensors, tiny_config
+from told_epochs import some_epochs
 
 from distsynth.config import to_dict
 from distsynth.data.dataset import PatchDataset
@@ -17,7 +19,7 @@ from distsynth.errors import ConfigError
 from distsynth.inference.predictor import load_predictor
 from distsynth.models.intensity_map import IntensityCurve
 from distsynth.runs.checkpoint import load_checkpoint
-from distsynth.runs.folder import BEST, LAST, open_run
+from distsynth.runs.folder import BEST, LAST, METRICS_FILE, open_run
 from distsynth.runs.package import export_files, read_export, write_files
 from distsynth.training.checkpointing import read_resumed
 from distsynth.training.loop import train
@@ -226,3 +228,43 @@ def test_aligned_blocks_of_odd_volumes_train_validate_and_predict(blocks, tmp_pa
     ):
         predictor.stitched(stride=5)
     assert to_dict(predictor.checkpoint.config)["data"]["alignment"] == 2
+
+
+SHARE = {"train.validate_share": 0.3, "train.epochs": 3}
+
+
+def test_a_share_chooses_the_best_epoch_and_everything_is_validated_at_the_end(
+    shard_folder, tmp_path
+):
+    train(tiny_config(shard_folder, SHARE), tmp_path / "share")
+    train(tiny_config(shard_folder, {"train.epochs": 3}), tmp_path / "whole")
+    share, whole = (
+        [json.loads(line) for line in (tmp_path / name / METRICS_FILE).read_text().splitlines()]
+        for name in ("share", "whole")
+    )
+    scores = [row["val/psnr"] for row in share if "val/psnr" in row]
+    assert len(scores) == 3
+    assert load_checkpoint(tmp_path / "share" / LAST).record["best_score"] == max(scores)
+    (everything,) = (row for row in share if "val_whole/psnr" in row)
+    ends = [row for row in whole if "val/psnr" in row]
+    assert everything["val_whole/psnr"] == ends[-1]["val/psnr"] != scores[-1]
+    assert same(tensors(tmp_path / "share", LAST), tensors(tmp_path / "whole", LAST))
+
+
+def test_a_run_with_a_share_goes_on_to_the_bit(shard_folder, tmp_path):
+    config = tiny_config(shard_folder, SHARE)
+    train(config, tmp_path / "unbroken")
+    some_epochs(config, tmp_path / "broken", 2)
+    train(config, tmp_path / "broken", resume=True)
+    rows = [
+        (tmp_path / name / METRICS_FILE).read_text().splitlines() for name in ("unbroken", "broken")
+    ]
+    kept = [[line for line in part if "val" in line] for part in rows]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 4
+    with pytest.raises(ConfigError, match=r"validate_share must be 0\.3 as in the run"):
+        train(
+            tiny_config(shard_folder, SHARE, {"train.validate_share": 1.0}),
+            tmp_path / "broken",
+            resume=True,
+        )
