@@ -256,7 +256,8 @@ def test_an_evaluation_uses_every_contrast(cohort, runs, single, tmp_path, refus
     alone = evaluate({"one": load_predictor(single / "run")}, read_cohort(single))
     (name,) = evaluation.specimens
     both, one = (
-        found.results["neighbourhood-regression"][name]["psnr"] for found in (evaluation, alone)
+        found.results["neighbourhood-regression"][name]["psnr_mask"]
+        for found in (evaluation, alone)
     )
     assert both > one + 6, "the target is two thirds of what only T2 shows"
     assert evaluation.results["cubic"][name] == pytest.approx(
