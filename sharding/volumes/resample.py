@@ -64,7 +64,7 @@ def resample(
     data = volume.data
     steps = np.abs(matrix[:3, :3]).max(axis=1)
     if order > 0 and (steps > 1.01).any():
-        data = _blurred(data, np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0), empty)
+        data = blurred(data, np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0), empty)
     linear, offset = matrix[:3, :3], matrix[:3, 3]
     on_grid = empty(shape)
     if np.array_equal(linear, np.eye(3)) and not offset.any() and shape == volume.shape:
@@ -87,18 +87,18 @@ def resample(
     return on_grid
 
 
-def _blurred(
-    data: NDArray[np.float32], sigma: NDArray[np.float64], empty: Empty
+def blurred(
+    data: NDArray[np.float32], sigma: NDArray[np.float64], empty: Empty = in_memory
 ) -> NDArray[np.float32]:
     """A volume blurred by a Gaussian of this many voxels along each axis."""
-    blurred = by_slabs(lambda slab: slab, data, empty)
+    found = by_slabs(lambda slab: slab, data, empty)
 
     def blur(lines: NDArray, axis: int, out: NDArray) -> None:
         if sigma[axis] > 0:
             ndimage.gaussian_filter1d(lines, sigma[axis], axis, output=out, mode="nearest")
 
-    filter_lines(blur, blurred)
-    return blurred
+    filter_lines(blur, found)
+    return found
 
 
 def spline_coefficients(
