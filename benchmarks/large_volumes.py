@@ -192,7 +192,9 @@ def measure(command: str, folder: Path) -> dict[str, float]:
 
 def table(sides: Sequence[int], folder: Path, say: Callable[[str], None] = print) -> None:
     """A row for each side and command."""
-    say("| volume | command | anonymous, MB | in all, MB | resident, MB | disk, MB | processor, s |")
+    say(
+        "| volume | command | anonymous, MB | in all, MB | resident, MB | disk, MB | processor, s |"
+    )
     say("|---|---|---|---|---|---|---|")
     for side in sides:
         with tempfile.TemporaryDirectory(dir=folder) as made:

@@ -33,7 +33,7 @@ def prepared_pairs(
 
     with ThreadPoolExecutor(1, thread_name_prefix="pair") as ahead:
         coming: Future[Pair] | None = None
-        for specimen, following in zip(specimens, [*specimens[1:], None], strict=True):
+        for specimen, following in zip(specimens, [*specimens[1:], None], strict=False):
             pair = coming.result() if coming else prepare(specimen)
             large = isinstance(empty, Scratch) and empty.on_disk(pair.target_scaled.nbytes)
             coming = ahead.submit(prepare, following) if following and not large else None
