@@ -338,13 +338,14 @@ class NeighbourhoodRegression(Fitted):
     def _features(self, source: Array, voxels: Voxels) -> NDArray[np.float64]:
         """One row a voxel: neighbourhood, hinges, 1."""
         steps = range(-self.reach, self.reach + 1)
-        offsets = np.array(list(itertools.product(steps, steps, steps)))
-        # Beyond a face its own voxels are repeated.
-        x, y, z = (
-            (index[:, None] + offset).clip(0, size - 1)
-            for index, offset, size in zip(voxels, offsets.T, source.shape, strict=True)
-        )
-        near = source[x, y, z].astype(np.float64)
+        near = np.empty((len(voxels[0]), self._taps))
+        for column, offset in enumerate(itertools.product(steps, steps, steps)):
+            # Beyond a face its own voxels are repeated.
+            x, y, z = (
+                (index + step).clip(0, size - 1)
+                for index, step, size in zip(voxels, offset, source.shape, strict=True)
+            )
+            near[:, column] = source[x, y, z]
         bends = np.maximum(near[:, self._taps // 2, None] - self.hinges, 0)
         return np.hstack([near, bends, np.ones((len(near), 1))])
 

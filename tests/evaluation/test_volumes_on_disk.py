@@ -56,7 +56,7 @@ rows = open("/proc/self/status")
 now = int(next(row for row in rows if row.startswith("VmData")).split()[1]) * 1024
 most = now + int(sys.argv[3]) * 2**20
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-sharding.volumes.slabs.SLAB = 2**18
+sharding.volumes.slabs.SLAB = 2**16
 sharding.volumes.slabs.MOST_IN_MEMORY = int(sys.argv[4]) * 2**20
 run(sys.argv[5], large)
 """
@@ -169,16 +169,17 @@ def test_uncertainties_in_levels_rank_as_they_do_each_by_itself(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", ["evaluate", "report"])
 def test_volumes_larger_than_memory_are_evaluated_and_shown(command, tmp_path):
     """Under a limit on the memory of a process that its arrays exceed several times."""
     small, large = tmp_path / "small", tmp_path / "large"
-    for folder, side in ((small, 64), (large, 128)):
+    for folder, side in ((small, 64), (large, 112)):
         folder.mkdir()
         write_cohort(folder, side)
 
     def limited(most):
-        program = [sys.executable, "-c", LIMITED, str(small), str(large), "56", str(most), command]
+        program = [sys.executable, "-c", LIMITED, str(small), str(large), "40", str(most), command]
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "MALLOC_ARENA_MAX": "1",
@@ -186,7 +187,8 @@ def test_volumes_larger_than_memory_are_evaluated_and_shown(command, tmp_path):
         }
         return subprocess.run(program, capture_output=True, text=True, env=environment)
 
-    refused = limited(64)
-    assert refused.returncode and "llocate" in refused.stderr, refused.stderr[-2000:]
+    if command == "evaluate":  # the limit is one
+        refused = limited(64)
+        assert refused.returncode and "llocate" in refused.stderr, refused.stderr[-2000:]
     done = limited(0)
     assert done.returncode == 0, done.stderr[-2000:]
