@@ -183,7 +183,13 @@ def _half(minutes: float, generator: AnyGenerator, batch_size: int, epochs: int)
             weight_decay=1e-4,
             average=0.995,
         ),
-        train=TrainConfig(epochs=epochs, minutes=minutes, batch_size=batch_size, log_every=50),
+        train=TrainConfig(
+            epochs=epochs,
+            minutes=minutes,
+            batch_size=batch_size,
+            log_every=50,
+            validate_share=0.25,
+        ),
         stitch=StitchConfig(stride=32, method="whole"),
     )
 

@@ -224,6 +224,10 @@ class TrainConfig:
     """Steps between rows of losses."""
     validate_every: int = 1
     """Epochs between stitched validations; the last epoch is always validated."""
+    validate_share: float = 1.0
+    """Share of each validation specimen that validations look at: of its slices, or of its layers
+    of blocks, evenly spaced where they hold tissue, at least one and always the same, so that
+    epochs are compared on equal terms. Below 1 the last epoch is validated on everything too."""
     checkpoint_every: int = 0
     """Steps between checkpoints within an epoch; 0 writes one at the end of each epoch only."""
     keep_epochs: int = 0
@@ -244,6 +248,8 @@ class TrainConfig:
             yield at_least(name, getattr(self, name), 1)
         for name in ("minutes", "patience", "checkpoint_every", "keep_epochs", "seam_penalty"):
             yield at_least(name, getattr(self, name), 0)
+        share = self.validate_share
+        yield Rule("validate_share", 0 < share <= 1, "> 0 and <= 1", share)
         yield between("seed", self.seed, 0, LARGEST_SEED)
         yield Rule(
             "batch_size", self.batch_size <= LARGEST_BATCH, f"<= {LARGEST_BATCH}", self.batch_size

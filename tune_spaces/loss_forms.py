@@ -30,6 +30,7 @@ def loss_forms() -> Space:
     """What the terms that compare pairs compute, whatever their weight."""
     return {
         "loss.recon": tune.choice(["l1", "l2", "charbonnier"]),
+        "loss.mask_weight": tune.choice([1.0, 0.5, 0.1]),
         "loss.gradient_form": tune.choice(["signed", "absolute"]),
         "loss.gradient_margin": tune.choice([0, 1, 2]),
     }

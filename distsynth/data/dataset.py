@@ -69,6 +69,17 @@ class PatchDataset(Dataset[Batch]):
             where[row] = shard.where[offset]
         return batch
 
+    def where(self, index: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Specimen index, axis and corner of patches by their numbers, shape (n, 5)."""
+        shards = np.searchsorted(self.starts, index, side="right") - 1
+        rows = [
+            self._map(number).where[offset]
+            for number, offset in zip(
+                shards.tolist(), (index - self.starts[shards]).tolist(), strict=True
+            )
+        ]
+        return np.array(rows, np.int32).reshape(-1, 5)
+
     @property
     def bytes(self) -> int:
         """Bytes that all patches take in memory."""

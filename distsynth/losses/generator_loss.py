@@ -11,7 +11,7 @@ from distsynth.losses.adversarial import ADVERSARIAL_LOSSES
 from distsynth.losses.encoder import EncoderLoss
 from distsynth.losses.perceptual import Perceptual
 from distsynth.losses.registry import TERMS, LossConfig
-from distsynth.losses.term import Outputs, SourceToTarget
+from distsynth.losses.term import MaskedConfig, Outputs, SourceToTarget, Term
 
 
 class GeneratorLoss(nn.Module):
@@ -39,6 +39,15 @@ class GeneratorLoss(nn.Module):
         )
 
     @property
+    def needs_mask(self) -> bool:
+        """Whether a term weighs voxels by the mask."""
+        masked = any(issubclass(term.config, MaskedConfig) for term in self._built())
+        return masked and self.config.mask_weight != 1
+
+    def _built(self) -> list[Term]:
+        return [term for term in self.terms.values() if isinstance(term, Term)]
+
+    @property
     def compares_features(self) -> bool:
         """Whether a term needs the discriminator's features."""
         return "matching" in self.terms
@@ -58,6 +67,7 @@ class GeneratorLoss(nn.Module):
         features: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
         source: Tensor | None = None,
         generator: SourceToTarget | None = None,
+        inside: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the terms.
 
@@ -69,13 +79,15 @@ class GeneratorLoss(nn.Module):
             features: The discriminator's, of synthetic and of target.
             source: What synthetic was made of.
             generator: What made it; a term may ask it for more.
+            inside: Whether a voxel lies in the specimen's mask, same shape as target; needed where
+                the mask weight is not 1.
 
         Returns:
             The weighted total, a scalar, and the unweighted terms that it sums, detached for the
             log, by their names.
         """
         fake, real = features or (None, None)
-        outputs = Outputs(synthetic, target, fake_logits, fake, real, source, generator)
+        outputs = Outputs(synthetic, target, fake_logits, fake, real, source, generator, inside)
         found = {name: term(outputs) for name, term in self.terms.items()}
         found = {name: value for name, value in found.items() if value is not None}
         total = torch.stack(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distsynth.losses.term import Outputs, Term, TermConfig, check_same_shape
+from distsynth.losses.term import MaskedConfig, Outputs, Term, check_same_shape
 from distsynth.rules import Rule, positive
 
 Norm = Literal["l1", "l2", "charbonnier"]
@@ -22,7 +22,7 @@ DIFFERENCES: dict[Norm, str] = {
 
 
 @dataclass(frozen=True)
-class ReconstructionConfig(TermConfig):
+class ReconstructionConfig(MaskedConfig):
     """Fields of the reconstruction term."""
 
     lambda_recon: float = 1.0
@@ -48,6 +48,7 @@ class Reconstruction(Term):
         super().__init__()
         self.norm: Norm = config.recon
         self.epsilon = config.recon_epsilon
+        self.weights = config.weights
 
     @classmethod
     def label(cls, config: Any) -> str:
@@ -61,11 +62,18 @@ class Reconstruction(Term):
 
     def forward(self, outputs: Outputs) -> Tensor:
         """The difference, a scalar."""
-        return reconstruction_loss(outputs.synthetic, outputs.target, self.norm, self.epsilon)
+        weights = self.weights(outputs.inside)
+        return reconstruction_loss(
+            outputs.synthetic, outputs.target, self.norm, self.epsilon, weights
+        )
 
 
 def reconstruction_loss(
-    synthetic: Tensor, target: Tensor, norm: Norm, epsilon: float = 1e-3
+    synthetic: Tensor,
+    target: Tensor,
+    norm: Norm,
+    epsilon: float = 1e-3,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Mean absolute, mean squared (eq. 3) or smooth absolute difference.
 
@@ -75,20 +83,24 @@ def reconstruction_loss(
         target: Registered high-field patches, same shape and scale.
         norm: "l1", "l2" or "charbonnier".
         epsilon: Smoothing of Charbonnier, in standardised units.
+        weights: By which the difference at each voxel is multiplied, same shape (ours).
 
     Returns:
         Scalar. Mean over voxels where the paper has a norm, so that lambda_recon does not depend
-        on the patch size (ours).
+        on the patch size (ours). Weights do not change what the mean is divided by: a voxel of
+        weight 1 counts as much as without them, in any batch and micro-batch.
 
     Raises:
         ValueError: If shapes differ or the norm is unknown.
     """
     check_same_shape(synthetic, target)
+    reduction = "mean" if weights is None else "none"
     if norm == "l1":
-        return F.l1_loss(synthetic.float(), target.float())
-    if norm == "l2":
-        return F.mse_loss(synthetic.float(), target.float())
-    if norm == "charbonnier":
-        difference = synthetic.float() - target.float()
-        return torch.sqrt(difference.square() + epsilon**2).mean()
-    raise ValueError(f"loss.recon must be l1, l2 or charbonnier, got {norm}")
+        found = F.l1_loss(synthetic.float(), target.float(), reduction=reduction)
+    elif norm == "l2":
+        found = F.mse_loss(synthetic.float(), target.float(), reduction=reduction)
+    elif norm == "charbonnier":
+        found = torch.sqrt((synthetic.float() - target.float()).square() + epsilon**2)
+    else:
+        raise ValueError(f"loss.recon must be l1, l2 or charbonnier, got {norm}")
+    return (found if weights is None else found * weights).mean()

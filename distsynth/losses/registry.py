@@ -17,7 +17,7 @@ from distsynth.losses.overlap import Overlap, OverlapConfig
 from distsynth.losses.perceptual import Perceptual, PerceptualConfig
 from distsynth.losses.reconstruction import Reconstruction, ReconstructionConfig
 from distsynth.losses.structure import Structure, StructureConfig
-from distsynth.losses.term import Term
+from distsynth.losses.term import MaskedConfig, Term
 from distsynth.rules import Rule, at_least
 
 TERMS: tuple[type[Term], ...] = (
@@ -53,6 +53,7 @@ class LossConfig(
 
     def rules(self) -> Iterable[Rule]:
         """No weight is negative, and the pairs count."""
+        yield at_least("mask_weight", self.mask_weight, 0)
         for term in TERMS:
             yield at_least(f"lambda_{term.name}", self.weight(term.name), 0)
             yield from term.config.rules(self)
@@ -80,7 +81,13 @@ class LossConfig(
     @property
     def description(self) -> str:
         """The terms in one line for the model card."""
-        return " + ".join(f"{weight:g} x {term.description(self)}" for term, weight in self._used())
+        terms = " + ".join(
+            f"{weight:g} x {term.description(self)}" for term, weight in self._used()
+        )
+        masked = any(issubclass(term.config, MaskedConfig) for term, _ in self._used())
+        if not masked or self.mask_weight == 1:
+            return terms
+        return f"{terms}; voxels outside of the mask count {self.mask_weight:g}"
 
     def _used(self) -> Iterator[tuple[type[Term], float]]:
         for term in TERMS:

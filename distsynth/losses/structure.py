@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distsynth.errors import ConfigError
-from distsynth.losses.term import Outputs, Term, TermConfig, check_same_shape
+from distsynth.losses.term import MaskedConfig, Outputs, Term, check_same_shape
 from distsynth.rules import Rule
 from sharding.volumes.intensities import CENTRE, WIDTH
 
@@ -23,7 +23,7 @@ _CONV = {2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
-class StructureConfig(TermConfig):
+class StructureConfig(MaskedConfig):
     """Fields of the structure term."""
 
     lambda_structure: float = field(default=0.0, kw_only=True)
@@ -46,7 +46,7 @@ class StructureConfig(TermConfig):
 
 
 class Structure(Term):
-    """1 - SSIM, mean over all windows that lie within the patch.
+    """1 - SSIM, mean over all windows that lie within the patch; each counts as its centre does.
 
     SSIM is defined for intensities that are not negative: standardised ones are brought near [0, 1]
     by the inverse of (x - 0.2) / 0.3; with shards of `percentile` that is the clipped scale itself.
@@ -61,6 +61,7 @@ class Structure(Term):
         place = torch.arange(config.structure_window) - config.structure_window // 2
         kernel = torch.exp(-place.square() / (2 * SIGMA**2))
         self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
+        self.weights = config.weights
 
     @classmethod
     def description(cls, config: Any) -> str:
@@ -78,7 +79,17 @@ class Structure(Term):
             similarity = ((2 * both + C1) * (2 * (product - both) + C2)) / (
                 (own + other + C1) * (square_a - own + square_b - other + C2)
             )
-            return 1 - similarity.mean()
+            weights = self.weights(outputs.inside)
+            if weights is None:
+                return 1 - similarity.mean()
+            return ((1 - similarity) * self._centres(weights)).mean()
+
+    def _centres(self, images: Tensor) -> Tensor:
+        """The voxels at which whole windows are centred."""
+        border = len(self.kernel) // 2
+        for axis in range(2, images.dim()):
+            images = images.narrow(axis, border, images.shape[axis] - 2 * border)
+        return images
 
     def _smooth(self, images: Tensor) -> Tensor:
         """Windowed means of images (n, 1, *sides), where whole windows fit."""

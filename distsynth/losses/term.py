@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 from distsynth.rules import Rule
@@ -29,6 +30,31 @@ class TermConfig:
         Raises:
             ConfigError: Names the field, the rule and the remedy.
         """
+
+
+@dataclass(frozen=True)
+class MaskedConfig(TermConfig):
+    """A field that terms share which compare voxel by voxel."""
+
+    mask_weight: float = field(default=1.0, kw_only=True)
+    """What a voxel outside of the specimen's mask counts in the reconstruction and structure terms,
+    where one inside counts 1. At 0 they see the mask alone, and nothing but other terms says what
+    the background must be."""
+
+    def weights(self, inside: Tensor | None) -> Tensor | None:
+        """What each voxel counts; None if all count 1.
+
+        Args:
+            inside: Whether it lies in the mask, shape (batch, 1, *spatial).
+
+        Raises:
+            ValueError: If there is no mask and one is needed.
+        """
+        if self.mask_weight == 1:
+            return None
+        if inside is None:
+            raise ValueError("loss.mask_weight needs the mask of each patch")
+        return torch.where(inside, 1.0, self.mask_weight)
 
 
 class SourceToTarget(Protocol):
@@ -57,6 +83,8 @@ class Outputs:
         real_features: Its features of target.
         source: What synthetic was made of, shape (batch, channels, *spatial).
         generator: What made it.
+        inside: Whether a voxel of the target lies in the specimen's mask, same shape; None where
+            all voxels count alike.
     """
 
     synthetic: Tensor
@@ -66,6 +94,7 @@ class Outputs:
     real_features: Sequence[Tensor] | None = None
     source: Tensor | None = None
     generator: SourceToTarget | None = None
+    inside: Tensor | None = None
 
 
 class Term(nn.Module, ABC):

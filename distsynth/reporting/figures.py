@@ -67,7 +67,12 @@ LABELS = {
 }
 """Term -> name of its line in a panel that several terms share."""
 
-COLOURS = {"train": "#4477aa", "val": "#cc6633"}
+SPLIT_LABELS = {
+    "train": "training",
+    "val": "validation",
+    "val_whole": "validation, whole specimens",
+}
+COLOURS = {"train": "#4477aa", "val": "#cc6633", "val_whole": "#228833"}
 OTHER_COLOURS = ("#4477aa", "#cc6633", "#228833", "#aa3377", "#777777")
 LEARNING_RATE = "learning rate"
 MANY_POINTS = 200
@@ -259,10 +264,10 @@ def _draw_curves(
         alone = len(terms) == 1
         colour = COLOURS.get(split) if alone else None
         colour = colour or OTHER_COLOURS[number % len(OTHER_COLOURS)]
-        label = {"train": "training", "val": "validation"}.get(split, term)
+        label = SPLIT_LABELS.get(split, term)
         if not alone:
             label = LABELS.get(term, term.removeprefix("grad_norm/"))
-            label += ", validation" if split == "val" else ""
+            label += f", {SPLIT_LABELS[split]}" if split.startswith("val") else ""
         many = len(steps) > MANY_POINTS and title != LEARNING_RATE
         marker = "." if len(steps) <= 30 else ""
         panel.plot(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from distsynth.config import RunConfig, with_overrides
@@ -22,6 +23,7 @@ from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
 from sharding.registration.config import StepName
 from sharding.shards.config import ShardConfig
+from sharding.shards.patches import dense_locations
 from sharding.volumes.cohort import SPLITS
 from sharding.volumes.splits import split_sizes
 
@@ -42,6 +44,9 @@ LEAST_EPOCHS = 3
 more of its patches a network sees for the first time."""
 VALIDATIONS = 15
 """Of a training of more epochs, about."""
+VALIDATION_TIME, VALIDATION_COST = 0.1, 0.5
+"""The share of the training's time that validations may take while it goes on, and what a patch
+costs in one, metrics included, of what it costs in a training step: 0.36 was measured."""
 SLACK = 4
 """Times as many epochs as are expected to fit: the clock ends the training, also on a machine that
 was busy when the step was timed."""
@@ -157,6 +162,15 @@ def plan_study(
     epochs = max(1, round(steps / epoch_steps))
     changes["train.epochs"] = SLACK * epochs
     changes["train.validate_every"] = max(1, epochs // VALIDATIONS)
+    share = validate_share(seen, shards, config.train.batch_size, steps, epochs)
+    changes["train.validate_share"] = share
+    reasons["validation"] = (
+        f"{share:.0%} of the layers of each validation specimen after "
+        f"{changes['train.validate_every']} epochs, so that it takes about "
+        f"{VALIDATION_TIME:.0%} of the training's time at most; everything at the end"
+        if share < 1
+        else "whole validation specimens"
+    )
     reasons["length"] = (
         f"a step takes {seconds:.3g} s here, so that about {steps:,} fit {minutes:g} minutes: "
         f"{epochs} epochs of {shards.patches_per_specimen} patches from each of "
@@ -278,6 +292,36 @@ def network(minutes: float, gpus: int) -> tuple[str, str]:
 
 def training_specimens(seen: Survey, shards: ShardConfig) -> int:
     """How many specimens train, by the cohort's own splits or else by shares."""
+    return _specimens(seen, shards)[0]
+
+
+def validate_share(
+    seen: Survey, shards: ShardConfig, batch_size: int, steps: int, epochs: int
+) -> float:
+    """The share of validation specimens that keeps all validations within VALIDATION_TIME.
+
+    Args:
+        seen: The cohort.
+        shards: Its patches.
+        batch_size: Patches a step.
+        steps: Of the training.
+        epochs: Of the training.
+
+    Returns:
+        In hundredths, at least one.
+    """
+    shapes = [pair.shape for pair in seen.pairs]
+    middle = [int(np.median(sides)) for sides in zip(*shapes, strict=True)]
+    grid = shards.patch_size, shards.stride, shards.dense_axes
+    each = len(dense_locations(middle, *grid, alignment=shards.alignment))
+    validations = epochs // max(1, epochs // VALIDATIONS)
+    full = VALIDATION_COST * each * _specimens(seen, shards)[1] * validations / batch_size
+    return min(1.0, max(0.01, math.floor(100 * VALIDATION_TIME * steps / max(full, 1)) / 100))
+
+
+def _specimens(seen: Survey, shards: ShardConfig) -> tuple[int, int]:
+    """How many specimens train and how many validate."""
     if named := [pair.split for pair in seen.pairs if pair.split]:
-        return named.count("train")
-    return split_sizes(len(seen.pairs), shards.fractions)[0]
+        return named.count("train"), named.count("val")
+    train, val, _ = split_sizes(len(seen.pairs), shards.fractions)
+    return train, val

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,13 +33,14 @@ from distsynth.training.checkpointing import (
 from distsynth.training.display import RunDisplay, validation_summary, what_is_trained
 from distsynth.training.encoder import train_encoder
 from distsynth.training.intensity_map import fit_curve
-from distsynth.training.pace import run_pace
+from distsynth.training.pace import Clock, run_pace
 from distsynth.training.precision import resolve_precision
 from distsynth.training.records import LossRecord, sample_picture
 from distsynth.training.report import EpochReport, fruitless
 from distsynth.training.setup import (
     build_accelerator,
     build_encoder,
+    build_foreground,
     build_learners,
     build_loss,
     check_setup,
@@ -46,6 +48,7 @@ from distsynth.training.setup import (
 )
 from distsynth.training.start import start_from
 from distsynth.training.steps import (
+    MicroBatch,
     Terms,
     adversarial_step,
     interpolation_shares,
@@ -57,6 +60,9 @@ from sharding.io.interruption import DeferredSignals, Interrupted, deferred_sign
 
 logger = logging.getLogger(__name__)
 
+WHOLE = "val_whole"
+"""Metrics of whole validation specimens, where `train.validate_share` takes less while training."""
+
 
 class TrainingRun:
     """One training run in one process.
@@ -65,13 +71,18 @@ class TrainingRun:
         config: The whole run.
         folder: Where it works.
         resumed: What it continues from; None begins anew.
+        clock: What its budget in time is measured by, in seconds.
 
     Attributes:
         state: The state that a checkpoint keeps.
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, resumed: Resumed | None = None
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        resumed: Resumed | None = None,
+        clock: Clock = time.perf_counter,
     ) -> None:
         config, self.shards = open_shards(config)
         config = resolve_precision(config, resumed.precision if resumed else None)
@@ -93,14 +104,17 @@ class TrainingRun:
             Rank.of(accelerator),
         )
         self.loss = build_loss(config, accelerator)
-        pace = run_pace(config.train, self.batches.steps, accelerator)
+        pace = run_pace(config.train, self.batches.steps, accelerator, clock)
         self.state = RunState(
             build_learners(config, accelerator, pace),
             LossRecord(config, accelerator, pace),
             pace,
             build_encoder(config, accelerator),
         )
-        self.validator = Validator(self.shards, config, accelerator, self.standardise, self.loss)
+        self.foreground = build_foreground(self.loss, self.shards, accelerator)
+        self.validator = Validator(
+            self.shards, config, accelerator, self.standardise, self.loss, self.foreground
+        )
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
         self.augment = Augmentation(config.augment, config.train.seed, config.data.sides)
         self.display = RunDisplay(config, pace, self.batches.steps, accelerator)
@@ -265,6 +279,8 @@ class TrainingRun:
         try:
             if done % config.train.validate_every == 0 or self._ends_with(epoch):
                 metrics = self._validate(done)
+            if self._ends_with(epoch) and config.train.validate_share < 1:
+                self._validate_everything(done)
             self._show_samples()
         except KeyboardInterrupt:
             # The epoch's steps are done: resumed, the run validates again.
@@ -296,11 +312,18 @@ class TrainingRun:
         self._log_once(validation_summary(done, f"/{self.config.train.epochs}", metrics))
         return metrics
 
+    def _validate_everything(self, done: int) -> None:
+        """Log the metrics of whole validation specimens as `val_whole/<metric>`."""
+        state = self.state
+        generator = state.learners["generator"].evaluated
+        metrics = self.validator(generator, self.display.validating, everything=True)
+        rows = {name.replace("val/", f"{WHOLE}/"): value for name, value in metrics.items()}
+        self.trackers.log(state.position.step, {"epoch": done, **rows})
+        title = f"/{self.config.train.epochs}, whole specimens"
+        self._log_once(validation_summary(done, title, metrics))
+
     def _step(self, batch: Batch, step: int) -> Terms:
-        source, target = self.standardise(batch)
-        source, target = self.augment(source, target, batch.where, self.state.position.epoch)
-        parts = self.config.train.accumulation
-        micro_batches = list(zip(source.chunk(parts), target.chunk(parts), strict=True))
+        micro_batches = self._micro_batches(batch)
         generator = self.state.learners["generator"]
         if self.config.adversarial:
             discriminator = self.state.learners["discriminator"]
@@ -314,6 +337,19 @@ class TrainingRun:
                 with_generator=(step + 1) % self.config.optim.discriminator_steps == 0,
             )
         return supervised_step(generator, self.loss, micro_batches, step)
+
+    def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
+        """A batch as the networks see it, augmented, in parts."""
+        source, target = self.standardise(batch)
+        if self.foreground:
+            # The mask moves as the target does.
+            target = torch.cat((target, self.foreground(batch.where).to(target)), 1)
+        source, target = self.augment(source, target, batch.where, self.state.position.epoch)
+        parts = self.config.train.accumulation
+        pairs = zip(source.chunk(parts), target.chunk(parts), strict=True)
+        if self.foreground:
+            return [MicroBatch(image, both[:, :1], both[:, 1:] > 0) for image, both in pairs]
+        return [MicroBatch(image, truth) for image, truth in pairs]
 
     def _interpolation_shares(self, step: int) -> Tensor | None:
         """Interpolation shares of this rank's patches for a gradient penalty; None without one."""

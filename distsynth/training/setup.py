@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from distsynth.config import RunConfig
+from distsynth.data.foreground import Foreground
 from distsynth.data.loader import check_batch
 from distsynth.data.resolve import resolved
 from distsynth.errors import ConfigError
@@ -142,6 +143,13 @@ def check_accumulation(config: RunConfig, ranks: int) -> None:
 def build_loss(config: RunConfig, accelerator: Accelerator) -> GeneratorLoss:
     """The generator's loss on the device of this process."""
     return GeneratorLoss(config.loss).to(accelerator.device)
+
+
+def build_foreground(
+    loss: GeneratorLoss, shards: ShardSet, accelerator: Accelerator
+) -> Foreground | None:
+    """The masks of training and validation specimens, where a loss asks for them."""
+    return Foreground(shards, ("train", "val"), accelerator.device) if loss.needs_mask else None
 
 
 def build_encoder(config: RunConfig, accelerator: Accelerator) -> Encoder | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,22 @@ from distsynth.training.average import WeightAverage
 from distsynth.training.batch_norm import over_all_ranks
 from distsynth.training.pace import Pace, rate_factor
 
-MicroBatch = tuple[Tensor, Tensor]
-"""Standardised source and target, each (n, 1, *patch_size)."""
+
+class MicroBatch(NamedTuple):
+    """What a forward sees.
+
+    Attributes:
+        source: Standardised, shape (n, channels, *patch_size).
+        target: Standardised, shape (n, 1, *patch_size).
+        inside: Whether a voxel lies in the specimen's mask, shape of target; None where no loss
+            asks for it.
+    """
+
+    source: Tensor
+    target: Tensor
+    inside: Tensor | None = None
+
+
 Terms = dict[str, Tensor]
 """Loss terms and gradient norms of a step: detached scalars on the device, no synchronisation."""
 
@@ -181,10 +195,12 @@ def supervised_step(
     """Update the generator from the pairs alone."""
     share = 1 / len(micro_batches)
     totals: Terms = {}
-    for number, (source, target) in enumerate(micro_batches, start=1):
+    for number, (source, target, inside) in enumerate(micro_batches, start=1):
         with generator.synchronised(last=number == len(micro_batches)):
             synthetic = generator.network(source)
-            total, terms = loss(synthetic, target, source=source, generator=generator.raw)
+            total, terms = loss(
+                synthetic, target, source=source, generator=generator.raw, inside=inside
+            )
             generator.backward(total * share)
         _add(totals, {**terms, "generator": total}, share)
     totals["grad_norm/generator"] = generator.update(step)
@@ -220,7 +236,7 @@ def adversarial_step(
     synthetic = None
     weight = loss.penalty.weight_at(step) if loss.penalty else 0.0
     parts = [None] * len(micro_batches) if shares is None else shares.chunk(len(micro_batches))
-    for number, (source, target) in enumerate(micro_batches, start=1):
+    for number, (source, target, _) in enumerate(micro_batches, start=1):
         with torch.set_grad_enabled(single):
             synthetic = generator.network(source) if single else generator.raw(source)
         with discriminator.synchronised(last=number == len(micro_batches)):
@@ -240,13 +256,11 @@ def adversarial_step(
         return totals
 
     with discriminator.frozen():
-        for number, (source, target) in enumerate(micro_batches, start=1):
+        for number, batch in enumerate(micro_batches, start=1):
             with generator.synchronised(last=number == len(micro_batches)):
                 if not single or synthetic is None:
-                    synthetic = generator.network(source)
-                total, terms = _adversarial_loss(
-                    loss, generator, discriminator, source, target, synthetic
-                )
+                    synthetic = generator.network(batch.source)
+                total, terms = _adversarial_loss(loss, generator, discriminator, batch, synthetic)
                 generator.backward(total * share)
             _add(totals, {**terms, "generator": total}, share)
     totals["grad_norm/generator"] = generator.update(step)
@@ -286,11 +300,11 @@ def _adversarial_loss(
     loss: GeneratorLoss,
     generator: Learner,
     discriminator: Learner,
-    source: Tensor,
-    target: Tensor,
+    batch: MicroBatch,
     synthetic: Tensor,
 ) -> tuple[Tensor, Terms]:
     """The generator's loss, with the discriminator's logits and, where a term asks, features."""
+    source, target, inside = batch
     features = None
     if loss.compares_features:
         with torch.no_grad():
@@ -300,7 +314,11 @@ def _adversarial_loss(
     else:
         logits = discriminator.raw(synthetic, source)
     return loss(
-        synthetic, target, logits, features=features, source=source, generator=generator.raw
+        *(synthetic, target, logits),
+        features=features,
+        source=source,
+        generator=generator.raw,
+        inside=inside,
     )
 
 

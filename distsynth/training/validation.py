@@ -8,7 +8,7 @@ named so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distsynth.config import RunConfig
+from distsynth.data.dataset import PatchDataset
+from distsynth.data.foreground import Foreground
 from distsynth.data.loader import Rank, validation_batches
 from distsynth.data.standardiser import Standardiser
-from distsynth.inference.stitching import Stitcher, border_planes
+from distsynth.inference.stitching import Stitcher, border_planes, trimmed
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.registry import TERMS
 from distsynth.metrics.checkerboard import checkerboard
@@ -29,7 +31,7 @@ from distsynth.metrics.image import SSIM_WINDOW, global_ssim, mse, psnr, windowe
 from distsynth.metrics.seams import seams
 from sharding.shards.config import ShardConfig
 from sharding.shards.manifest import SpecimenRecord
-from sharding.shards.patches import dense_locations, extended
+from sharding.shards.patches import BLOCK, dense_locations, extended, extent
 from sharding.shards.shard_set import ShardSet
 
 BATCH = 64
@@ -43,6 +45,40 @@ def validation_axis(config: ShardConfig) -> int:
     return config.dense_axes[0] if len(config.patch_size) == 2 else 2
 
 
+def layers(
+    where: NDArray[np.int32],
+    mask: NDArray[np.bool_],
+    patch_size: Sequence[int],
+    axis: int,
+    share: float,
+    trim: int,
+) -> NDArray[np.bool_]:
+    """Which patches of a dense grid lie in some of its layers across an axis.
+
+    A layer is a slice, or the blocks that start at one plane. Of the layers that hold tissue in
+    the planes that a layer without neighbours covers, some are chosen, evenly spaced.
+
+    Args:
+        where: Axis and corner of each patch, shape (n, 4).
+        mask: Foreground of the volume.
+        patch_size: Two or three sides in voxels.
+        axis: Slices along other axes are left out.
+        share: Of the layers; at least one is chosen.
+        trim: Voxels that stitching cuts from each side of a block.
+    """
+    flat = len(patch_size) == 2
+    own = where[:, 0] == (axis if flat else BLOCK)
+    starts = np.unique(where[own, axis + 1])
+    ends = starts + extent(patch_size, axis if flat else BLOCK)[axis]
+    lows, highs = trimmed(starts, ends, ends.max(), 0 if flat else trim)
+    tissue = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+    held = np.searchsorted(tissue, highs) > np.searchsorted(tissue, lows)
+    starts = starts[held] if held.any() else starts
+    count = math.ceil(share * len(starts))
+    places = ((np.arange(count) + 0.5) * len(starts) / count).astype(int)
+    return own & np.isin(where[:, axis + 1], starts[places])
+
+
 class Validator:
     """Stitches the validation specimens with the generator as it stands and measures the result."""
 
@@ -53,22 +89,28 @@ class Validator:
         accelerator: Accelerator,
         standardise: Standardiser,
         loss: GeneratorLoss,
+        foreground: Foreground | None = None,
     ) -> None:
         self._shards, self._config, self._accelerator = shards, config, accelerator
-        self._standardise, self._loss = standardise, loss
+        self._standardise, self._loss, self._foreground = standardise, loss, foreground
         self._masks: dict[str, NDArray[np.bool_]] = {}
+        self._chosen: dict[str, NDArray[np.int64]] = {}
 
     def __call__(
-        self, generator: nn.Module, tell: Callable[[int, int], None] = lambda *_: None
+        self,
+        generator: nn.Module,
+        tell: Callable[[int, int], None] = lambda *_: None,
+        everything: bool = False,
     ) -> dict[str, float]:
         """Mean over validation specimens; the same on every rank.
 
         Args:
             generator: Without DDP wrapper; put into eval mode for the while.
             tell: Called often, with the number of the specimen, from 1, and how many there are.
+            everything: Look at all patches, whatever `train.validate_share` says.
 
         Returns:
-            Supervised loss terms over all patches as `val/<term>`, and stitched metrics in the
+            Supervised loss terms over the patches as `val/<term>`, and stitched metrics in the
             mask as `val/<metric>`: mse and psnr in standardised units with the target's own range
             as peak, psnr255, ssim_global and windowed ssim_2d on the target's scale of [0, 1],
             seam_index and seam_excess inside and outside of the mask, checkerboard.
@@ -85,11 +127,12 @@ class Validator:
             specimens = self._specimens()
             for number, specimen in enumerate(specimens, start=1):
                 telling = partial(tell, number, len(specimens))
-                row, terms = self._validate_specimen(
-                    generator, specimen, numbers[specimen.name], telling
-                )
+                chosen = numbers[specimen.name]
+                if self._config.train.validate_share < 1 and not everything:
+                    chosen = self._some(specimen, chosen)
+                row, terms = self._validate_specimen(generator, specimen, chosen, telling)
                 rows.append(row)
-                patches += specimen.patches
+                patches += len(chosen)
                 for name, value in terms.items():
                     sums[name] += value
         generator.train()
@@ -103,6 +146,23 @@ class Validator:
 
     def _specimens(self) -> list[SpecimenRecord]:
         return [row for row in self._shards.manifest.specimens if row.split == "val"]
+
+    def _some(self, specimen: SpecimenRecord, patches: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The patches of the share of a specimen that is looked at while training."""
+        if specimen.name not in self._chosen:
+            where = PatchDataset(self._shards, "val").where(patches)[:, 1:]
+            manifest = self._shards.manifest
+            share, trim = self._config.train.validate_share, self._config.stitch.trim
+            axis = validation_axis(manifest.config)
+            mask = self._mask(specimen)
+            own = layers(where, mask, manifest.config.patch_size, axis, share, trim)
+            self._chosen[specimen.name] = patches[own]
+        return self._chosen[specimen.name]
+
+    def _mask(self, specimen: SpecimenRecord) -> NDArray[np.bool_]:
+        if specimen.name not in self._masks:
+            self._masks[specimen.name] = self._shards.mask(specimen)
+        return self._masks[specimen.name]
 
     def _validate_specimen(
         self,
@@ -132,7 +192,10 @@ class Validator:
             tell()
             source, truth = self._standardise(batch)
             predicted = generator(source).float()
-            _, terms = self._loss(predicted, truth, source=source, generator=generator)
+            inside = self._foreground(batch.where) if self._foreground else None
+            _, terms = self._loss(
+                predicted, truth, source=source, generator=generator, inside=inside
+            )
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(source)
             where = batch.where[:, 1:].numpy()
@@ -150,12 +213,9 @@ class Validator:
         """Metrics on the slices that the shards cover."""
         transform = specimen.target.to_standard(self._shards.manifest.standards.target)
         axis = validation_axis(self._shards.manifest.config)
-        if specimen.name not in self._masks:
-            self._masks[specimen.name] = self._shards.mask(specimen)
         own = tuple(map(slice, specimen.shape))
-        covered = target.covered[own].cpu().numpy()
-        # See check_trim, which every run goes through first.
-        assert np.array_equal(covered, synthetic.covered[own].cpu().numpy())
+        # As the target, for see check_trim; but layers of blocks that stand alone are trimmed.
+        covered = synthetic.covered[own].cpu().numpy()
         # With slices along several axes, those along the first: others cross them as lines only.
         slices = np.flatnonzero(covered.all(axis=tuple({0, 1, 2} - {axis})))
 
@@ -163,7 +223,7 @@ class Validator:
             array = volume.cpu().numpy() if isinstance(volume, Tensor) else volume
             return np.take(array, slices, axis)
 
-        mask = covered_part(self._masks[specimen.name] & covered)
+        mask = covered_part(self._mask(specimen) & covered)
         volumes = (stitcher.volume(allow_uncovered=True) for stitcher in (synthetic, target))
         image, truth = (covered_part(volume[own]) for volume in volumes)
         error = mse(image, truth, mask)

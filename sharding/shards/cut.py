@@ -121,11 +121,9 @@ def cut_specimen(task: CutTask) -> CutSpecimen | None:
     # Removed first, because it does not describe the records that are written now.
     folder.remove(_record_file(specimen.name))
     records = write_records(folder, pair, locations, task.config)
-    mask_sha256 = None
-    if task.split != "train":
-        content = encode_mask(pair.mask)
-        mask_sha256 = hashlib.sha256(content).hexdigest()
-        folder.write(mask_name(specimen.name, mask_sha256), content)
+    content = encode_mask(pair.mask)
+    mask_sha256 = hashlib.sha256(content).hexdigest()
+    folder.write(mask_name(specimen.name, mask_sha256), content)
     record = _describe(pair, task, len(locations), inputs, mask_sha256)
     done = CutSpecimen(key, record, records)
     # Written last, so that records with a description are complete.
@@ -185,7 +183,7 @@ def _finished(folder: Folder, name: str, key: str) -> CutSpecimen | None:
         return None
     mask = part.specimen.mask_sha256
     complete = folder.size(part_file(name)) == part.bytes
-    complete &= mask is None or folder.exists(mask_name(name, mask))
+    complete &= folder.exists(mask_name(name, mask))
     return part if complete and part.key == key else None
 
 
@@ -248,7 +246,7 @@ def _blocks(locations: NDArray[np.int32], size: int) -> Iterable[NDArray[np.int3
 
 
 def _describe(
-    pair: Pair, task: CutTask, patches: int, inputs: str, mask_sha256: str | None
+    pair: Pair, task: CutTask, patches: int, inputs: str, mask_sha256: str
 ) -> SpecimenRecord:
     profile = None
     if task.split == "train":

@@ -6,7 +6,7 @@ A shard set is a folder, on a disk or any storage that fsspec knows:
     train/train-000000.tar ...      random patches, specimen by specimen: the reader mixes them
     val/val-000000.tar ...          dense patches
     test/test-000000.tar ...        dense patches
-    masks/SPECIMEN-SUM.npy          foreground bits of a val or test specimen, for evaluation
+    masks/SPECIMEN-SUM.npy          foreground bits of a specimen, of eight voxels a byte
 
 A record holds a block of one specimen's patches as three plain arrays, aligned by row. Its key is
 the specimen's name, dots as plus signs, and the number of the block:
@@ -49,7 +49,7 @@ from sharding.volumes.intensities import IntensityTransform
 from sharding.volumes.landmarks import Standards, standard_landmarks
 from sharding.volumes.profile import ScanProfile
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"(train|val|test)/\1-\d{6}\.tar")
 
@@ -71,7 +71,7 @@ class SpecimenRecord:
         source_sha256: Fingerprint of the source's voxels.
         target_sha256: Fingerprint of the target's voxels.
         inputs_sha256: Checksum of the files that the specimen was read from, mask included.
-        mask_sha256: Checksum of the mask's file; None for training specimens, which have none.
+        mask_sha256: Checksum of the mask's file.
         profile: What the source of a training specimen is like; None for all others, and for those
             that were cut before profiles were kept.
     """
@@ -90,7 +90,7 @@ class SpecimenRecord:
     source_sha256: str
     target_sha256: str
     inputs_sha256: str
-    mask_sha256: str | None
+    mask_sha256: str
     profile: ScanProfile | None = None
 
     def __post_init__(self) -> None:
@@ -157,7 +157,7 @@ class Manifest:
     specimens: tuple[SpecimenRecord, ...]
     shards: tuple[ShardRecord, ...]
     left_out: tuple[str, ...] = ()
-    version: Literal[3] = FORMAT_VERSION
+    version: Literal[4] = FORMAT_VERSION
 
     def names(self, split: Split) -> list[str]:
         """Specimens of a split."""

@@ -57,12 +57,22 @@ class ShardSet:
         return self.folder.fetch(shard.name, shard.sha256, shard.bytes)
 
     def mask(self, specimen: SpecimenRecord) -> NDArray[np.bool_]:
-        """Foreground of a val or test specimen on the target grid, shape (x, y, z).
+        """Foreground of a specimen on the target grid, shape (x, y, z).
 
         Raises:
             DataError: If its file is missing or not as it was written.
         """
-        name = mask_name(specimen.name, str(specimen.mask_sha256))
+        count = int(np.prod(specimen.shape))
+        bits = np.unpackbits(self.mask_bits(specimen), count=count)
+        return bits.reshape(specimen.shape).astype(bool)
+
+    def mask_bits(self, specimen: SpecimenRecord) -> NDArray[np.uint8]:
+        """The same as it is stored: eight voxels a byte, the first one in the highest bit.
+
+        Raises:
+            DataError: As `mask` does.
+        """
+        name = mask_name(specimen.name, specimen.mask_sha256)
         content = self.folder.read(name) if self.folder.exists(name) else b""
         if hashlib.sha256(content).hexdigest() != specimen.mask_sha256:
             raise DataError(
@@ -70,9 +80,7 @@ class ShardSet:
                 "the mask is missing or its checksum is not the manifest's",
                 "Copy it again or shard the cohort again",
             )
-        bits = np.load(io.BytesIO(content), allow_pickle=False)
-        count = int(np.prod(specimen.shape))
-        return np.unpackbits(bits, count=count).reshape(specimen.shape).astype(bool)
+        return np.load(io.BytesIO(content), allow_pickle=False)
 
     def check_sum(self, shard: ShardRecord) -> None:
         """Check the sha256 of a shard (about 1 GB/s).

@@ -28,11 +28,10 @@ def verify(shards: ShardSet) -> list[DataError]:
         except DataError as error:
             faults.append(error)
     for specimen in shards.manifest.specimens:
-        if specimen.mask_sha256:
-            try:
-                shards.mask(specimen)
-            except DataError as error:
-                faults.append(error)
+        try:
+            shards.mask(specimen)
+        except DataError as error:
+            faults.append(error)
     return [*faults, *_unlisted_files(shards)]
 
 
@@ -40,7 +39,7 @@ def _unlisted_files(shards: ShardSet) -> Iterator[DataError]:
     """Faults of files that the manifest does not list, which something else wrote."""
     manifest = shards.manifest
     known = {MANIFEST, *(shard.name for shard in manifest.shards)}
-    known |= {mask_name(row.name, row.mask_sha256) for row in manifest.specimens if row.mask_sha256}
+    known |= {mask_name(row.name, row.mask_sha256) for row in manifest.specimens}
     for name in shards.folder.names():
         if name not in known:
             rule = "the manifest does not name this file"

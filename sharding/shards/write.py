@@ -237,7 +237,7 @@ def _check_one_orientation(records: Sequence[SpecimenRecord]) -> None:
 def remove_unlisted(folder: Folder, manifest: Manifest) -> None:
     """Remove unpacked records, and shards and masks that the manifest does not list."""
     kept = {MANIFEST, *(shard.name for shard in manifest.shards)}
-    kept |= {mask_name(row.name, row.mask_sha256) for row in manifest.specimens if row.mask_sha256}
+    kept |= {mask_name(row.name, row.mask_sha256) for row in manifest.specimens}
     for name in folder.names():
         known = name.startswith((f"{PARTS}/", "masks/")) or SHARD_NAME.fullmatch(name)
         if known and name not in kept:

@@ -150,6 +150,21 @@ def test_more_time_than_patches_means_more_epochs():
     assert config.train.epochs / SLACK // config.train.validate_every <= 2 * 15
 
 
+def test_validations_take_a_tenth_of_the_training_at_most():
+    made = plan(minutes=5)
+    config = made.config("shards")
+    blocks, validated, validations, steps = 5 * 6 * 5, 2, 3, 5 * 60 / 0.25
+    cost = config.train.validate_share * blocks * validated * validations * 0.5
+    assert 0.09 * steps < cost / config.train.batch_size <= 0.1 * steps
+    assert f"{config.train.validate_share:.0%} of the layers" in made.reasons["validation"]
+
+
+def test_a_training_that_takes_much_longer_than_its_validations_looks_at_all():
+    made = plan(minutes=600, seconds=0.01)
+    assert made.config("shards").train.validate_share == 1
+    assert made.reasons["validation"] == "whole validation specimens"
+
+
 @pytest.mark.parametrize(
     "seen",
     [

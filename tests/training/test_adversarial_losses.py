@@ -24,6 +24,7 @@ from distsynth.training.loop import train
 from distsynth.training.pace import Pace
 from distsynth.training.steps import (
     Learner,
+    MicroBatch,
     adversarial_step,
     interpolation_shares,
     make_accelerator,
@@ -155,7 +156,9 @@ def test_scaled_gradients_give_the_unscaled_step(kind):
                 learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         source, target = torch.randn(2, 8, 1, 16, 16, generator=torch.Generator().manual_seed(3))
         shares = interpolation_shares(0, 0, 8)
-        adversarial_step(*learners, GeneratorLoss(config.loss), [(source, target)], 0, shares)
+        adversarial_step(
+            *learners, GeneratorLoss(config.loss), [MicroBatch(source, target)], 0, shares
+        )
         ends.append([weights(learner) for learner in learners])
     for left, right in zip(*ends, strict=True):
         for name, value in left.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import count
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_runs import losses, same, tensors, tiny_config
+from told_epochs import some_epochs
 
 from distsynth.config import to_dict
 from distsynth.data.dataset import PatchDataset
@@ -17,11 +19,10 @@ from distsynth.errors import ConfigError
 from distsynth.inference.predictor import load_predictor
 from distsynth.models.intensity_map import IntensityCurve
 from distsynth.runs.checkpoint import load_checkpoint
-from distsynth.runs.folder import BEST, LAST, open_run
+from distsynth.runs.folder import BEST, LAST, METRICS_FILE, open_run
 from distsynth.runs.package import export_files, read_export, write_files
 from distsynth.training.checkpointing import read_resumed
 from distsynth.training.loop import train
-from distsynth.training.pace import Pace
 from distsynth.training.report import EpochReport, fruitless
 from distsynth.training.run import TrainingRun
 from distsynth.training.steps import Learner
@@ -82,11 +83,11 @@ def test_averaged_weights_predict_and_are_exported(shard_folder, tmp_path):
     assert same(read_export(tmp_path).weights(), state["average"])
 
 
-def test_a_budget_in_time_ends_a_run_within_an_epoch(shard_folder, tmp_path, monkeypatch):
+def test_a_budget_in_time_ends_a_run_within_an_epoch(shard_folder, tmp_path):
     """Each step takes two seconds of the clock: a budget of 0.2 minutes is over after six."""
-    monkeypatch.setattr(Pace, "tick", lambda self: setattr(self, "seconds", self.seconds + 2.0))
+    clock = count(0.0, 2.0).__next__
     more = {"train.minutes": 0.2, "train.epochs": 9, "train.log_every": 1}
-    trained(tmp_path, shard_folder, more, {"optim.schedule": "linear"})
+    trained(tmp_path, shard_folder, more, {"optim.schedule": "linear"}, clock=clock)
     rows = losses(tmp_path)
     rates = [row["lr/generator"] for row in rows if "lr/generator" in row]
     assert rates == pytest.approx([0.01 * max(0, 1 - step / 6) for step in range(6)])
@@ -227,3 +228,43 @@ def test_aligned_blocks_of_odd_volumes_train_validate_and_predict(blocks, tmp_pa
     ):
         predictor.stitched(stride=5)
     assert to_dict(predictor.checkpoint.config)["data"]["alignment"] == 2
+
+
+SHARE = {"train.validate_share": 0.3, "train.epochs": 3}
+
+
+def test_a_share_chooses_the_best_epoch_and_everything_is_validated_at_the_end(
+    shard_folder, tmp_path
+):
+    train(tiny_config(shard_folder, SHARE), tmp_path / "share")
+    train(tiny_config(shard_folder, {"train.epochs": 3}), tmp_path / "whole")
+    share, whole = (
+        [json.loads(line) for line in (tmp_path / name / METRICS_FILE).read_text().splitlines()]
+        for name in ("share", "whole")
+    )
+    scores = [row["val/psnr"] for row in share if "val/psnr" in row]
+    assert len(scores) == 3
+    assert load_checkpoint(tmp_path / "share" / LAST).record["best_score"] == max(scores)
+    (everything,) = (row for row in share if "val_whole/psnr" in row)
+    ends = [row for row in whole if "val/psnr" in row]
+    assert everything["val_whole/psnr"] == ends[-1]["val/psnr"] != scores[-1]
+    assert same(tensors(tmp_path / "share", LAST), tensors(tmp_path / "whole", LAST))
+
+
+def test_a_run_with_a_share_goes_on_to_the_bit(shard_folder, tmp_path):
+    config = tiny_config(shard_folder, SHARE)
+    train(config, tmp_path / "unbroken")
+    some_epochs(config, tmp_path / "broken", 2)
+    train(config, tmp_path / "broken", resume=True)
+    rows = [
+        (tmp_path / name / METRICS_FILE).read_text().splitlines() for name in ("unbroken", "broken")
+    ]
+    kept = [[line for line in part if "val" in line] for part in rows]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 4
+    with pytest.raises(ConfigError, match=r"validate_share must be 0\.3 as in the run"):
+        train(
+            tiny_config(shard_folder, SHARE, {"train.validate_share": 1.0}),
+            tmp_path / "broken",
+            resume=True,
+        )

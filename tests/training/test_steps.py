@@ -20,6 +20,7 @@ from distsynth.models import (
 from distsynth.training.pace import Pace, rate_factor, schedule
 from distsynth.training.steps import (
     Learner,
+    MicroBatch,
     _discriminate,
     adversarial_step,
     make_accelerator,
@@ -60,7 +61,7 @@ def discriminator(conditional=False, norm="none", **options):
 def pairs(count=8, parts=1):
     draw = torch.Generator().manual_seed(3)
     source, target = torch.randn(2, count, 1, *PATCH, generator=draw)
-    return list(zip(source.chunk(parts), target.chunk(parts), strict=True))
+    return list(map(MicroBatch, source.chunk(parts), target.chunk(parts)))
 
 
 def weights(made):
@@ -152,7 +153,7 @@ def test_frozen_networks_thaw_after_an_error():
 def test_terms_are_equations_1_to_5(conditional, parts):
     made, critic = generator(), discriminator(conditional)
     before, critic_before = copy.deepcopy(made.raw), copy.deepcopy(critic.raw)
-    ((source, target),) = pairs()
+    ((source, target, _),) = pairs()
     terms = adversarial_step(made, critic, GeneratorLoss(LOSS), pairs(parts=parts), 0)
     with torch.no_grad():
         synthetic = before(source)

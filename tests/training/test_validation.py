@@ -11,10 +11,11 @@ from tiny_runs import tiny_config
 
 import distsynth.training.validation
 from distsynth.config import with_overrides
+from distsynth.data.dataset import PatchDataset
 from distsynth.data.loader import validation_batches
 from distsynth.data.standardiser import Standardiser
 from distsynth.inference.predictor import Predictor
-from distsynth.inference.stitching import border_planes
+from distsynth.inference.stitching import Stitcher, border_planes
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
 from distsynth.metrics.seams import seams
@@ -22,8 +23,9 @@ from distsynth.models import build_generator
 from distsynth.runs.checkpoint import Checkpoint, Position
 from distsynth.runs.data_record import DataRecord
 from distsynth.training.steps import make_accelerator
-from distsynth.training.validation import Validator
+from distsynth.training.validation import Validator, layers
 from sharding.shards.config import ShardConfig
+from sharding.shards.patches import dense_locations
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
@@ -198,6 +200,71 @@ def test_blocks_are_validated_too(specimens, tmp_path):
     validate, config = validator(shards, **{"data.patch_size": (16, 16, 16)})
     found = validate(network(config))
     assert all(math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("axes", "slices"), [((2,), 0), ((0,), 5), ((2, 1), 0)], ids=["all", "few", "two-axes"]
+)
+def test_a_share_of_slices_has_the_numbers_of_these_slices(axes, slices, specimens, tmp_path):
+    """As if the shards had held these slices along this axis alone."""
+    shards = sharded(specimens, tmp_path / "s", dense_axes=axes, val_slices=slices)
+    validate, config = validator(shards, **{"train.validate_share": 0.3})
+    generator = network(config)
+    found, again = validate(generator), validate(generator)
+    assert found == again
+    rows = PatchDataset(shards, "val").where(np.arange(shards.manifest.patches("val")))
+    expected = []
+    for number in (1, 2):
+        specimen = shards.manifest.specimens[number]
+        mask = shards.mask(specimen)
+        own = rows[rows[:, 0] == number, 1:]
+        starts = np.unique(own[own[:, 0] == axes[0], 1 + axes[0]])
+        held = [start for start in starts if mask.take(start, axes[0]).any()]
+        count = math.ceil(0.3 * len(held))
+        planes = [held[int((index + 0.5) * len(held) / count)] for index in range(count)]
+        expected.append(_error_of_planes(shards, generator, number, axes[0], planes))
+    assert found["val/mse"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert found["val/mse"] != pytest.approx(validate(generator, everything=True)["val/mse"])
+
+
+def _error_of_planes(shards, generator, number, axis, planes):
+    """MSE in the mask of stitched slices of a specimen."""
+    specimen = shards.manifest.specimens[number]
+    total = shards.manifest.patches("val")
+    (batch,) = validation_batches(shards, "val", np.arange(total), total)
+    where = batch.where.numpy()
+    own = (where[:, 0] == number) & (where[:, 1] == axis) & np.isin(where[:, 2 + axis], planes)
+    source, target = Standardiser(shards.manifest, torch.device("cpu"))(batch)
+    volumes = []
+    with torch.no_grad():
+        for patches in (generator.eval()(source), target):
+            stitcher = Stitcher(specimen.shape, (16, 16))
+            stitcher.add(patches[torch.from_numpy(own), 0], where[own, 1:])
+            volumes.append(stitcher.volume(allow_uncovered=True).numpy())
+    mask = shards.mask(specimen) & np.isfinite(volumes[0])
+    return mse(*volumes, mask)
+
+
+@pytest.mark.parametrize("trim", [0, 3])
+def test_a_share_of_blocks_is_whole_layers(trim, specimens, tmp_path):
+    shards = sharded(specimens, tmp_path / "s", patch_size=(16, 16, 16), stride=8)
+    overrides = {"data.patch_size": (16, 16, 16), "stitch.stride": 8, "stitch.trim": trim}
+    validate, config = validator(shards, **{**overrides, "train.validate_share": 0.1})
+    generator = network(config)
+    found, everything = validate(generator), validate(generator, everything=True)
+    assert all(math.isfinite(value) for value in found.values()), found
+    assert found["val/mse"] != pytest.approx(everything["val/mse"])
+    validate, _ = validator(shards, **{**overrides, "train.validate_share": 0.999})
+    assert validate(generator) == pytest.approx(everything, rel=1e-5)
+
+
+def test_layers_without_tissue_are_left_out():
+    where = dense_locations((40, 40, 60), (20, 20, 20), 20, (2,))
+    mask = np.zeros((40, 40, 60), bool)
+    mask[:, :, 45] = True
+    chosen = layers(where, mask, (20, 20, 20), 2, 0.5, 0)
+    assert set(where[chosen, 3]) == {40}
+    assert np.count_nonzero(chosen) == 4
 
 
 def test_the_network_is_validated_in_eval_mode_and_left_in_training_mode(whole):

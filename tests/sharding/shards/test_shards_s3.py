@@ -202,8 +202,7 @@ def test_batches_are_those_of_the_local_set(remote, local, workers):
     )
     assert_same(found, expected)
     for row in shards.manifest.specimens:
-        if row.mask_sha256:
-            np.testing.assert_array_equal(shards.mask(row), whole.mask(row))
+        np.testing.assert_array_equal(shards.mask(row), whole.mask(row))
 
 
 def test_each_shard_is_fetched_once(s3, remote):

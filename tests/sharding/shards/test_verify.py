@@ -211,8 +211,10 @@ def test_every_fault_is_listed(copied):
     assert {name.partition("-")[0] for name in found} == {
         "train/train",
         "val/val",
+        "masks/a",
+        "masks/b",
         "masks/c",
         "masks/d",
         "thesis.txt",
     }
-    assert len(found) == 6
+    assert len(found) == 8

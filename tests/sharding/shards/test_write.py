@@ -105,7 +105,6 @@ def test_the_manifest_describes_each_specimen(shard_folder, cohort):
         assert record.shape == (40, 36, 32)
         assert record.spacing_mm == pytest.approx((0.2, 0.2, 0.2))
         assert record.orientation == "RAS"
-        assert (record.mask_sha256 is None) == (record.split == "train")
         assert 0.9 < record.overlap <= 1
 
 
@@ -128,19 +127,18 @@ def test_spans_say_where_the_records_of_a_specimen_lie(lab):
     assert mixed, "some shard holds several specimens"
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_masks_are_the_foreground(shard_folder, cohort, split):
     shards = ShardSet(shard_folder)
-    (name,) = shards.manifest.names(split)
+    name = shards.manifest.names(split)[0]
     specimen = next(row for row in cohort if row.name == name)
     expected = prepare_pair(specimen, PreprocessConfig()).mask
     np.testing.assert_array_equal(shards.mask(record_of(shards, name)), expected)
 
 
-def test_training_specimens_have_no_mask(shard_folder):
-    manifest = ShardSet(shard_folder).manifest
-    held = {path.stem.rpartition("-")[0] for path in (shard_folder / "masks").iterdir()}
-    assert held == {*manifest.names("val"), *manifest.names("test")}
+def test_each_specimen_has_its_mask(shard_folder, cohort):
+    held = [path.stem.rpartition("-")[0] for path in (shard_folder / "masks").iterdir()]
+    assert sorted(held) == [row.name for row in cohort]
 
 
 def test_a_mask_of_the_cohort_is_the_foreground_of_patches_and_judging(lab):
