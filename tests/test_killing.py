@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 
+import moments
 import pytest
 from killing import CallMoment, FileMoment, changes_of, killed_at, stopped_at
+
+from sharding.io.lease import RENEWAL
 
 PROGRAM = """
 import json, sys
@@ -36,6 +39,21 @@ def test_all_changes_are_told_in_order(words, tmp_path):
     assert [event for event, _ in found] == CHANGES
     assert found[2] == ("rename", f"{tmp_path}/out/0")
     assert changes_of([*words[:3], tmp_path / "other"], tmp_path / "out") == []
+
+
+def test_renewals_of_a_lease_do_not_count(words, tmp_path):
+    """A slow machine renews more often: the N-th change would be another one."""
+    renewing = f"""
+import threading
+def renew():
+    exec({PROGRAM!r}, {{}})
+thread = threading.Thread(target=renew, name={RENEWAL!r})
+thread.start()
+thread.join()
+"""
+    assert moments.RENEWAL == RENEWAL
+    assert changes_of([*words[:2], renewing, tmp_path / "out"], tmp_path) == []
+    assert set(files(tmp_path)) == {"1", "2"}
 
 
 def test_it_is_killed_before_a_change(words, tmp_path):

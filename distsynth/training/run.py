@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,7 +33,7 @@ from distsynth.training.checkpointing import (
 from distsynth.training.display import RunDisplay, validation_summary, what_is_trained
 from distsynth.training.encoder import train_encoder
 from distsynth.training.intensity_map import fit_curve
-from distsynth.training.pace import run_pace
+from distsynth.training.pace import Clock, run_pace
 from distsynth.training.precision import resolve_precision
 from distsynth.training.records import LossRecord, sample_picture
 from distsynth.training.report import EpochReport, fruitless
@@ -70,13 +71,18 @@ class TrainingRun:
         config: The whole run.
         folder: Where it works.
         resumed: What it continues from; None begins anew.
+        clock: What its budget in time is measured by, in seconds.
 
     Attributes:
         state: The state that a checkpoint keeps.
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, resumed: Resumed | None = None
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        resumed: Resumed | None = None,
+        clock: Clock = time.perf_counter,
     ) -> None:
         config, self.shards = open_shards(config)
         config = resolve_precision(config, resumed.precision if resumed else None)
@@ -98,7 +104,7 @@ class TrainingRun:
             Rank.of(accelerator),
         )
         self.loss = build_loss(config, accelerator)
-        pace = run_pace(config.train, self.batches.steps, accelerator)
+        pace = run_pace(config.train, self.batches.steps, accelerator, clock)
         self.state = RunState(
             build_learners(config, accelerator, pace),
             LossRecord(config, accelerator, pace),

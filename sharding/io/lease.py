@@ -41,6 +41,8 @@ STALE_SECONDS = 4 * BEAT_SECONDS
 SETTLE_SECONDS = 1.0
 """Time after which two processes that take a lease at once on an object store can see which of them
 wrote last."""
+RENEWAL = "lease-renewal"
+"""Name of the thread that renews a lease."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def lease(url: str | Path) -> Iterator[None]:
     own = Lease.own()
     _take(folder, own)
     ended = threading.Event()
-    renewer = threading.Thread(target=_renew, args=(folder, own, ended), daemon=True)
+    renewer = threading.Thread(target=_renew, name=RENEWAL, args=(folder, own, ended), daemon=True)
     renewer.start()
     try:
         yield

@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 SUPPORT = Path(__file__).parent
-SECONDS = 120
+SECONDS = 240
 """A program that does not come to its moment in this time hangs."""
 
 
