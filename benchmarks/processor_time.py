@@ -6,15 +6,11 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
-
-from accelerate import Accelerator
 
 import distsynth
-from distsynth.config import RunConfig, TrainConfig, with_overrides
+from distsynth.config import RunConfig, with_overrides
 from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.runs.folder import LAST
-from distsynth.training.pace import Pace
 
 
 def train_for(
@@ -41,18 +37,12 @@ def train_for(
         "train.seed": seed,
         "tracking.mode": "disabled",
     }
-    clocks: list[Pace] = []
-
-    def pace(train: TrainConfig, steps: int, accelerator: Accelerator) -> Pace:
-        clocks.append(Pace(steps * train.epochs, train.minutes, accelerator, time.process_time))
-        return clocks[-1]
-
-    with mock.patch("distsynth.training.run.run_pace", pace):
-        distsynth.train(with_overrides(config, changes), run, overwrite=True)
+    changed = with_overrides(config, changes)
+    distsynth.train(changed, run, overwrite=True, clock=time.process_time)
     predictor = load_predictor(run / LAST, "cpu")
     learnt = predictor.checkpoint.learners["generator"]["network"]
     return predictor, {
-        "spent": clocks[-1].seconds,
+        "spent": predictor.checkpoint.record["seconds"],
         "steps": predictor.checkpoint.position.step,
         "weights": sum(part.numel() for part in learnt.values()),
         "precision": predictor.checkpoint.config.train.precision,

@@ -4,10 +4,10 @@
 
 `adversarial` asks which adversarial loss is worth its time, for the generator of unet-7 with and
 without a discriminator; `dimensions` asks the same of slices, of five slices in and one out, and of
-blocks, for one residual stack. Each training is timed on a few steps first, and its epochs, and the
-patches of its shards where it cannot see 300 a specimen, follow from that. OUT/results/ keeps one
-file a training, with the processor seconds that it took in the end: what is there is not trained
-again. One thread each.
+blocks, for one residual stack. The seconds are those of the training steps, counted by the clock of
+the process: the learning rates end with them, whatever a step costs, and only the last weights are
+validated and evaluated, outside of that time. OUT/results/ keeps one file a training: what is there
+is not trained again. One thread each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,18 +23,13 @@ from typing import Any
 import torch
 
 import distsynth
+from benchmarks.processor_time import train_for
+from distsynth.config import RunConfig
 from distsynth.evaluation.evaluate import evaluate
-from distsynth.inference.predictor import load_predictor
 from distsynth.presets import ADVERSARIAL
-from distsynth.training.report import EpochReport
 from sharding.io.atomic import atomic_write
 from sharding.shards.config import ShardConfig
 from sharding.volumes.cohort import Specimen, read_cohort
-
-MOST_PATCHES = 300
-"""Training patches a specimen, the paper's."""
-PROBED = 16
-"""Training patches a specimen of the shards that a step is timed on."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,9 @@ class Contestant:
 
 
 NO_DISCRIMINATOR = {"loss.lambda_bce": 0.0, "discriminator.family": "none"}
-BLOCKS = {"patch_size": (32, 32, 32), "stride": 16}
+BLOCKS = {"patch_size": (32, 32, 32), "stride": 16, "patches_per_specimen": 100}
+"""Of blocks a training of minutes sees no more: 300 a specimen, the paper's number of slices, would
+only be cut."""
 OF_BLOCKS = {**NO_DISCRIMINATOR, "train.batch_size": 4}
 
 CONTESTS: dict[str, dict[str, Contestant]] = {
@@ -107,31 +103,21 @@ class Work:
 
 
 def perform(work: Work) -> None:
-    """Time a few steps, train, evaluate, and keep what came of it."""
+    """Train by the clock of this process, evaluate the last weights, keep what came of it."""
     torch.set_num_threads(1)
     specimens = read_cohort(work.cohort)
-    probe = _cut(work, specimens, PROBED)
-    training = len(distsynth.ShardSet(probe).manifest.names("train"))
-    batch = _config(work, probe, 1).train.batch_size
-    step_seconds = _step_seconds(work, probe, training * PROBED // batch)
-    # All that there is time for; in two epochs at least.
-    steps = max(2, int(work.seconds / step_seconds))
-    patches = max(1, min(MOST_PATCHES, steps * batch // (2 * training)))
-    epochs = max(1, round(steps / (training * patches // batch)))
-
-    shards = _cut(work, specimens, patches)
-    start = time.process_time()
-    run = distsynth.train(_config(work, shards, epochs), work.out / _run(work), overwrite=True)
-    spent = time.process_time() - start
-    evaluation = evaluate({work.name: load_predictor(run.best, "cpu")}, specimens, baselines=())
+    config = ShardConfig(val_slices=8, **work.contestant.shards)
+    shards = _cut(work, specimens, config)
+    predictor, numbers = train_for(
+        _config(work), shards, work.out / _run(work), work.seconds, work.seed
+    )
+    evaluation = evaluate({work.name: predictor}, specimens, baselines=())
     found = {
         "name": work.name,
         "seed": work.seed,
-        "step_seconds": step_seconds,
-        "steps": epochs * (training * patches // batch),
-        "epochs": epochs,
-        "patches": patches,
-        "processor_seconds": round(spent, 1),
+        "steps": numbers["steps"],
+        "patches": config.patches_per_specimen,
+        "processor_seconds": round(numbers["spent"], 1),
         "precision": work.precision,
         "results": evaluation.results[work.name],
     }
@@ -139,36 +125,15 @@ def perform(work: Work) -> None:
     atomic_write(work.result, json.dumps(found, indent=1) + "\n")
 
 
-def _step_seconds(work: Work, shards: str, steps: int) -> float:
-    """Processor seconds of a step, from epochs without validation; the first warms up."""
-    times: list[float] = []
-    config = _config(work, shards, 4, validate_every=4)
-
-    def note(report: EpochReport) -> None:
-        del report
-        times.append(time.process_time())
-
-    distsynth.train(config, work.out / f"{_run(work)}-timed", overwrite=True, on_epoch=note)
-    return (times[2] - times[0]) / (2 * steps)
+def _config(work: Work) -> RunConfig:
+    changes = {"train.precision": work.precision, **work.contestant.changes}
+    return distsynth.load_config(work.contestant.preset, changes)
 
 
-def _config(work: Work, shards: str, epochs: int, validate_every: int = 1) -> Any:
-    changes = {
-        "data.shards": shards,
-        "train.epochs": epochs,
-        "train.validate_every": max(validate_every, round(epochs / 5)),
-        "train.seed": work.seed,
-        "train.precision": work.precision,
-        "tracking.mode": "disabled",
-    }
-    return distsynth.load_config(work.contestant.preset, {**changes, **work.contestant.changes})
-
-
-def _cut(work: Work, specimens: list[Specimen], patches: int) -> str:
+def _cut(work: Work, specimens: list[Specimen], config: ShardConfig) -> str:
     """The shards of a contestant, made once; their names say what they hold."""
-    config = ShardConfig(patches_per_specimen=patches, val_slices=8, **work.contestant.shards)
-    kind = "-".join(f"{size}" for size in (*config.patch_size, config.neighbours, patches))
-    out = work.out / "shards" / kind
+    sizes = (*config.patch_size, config.neighbours, config.patches_per_specimen)
+    out = work.out / "shards" / "-".join(map(str, sizes))
     # Resumes a set that is not finished, and takes a finished one as it is.
     return str(distsynth.shard(specimens, out, config).folder.url)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from distsynth.errors import ConfigError
     from distsynth.evaluation.evaluate import Evaluation
     from distsynth.export.export import write_export
+    from distsynth.inference.averaging import average_checkpoints
     from distsynth.inference.comparison import Comparison
     from distsynth.inference.predictor import Predictor, load_predictor
     from distsynth.prediction.run import predict
@@ -64,6 +65,7 @@ __all__ = [
     "SweepResult",
     "TrainResult",
     "Volume",
+    "average_checkpoints",
     "evaluate",
     "load_config",
     "load_predictor",
@@ -98,6 +100,7 @@ _MODULES = {
     "distsynth.errors": ("ConfigError",),
     "distsynth.evaluation.evaluate": ("Evaluation",),
     "distsynth.export.export": ("write_export",),
+    "distsynth.inference.averaging": ("average_checkpoints",),
     "distsynth.inference.comparison": ("Comparison",),
     "distsynth.inference.predictor": ("Predictor", "load_predictor"),
     "distsynth.prediction.run": ("predict",),

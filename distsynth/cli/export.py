@@ -1,4 +1,4 @@
-"""The command that packages a model for others."""
+"""The commands that make another model out of checkpoints, and package one for others."""
 
 # No "from __future__ import annotations" here: the arguments of a command are a dataclass within
 # its function, whose annotations must be real types for the parser.
@@ -10,6 +10,34 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from distsynth.cli.arguments import Checkpoint, Out, parse
+
+
+def average(args: Sequence[str]) -> None:
+    """average the weights of several checkpoints into one"""
+
+    @dataclass(frozen=True)
+    class Average:
+        """Average the weights of checkpoints of one architecture, trained on the same shards.
+
+            distsynth average runs/one/checkpoints/epoch-00009.pt runs/one -o averaged
+
+        BatchNorm's statistics are averaged too. distsynth predict, evaluate and export accept the
+        folder in place of a run's, and train.start_from does. Its checkpoint says what it was made
+        of.
+        """
+
+        checkpoints: Positional[Annotated[tuple[str, ...], arg(metavar="CHECKPOINT...")]]
+        """Checkpoints, run folders (their best checkpoint) or exports, as paths or URLs. What else
+        a checkpoint holds, such as how patches are stitched, is the first one's."""
+        out: Out
+        """Folder for checkpoints/best.pt."""
+        overwrite: bool = False
+        """Replace an average in the folder."""
+
+    given = parse("average", Average, args)
+    from distsynth.inference.averaging import average_checkpoints
+
+    print(average_checkpoints(given.checkpoints, given.out, overwrite=given.overwrite))
 
 
 def export(args: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from distsynth.cli.cohorts import cohort
 from distsynth.cli.dashboard import dashboard
-from distsynth.cli.export import export
+from distsynth.cli.export import average, export
 from distsynth.cli.messages import UsageError, messages_on_stderr, report_error
 from distsynth.cli.models import evaluate, predict, presets, train
 from distsynth.cli.reports import report
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
         predict,
         evaluate,
         report,
+        average,
         export,
         dashboard,
         correct,

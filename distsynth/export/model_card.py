@@ -14,6 +14,7 @@ from typing import Any
 
 from distsynth.evaluation.baselines import Cubic, Identity, IntensityMap, NeighbourhoodRegression
 from distsynth.export.onnx import SOURCE, SYNTHETIC, TOLERANCE, OnnxModel
+from distsynth.inference.averaging import AVERAGE_OF
 from distsynth.metrics.definitions import METRICS
 from distsynth.metrics.objective import OBJECTIVES
 from distsynth.metrics.results import ResultsTable
@@ -153,9 +154,7 @@ def _training(checkpoint: Checkpoint, versions: Mapping[str, str]) -> dict[str, 
         "optimizer": f"AdamW, betas {optim.beta1:g} and {optim.beta2:g}, weight decay "
         f"{optim.weight_decay:g}",
         "learning rate": f"{rates}, {optim.schedule}, {optim.warmup_steps} steps of warm-up",
-        "weights": f"averaged over steps, decay {optim.average:g}"
-        if optim.average
-        else "those of the last step",
+        "weights": _weights(checkpoint),
         "gradient norm": f"clipped to {optim.clip_norm:g}" if optim.clip_norm else "not clipped",
         "precision": {"no": "float32"}.get(train.precision, train.precision),
         "seed": str(train.seed),
@@ -164,8 +163,20 @@ def _training(checkpoint: Checkpoint, versions: Mapping[str, str]) -> dict[str, 
     }
 
 
+def _weights(checkpoint: Checkpoint) -> str:
+    """What the weights are a mean of, if of anything."""
+    decay = checkpoint.config.optim.average
+    found = f"averaged over steps, decay {decay:g}" if decay else "those of the last step"
+    if parts := checkpoint.record.get(AVERAGE_OF):
+        steps = ", ".join(f"{part['step']:,} (seed {part['seed']})" for part in parts)
+        found = f"mean of {len(parts)} checkpoints, of each {found}; after steps {steps}"
+    return found
+
+
 def _chosen_by(checkpoint: Checkpoint) -> str:
     """How the best epoch is chosen, and its score."""
+    if AVERAGE_OF in checkpoint.record:
+        return "The weights are a mean of checkpoints, which was not validated itself."
     train, best = checkpoint.config.train, checkpoint.record.get("best_score", -math.inf)
     better = "higher" if OBJECTIVES[train.objective] else "lower"
     rule = f"The best epoch is chosen by stitched validation {train.objective}, {better} better"

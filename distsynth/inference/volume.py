@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distsynth.inference.memory_budget import Forward
 from sharding.shards.patches import BLOCK
-from sharding.volumes.slabs import Empty, in_memory, slabs
+from sharding.volumes.slabs import Empty, by_slabs, in_memory, slabs
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def predict_volume(
         Synthetic, same shape.
     """
     if min(source.strides) < 0 or not source.flags.writeable:
-        source = source.copy()  # torch takes neither
+        source = by_slabs(lambda slab: slab, source, empty)  # torch takes neither
     mean = empty(source.shape)
     if len(methods) == 1:
         ((axis, method),) = methods.items()

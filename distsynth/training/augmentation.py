@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distsynth.errors import ConfigError
@@ -22,9 +21,10 @@ from sharding.volumes.intensities import CENTRE, WIDTH
 GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the odd step of SplitMix64
 MULTIPLIERS = -4658895280553007687, -7723592293110705685
 """Those of SplitMix64, as signed integers."""
+LOW_LANES = 0x0000FFFF0000FFFF
+"""The lower 16 bits of each 32."""
 DRAWS = 32
 """Numbers that are drawn for each patch."""
-_BLUR = {2: F.conv2d, 3: F.conv3d}
 
 
 class Augmentation:
@@ -41,7 +41,8 @@ class Augmentation:
     """
 
     def __init__(self, config: AugmentConfig, seed: int, patch_size: tuple[int, ...]) -> None:
-        self._config, self._seed, self._dims = config, seed, len(patch_size)
+        self._config, self._seed = config, seed
+        self._sides, self._dims = patch_size, len(patch_size)
         if not set(config.flips) <= set(range(len(patch_size))):
             raise ConfigError(
                 f"augment.flips must be axes of a patch, 0 to {len(patch_size) - 1}, got "
@@ -73,29 +74,60 @@ class Augmentation:
             return source, target
         keys = self._keys(where.to(source.device), epoch)
         drawn = iter(uniform(keys, DRAWS).unbind(1))
-        moves = [((2 + axis,), next(drawn)) for axis in config.flips]
-        for axes, chance in moves:
-            chosen = _column(chance < 0.5, source)
-            source, target = (
-                torch.where(chosen, part.flip(axes), part) for part in (source, target)
-            )
-        for a, b in self._pairs if config.turns else ():
-            chosen = _column(next(drawn) < 0.5, source)
-            source, target = (
-                torch.where(chosen, part.transpose(2 + a, 2 + b), part) for part in (source, target)
-            )
-        if config.shift:
-            for axis in range(self._dims):
-                steps = (next(drawn) * (2 * config.shift + 1)).long() - config.shift
-                source, target = (_moved(part, steps, 2 + axis) for part in (source, target))
+        if config.flips or config.turns or config.shift:
+            index = self._moves(drawn, len(where), source.device)
+            source, target = (_taken(part, index) for part in (source, target))
         return self._as_scanned(source, drawn, keys), target
 
     def _keys(self, where: Tensor, epoch: int) -> Tensor:
         """One integer a patch that everything drawn for it depends on."""
-        keys = torch.full((len(where),), self._seed, dtype=torch.int64, device=where.device)
-        for value in (epoch, *where.to(torch.int64).unbind(1)):
-            keys = mix(keys * GOLDEN + value)
-        return keys
+        start = mix(mix(torch.tensor([self._seed, 1])) * GOLDEN + epoch)
+        scales = mix(start[1] + torch.arange(where.shape[1]) * GOLDEN) | 1
+        # Odd scales of 64 bits, the same for all patches of an epoch: two places of small integers
+        # have the same sum by chance alone, about once in 2^64.
+        return mix((where.to(torch.int64) * scales.to(where.device)).sum(1) + start[0])
+
+    def _moves(self, drawn: Iterator[Tensor], count: int, device: torch.device) -> Tensor:
+        """Which voxel comes where: flips, then turns, then shifts, as one selection.
+
+        Args:
+            drawn: Numbers for each patch.
+            count: Patches.
+            device: Theirs.
+
+        Returns:
+            The flat place, within its patch, of the voxel that comes to each place of a patch,
+            shape (count, voxels).
+        """
+        config, sides = self._config, self._sides
+        # Of each axis of the result, for each patch: voxels from one step to the next, and whether
+        # it runs backwards, in the patch as it was given.
+        steps = [
+            torch.full((count,), math.prod(sides[axis + 1 :]), device=device)
+            for axis in range(len(sides))
+        ]
+        backwards = [torch.zeros(count, dtype=torch.bool, device=device) for _ in sides]
+        for axis in config.flips:
+            backwards[axis] = next(drawn) < 0.5
+        for a, b in self._pairs if config.turns else ():
+            chosen = next(drawn) < 0.5
+            for lines in (steps, backwards):
+                lines[a], lines[b] = (
+                    torch.where(chosen, lines[b], lines[a]),
+                    torch.where(chosen, lines[a], lines[b]),
+                )
+        index = torch.zeros(1, dtype=torch.int64, device=device)
+        for axis, side in enumerate(sides):
+            places = torch.arange(side, device=device)[None]
+            if config.shift:
+                shift = (next(drawn) * (2 * config.shift + 1)).long() - config.shift
+                # The border is repeated.
+                places = (places - shift[:, None]).clamp_(0, side - 1)
+            places = torch.where(backwards[axis][:, None], side - 1 - places, places)
+            shape = [count, *[1] * len(sides)]
+            shape[1 + axis] = side
+            index = index + (places * steps[axis][:, None]).view(shape)
+        return index.flatten(1)
 
     def _as_scanned(self, source: Tensor, drawn: Iterator[Tensor], keys: Tensor) -> Tensor:
         """Blur, contrast, bias field and noise of a source."""
@@ -103,39 +135,49 @@ class Augmentation:
         signed = (2 * draw - 1 for draw in drawn)
         if config.blur:
             share = _column(next(signed).abs() * config.blur, source)
-            source = source + share * (_smooth(source) - source)
-        if config.gamma:
-            power = _column(torch.exp(next(signed) * math.log1p(config.gamma)), source)
-            unit = source * WIDTH + CENTRE
-            source = (unit.abs() ** power * unit.sign() - CENTRE) / WIDTH
-        if config.contrast:
-            factor = _column(torch.exp(next(signed) * math.log1p(config.contrast)), source)
-            source = source * factor + _column(next(signed) * config.contrast, source)
-        if config.bias:
-            unit = (source * WIDTH + CENTRE) * torch.exp(self._field(source, signed) * config.bias)
-            source = (unit - CENTRE) / WIDTH
+            source = torch.lerp(source, _smooth(source), share)
+        if config.gamma or config.contrast or config.bias:
+            source = self._other_intensities(source, signed)
         if config.noise:
             deviation = _column(next(signed).abs() * config.noise, source)
-            source = source + deviation * normal(keys, source)
+            source = torch.addcmul(source, deviation, normal(keys, source))
         return source
 
-    def _field(self, source: Tensor, signed: Iterator[Tensor]) -> Tensor:
-        """A smooth field from -1 to 1: a polynomial of the second degree along each side."""
-        total = torch.zeros(1, device=source.device)
+    def _other_intensities(self, source: Tensor, signed: Iterator[Tensor]) -> Tensor:
+        """Gamma, contrast and bias field, on the scale of [0, 1] of `percentile`."""
+        config = self._config
+        unit = source * WIDTH + CENTRE
+        if config.gamma:
+            power = _column(torch.exp(next(signed) * math.log1p(config.gamma)), source)
+            unit = torch.copysign(unit.abs().pow_(power), unit)
+        if config.contrast:
+            factor = _column(torch.exp(next(signed) * math.log1p(config.contrast)), source)
+            offset = _column(next(signed) * config.contrast, source)
+            unit = torch.addcmul(CENTRE * (1 - factor) + WIDTH * offset, unit, factor)
+        if config.bias:
+            for factors in self._field(source, signed):
+                unit.mul_(factors)
+        return unit.sub_(CENTRE).div_(WIDTH)
+
+    def _field(self, source: Tensor, signed: Iterator[Tensor]) -> Iterator[Tensor]:
+        """A smooth field: for each side the factors along it, of which the field is the product.
+
+        Its logarithm is at most `bias`: a polynomial of the second degree along each side.
+        """
         for axis in range(self._dims):
             shape = [1] * source.dim()
             shape[2 + axis] = -1
             place = torch.linspace(-1, 1, source.shape[2 + axis], device=source.device).view(shape)
             line, bend = (_column(next(signed), source) for _ in range(2))
-            total = total + (line * place + bend * (place.square() - 0.5)) / (2 * self._dims)
-        return total
+            log = (line * place + bend * (place.square() - 0.5)) / (2 * self._dims)
+            yield torch.exp(log * self._config.bias)
 
 
 def mix(keys: Tensor) -> Tensor:
     """The finaliser of SplitMix64: integers whose bits all depend on all bits of those given."""
     for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
-        keys = (keys ^ _shifted(keys, shift)) * multiplier
-    return keys ^ _shifted(keys, 31)
+        keys = _shifted(keys, shift).bitwise_xor_(keys).mul_(multiplier)
+    return _shifted(keys, 31).bitwise_xor_(keys)
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
@@ -153,14 +195,15 @@ def normal(keys: Tensor, like: Tensor) -> Tensor:
     """
     voxels = torch.arange(like[0].numel(), device=like.device) * GOLDEN
     bits = mix(mix(keys + DRAWS)[:, None] + voxels)
-    total = sum((_shifted(bits, shift) & 0xFFFF).float() for shift in (0, 16, 32, 48))
-    assert isinstance(total, Tensor)
-    return ((total / 2**16 - 2) * math.sqrt(3)).view(like.shape)
+    # Its four parts of 16 bits in two lanes of 32, and the lanes, are added without a carry.
+    total = (bits & LOW_LANES).add_((bits >> 16).bitwise_and_(LOW_LANES))
+    total = (total >> 32).add_(total).bitwise_and_(0xFFFFFFFF)
+    return total.float().mul_(math.sqrt(3) / 2**16).sub_(2 * math.sqrt(3)).view(like.shape)
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
     """Shift to the right, with zeros from the left."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1) if bits else values
+    return (values >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
@@ -168,23 +211,20 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
-def _moved(images: Tensor, steps: Tensor, axis: int) -> Tensor:
-    """Each patch shifted along an axis by its own number of voxels, the border replicated."""
-    size = images.shape[axis]
-    places = (torch.arange(size, device=images.device) - steps[:, None]).clamp(0, size - 1)
-    shape = [len(images), *[1] * (images.dim() - 1)]
-    shape[axis] = size
-    return images.gather(axis, places.view(shape).expand_as(images))
+def _taken(images: Tensor, index: Tensor) -> Tensor:
+    """Voxels of each patch, (n, channels, *sides), by their flat places, (n, voxels)."""
+    every = index[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, every).view(images.shape)
 
 
 def _smooth(images: Tensor) -> Tensor:
     """Filtered by (1, 2, 1) / 4 along each side, the border replicated."""
-    dims, channels = images.dim() - 2, images.shape[1]
-    kernel = torch.tensor([0.25, 0.5, 0.25], device=images.device)
-    images = F.pad(images, [1] * (2 * dims), mode="replicate")
-    for axis in range(dims):
-        shape = [1] * (2 + dims)
-        shape[2 + axis] = 3
-        weight = kernel.view(shape).expand(channels, *shape[1:])
-        images = _BLUR[dims](images, weight, groups=channels)
+    for axis in range(2, images.dim()):
+        side = images.shape[axis]
+        smooth = images / 2
+        for to, start in ((1, 0), (0, 1)):
+            smooth.narrow(axis, to, side - 1).add_(images.narrow(axis, start, side - 1), alpha=0.25)
+        for end in (0, side - 1):
+            smooth.narrow(axis, end, 1).add_(images.narrow(axis, end, 1), alpha=0.25)
+        images = smooth
     return images

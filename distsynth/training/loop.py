@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from accelerate import PartialState
 from distsynth.config import RunConfig, validate
 from distsynth.runs.folder import BEST, LAST, open_run
 from distsynth.training.checkpointing import read_resumed
+from distsynth.training.pace import Clock
 from distsynth.training.report import EpochReport, TrainResult
 from distsynth.training.run import TrainingRun
 from sharding.io.lease import lease
+from sharding.io.storage import Folder
 
 
 def ignore(report: EpochReport) -> None:
@@ -28,6 +31,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[EpochReport], None] = ignore,
+    clock: Clock = time.perf_counter,
 ) -> TrainResult:
     """Train the configured networks.
 
@@ -44,13 +48,15 @@ def train(
         overwrite: Remove an existing run in this folder first.
         on_epoch: Called on the first rank after each epoch, when its checkpoint is written. An
             exception from it ends the run.
+        clock: What `train.minutes` is measured by, in seconds. With `time.process_time` a run gets
+            as much computation on a busy machine as on an idle one.
 
     Raises:
         ConfigError: If the configuration does not suit the shards, the ranks or the run resumed.
         DataError: If the shards or the checkpoint are bad, or another process writes to the folder.
         FloatingPointError: If a loss is no longer finite.
     """
-    run = epochs(config, run_dir, resume=resume, overwrite=overwrite)
+    run = epochs(config, run_dir, resume=resume, overwrite=overwrite, clock=clock)
     with contextlib.ExitStack() as stack:
         # One process writes to the folder: the first rank, which launchers number so.
         if int(os.environ.get("RANK", "0")) == 0:
@@ -71,7 +77,13 @@ def train(
 
 
 def epochs(
-    config: RunConfig, run_dir: str | Path, *, resume: bool = False, overwrite: bool = False
+    config: RunConfig,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    clock: Clock = time.perf_counter,
+    encoders: Folder | None = None,
 ) -> Generator[EpochReport, None, TrainResult]:
     """The loop of `train`, one epoch at a time, on every rank.
 
@@ -83,6 +95,9 @@ def epochs(
         run_dir: As for `train`.
         resume: As for `train`.
         overwrite: As for `train`.
+        clock: As for `train`.
+        encoders: Where runs that belong together, the trials of a sweep, keep the encoder of the
+            perceptual loss (`loss.perceptual_network cohort`), so that one of them trains it.
 
     Yields:
         A report of each epoch once its checkpoint is written; a resumed run first yields those of
@@ -94,7 +109,7 @@ def epochs(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(open_run(run_dir))
         resumed = read_resumed(folder) if resume else None
-        run = TrainingRun(validate(config), folder, resumed)
+        run = TrainingRun(validate(config), folder, resumed, clock, encoders)
         stack.enter_context(run.prepared(overwrite))
         stack.enter_context(run.signals_of_ranks())
         yield from list(run.state.reports)

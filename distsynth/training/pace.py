@@ -12,6 +12,9 @@ from torch import Tensor
 
 from distsynth.config import OptimConfig, TrainConfig
 
+Clock = Callable[[], float]
+"""Seconds since some moment."""
+
 
 class Pace:
     """The progress of a run: by its steps, or by its clock where that is nearer to the end.
@@ -35,7 +38,7 @@ class Pace:
         total_steps: int,
         minutes: float = 0.0,
         accelerator: Accelerator | None = None,
-        now: Callable[[], float] = time.perf_counter,
+        now: Clock = time.perf_counter,
     ) -> None:
         self.seconds = 0.0
         self._total, self._budget = total_steps, 60 * minutes
@@ -86,6 +89,8 @@ def rate_factor(config: OptimConfig, pace: Pace, step: int) -> float:
     return warm * schedule(config.schedule, pace(step))
 
 
-def run_pace(config: TrainConfig, steps_an_epoch: int, accelerator: Accelerator) -> Pace:
+def run_pace(
+    config: TrainConfig, steps_an_epoch: int, accelerator: Accelerator, clock: Clock
+) -> Pace:
     """The pace of a run at its start."""
-    return Pace(steps_an_epoch * config.epochs, config.minutes, accelerator)
+    return Pace(steps_an_epoch * config.epochs, config.minutes, accelerator, clock)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,7 +33,7 @@ from distsynth.training.checkpointing import (
 from distsynth.training.display import RunDisplay, validation_summary, what_is_trained
 from distsynth.training.encoder import train_encoder
 from distsynth.training.intensity_map import fit_curve
-from distsynth.training.pace import run_pace
+from distsynth.training.pace import Clock, run_pace
 from distsynth.training.precision import resolve_precision
 from distsynth.training.records import LossRecord, sample_picture
 from distsynth.training.report import EpochReport, fruitless
@@ -56,6 +57,7 @@ from distsynth.training.steps import (
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, Interrupted, deferred_signals
+from sharding.io.storage import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -70,17 +72,24 @@ class TrainingRun:
         config: The whole run.
         folder: Where it works.
         resumed: What it continues from; None begins anew.
+        clock: What its budget in time is measured by, in seconds.
+        encoders: Where encoders of the perceptual loss are kept for other runs; None keeps none.
 
     Attributes:
         state: The state that a checkpoint keeps.
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, resumed: Resumed | None = None
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        resumed: Resumed | None = None,
+        clock: Clock = time.perf_counter,
+        encoders: Folder | None = None,
     ) -> None:
         config, self.shards = open_shards(config)
         config = resolve_precision(config, resumed.precision if resumed else None)
-        self._resumed = resumed
+        self._resumed, self._encoders = resumed, encoders
         self.config, self.folder = config, folder
         self.accelerator = accelerator = build_accelerator(config)
         self.trackers = Trackers()
@@ -98,7 +107,7 @@ class TrainingRun:
             Rank.of(accelerator),
         )
         self.loss = build_loss(config, accelerator)
-        pace = run_pace(config.train, self.batches.steps, accelerator)
+        pace = run_pace(config.train, self.batches.steps, accelerator, clock)
         self.state = RunState(
             build_learners(config, accelerator, pace),
             LossRecord(config, accelerator, pace),
@@ -192,7 +201,9 @@ class TrainingRun:
             return
         if not state.encoder_trained:
             steps = self.config.loss.encoder_steps
-            train_encoder(encoder, self.shards, self.standardise, steps, self.accelerator)
+            train_encoder(
+                *(encoder, self.shards, self.standardise, steps, self.accelerator), self._encoders
+            )
             state.encoder_trained = True
         self.loss.use_encoder(encoder)
 

@@ -74,6 +74,7 @@ class Pair:
         registration: Target world to native source world for a prepared specimen; None if the
             headers align the two.
         config: How the pair was made.
+        empty: Makes the arrays that are as large as a volume, those of the properties too.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Pair:
     overlap: float
     registration: Transform | None = None
     config: PreprocessConfig = field(default_factory=PreprocessConfig)
+    empty: Empty = in_memory
 
     @cached_property
     def measured_transform(self) -> IntensityTransform:
@@ -97,23 +99,26 @@ class Pair:
         """
         if self.config.intensities == "standardise":
             return self.target_transform
-        return IntensityTransform.fit(self.grid.data, self.config.clip_percentiles)
+        return IntensityTransform.fit(self.grid.data, self.config.clip_percentiles, self.empty)
 
     @cached_property
     def measured_target(self) -> NDArray[np.float32]:
         """The target on the scale of `measured_transform`."""
         if self.config.intensities == "standardise":
             return self.target
-        return self.measured_transform.standardise(self.grid.data)
+        return self.measured_transform.standardise(self.grid.data, self.empty)
 
     def measured(self, synthetic: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring a synthetic volume to the scale of `measured_transform`, without clipping."""
         if self.target_transform is self.measured_transform:
             return synthetic
-        return self.measured_scaled(self.target_transform.unstandardise(synthetic))
+        unstandardise = self.target_transform.unstandardise
+        return by_slabs(
+            lambda slab: self.measured_scaled(unstandardise(slab)), synthetic, self.empty
+        )
 
     def measured_scaled(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same for a volume on the scale of the target's own clip, [0, 1]."""
+        """The same for voxels on the scale of the target's own clip, [0, 1]."""
         own, transform = self.target_transform, self.measured_transform
         width = transform.high - transform.low
         factor, offset = (own.high - own.low) / width, (own.low - transform.low) / width
@@ -129,22 +134,27 @@ class Pair:
     @property
     def source(self) -> NDArray[np.float32]:
         """Standardised source: what a generator sees, and the cubic baseline."""
-        return self.source_transform.standardise_scaled(self.source_scaled)
+        return self.source_transform.standardise_scaled(self.source_scaled, self.empty)
 
     @property
     def target(self) -> NDArray[np.float32]:
         """Standardised target: what a generator should return."""
-        return self.target_transform.standardise_scaled(self.target_scaled)
+        return self.target_transform.standardise_scaled(self.target_scaled, self.empty)
 
     @property
     def nearest(self) -> NDArray[np.float32]:
         """Standardised source without interpolation: the identity baseline."""
         native, grid = self.native_source, self.grid
         if self.registration is None:
-            data = resample(native, grid.shape, grid.affine, order=0)
+            data = resample(native, grid.shape, grid.affine, 0, self.empty)
         else:
-            data, _ = self.registration.apply(native, grid.shape, grid.affine, order=0)
-        return self.source_transform.standardise(data)
+            data, _ = self.registration.apply(native, grid.shape, grid.affine, 0, self.empty)
+        return self.source_transform.standardise(data, self.empty)
+
+    @property
+    def native(self) -> NDArray[np.float32]:
+        """Standardised source on its own grid."""
+        return self.source_transform.standardise(self.native_source.data, self.empty)
 
     def degrade(self, standardised: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring a volume on the target grid to the source's own grid and resolution."""
@@ -153,8 +163,10 @@ class Pair:
     @property
     def native_mask(self) -> NDArray[np.bool_]:
         """The mask on the source's own grid, within the target's field of view."""
-        share, covered = self._on_native_grid(self.mask.astype(np.float32))
-        return (share > 0.5) & covered
+        share, covered = self._on_native_grid(by_slabs(lambda slab: slab, self.mask, self.empty))
+        for slab in slabs(covered.shape):
+            covered[slab] &= share[slab] > 0.5
+        return covered
 
     def _on_native_grid(
         self, data: NDArray[np.float32]
@@ -162,13 +174,18 @@ class Pair:
         """Data of the target grid on the native source's, and where that lies in the former."""
         volume, native = self.grid.with_data(data), self.native_source
         if self.registration is not None:
-            return self.registration.apply_inverse(volume, native.shape, native.affine, order=1)
-        covered = field_of_view(volume, native.shape, native.affine)
-        return resample(volume, native.shape, native.affine, order=1), covered
+            return self.registration.apply_inverse(
+                volume, native.shape, native.affine, 1, self.empty
+            )
+        covered = field_of_view(volume, native.shape, native.affine, self.empty)
+        return resample(volume, native.shape, native.affine, 1, self.empty), covered
 
 
 def prepare_pair(
-    specimen: Specimen, config: PreprocessConfig, standards: Standards | None = None
+    specimen: Specimen,
+    config: PreprocessConfig,
+    standards: Standards | None = None,
+    empty: Empty = in_memory,
 ) -> Pair:
     """Read a specimen's files and bring its source onto the target's grid.
 
@@ -176,25 +193,28 @@ def prepare_pair(
         specimen: Its files.
         config: How the pair is made.
         standards: Standard landmarks of the cohort; without them landmarks stay where they are.
+        empty: Makes the arrays that are as large as a volume, and those of the pair's properties.
 
     Raises:
         DataError: If a file is bad, the source is missing, finer than the target or constant within
             the mask, the mask does not fit, or source and target do not overlap.
     """
     source_file = source_of(specimen)
-    source, target = read_pair(source_file, specimen.target, config.orientation)
+    source, target = read_pair(source_file, specimen.target, config.orientation, empty)
     given = target
-    target, foreground, target_transform = _target(specimen, target, config)
+    target, foreground, target_transform = _target(specimen, target, config, empty)
     native, registration, fitted = source, None, None
     if specimen.native_source:
-        native, _ = read_pair(specimen.native_source, specimen.target, config.orientation)
-        fitted = fit_intensities(specimen.native_source, native, config)
+        native, _ = read_pair(specimen.native_source, specimen.target, config.orientation, empty)
+        fitted = fit_intensities(specimen.native_source, native, config, empty)
         if specimen.transform:
             registration = Transform.load(specimen.transform)
     check_not_finer(source_file, native, given, config)
-    placed = place_source(source, target.shape, target.affine, config, source_file, fitted=fitted)
-    mask = foreground & placed.inside
-    overlap = float(mask.sum() / foreground.sum())
+    placed = place_source(source, target.shape, target.affine, config, source_file, empty, fitted)
+    mask, voxels = foreground, foreground.sum()
+    for slab in slabs(mask.shape):
+        mask[slab] &= placed.inside[slab]
+    overlap = float(mask.sum() / voxels)
     if overlap < config.min_overlap:
         raise DataError(
             source_file,
@@ -207,7 +227,7 @@ def prepare_pair(
     return Pair(
         name=specimen.name,
         source_scaled=placed.scaled,
-        target_scaled=target_transform.scale(target.data),
+        target_scaled=target_transform.scale(target.data, empty),
         mask=mask,
         source_transform=placed.transform.to_standard(standards.source),
         target_transform=target_transform.to_standard(standards.target),
@@ -216,26 +236,31 @@ def prepare_pair(
         overlap=overlap,
         registration=registration,
         config=config,
+        empty=empty,
     )
 
 
 def _target(
-    specimen: Specimen, target: Volume, config: PreprocessConfig
+    specimen: Specimen, target: Volume, config: PreprocessConfig, empty: Empty
 ) -> tuple[Volume, NDArray[np.bool_], IntensityTransform]:
     """The target at the configured spacing, its foreground, and its intensity transform."""
     spaced = target
     if config.target_spacing_mm:
-        spaced = at_spacing(target, config.target_spacing_mm)
-    transform = fit_intensities(specimen.target, spaced, config)
+        spaced = at_spacing(target, config.target_spacing_mm, empty=empty)
+    transform = fit_intensities(specimen.target, spaced, config, empty)
     if specimen.mask is None or spaced is target:
-        scaled = spaced.with_data(transform.scale(spaced.data))
-        return spaced, specimen_foreground(specimen, scaled, config), transform
-    mask = read_mask(specimen.mask, target, config.orientation)
-    share = resample(target.with_data(mask), spaced.shape, spaced.affine, order=1)
-    if not (share > 0.5).any():
+        scaled = spaced.with_data(transform.scale(spaced.data, empty))
+        return spaced, specimen_foreground(specimen, scaled, config, empty), transform
+    mask = read_mask(specimen.mask, target, config.orientation, empty)
+    marked = target.with_data(by_slabs(lambda slab: slab, mask, empty))
+    share = resample(marked, spaced.shape, spaced.affine, 1, empty)
+    inside = empty(share.shape, np.bool_)
+    for slab in slabs(share.shape):
+        inside[slab] = share[slab] > 0.5
+    if not inside.any():
         rule = f"the mask is empty at the spacing of {config.target_spacing_mm} mm"
         raise DataError(specimen.mask, rule, "Give a finer target spacing")
-    return spaced, share > 0.5, transform
+    return spaced, inside, transform
 
 
 def source_of(specimen: Specimen) -> Path:

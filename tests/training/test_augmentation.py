@@ -95,6 +95,33 @@ def test_shifts_move_source_and_target_by_the_same_few_voxels(kind):
         assert {step[axis] for step in found} == {-2, -1, 0, 1, 2}
 
 
+def test_flips_come_before_turns_and_shifts_come_last():
+    source, target, where = batch((8, 8), count=64)
+    config = AugmentConfig(flips=(0,), turns=True, shift=1)
+    moved, goal = Augmentation(config, 1, (8, 8))(source, target, where, 0)
+    torch.testing.assert_close(goal, moved * 2 + 1)
+    found = set()
+    for before, after in zip(source[:, 0].numpy(), moved[:, 0].numpy(), strict=True):
+        ways = []
+        for flip, turn, a, b in itertools.product((0, 1), (0, 1), (0, 1, 2), (0, 1, 2)):
+            patch = before[::-1] if flip else before
+            padded = np.pad(patch.T if turn else patch, 1, mode="edge")
+            if np.array_equal(padded[a : a + 8, b : b + 8], after):
+                ways.append((flip, turn, a, b))
+        assert len(ways) == 1
+        found.add(ways[0])
+    assert len(found) > 24
+
+
+def test_keys_of_patches_differ():
+    config = AugmentConfig(noise=0.1)
+    axes = [torch.arange(4), torch.arange(-1, 3), *[torch.arange(0, 24, 4)] * 3]
+    where = torch.cartesian_prod(*axes)
+    keys = [Augmentation(config, seed, (8, 8))._keys(where, 2) for seed in (0, 1)]
+    keys.append(Augmentation(config, 0, (8, 8))._keys(where, 3))
+    assert len(torch.cat(keys).unique()) == 3 * len(where)
+
+
 def test_nothing_is_changed_unless_asked():
     source, target, where = batch((8, 8))
     found = Augmentation(AugmentConfig(), 1, (8, 8))(source, target, where, 0)

@@ -23,7 +23,6 @@ from distsynth.runs.folder import BEST, LAST, METRICS_FILE, open_run
 from distsynth.runs.package import export_files, read_export, write_files
 from distsynth.training.checkpointing import read_resumed
 from distsynth.training.loop import train
-from distsynth.training.pace import Pace
 from distsynth.training.report import EpochReport, fruitless
 from distsynth.training.run import TrainingRun
 from distsynth.training.steps import Learner
@@ -84,11 +83,11 @@ def test_averaged_weights_predict_and_are_exported(shard_folder, tmp_path):
     assert same(read_export(tmp_path).weights(), state["average"])
 
 
-def test_a_budget_in_time_ends_a_run_within_an_epoch(shard_folder, tmp_path, monkeypatch):
+def test_a_budget_in_time_ends_a_run_within_an_epoch(shard_folder, tmp_path):
     """Each step takes two seconds of the clock: a budget of 0.2 minutes is over after six."""
-    monkeypatch.setattr(Pace, "tick", lambda self: setattr(self, "seconds", self.seconds + 2.0))
+    clock = count(0.0, 2.0).__next__
     more = {"train.minutes": 0.2, "train.epochs": 9, "train.log_every": 1}
-    trained(tmp_path, shard_folder, more, {"optim.schedule": "linear"})
+    trained(tmp_path, shard_folder, more, {"optim.schedule": "linear"}, clock=clock)
     rows = losses(tmp_path)
     rates = [row["lr/generator"] for row in rows if "lr/generator" in row]
     assert rates == pytest.approx([0.01 * max(0, 1 - step / 6) for step in range(6)])
