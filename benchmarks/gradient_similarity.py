@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import convolve1d
 
-from distsynth.metrics.image import Array, Mask, check_same_shapes, masked
+from distsynth.metrics.image import Array, Mask, check_same_shapes, masked_parts
 
 STABILITY = 170 / 255**2
 """The constant of Xue et al. (2014), who take images of 8 bits, on the scale of [0, 1]."""
@@ -72,7 +72,7 @@ def gradient_similarity_deviation(
     other = gradient_magnitude(target, dims, axis)
     constant = STABILITY / 4
     similarity = (2 * own * other + constant) / (own**2 + other**2 + constant)
-    (values,) = masked(mask, similarity)
+    values = _inside(mask, similarity)
     return float(values.std(dtype=np.float64))
 
 
@@ -92,6 +92,12 @@ def relative_sharpness(synthetic: Array, target: Array, mask: Mask | None = None
     Raises:
         ValueError: If shapes differ or the mask is empty.
     """
-    own, other = masked(mask, gradient_magnitude(synthetic), gradient_magnitude(target))
+    check_same_shapes(synthetic, target, mask)
+    own, other = (_inside(mask, gradient_magnitude(volume)) for volume in (synthetic, target))
     expected = float(other.mean(dtype=np.float64))
     return float(own.mean(dtype=np.float64)) / expected if expected else float("nan")
+
+
+def _inside(mask: Mask | None, volume: Array) -> Array:
+    """The voxels of a volume in the mask, which must not be empty."""
+    return np.concatenate([part.ravel() for (part,) in masked_parts(mask, volume)])

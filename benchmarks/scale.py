@@ -1,11 +1,12 @@
 """What a large sweep and a large manifest take: processor seconds and memory at several sizes.
 
-    python -m benchmarks.scale sweep [--sizes N ...]
+    python -m benchmarks.scale sweep [--sizes N ...] [--s3]
     python -m benchmarks.scale manifest [--sizes N ...]
 
 sweep: trials that cost nothing. Ray and training are left out: the driver's callback is called as
 Tune calls it for a trial of two epochs, so that what this program adds to each trial is all there
-is. Then the status is shown and the sweep is prepared for resumption.
+is. Then the status is shown and the sweep is prepared for resumption. With --s3 the folder
+is one of an S3 server in a process of its own on this machine, whose time is not counted.
 
 manifest: records of made-up specimens, 1,500 patches each, as a set of shards lists them; they are
 written, read, checked, and an epoch is planned for one rank of 64.
@@ -18,16 +19,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import multiprocessing
+import os
 import resource
+import socket
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.request import Request, urlopen
 
 from distsynth.config import with_overrides
 from distsynth.data.loader import epoch_order, training_plan
@@ -81,8 +87,8 @@ class Clock:
         return self.costs | {"memory, MB": used}
 
 
-def sweep_costs(trials: int, folder: Path) -> Costs:
-    """A sweep of trials that cost nothing."""
+def sweep_costs(trials: int, folder: Path | str) -> Costs:
+    """A sweep of trials that cost nothing, in a folder or below a URL."""
     base = with_overrides(
         preset("small"),
         {"data.patch_size": (64, 64), "data.neighbours": 0, "train.epochs": EPOCHS},
@@ -90,13 +96,13 @@ def sweep_costs(trials: int, folder: Path) -> Costs:
     space = named_space(("learning-rates",))
     config = SweepConfig(trials=trials, search="random", scheduler="fifo")
     plan = SweepPlan("large", "0" * 8, base, space_to_plain(space), config)
-    sweep = SweepFolder(folder / "large")
+    sweep = SweepFolder(f"{folder}/large")
+    sweep.exists()  # Connects.
     clock = Clock()
     records = _planned_trials(plan, space, {})
     clock.mark("planning")
     sweep.write_plan(plan)
-    for record in records.values():
-        sweep.write_record(record)
+    sweep.write_records(records.values())
     clock.mark("records of waiting trials")
     _drive(SweepCallback(sweep, plan, dict(records)))
     clock.mark("a trial's two epochs, all trials")
@@ -108,8 +114,38 @@ def sweep_costs(trials: int, folder: Path) -> Costs:
     again = _planned_trials(plan, space_from_plain(plan.space), sweep.records())
     assert again.keys() <= found.keys()
     clock.mark("resumption")
-    files = sum(path.is_file() for path in (folder / "large").rglob("*"))
-    return clock.finish() | {"files": files}
+    costs = clock.finish()
+    return costs | {"files": len(sweep.folder.names())}
+
+
+@contextmanager
+def s3_bucket() -> Iterator[str]:
+    """The URL of an empty bucket on a server that runs meanwhile, which the environment names."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    os.environ |= {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "NO_PROXY": "127.0.0.1",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            with suppress(OSError):
+                urlopen(Request(f"{endpoint}/sweeps", method="PUT")).close()
+                break
+            time.sleep(0.2)
+        yield "s3://sweeps"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def _drive(callback: SweepCallback) -> None:
@@ -192,18 +228,21 @@ PARTS: dict[str, Callable[[int, Path], Costs]] = {
 }
 
 
-def _measured(part: str, size: int) -> Costs:
+def _measured(part: str, size: int, s3: bool) -> Costs:
+    if s3:
+        with s3_bucket() as url:
+            return sweep_costs(size, url)
     with tempfile.TemporaryDirectory() as folder:
         return PARTS[part](size, Path(folder))
 
 
-def main(part: str, sizes: Sequence[int]) -> None:
+def main(part: str, sizes: Sequence[int], s3: bool = False) -> None:
     """Print a row for each quantity and a column for each size."""
     spawn = multiprocessing.get_context("spawn")
     found = []
     for size in sizes:
         with spawn.Pool(1) as pool:
-            found.append(pool.apply(_measured, (part, size)))
+            found.append(pool.apply(_measured, (part, size, s3)))
     names = {"sweep": "trials", "manifest": "specimens"}
     print(f"| {names[part]} | " + " | ".join(f"{size:,}" for size in sizes) + " |")
     print("|---" * (len(sizes) + 1) + "|")
@@ -217,5 +256,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--sizes", type=int, nargs="+")
+    parser.add_argument("--s3", action="store_true", help="of a sweep: on an S3 server")
     options = parser.parse_args()
-    main(options.part, options.sizes or SIZES[options.part])
+    if options.s3 and options.part != "sweep":
+        parser.error("--s3 is for a sweep")
+    main(options.part, options.sizes or SIZES[options.part], options.s3)

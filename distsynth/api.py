@@ -213,7 +213,8 @@ def evaluate(
             URLs, which are named after the folder of the run or export; or name to predictor.
         cohort: The one that the shards were cut from.
         out: Folder for results.csv, results.json, table.txt, pictures and report.html; None
-            writes nothing.
+            writes nothing. Arrays of large volumes lie in files without a name beside it, without
+            it in memory.
         split: Which specimens to evaluate, by the split of the shards.
         stitching: Fields of StitchConfig that differ from the checkpoints' configuration.
         save_volumes: Write the synthetic volumes to `out` as well.
@@ -242,6 +243,7 @@ def evaluate(
     from distsynth.metrics.results import RESULTS_FILE
     from distsynth.reporting.evaluation_files import write_evaluation
     from sharding.io.atomic import atomic_folder
+    from sharding.volumes.slabs import MOST_IN_MEMORY, Scratch, in_memory
 
     specimens = _specimens(cohort)
     predictors: dict[str, Predictor] = {}
@@ -266,11 +268,15 @@ def evaluate(
     changes = stitching or {}
     predictors = {name: found.stitched(**changes) for name, found in predictors.items()}
 
+    empty = in_memory if out is None else Scratch(Path(out).resolve().parent, MOST_IN_MEMORY)
+
     def measured(volumes: Path | None) -> Evaluation:
         if folds:
             models = list(predictors.values())
-            return evaluate_folds(models, specimens, volumes, conventions)
-        return run_evaluation(predictors, specimens, split, volumes, conventions=conventions)
+            return evaluate_folds(models, specimens, volumes, conventions, empty)
+        return run_evaluation(
+            predictors, specimens, split, volumes, conventions=conventions, empty=empty
+        )
 
     if out is None:
         if save_volumes:
@@ -378,13 +384,15 @@ def write_report(
     from distsynth.sweep.page import sweep_page
     from sharding.io.atomic import atomic_write, refuse_existing
     from sharding.io.storage import Folder
+    from sharding.volumes.slabs import MOST_IN_MEMORY, Scratch
 
     out = Path(out)
     refuse_existing([out], overwrite)
     if most < 1:
         raise ConfigError(f"--most must be >= 1, got {most}")
     specimens = None if cohort is None else _specimens(cohort)
-    extras = Extras(specimens, split, most, evaluation and str(evaluation), device)
+    scratch = Scratch(out.resolve().parent, MOST_IN_MEMORY)
+    extras = Extras(specimens, split, most, evaluation and str(evaluation), device, scratch)
     place, sweep = Folder(folder), SweepFolder(folder)
     if place.exists(TASK_FILE):
         page = reproduction_page(sweep, extras)

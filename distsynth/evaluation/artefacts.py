@@ -16,6 +16,7 @@ from distsynth.inference.windows import overlap, without_windows
 from distsynth.metrics.checkerboard import checkerboard
 from distsynth.metrics.overlap import Overlap
 from distsynth.metrics.seams import Borders, seams
+from distsynth.metrics.views import Outside
 from sharding.volumes.pair import Pair
 
 NO_BORDERS: Borders = (np.array([], np.int64),) * 3
@@ -51,18 +52,19 @@ def predictions(pair: Pair, predictors: Mapping[str, Predictor]) -> Iterator[Pre
     without: dict[tuple[int, Sequence[int]], NDArray[np.float32]] = {}
     for name, predictor in predictors.items():
         config = predictor.checkpoint.config
-        variance = None if predictor.whole_images else np.empty(shape, np.float32)
+        variance = None if predictor.whole_images else pair.empty(shape)
         title = f"{name}, {pair.name}"
         if count(predictor) > 1 and variance is None:
-            synthetic, spread = predict_with_uncertainty(predictor, source, title)
+            synthetic, spread = predict_with_uncertainty(predictor, source, title, empty=pair.empty)
         else:
-            synthetic, spread = predictor(source, title=title, variance=variance), None
+            synthetic = predictor(source, title=title, empty=pair.empty, variance=variance)
+            spread = None
             if count(predictor) > 1:
-                _, spread = predict_with_uncertainty(predictor, source, title)
+                _, spread = predict_with_uncertainty(predictor, source, title, empty=pair.empty)
         key = id(predictor.generator), tuple(config.stitch.axes)
         reference = without_windows(predictor, shape)
         if reference is not None and key not in without:
-            without[key] = reference(source, title=f"{title}, without windows")
+            without[key] = reference(source, title=f"{title}, without windows", empty=pair.empty)
         yield Prediction(
             name,
             synthetic,
@@ -89,7 +91,8 @@ def artefacts(
         target: Standardised, same shape.
         mask: Foreground.
     """
-    inside, outside = seams(prediction.synthetic, target, prediction.borders, (mask, ~mask))
+    beyond = Outside(mask)
+    inside, outside = seams(prediction.synthetic, target, prediction.borders, (mask, beyond))
     windows, whole = prediction.overlap, prediction.whole
     relative = math.nan
     if whole is not None:
@@ -104,7 +107,7 @@ def artefacts(
         "seam_index_relative": relative,
         "overlap_disagreement": math.nan if windows is None else windows.disagreement(mask),
         "overlap_disagreement_outside": (
-            math.nan if windows is None else windows.disagreement(~mask)
+            math.nan if windows is None else windows.disagreement(beyond)
         ),
         "checkerboard": checkerboard(prediction.synthetic, target, mask),
     }

@@ -25,6 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from distsynth.evaluation.ranked_voxels import Voxels, count_voxels, voxels_of_ranks
+from distsynth.metrics.views import Outside
+from sharding.volumes import slabs as slab_sizes
+from sharding.volumes.slabs import Empty, by_slabs, slabs
+from sharding.volumes.tiles import tiles
+
 BACKGROUND_WEIGHT = 0.02
 """Weight of all background voxels of a specimen relative to all its mask voxels."""
 
@@ -62,6 +68,11 @@ class PairLike(Protocol):
         """Foreground."""
         ...
 
+    @property
+    def empty(self) -> Empty:
+        """Makes arrays as large as a volume."""
+        ...
+
 
 class Baseline(Protocol):
     """Predicts a target volume from a pair's source."""
@@ -80,7 +91,7 @@ class Identity:
 
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """The source by nearest neighbour."""
-        return pair.nearest.astype(np.float32)
+        return pair.nearest.astype(np.float32, copy=False)
 
 
 class Cubic:
@@ -90,7 +101,7 @@ class Cubic:
 
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """The source by cubic interpolation."""
-        return pair.source.astype(np.float32)
+        return pair.source.astype(np.float32, copy=False)
 
 
 class Fitted(ABC):
@@ -168,15 +179,18 @@ class IntensityMap(Fitted):
 
     def update(self, pair: PairLike) -> None:
         """Count the voxels of one training pair, all of them."""
-        _check_pair(pair)
+        all_source, all_target = _checked(pair)
         low, high, cells = self.grid
         inside = np.count_nonzero(pair.mask)
         share = BACKGROUND_WEIGHT * inside / max(pair.mask.size - inside, 1)
-        for where, weight in ((pair.mask, 1.0), (~pair.mask, share)):
-            source, target = pair.source[where], pair.target[where]
-            cell = ((source - low) * (cells / (high - low))).clip(0, cells - 1).astype(np.int32)
-            for row, values in zip(self._sums, (None, source, target), strict=True):
-                row += weight * np.bincount(cell, values, cells)
+        for region, weight in ((pair.mask, 1.0), (Outside(pair.mask), share)):
+            for slab in slabs(pair.mask.shape):
+                where = region[slab]
+                source, target = all_source[slab][where], all_target[slab][where]
+                cell = ((source - low) * (cells / (high - low))).clip(0, cells - 1)
+                cell = cell.astype(np.int32)
+                for row, values in zip(self._sums, (None, source, target), strict=True):
+                    row += weight * np.bincount(cell, values, cells)
 
     def finish(self) -> Self:
         """Merge cells into bins of at least 1/256 of the weight, and join their means."""
@@ -217,7 +231,7 @@ class IntensityMap(Fitted):
         """The curve applied to every source voxel."""
         self._check(self._knots.size > 0)
         source, target = self._knots
-        return np.interp(pair.source, source, target).astype(np.float32)
+        return by_slabs(lambda slab: np.interp(slab, source, target), pair.source, pair.empty)
 
 
 class NeighbourhoodRegression(Fitted):
@@ -263,21 +277,24 @@ class NeighbourhoodRegression(Fitted):
 
     def update(self, pair: PairLike) -> None:
         """Add one training pair's voxels to the normal equations."""
-        _check_pair(pair)
+        _, target = _checked(pair)
         rng = np.random.default_rng([self.seed, self._pairs])
         self._pairs += 1
         sources = self._sources(pair)
-        padded = [np.pad(source, self.reach, mode="edge") for source in sources]
-        inside, outside = (np.flatnonzero(where) for where in (pair.mask, ~pair.mask))
-        count = min(self.voxels, len(inside))
-        background = min(self.voxels // 10 + 1, len(outside))
+        regions = pair.mask, Outside(pair.mask)
+        inside, outside = (count_voxels(region) for region in regions)
+        count = min(self.voxels, inside)
+        background = min(self.voxels // 10 + 1, outside)
         share = BACKGROUND_WEIGHT * count / max(background, 1)
-        for voxels, number, weight in ((inside, count, 1.0), (outside, background, share)):
-            chosen = np.sort(rng.choice(voxels, number, replace=False, shuffle=False))
-            for part in np.array_split(chosen, max(1, number // 8192)):
-                rows = self._features(padded, np.unravel_index(part, pair.mask.shape))
+        drawn = ((inside, count, 1.0), (outside, background, share))
+        for region, (voxels, number, weight) in zip(regions, drawn, strict=True):
+            ranks = np.sort(rng.choice(voxels, number, replace=False, shuffle=False))
+            chosen = voxels_of_ranks(region, ranks)
+            for part in np.array_split(np.arange(number), max(1, number // 8192)):
+                x, y, z = (index[part] for index in chosen)
+                rows = self._features(sources, (x, y, z))
                 self._gram += weight * (rows.T @ rows)
-                self._moment += weight * (rows.T @ pair.target.reshape(-1)[part])
+                self._moment += weight * (rows.T @ target[x, y, z])
 
     def finish(self) -> Self:
         """Solve the normal equations, centred so that the ridge spares the intercept."""
@@ -320,46 +337,56 @@ class NeighbourhoodRegression(Fitted):
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """Filter the source, its faces repeated outwards."""
         self._check(self._weights.size > 0)
-        side = 2 * self.reach + 1
-        out = np.zeros(pair.mask.shape, np.float32)
-        filtered = np.empty(pair.mask.shape, np.float32)
+        sources = self._sources(pair)
         weights = np.split(self._weights[:-1], self.contrasts)
-        for source, own in zip(self._sources(pair), weights, strict=True):
-            source = source.astype(np.float32)
-            kernel = own[: self._taps].reshape(side, side, side)
-            ndimage.correlate(source, kernel, filtered, mode="nearest")
-            out += filtered
-            for hinge, slope in zip(self.hinges, own[self._taps :], strict=True):
-                out += np.float32(slope) * np.maximum(source - np.float32(hinge), 0)
-        out += np.float32(self._weights[-1])
+        out = pair.empty(pair.mask.shape)
+        for tile in tiles(pair.mask.shape, self.reach, slab_sizes.SLAB):
+            first, *others = (
+                self._filtered(source[tile.read], own)[tile.inner]
+                for source, own in zip(sources, weights, strict=True)
+            )
+            for found in others:
+                first += found
+            out[tile.write] = first + np.float32(self._weights[-1])
         return out
 
-    def _sources(self, pair: PairLike) -> Array:
-        """Every contrast of a pair, shape (contrasts, x, y, z).
+    def _filtered(self, values: Array, own: NDArray[np.float64]) -> NDArray[np.float32]:
+        """A contrast through its own weights: the filter of its neighbourhood, and its curve."""
+        side = 2 * self.reach + 1
+        values = values.astype(np.float32, copy=False)
+        kernel = own[: self._taps].reshape(side, side, side)
+        found = ndimage.correlate(values, kernel, np.float32, mode="nearest")
+        for hinge, slope in zip(self.hinges, own[self._taps :], strict=True):
+            found += np.float32(slope) * np.maximum(values - np.float32(hinge), 0)
+        return found
+
+    def _sources(self, pair: PairLike) -> list[Array]:
+        """Every contrast of a pair, each of the shape (x, y, z).
 
         Raises:
             ValueError: If the pair has more or fewer than the regression.
         """
         found = pair.network_source
-        sources = found if found.ndim == 4 else found[None]
+        sources = [*found] if found.ndim == 4 else [found]
         if len(sources) != self.contrasts:
             raise ValueError(f"a pair must have {self.contrasts} contrasts, got {len(sources)}")
         return sources
 
-    def _features(
-        self, padded: Sequence[Array], voxels: tuple[NDArray[Any], ...]
-    ) -> NDArray[np.float64]:
+    def _features(self, sources: Sequence[Array], voxels: Voxels) -> NDArray[np.float64]:
         """One row a voxel: neighbourhood and hinges of each contrast, 1."""
-        shape = padded[0].shape
-        strides = np.array([shape[1] * shape[2], shape[2], 1])
-        side = range(2 * self.reach + 1)
-        offsets = np.array(list(itertools.product(side, side, side))) @ strides
-        first = np.ravel_multi_index(voxels, shape)
+        steps = range(-self.reach, self.reach + 1)
         parts = []
-        for contrast in padded:
-            near = contrast.reshape(-1)[first[:, None] + offsets].astype(np.float64)
+        for source in sources:
+            near = np.empty((len(voxels[0]), self._taps))
+            for column, offset in enumerate(itertools.product(steps, steps, steps)):
+                # Beyond a face its own voxels are repeated.
+                x, y, z = (
+                    (index + step).clip(0, size - 1)
+                    for index, step, size in zip(voxels, offset, source.shape, strict=True)
+                )
+                near[:, column] = source[x, y, z]
             parts += [near, np.maximum(near[:, self._taps // 2, None] - self.hinges, 0)]
-        return np.hstack([*parts, np.ones((len(first), 1))])
+        return np.hstack([*parts, np.ones((len(voxels[0]), 1))])
 
 
 def _finite(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
@@ -369,10 +396,12 @@ def _finite(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
     return values
 
 
-def _check_pair(pair: PairLike) -> None:
-    """Raise ValueError if the pair cannot be used for training."""
-    shapes = {volume.shape for volume in (pair.source, pair.target, pair.mask)}
+def _checked(pair: PairLike) -> tuple[Array, Array]:
+    """Source and target; raises ValueError if the pair cannot be used for training."""
+    source, target = pair.source, pair.target
+    shapes = {volume.shape for volume in (source, target, pair.mask)}
     if len(shapes) != 1:
         raise ValueError(f"source, target and mask of a pair must have one shape, got {shapes}")
     if not pair.mask.any():
         raise ValueError("the mask of a training pair is empty: nothing to learn from")
+    return source, target

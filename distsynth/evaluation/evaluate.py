@@ -20,13 +20,22 @@ from distsynth.evaluation.pairs import prepared_pairs
 from distsynth.inference.predictor import Predictor
 from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.conventions import Values, conventional_values
-from distsynth.metrics.image import SSIM_WINDOW, central_slice, mse, psnr, volume_metrics
+from distsynth.metrics.image import (
+    SSIM_WINDOW,
+    central_slice,
+    masked_parts,
+    mse,
+    psnr,
+    volume_metrics,
+)
 from distsynth.metrics.risk_coverage import RiskCoverage, risk_coverage
 from distsynth.metrics.verdict import verdicts
+from distsynth.metrics.views import Difference
 from distsynth.runs.data_record import DataRecord
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.contrasts import in_order
 from sharding.volumes.pair import Pair
+from sharding.volumes.slabs import Empty, by_slabs, in_memory
 from sharding.volumes.volume import write_volume
 
 if TYPE_CHECKING:
@@ -115,6 +124,7 @@ def evaluate(
     baselines: Sequence[Baseline] | None = None,
     data: DataRecord | None = None,
     conventions: bool = False,
+    empty: Empty = in_memory,
 ) -> Evaluation:
     """Evaluate models beside the baselines.
 
@@ -132,6 +142,8 @@ def evaluate(
         baselines: The baselines to evaluate; None fits the usual ones.
         data: The record of the data; None takes that of the models.
         conventions: Compute PSNR and SSIM under every convention as well.
+        empty: Makes the arrays that are as large as a volume: with sharding.volumes.slabs.Scratch
+            they lie on disk if they are large.
 
     Returns:
         Every number, and slices for pictures.
@@ -161,7 +173,7 @@ def evaluate(
                 "the cohort has no training specimen to fit the baselines on: evaluate on the "
                 "cohort that the shards were cut from, with specimens added to it"
             )
-        baselines = usual_baselines(groups["train"], first)
+        baselines = usual_baselines(groups["train"], first, empty)
     for baseline in baselines:
         if baseline.name in predictors:
             raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
@@ -173,16 +185,21 @@ def evaluate(
             ", ".join(first.contrasts),
         )
     evaluation = Evaluation({}, [], split, len(groups["train"]), list(predictors))
-    for specimen, pair in zip(chosen, prepared_pairs(chosen, first), strict=True):
+    pairs = prepared_pairs(chosen, first, empty)
+    for specimen in chosen:
+        pair = next(pairs)
         if split == "test":
             first.refuse_seen(specimen, pair)
         _evaluate_specimen(evaluation, pair, first, baselines, predictors, volumes, conventions)
+        del pair  # Before the next one takes its room.
     return evaluation
 
 
-def usual_baselines(training: Sequence[Specimen], data: DataRecord) -> list[Baseline]:
+def usual_baselines(
+    training: Sequence[Specimen], data: DataRecord, empty: Empty = in_memory
+) -> list[Baseline]:
     """Identity, cubic, and the baselines that are fitted on training specimens."""
-    return [Identity(), Cubic(), *kept_baselines(training, data)]
+    return [Identity(), Cubic(), *kept_baselines(training, data, empty)]
 
 
 def _evaluate_specimen(
@@ -196,7 +213,10 @@ def _evaluate_specimen(
 ) -> None:
     """Add one specimen to the evaluation."""
     target, transform = pair.measured_target, pair.measured_transform
-    _say_what_is_missing(pair)
+    native, inside = pair.native, pair.native_mask
+    # A small mask may hold no voxel of a coarse source.
+    is_consistent = inside.any() and _varies(native, inside)
+    _say_what_is_missing(pair, inside)
     axis = 2
     index = central_slice(pair.mask, axis)
     shown: dict[str, NDArray[np.float32]] = {}
@@ -208,25 +228,23 @@ def _evaluate_specimen(
             mse(_unlent(synthetic, pair, data), target, pair.mask), transform.data_range
         )
         row |= artefacts(measured, target, pair.mask)
-        native, inside = (
-            pair.source_transform.standardise(pair.native_source.data),
-            pair.native_mask,
-        )
         if measured.spread is not None:
-            curve = risk_coverage(measured.synthetic - target, measured.spread, pair.mask)
+            error = Difference(measured.synthetic, target)
+            curve = risk_coverage(error, measured.spread, pair.mask)
             evaluation.risk_coverage.setdefault(name, {})[pair.name] = curve
             row |= curve.metrics
         row["consistency_error"] = math.nan
-        # A small mask may hold no voxel of a coarse source.
-        if inside.any() and np.ptp(native[inside]) > 0:
+        if is_consistent:
             row["consistency_error"] = consistency_error(pair.degrade(synthetic), native, inside)
         evaluation.results.setdefault(name, {})[pair.name] = row
         shown[name] = np.take(synthetic, [index], axis)
         if conventions and (name in predictors or name == Cubic.name):
-            values = conventional_values(measured.synthetic, pair.grid.data, transform, pair.mask)
+            values = conventional_values(
+                measured.synthetic, pair.grid.data, transform, pair.mask, pair.empty
+            )
             evaluation.conventions.setdefault(name, {})[pair.name] = values
         if volumes and name in predictors:
-            restored = pair.grid.with_data(pair.source_transform.restore(synthetic))
+            restored = pair.grid.with_data(pair.source_transform.restore(synthetic, pair.empty))
             write_volume(volumes / f"{pair.name}_{name}.nii.gz", restored)
     evaluation.specimens.append(pair.name)
     evaluation.examples.append(
@@ -235,8 +253,12 @@ def _evaluate_specimen(
             axis=axis,
             index=index,
             spacing_mm=pair.grid.spacing_mm,
-            source=np.take(pair.source, [index], axis),
-            target=np.take(pair.target, [index], axis),
+            source=pair.source_transform.standardise_scaled(
+                np.take(pair.source_scaled, [index], axis)
+            ),
+            target=pair.target_transform.standardise_scaled(
+                np.take(pair.target_scaled, [index], axis)
+            ),
             mask=np.take(pair.mask, [index], axis),
             synthetic=shown,
         )
@@ -262,7 +284,8 @@ def _measured(prediction: Prediction, pair: Pair) -> Prediction:
     overlap, whole = prediction.overlap, prediction.whole
     if overlap is not None:
         square = np.float32(pair.measured_unit**2)
-        overlap = replace(overlap, variance=overlap.variance * square)
+        variance = by_slabs(lambda slab: slab * square, overlap.variance, pair.empty)
+        overlap = replace(overlap, variance=variance)
     return replace(
         prediction,
         synthetic=pair.measured(prediction.synthetic),
@@ -273,17 +296,25 @@ def _measured(prediction: Prediction, pair: Pair) -> Prediction:
 
 def _unlent(synthetic: NDArray[np.float32], pair: Pair, data: DataRecord) -> NDArray[np.float32]:
     """A prediction on the same scale, brought there without anything of its target but the clip."""
-    return pair.measured_scaled(data.without_target(synthetic))
+    return by_slabs(
+        lambda slab: pair.measured_scaled(data.without_target(slab)), synthetic, pair.empty
+    )
 
 
-def _say_what_is_missing(pair: Pair) -> None:
+def _varies(volume: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
+    """Whether the voxels in a mask differ."""
+    ends = [(part.min(), part.max()) for (part,) in masked_parts(mask, volume) if part.size]
+    return bool(max(high for _, high in ends) > min(low for low, _ in ends))
+
+
+def _say_what_is_missing(pair: Pair, inside: NDArray[np.bool_]) -> None:
     """Log which metrics a specimen does not have, and why."""
-    if min(pair.target.shape) < SSIM_WINDOW:
+    if min(pair.grid.shape) < SSIM_WINDOW:
         logger.warning(
             f"{pair.name}: no windowed SSIM, which needs {SSIM_WINDOW} voxels along each axis of "
-            f"the volume, got {pair.target.shape}"
+            f"the volume, got {pair.grid.shape}"
         )
-    if not pair.native_mask.any():
+    if not inside.any():
         logger.warning(
             f"{pair.name}: no consistency error, as the mask is empty at the resolution of the "
             "source"

@@ -33,6 +33,7 @@ from sharding.io.errors import one_line
 from sharding.io.progress import progress
 from sharding.shards.cut import inputs_sha256
 from sharding.volumes.cohort import Specimen
+from sharding.volumes.slabs import Empty, in_memory
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,15 @@ UNREADABLE = (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.
 """What a file raises that is no archive, is cut short, or holds other arrays."""
 
 
-def kept_baselines(training: Sequence[Specimen], data: DataRecord) -> list[Fitted]:
+def kept_baselines(
+    training: Sequence[Specimen], data: DataRecord, empty: Empty = in_memory
+) -> list[Fitted]:
     """The baselines that are fitted on training specimens: those kept, or else fitted and kept.
 
     Args:
         training: The specimens, in the order in which they count.
         data: How they are prepared.
+        empty: Makes the arrays that are as large as a volume.
 
     Raises:
         DataError: If a file is missing or bad.
@@ -62,7 +66,7 @@ def kept_baselines(training: Sequence[Specimen], data: DataRecord) -> list[Fitte
         else:
             logger.info("the baselines have been fitted on these specimens before")
             return found
-    pairs = prepared_pairs(training, data)
+    pairs = prepared_pairs(training, data, empty)
     contrasts = max(1, len(data.contrasts))
     fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)), contrasts)
     try:

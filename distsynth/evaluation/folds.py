@@ -9,6 +9,7 @@ from distsynth.errors import ConfigError
 from distsynth.evaluation.evaluate import Evaluation, evaluate
 from distsynth.inference.predictor import Predictor
 from sharding.volumes.cohort import Specimen
+from sharding.volumes.slabs import Empty, in_memory
 
 NAME = "folds"
 """Row of the models of all folds."""
@@ -19,6 +20,7 @@ def evaluate_folds(
     specimens: Sequence[Specimen],
     volumes: Path | None = None,
     conventions: bool = False,
+    empty: Empty = in_memory,
 ) -> Evaluation:
     """Evaluate the models of all folds as one method; baselines are fitted in each fold anew.
 
@@ -30,6 +32,7 @@ def evaluate_folds(
         specimens: The cohort that the folds were cut from.
         volumes: As for evaluate.
         conventions: As for evaluate.
+        empty: As for evaluate.
 
     Raises:
         ConfigError: If a specimen validated two of the models: they are of no cross-validation.
@@ -38,7 +41,12 @@ def evaluate_folds(
     whole = Evaluation({}, [], "val", 0, [NAME])
     for predictor in predictors:
         part = evaluate(
-            {NAME: predictor}, specimens, "val", volumes=volumes, conventions=conventions
+            {NAME: predictor},
+            specimens,
+            "val",
+            volumes=volumes,
+            conventions=conventions,
+            empty=empty,
         )
         if twice := set(part.specimens) & set(whole.specimens):
             raise ConfigError(

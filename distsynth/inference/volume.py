@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distsynth.inference.memory_budget import Forward
 from sharding.shards.patches import BLOCK
-from sharding.volumes.slabs import Empty, in_memory, slabs
+from sharding.volumes.slabs import Empty, by_slabs, in_memory, slabs
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def predict_volume(
         Synthetic, shape (x, y, z).
     """
     if min(source.strides) < 0 or not source.flags.writeable:
-        source = source.copy()  # torch takes neither
+        source = by_slabs(lambda slab: slab, source, empty)  # torch takes neither
     shape, contrasts = source.shape[-3:], source if source.ndim == 4 else source[None]
     mean = empty(shape)
     if len(methods) == 1:

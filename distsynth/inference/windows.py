@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distsynth.inference.memory_budget import memory_budget
 from distsynth.inference.predictor import Predictor
-from distsynth.inference.sliding_window import total_weight
+from distsynth.inference.sliding_window import weight_lines
 from distsynth.metrics.overlap import Overlap
 from sharding.shards.patches import BLOCK, patch_axes
 
@@ -24,18 +28,39 @@ def overlap(predictor: Predictor, variance: NDArray[np.float32]) -> Overlap:
     config = predictor.checkpoint.config
     shape, patch_size = variance.shape, config.data.sides
 
-    def sums(power: int) -> NDArray[np.float64]:
-        total = np.zeros((1,) * len(shape))
+    def lines(power: int) -> list[_Lines]:
+        found = []
         for axis in patch_axes(patch_size, config.stitch.axes):
             sides = [size for dim, size in enumerate(shape) if dim != axis]
-            own = total_weight(
-                sides, patch_size, config.stitch, config.data.start_multiple, power
-            ).numpy()
-            total = total + (own if axis == BLOCK else np.expand_dims(own, axis))
-        return total
+            own = weight_lines(sides, patch_size, config.stitch, config.data.start_multiple, power)
+            along = [line.numpy() for line in own]
+            if axis != BLOCK:
+                along.insert(axis, np.ones(shape[axis]))
+            found.append(along)
+        return found
 
-    freedom = (1 - sums(2) / sums(1) ** 2).astype(np.float32)
-    return Overlap(variance, np.broadcast_to(freedom, shape))
+    return Overlap(variance, _Freedom(shape, lines(1), lines(2)))
+
+
+_Lines = Sequence[NDArray[np.float64]]
+"""A line along each axis, whose products are the weights of windows at each voxel."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Freedom:
+    """Overlap's freedom, computed where it is read."""
+
+    shape: tuple[int, ...]
+    weights: Sequence[_Lines]
+    squares: Sequence[_Lines]
+
+    def __getitem__(self, place: Any, /) -> NDArray[np.float32]:
+        def product(along: _Lines) -> NDArray[np.float64]:
+            lines = (line[part] for line, part in zip(along, place, strict=True))
+            return reduce(np.multiply, np.ix_(*lines))
+
+        total, square = (sum(map(product, rows)) for rows in (self.weights, self.squares))
+        return (1 - square / total**2).astype(np.float32)
 
 
 def without_windows(predictor: Predictor, shape: tuple[int, int, int]) -> Predictor | None:

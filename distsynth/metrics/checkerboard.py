@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distsynth.metrics.image import Array, Mask, check_not_empty, check_same_shapes
+from sharding.volumes.slabs import Slab, slabs
 
 PERIODS = (2, 4)
 """Voxels: what one and two transposed convolutions of stride 2 leave."""
@@ -51,37 +53,69 @@ def checkerboard(synthetic: Array, target: Array | None = None, mask: Mask | Non
     """
     check_same_shapes(synthetic, target, mask)
     check_not_empty(synthetic, mask)
-    error = synthetic if target is None else synthetic - target
-    if mask is not None:
-        error = np.where(mask, error, 0)
-    ratios: list[float] = []
-    for axis, side in enumerate(error.shape):
-        length = min(SEGMENT, side - side % 4)
-        if length >= SHORTEST:
-            ratios += _ratios(np.moveaxis(error, axis, -1), length)
-    return max(ratios, default=math.nan)
+
+    def error(place: Slab) -> Array:
+        found = synthetic[place] if target is None else synthetic[place] - target[place]
+        return found if mask is None else np.where(mask[place], found, 0)
+
+    spectra = {
+        axis: _Spectrum(length)
+        for axis, side in enumerate(synthetic.shape)
+        if (length := min(SEGMENT, side - side % 4)) >= SHORTEST
+    }
+    _look_along_slabs(spectra, error, synthetic.shape)
+    return max((ratio for each in spectra.values() for ratio in each.ratios()), default=math.nan)
 
 
-def _ratios(lines: Array, length: int) -> list[float]:
-    """Power at each period over that expected from its neighbours, along the last axis."""
-    frequencies = np.array([length // period + step for period in PERIODS for step in STEPS])
-    waves = _waves(frequencies, length)
-    power, energy = np.zeros(len(frequencies)), 0.0
-    last = lines.shape[-1] - length
-    for start in sorted({*range(0, last + 1, length // 2), last}):
-        segments = np.ascontiguousarray(lines[..., start : start + length], np.float32)
-        segments = segments.reshape(-1, length)
-        energy += float(np.vdot(segments, segments))
-        found = (segments @ waves).astype(np.float64)
-        power += np.square(found).sum(axis=0).reshape(2, -1).sum(axis=0)
-    if energy == 0:
-        return [1.0]
-    floor = FLOOR * TAPERED * energy
-    at = power.reshape(len(PERIODS), -1).T
-    logs = np.log(np.maximum(at, floor * 1e-9))
-    near, far = logs[[1, 3]].mean(axis=0), logs[[0, 4]].mean(axis=0)
-    expected = np.exp((4 * near - far) / 3)
-    return ((at[2] + floor) / (expected + floor)).tolist()
+def _look_along_slabs(
+    spectra: dict[int, _Spectrum], error: Callable[[Slab], Array], shape: tuple[int, ...]
+) -> None:
+    """Add all segments of a volume to the spectra of their axes, by parts."""
+    for slab in slabs(shape):
+        if 0 in spectra or 1 in spectra:
+            part = error(slab)
+            for axis in {0, 1} & spectra.keys():
+                for start in spectra[axis].starts(shape[axis]):
+                    spectra[axis].add(np.moveaxis(part, axis, -1), start)
+    if 2 in spectra:
+        length = spectra[2].length
+        for start in spectra[2].starts(shape[2]):
+            for slab in slabs((*shape[:2], length), along=1):
+                spectra[2].add(error((*slab[:2], slice(start, start + length))), 0)
+
+
+class _Spectrum:
+    """The power of segments of so many voxels at each period and beside it."""
+
+    def __init__(self, length: int) -> None:
+        frequencies = np.array([length // period + step for period in PERIODS for step in STEPS])
+        self.length = length
+        self._waves = _waves(frequencies, length)
+        self._power, self._energy = np.zeros(len(frequencies)), 0.0
+
+    def starts(self, side: int) -> list[int]:
+        """Where the segments of a line begin: they overlap by half."""
+        last = side - self.length
+        return sorted({*range(0, last + 1, self.length // 2), last})
+
+    def add(self, lines: Array, start: int) -> None:
+        """Add a segment of each line along the last axis."""
+        segments = np.ascontiguousarray(lines[..., start : start + self.length], np.float32)
+        segments = segments.reshape(-1, self.length)
+        self._energy += float(np.vdot(segments, segments))
+        found = (segments @ self._waves).astype(np.float64)
+        self._power += np.square(found).sum(axis=0).reshape(2, -1).sum(axis=0)
+
+    def ratios(self) -> list[float]:
+        """Power at each period over that expected from its neighbours."""
+        if self._energy == 0:
+            return [1.0]
+        floor = FLOOR * TAPERED * self._energy
+        at = self._power.reshape(len(PERIODS), -1).T
+        logs = np.log(np.maximum(at, floor * 1e-9))
+        near, far = logs[[1, 3]].mean(axis=0), logs[[0, 4]].mean(axis=0)
+        expected = np.exp((4 * near - far) / 3)
+        return ((at[2] + floor) / (expected + floor)).tolist()
 
 
 def _waves(frequencies: NDArray[np.int_], length: int) -> NDArray[np.float32]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from distsynth.metrics.image import Array, Mask, masked
+from distsynth.metrics.image import Array, Mask, masked_parts
 
 
 def consistency_error(degraded: Array, source: Array, mask: Mask | None = None) -> float:
@@ -33,24 +37,64 @@ def consistency_error(degraded: Array, source: Array, mask: Mask | None = None) 
     Raises:
         ValueError: Also if the source is constant in the mask.
     """
-    residual = consistency_residual(degraded, source, mask)
-    return float(np.sqrt(np.mean(residual**2)))
+    return consistency_fit(degraded, source, mask).error
 
 
-def consistency_residual(
-    degraded: Array, source: Array, mask: Mask | None = None
-) -> NDArray[np.float64]:
-    """The residual at each voxel of the mask, in order, of which consistency_error is the summary.
+@dataclass(frozen=True, eq=False)
+class ConsistencyFit:
+    """The polynomial of a degraded synthetic volume that explains the source best.
 
-    In standard deviations of the source; arguments and errors as there.
+    Attributes:
+        middle: Of the degraded intensities.
+        half: Half of their range; 0 if they are all equal.
+        weights: Of Legendre's polynomials up to the third.
+        mean: Of the source.
+        spread: Its standard deviation.
+        error: Root mean squared residual.
     """
-    a, b = (values.astype(np.float64).ravel() for values in masked(mask, degraded, source))
-    spread = b.std()
+
+    middle: float
+    half: float
+    weights: NDArray[np.float64]
+    mean: float
+    spread: float
+    error: float = math.nan
+
+    def terms(self, degraded: Array) -> NDArray[np.float64]:
+        """The polynomials at some intensities, a row each."""
+        apart = degraded.astype(np.float64).ravel() - self.middle
+        scaled = apart / self.half if self.half > 0 else np.zeros_like(apart)
+        return np.asarray(np.polynomial.legendre.legvander(scaled, 3), np.float64)
+
+    def residual(self, degraded: Array, source: Array) -> NDArray[np.float64]:
+        """What of the source is not explained, in its standard deviations, a value a voxel."""
+        centred = source.astype(np.float64).ravel() - self.mean
+        return (centred - self.terms(degraded) @ self.weights) / self.spread
+
+
+def consistency_fit(degraded: Array, source: Array, mask: Mask | None = None) -> ConsistencyFit:
+    """The fit behind consistency_error, which has its arguments and errors."""
+
+    def parts() -> Iterator[list[NDArray[np.float64]]]:
+        for part in masked_parts(mask, degraded, source):
+            yield [values.astype(np.float64).ravel() for values in part]
+
+    low, high, total, count = math.inf, -math.inf, 0.0, 0
+    for a, b in parts():
+        if a.size:
+            low, high = min(low, float(a.min())), max(high, float(a.max()))
+        total += float(b.sum())
+        count += b.size
+    mean = total / count
+    spread = math.sqrt(sum(float(np.square(b - mean).sum()) for _, b in parts()) / count)
     if spread == 0:
         raise ValueError("the source is constant in the mask: there is nothing to agree with")
-    middle, half = (a.max() + a.min()) / 2, (a.max() - a.min()) / 2
-    scaled = (a - middle) / half if half > 0 else np.zeros_like(a)
-    terms = np.polynomial.legendre.legvander(scaled, 3)
-    centred = b - b.mean()
-    weights = np.linalg.lstsq(terms.T @ terms, terms.T @ centred, rcond=None)[0]
-    return (centred - terms @ weights) / spread
+    fit = ConsistencyFit((high + low) / 2, (high - low) / 2, np.zeros(4), mean, spread)
+    gram, moment = np.zeros((4, 4)), np.zeros(4)
+    for a, b in parts():
+        terms = fit.terms(a)
+        gram += terms.T @ terms
+        moment += terms.T @ (b - mean)
+    fit = replace(fit, weights=np.linalg.lstsq(gram, moment, rcond=None)[0])
+    left = sum(float((fit.residual(a, b) ** 2).sum()) for a, b in parts())
+    return replace(fit, error=math.sqrt(left / count))

@@ -9,7 +9,7 @@ different conventions must never be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from distsynth.metrics.image import (
     SSIM_WINDOW,
     Array,
     Mask,
+    changed_mse,
     check_same_shapes,
     global_ssim,
     mse,
@@ -26,6 +27,7 @@ from distsynth.metrics.image import (
     windowed_ssim,
 )
 from sharding.volumes.intensities import IntensityTransform
+from sharding.volumes.slabs import Empty, by_slabs, in_memory
 
 SCALES = {
     "standardised": "zero mean and unit variance, by the target, which was clipped at its 0.1 and "
@@ -74,7 +76,11 @@ Values = dict[Convention, dict[str, float]]
 
 
 def conventional_values(
-    synthetic: Array, target: Array, transform: IntensityTransform, mask: Mask
+    synthetic: Array,
+    target: Array,
+    transform: IntensityTransform,
+    mask: Mask,
+    empty: Empty = in_memory,
 ) -> Values:
     """Every PSNR and SSIM of one prediction.
 
@@ -86,6 +92,7 @@ def conventional_values(
         target: As read, in the file's units, same shape.
         transform: Of the target, fitted on it.
         mask: Foreground, same shape.
+        empty: Makes the arrays that are as large as the volume.
 
     Returns:
         NaN where windows do not fit, and where a peak is not positive.
@@ -95,7 +102,7 @@ def conventional_values(
     """
     check_same_shapes(synthetic, target, mask)
     found: Values = {}
-    for scale, (made, truth) in _scaled(synthetic, target, transform).items():
+    for scale, made, truth in _scaled(synthetic, target, transform, empty):
         whole = [_Unit(made, truth, mask)]
         slices = [unit for unit in _slices(made, truth, mask) if np.ptp(unit.target) > 0]
         for region in REGIONS:
@@ -118,28 +125,27 @@ class _Unit:
 
 
 def _scaled(
-    synthetic: Array, target: Array, transform: IntensityTransform
-) -> Mapping[str, tuple[Array, Array]]:
-    """Scale -> synthetic and target on it."""
-    unit = transform.unstandardise(synthetic)
-    clipped = transform.scale(target)
-    raw = transform.restore(synthetic)
+    synthetic: Array, target: Array, transform: IntensityTransform, empty: Empty
+) -> Iterator[tuple[str, Array, Array]]:
+    """Yield each scale, and synthetic and target on it."""
+    clipped = transform.scale(target, empty)
+    yield "standardised", synthetic, transform.standardise_scaled(clipped, empty)
+    unit = by_slabs(lambda slab: np.clip(transform.unstandardise(slab), 0, 1), synthetic, empty)
+    yield "percentiles", unit, clipped
+    del unit, clipped
+    raw = transform.restore(synthetic, empty)
     low, high = float(target.min()), float(target.max())
-    return {
-        "standardised": (synthetic, transform.standardise_scaled(clipped)),
-        "percentiles": (np.clip(unit, 0, 1), clipped),
-        "min-max": (_between(raw, low, high), _between(target, low, high)),
-        "own min-max": (
-            _between(raw, float(raw.min()), float(raw.max())),
-            _between(target, low, high),
-        ),
-    }
+    truth = _between(target, low, high, empty)
+    yield "min-max", _between(raw, low, high, empty), truth
+    yield "own min-max", _between(raw, float(raw.min()), float(raw.max()), empty), truth
 
 
-def _between(volume: Array, low: float, high: float) -> NDArray[np.float32]:
+def _between(volume: Array, low: float, high: float, empty: Empty) -> NDArray[np.float32]:
     """The volume on [0, 1] between two intensities; 0 if they are equal."""
     width = high - low
-    return ((volume - low) / width if width > 0 else np.zeros_like(volume)).astype(np.float32)
+    return by_slabs(
+        lambda slab: (slab - low) / width if width > 0 else np.zeros_like(slab), volume, empty
+    )
 
 
 def _slices(synthetic: Array, target: Array, mask: Mask) -> Iterator[_Unit]:
@@ -155,7 +161,7 @@ def _values(unit: _Unit, scale: str, masked: bool) -> dict[str, float]:
     wide = largest - float(truth.min())
     eight_bits = error
     if scale != "standardised":
-        eight_bits = mse(_eight_bits(made), _eight_bits(truth), where)
+        eight_bits = changed_mse(made, truth, where, _eight_bits)
     fits = min(truth.shape) >= SSIM_WINDOW
     return {
         "psnr_1": psnr(error, 1),

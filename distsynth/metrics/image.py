@@ -5,19 +5,25 @@ was scaled to [0, 1] between its own 0.1 and 99.9 percentiles, and then to zero 
 variance, so that its range (`data_range`) is 1 / std. SSIM takes them on the scale of [0, 1]
 itself, for its luminance term assumes intensities that are not negative. A mask is a bool array
 of the same shape; None means every voxel. All functions raise ValueError if shapes differ or the
-mask is empty.
+mask is empty. They go through volumes by parts, so that no array as large as a volume is made, but
+for windows in slices.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
+from distsynth.metrics.views import View
+from sharding.volumes import slabs as slab_sizes
 from sharding.volumes.intensities import IntensityTransform
+from sharding.volumes.slabs import slabs
+from sharding.volumes.tiles import tiles
 
 Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
@@ -26,12 +32,25 @@ PAPER_PEAK = 255.0
 """The peak of eq. 7, as if standardised intensities were 8-bit."""
 SSIM_WINDOW = 11
 """Voxels along a side of the window of SSIM: Gaussian, sigma 1.5, cut at 3.5 sigma."""
+LEAST_TILE = 2**16
+"""Voxels of the tiles of a windowed SSIM at least, so that no side is under a window."""
+
+Change = Callable[[Array], Array]
+"""A function of single voxels."""
 
 
 def mse(synthetic: Array, target: Array, mask: Mask | None = None) -> float:
     """Mean squared error (eq. 6), in standardised units squared."""
-    a, b = masked(mask, synthetic, target)
-    return float(np.mean(np.square(np.subtract(a, b, dtype=np.float64))))
+    return changed_mse(synthetic, target, mask, _same)
+
+
+def changed_mse(synthetic: Array, target: Array, mask: Mask | None, change: Change) -> float:
+    """The mean squared error of both volumes after a change of their voxels."""
+    total, count = 0.0, 0
+    for a, b in masked_parts(mask, synthetic, target):
+        total += float(np.square(np.subtract(change(a), change(b), dtype=np.float64)).sum())
+        count += a.size
+    return total / count
 
 
 def psnr(mse_value: float, peak: float) -> float:
@@ -82,16 +101,33 @@ def literal_ssim(
 
 
 def _global_terms(
-    synthetic: Array, target: Array, data_range: float, mask: Mask | None
+    synthetic: Array,
+    target: Array,
+    data_range: float,
+    mask: Mask | None,
+    change: Change | None = None,
 ) -> tuple[float, float, float]:
     """The numerator of eq. 8 and the two brackets of its denominator."""
     _check_range(data_range)
-    a, b = (values.astype(np.float64) for values in masked(mask, synthetic, target))
+    change = change or _same
+
+    def parts() -> Iterator[list[Array]]:
+        for part in masked_parts(mask, synthetic, target):
+            yield [change(values).astype(np.float64) for values in part]
+
+    sums, count = np.zeros(2), 0
+    for a, b in parts():
+        sums += a.sum(), b.sum()
+        count += a.size
+    mean_a, mean_b = (sums / count).tolist()
+    products = np.zeros(3)
+    for a, b in parts():
+        a, b = a - mean_a, b - mean_b
+        products += (a * b).sum(), (a * a).sum(), (b * b).sum()
+    covariance, variance_a, variance_b = (products / count).tolist()
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mean_a, mean_b = float(a.mean()), float(b.mean())
-    covariance = float(np.mean((a - mean_a) * (b - mean_b)))
     above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return above, mean_a**2 + mean_b**2 + c1, float(a.var()) + float(b.var()) + c2
+    return above, mean_a**2 + mean_b**2 + c1, variance_a + variance_b + c2
 
 
 def ssim_map(
@@ -137,8 +173,33 @@ def windowed_ssim(
     axis: int = 2,
 ) -> float:
     """Mean of ssim_map over the mask, or over all voxels; windows may reach out of the mask."""
-    (values,) = masked(mask, ssim_map(synthetic, target, data_range, dims, axis))
-    return float(values.mean(dtype=np.float64))
+    check_same_shapes(synthetic, target, mask)
+    check_not_empty(synthetic, mask)
+    if dims == 3:
+        _check_range(data_range)
+        return _window_means(synthetic, target, data_range, [mask], _same)[0]
+    values = ssim_map(synthetic, target, data_range, dims, axis)
+    return float((values if mask is None else values[mask]).mean(dtype=np.float64))
+
+
+def _window_means(
+    synthetic: Array,
+    target: Array,
+    data_range: float,
+    regions: Sequence[Mask | None],
+    change: Change,
+) -> list[float]:
+    """The mean of ssim_map over each region, tile by tile, of voxels that are changed before."""
+    sums, counts = [0.0] * len(regions), [0] * len(regions)
+    most = max(slab_sizes.SLAB, LEAST_TILE)
+    for tile in tiles(target.shape, SSIM_WINDOW // 2, most):
+        found = _ssim(change(synthetic[tile.read]), change(target[tile.read]), data_range)
+        found = found[tile.inner]
+        for number, region in enumerate(regions):
+            values = found if region is None else found[region[tile.write]]
+            sums[number] += float(values.sum(dtype=np.float64))
+            counts[number] += values.size
+    return [total / count for total, count in zip(sums, counts, strict=True)]
 
 
 def volume_metrics(
@@ -160,25 +221,25 @@ def volume_metrics(
         uses the target's range. Windowed SSIM is NaN where a side is under SSIM_WINDOW voxels.
     """
     check_same_shapes(synthetic, target, mask)
-    scaled = transform.unstandardise(synthetic), transform.unstandardise(target)
-    thin = min(target.shape) < SSIM_WINDOW
-    similarity = None if thin else ssim_map(*scaled, 1.0)
+    check_not_empty(synthetic, mask)
+    scale, regions = transform.unstandardise, {"mask": mask, "whole": None}
+    windowed = [math.nan] * len(regions)
+    if min(target.shape) >= SSIM_WINDOW:
+        windowed = _window_means(synthetic, target, 1.0, list(regions.values()), scale)
     values: dict[str, float] = {}
-    for region, where in (("mask", mask), ("whole", None)):
+    for (region, where), similarity in zip(regions.items(), windowed, strict=True):
         error = mse(synthetic, target, where)
         values[f"mse_{region}"] = error
         values[f"psnr255_{region}"] = psnr(error, PAPER_PEAK)
         values[f"psnr_{region}"] = psnr(error, transform.data_range)
-        values[f"ssim_global_{region}"] = global_ssim(*scaled, 1.0, where)
-        values[f"ssim_literal_{region}"] = literal_ssim(*scaled, 1.0, where)
-        values[f"ssim_{region}"] = math.nan
-        if similarity is not None:
-            (local,) = masked(where, similarity)
-            values[f"ssim_{region}"] = float(local.mean(dtype=np.float64))
+        above, means, variances = _global_terms(synthetic, target, 1.0, where, scale)
+        values[f"ssim_global_{region}"] = above / (means * variances)
+        values[f"ssim_literal_{region}"] = above / (means + variances)
+        values[f"ssim_{region}"] = similarity
     return values
 
 
-def check_same_shapes(first: NDArray[Any], *others: NDArray[Any] | None) -> None:
+def check_same_shapes(first: View, *others: View | None) -> None:
     """Raise ValueError unless all arrays given have one shape."""
     for other in others:
         if other is not None and other.shape != first.shape:
@@ -197,11 +258,17 @@ def _check_range(data_range: float) -> None:
         raise ValueError(f"data_range must be > 0, got {data_range}")
 
 
-def masked(mask: Mask | None, *volumes: Array) -> list[Array]:
-    """The volumes' voxels in the mask, checked."""
+def masked_parts(mask: Mask | None, *volumes: Array) -> Iterator[list[Array]]:
+    """The volumes' voxels in the mask, checked, slab by slab."""
     check_same_shapes(*volumes, mask)
     check_not_empty(volumes[0], mask)
-    return list(volumes) if mask is None else [volume[mask] for volume in volumes]
+    for slab in slabs(volumes[0].shape):
+        parts = [volume[slab] for volume in volumes]
+        yield parts if mask is None else [part[mask[slab]] for part in parts]
+
+
+def _same(values: Array) -> Array:
+    return values
 
 
 def _ssim(synthetic: Array, target: Array, data_range: float) -> Array:

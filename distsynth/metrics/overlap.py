@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distsynth.metrics.image import Mask, check_same_shapes
+from distsynth.metrics.image import check_same_shapes
+from distsynth.metrics.views import View
+from sharding.volumes.slabs import slabs
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +25,9 @@ class Overlap:
     """
 
     variance: NDArray[np.float32]
-    freedom: NDArray[np.float32]
+    freedom: View
 
-    def disagreement(self, mask: Mask | None = None) -> float:
+    def disagreement(self, mask: View | None = None) -> float:
         """Standard deviation of single windows around their mean, over a region.
 
         The variances of all voxels are summed and divided by the sum of their freedom, so that the
@@ -44,10 +46,15 @@ class Overlap:
             ValueError: If shapes differ.
         """
         check_same_shapes(self.variance, self.freedom, mask)
-        variance = self.variance if mask is None else self.variance[mask]
-        freedom = self.freedom if mask is None else self.freedom[mask]
-        total = float(freedom.sum(dtype=np.float64))
+        spread, total, count = 0.0, 0.0, 0
+        for slab in slabs(self.variance.shape):
+            variance, freedom = self.variance[slab], self.freedom[slab]
+            if mask is not None:
+                variance, freedom = variance[mask[slab]], freedom[mask[slab]]
+            spread += float(variance.sum(dtype=np.float64))
+            total += float(freedom.sum(dtype=np.float64))
+            count += variance.size
         # One window leaves exactly 0 with equal weights, and rounding with others.
-        if total <= 1e-6 * freedom.size:
+        if total <= 1e-6 * count:
             return math.nan
-        return math.sqrt(float(variance.sum(dtype=np.float64)) / total)
+        return math.sqrt(spread / total)

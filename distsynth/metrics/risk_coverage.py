@@ -14,9 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import digamma
+
+from distsynth.metrics.views import View
+from sharding.volumes.slabs import slabs
 
 POINTS = 101
 """Coverages at which a curve is kept: 0, where it is the risk of the most certain voxel, to 1."""
+EXACT = 2**23
+"""Voxels up to which each is ranked by itself; of more, those whose uncertainties (or, for the
+oracle, whose errors) agree to one part in LEVELS count as equal, so that memory is bounded."""
+LEVELS = 2**13
+MANTISSA = 2**23
+"""Steps of a float32 between two powers of two."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +63,7 @@ class RiskCoverage:
 
 
 def risk_coverage(
-    error: NDArray[np.float32], uncertainty: NDArray[np.float32], mask: NDArray[np.bool_]
+    error: View, uncertainty: NDArray[np.float32], mask: NDArray[np.bool_]
 ) -> RiskCoverage:
     """The curve of an uncertainty within a mask.
 
@@ -61,31 +71,94 @@ def risk_coverage(
 
     Args:
         error: Of the prediction, shape (x, y, z); its sign does not matter.
-        uncertainty: Same shape, in any unit.
+        uncertainty: Same shape, >= 0 in any unit.
         mask: The voxels that count; at least one.
 
     Raises:
         ValueError: If no voxel is in the mask.
     """
-    errors = np.abs(error[mask]).astype(np.float64)
-    if not errors.size:
+    if not (count := int(np.count_nonzero(mask))):
         raise ValueError("the mask must hold at least one voxel")
-    _, group, sizes = np.unique(uncertainty[mask], return_inverse=True, return_counts=True)
-    means = np.bincount(group, weights=errors) / sizes
-    # The groups come in the order of their uncertainty.
-    risk = _running_mean(np.repeat(means, sizes))
-    oracle = _running_mean(np.sort(errors))
+    found = _ranked if count <= EXACT else _in_levels
+    risk, oracle, random_area = found(error, uncertainty, mask)
     coverage = np.linspace(0, 1, POINTS)
-    places = np.maximum(np.ceil(coverage * errors.size).astype(int), 1) - 1
+    places = np.maximum(np.ceil(coverage * count).astype(int), 1)
     return RiskCoverage(
         coverage,
-        risk[places],
-        oracle[places],
-        float(risk.mean()),
-        float(oracle.mean()),
+        risk.at(places),
+        oracle.at(places),
+        risk.area(),
+        oracle.area(),
+        random_area,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranking:
+    """Groups of voxels in order, of which each voxel counts with its group's mean error."""
+
+    sizes: NDArray[np.int64]
+    sums: NDArray[np.float64]
+
+    def at(self, places: NDArray[np.int_]) -> NDArray[np.float64]:
+        """The mean error of the first so many voxels."""
+        ends, totals = np.cumsum(self.sizes), np.cumsum(self.sums)
+        group = np.searchsorted(ends, places)  # never an empty one
+        before = places - (ends[group] - self.sizes[group])
+        means = self.sums[group] / self.sizes[group]
+        return (totals[group] - self.sums[group] + before * means) / places
+
+    def area(self) -> float:
+        """The mean of `at` over all numbers of voxels.
+
+        Within a group of n voxels of the mean m, after N voxels that sum to S, it is
+        m + (S - m N) / (N + j) at the j-th, whose sum is one of harmonic numbers.
+        """
+        kept = self.sizes > 0
+        sizes, sums = self.sizes[kept], self.sums[kept]
+        ends, totals = np.cumsum(sizes), np.cumsum(sums)
+        begun, means = ends - sizes, sums / sizes
+        harmonic = np.where(sizes == 1, 1 / ends, digamma(ends + 1.0) - digamma(begun + 1.0))
+        found = sizes * means + (totals - sums - means * begun) * harmonic
+        return float(found.sum() / ends[-1])
+
+
+_Found = tuple[_Ranking, _Ranking, float]
+
+
+def _ranked(error: View, uncertainty: NDArray[np.float32], mask: NDArray[np.bool_]) -> _Found:
+    """The rankings by uncertainty and by error, and the mean error."""
+    parts = [(np.abs(error[s][mask[s]]), uncertainty[s][mask[s]]) for s in slabs(mask.shape)]
+    errors = np.concatenate([part for part, _ in parts]).astype(np.float64)
+    _, group, sizes = np.unique(
+        np.concatenate([part for _, part in parts]), return_inverse=True, return_counts=True
+    )
+    by_error = np.sort(errors)
+    return (
+        _Ranking(sizes, np.bincount(group, weights=errors).astype(np.float64)),
+        _Ranking(np.ones(len(errors), np.int64), by_error),
         float(errors.mean()),
     )
 
 
-def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.cumsum(values) / np.arange(1, len(values) + 1)
+def _in_levels(error: View, uncertainty: NDArray[np.float32], mask: NDArray[np.bool_]) -> _Found:
+    """The same, of levels of either, slab by slab."""
+    risk, oracle = (_Ranking(*_no_levels()) for _ in range(2))
+    for slab in slabs(mask.shape):
+        errors = np.abs(error[slab][mask[slab]])
+        for ranking, by in ((risk, uncertainty[slab][mask[slab]]), (oracle, errors)):
+            level = _level(by)
+            ranking.sizes[:] += np.bincount(level, minlength=len(ranking.sizes))
+            ranking.sums[:] += np.bincount(level, errors, len(ranking.sums))
+    mean = float(oracle.sums.sum() / oracle.sizes.sum())
+    return risk, oracle, mean
+
+
+def _no_levels() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    count = int(_level(np.array([np.inf], np.float32))[0]) + 1
+    return np.zeros(count, np.int64), np.zeros(count)
+
+
+def _level(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The level of values >= 0: their bits as an integer rise with them."""
+    return values.astype(np.float32).view(np.int32) // (MANTISSA // LEVELS)

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distsynth.metrics.image import Array, Mask, check_not_empty, check_same_shapes
+from distsynth.metrics.image import Array, Mask, check_same_shapes
+from distsynth.metrics.views import View
+from sharding.volumes.slabs import slabs
 
 PERIOD = 4
 """Period, in voxels, of the pattern that is distinguished from a seam: two transposed convolutions
@@ -50,10 +52,10 @@ class Seams:
 
 
 def seams(
-    synthetic: Array,
-    target: Array | None,
+    synthetic: View,
+    target: View | None,
     borders: Borders,
-    regions: Sequence[Mask | None] = (None,),
+    regions: Sequence[View | None] = (None,),
 ) -> list[Seams]:
     """Compare the jumps across patch borders with those across control planes.
 
@@ -94,20 +96,24 @@ def seams(
             planes inside the volume.
     """
     check_same_shapes(synthetic, target, *regions)
-    check_not_empty(synthetic, None)
-    error = synthetic if target is None else synthetic - target
+    if not math.prod(synthetic.shape):
+        raise ValueError("the volume is empty: there is no voxel to measure")
     if len(borders) != 3:
         raise ValueError(f"borders must be given for three axes, got {len(borders)}")
     totals = np.zeros((len(regions), 2, 2))  # region, (jump, square), (found, expected)
     pairs = np.zeros(len(regions), np.int64)
+    planes: dict[int, NDArray[np.intp]] = {}
     for axis, given in enumerate(borders):
-        size = error.shape[axis]
+        size = synthetic.shape[axis]
         own = np.unique(np.asarray(given, np.intp))
         if not len(own):
             continue
         if own[0] < 1 or own[-1] >= size:
             raise ValueError(f"borders along axis {axis} must be in 1..{size - 1}, got {own}")
-        for number, (sums, counts) in enumerate(zip(*_jumps(error, regions, axis), strict=True)):
+        planes[axis] = own
+    jumps = plane_jumps(synthetic, target, regions, list(planes))
+    for axis, own in planes.items():
+        for number, (sums, counts) in enumerate(zip(*jumps[axis], strict=True)):
             phases = _phases(own, sums, counts)
             for plane in own[counts[own] > 0].tolist():
                 expected = _expected(plane, own, sums, counts, phases)
@@ -125,7 +131,8 @@ def seam_index(
     synthetic: Array, target: Array | None, borders: Borders, mask: Mask | None = None
 ) -> float:
     """The index of `seams` in one region, which must not be empty."""
-    check_not_empty(synthetic, mask)
+    if mask is not None and not mask.any():
+        raise ValueError("the mask is empty: there is no voxel to measure")
     return seams(synthetic, target, borders, (mask,))[0].index
 
 
@@ -176,26 +183,57 @@ def _phases(
     return np.array(means)[:, phase]
 
 
-def _jumps(
-    error: Array, regions: Sequence[Mask | None], axis: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def plane_jumps(
+    synthetic: View, target: View | None, regions: Sequence[View | None], axes: Sequence[int]
+) -> dict[int, tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """Of each region sums of jumps and of their squares across planes, and numbers of pairs.
 
+    Args:
+        synthetic: Shape (x, y, z).
+        target: Same shape; None takes the jumps of the synthetic volume itself.
+        regions: Where pairs of voxels lie.
+        axes: Across which planes are taken.
+
     Returns:
-        Shapes (regions, 2, size) and (regions, size); 0 at plane 0.
+        Axis -> shapes (regions, 2, size) and (regions, size); 0 at plane 0.
     """
-    layers = np.moveaxis(error, axis, 0)
-    inside = [None if region is None else np.moveaxis(region, axis, 0) for region in regions]
-    sums = np.zeros((len(regions), 2, len(layers)))
-    counts = np.zeros((len(regions), len(layers)), np.int64)
+    found = {
+        axis: (
+            np.zeros((len(regions), 2, synthetic.shape[axis])),
+            np.zeros((len(regions), synthetic.shape[axis]), np.int64),
+        )
+        for axis in axes
+    }
+    for slab in slabs(synthetic.shape) if axes else ():
+        # The plane before the slab, for the jumps into it.
+        low, first = slab[2].start, max(0, slab[2].start - 1)
+        place = (*slab[:2], slice(first, slab[2].stop))
+        error = synthetic[place] if target is None else synthetic[place] - target[place]
+        inside = [None if region is None else region[place] for region in regions]
+        for axis in axes:
+            own = slice(None) if axis == 2 else slice(low - first, None)
+            offset = first if axis == 2 else 0
+            layers = np.moveaxis(error[..., own], axis, 0)
+            within = [None if r is None else np.moveaxis(r[..., own], axis, 0) for r in inside]
+            _add_jumps(layers, within, offset, *found[axis])
+    return found
+
+
+def _add_jumps(
+    layers: Array,
+    regions: Sequence[Mask | None],
+    offset: int,
+    sums: NDArray[np.float64],
+    counts: NDArray[np.int64],
+) -> None:
+    """Add the jumps between layers, the first of which is the plane `offset`."""
     for plane in range(1, len(layers)):
         every = np.abs(layers[plane] - layers[plane - 1])
-        for number, region in enumerate(inside):
+        for number, region in enumerate(regions):
             jump = every if region is None else every[region[plane] & region[plane - 1]]
             jump = jump.ravel().astype(np.float64)
-            sums[number, :, plane] = jump.sum(), jump @ jump
-            counts[number, plane] = jump.size
-    return sums, counts
+            sums[number, :, offset + plane] += jump.sum(), jump @ jump
+            counts[number, offset + plane] += jump.size
 
 
 def _seams(jumps: NDArray[np.float64], squares: NDArray[np.float64], pairs: int) -> Seams:

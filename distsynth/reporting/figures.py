@@ -13,7 +13,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from distsynth.metrics.image import central_slice
-from distsynth.reporting.windows import Mask, Volume, check_volumes, grey_window, signed_limit
+from distsynth.reporting.windows import (
+    Mask,
+    Volume,
+    check_volumes,
+    finite_values,
+    grey_window,
+    signed_limit,
+)
 from sharding.io.figures import bare_panel
 
 LoggedStep = Mapping[str, Any]
@@ -206,9 +213,8 @@ def _pictures(source: Volume, synthetic: Volume, target: Volume) -> list[Volume]
 
 
 def _inside(pictures: Sequence[Volume], masks: Sequence[Mask]) -> Volume:
-    """Values within the masks, or of the whole pictures where the masks are empty."""
-    pairs = zip(pictures, masks, strict=True)
-    return np.concatenate([p[m] if m.any() else p.ravel() for p, m in pairs])
+    """Finite values within the masks, or of the whole pictures where the masks are empty."""
+    return finite_values(pictures, [mask if mask.any() else ~mask for mask in masks])
 
 
 def _series(

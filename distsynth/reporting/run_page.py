@@ -24,6 +24,7 @@ from sharding.io.page import Picture, render
 from sharding.io.progress import duration
 from sharding.io.storage import Folder
 from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.slabs import Empty, in_memory
 
 EVALUATION_FOLDER = "evaluation"
 HOW = "For slices, and pictures of seams and consistency, give the cohort with --cohort."
@@ -39,6 +40,7 @@ class Extras:
         most: Specimens to show at most.
         evaluation: Folder of an evaluation, a path or a URL; None looks in the folder itself.
         device: auto takes a GPU where there is one.
+        empty: Makes the arrays that are as large as a volume.
     """
 
     specimens: Sequence[Specimen] | None = None
@@ -46,6 +48,7 @@ class Extras:
     most: int = 6
     evaluation: str | None = None
     device: str = "auto"
+    empty: Empty = in_memory
 
 
 def run_page(folder: Folder, extras: Extras) -> str:
@@ -131,7 +134,9 @@ def run_pictures(
     evaluated: Collection[str] = () if table is None else table.specimens
     known = {specimen.name for specimen in extras.specimens}
     names = [name for name in evaluated if name in known]
-    shown = show_specimens(predictors, extras.specimens, extras.split, names, extras.most)
+    shown = show_specimens(
+        predictors, extras.specimens, extras.split, names, extras.most, extras.empty
+    )
     note = f"Specimens of the split {extras.split}, predicted with each run's best checkpoint."
     if shown.left_out:
         note += f" Beyond --most, and not shown: {', '.join(shown.left_out)}."

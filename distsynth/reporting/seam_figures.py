@@ -10,12 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from distsynth.metrics.consistency import consistency_error, consistency_residual
+from distsynth.metrics.consistency import ConsistencyFit, consistency_fit
 from distsynth.metrics.image import central_slice
-from distsynth.metrics.seams import CONTROL_REACH, Borders, seams
+from distsynth.metrics.seams import CONTROL_REACH, Borders, plane_jumps, seams
+from distsynth.metrics.views import Difference, Outside, View
 from distsynth.reporting.figures import OTHER_COLOURS
-from distsynth.reporting.windows import Mask, Volume, grey_window, signed_limit
+from distsynth.reporting.windows import Mask, Volume, finite_values, grey_window, signed_limit
 from sharding.io.figures import bare_panel
+from sharding.volumes.slabs import Empty, in_memory
 
 
 def seam_figure(
@@ -24,6 +26,7 @@ def seam_figure(
     borders: Mapping[str, Borders],
     mask: Mask,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    empty: Empty = in_memory,
 ) -> Figure:
     """A row for each method: its error with the borders of its patches, and jumps around them.
 
@@ -37,10 +40,11 @@ def seam_figure(
         borders: Method -> planes for each axis: see stitch.border_planes.
         mask: Same shape.
         spacing_mm: Voxel size along the three axes.
+        empty: Makes the arrays that are as large as a volume.
     """
     index = central_slice(mask)
-    errors = {name: volume - target for name, volume in synthetic.items()}
-    limit = max(signed_limit(error[mask]) for error in errors.values())
+    errors = {name: Difference(volume, target) for name, volume in synthetic.items()}
+    limit = max(signed_limit(finite_values([error], [mask], empty)) for error in errors.values())
     figure, panels = _grid(len(errors), 2, target.shape, spacing_mm)
     for row, (name, error) in zip(panels, errors.items(), strict=True):
         _picture(row[0], error[:, :, index], spacing_mm, "RdBu", -limit, limit)
@@ -57,7 +61,7 @@ def seam_figure(
                 row[1].plot(distances, means, marker=".", color=colour, linewidth=1.3, label=label)
         row[1].axvline(0, color="#999999", linewidth=0.6)
         row[1].set_ylim(0)
-        found = seams(synthetic[name], target, borders[name], (mask, ~mask))
+        found = seams(synthetic[name], target, borders[name], (mask, Outside(mask)))
         inside, outside = (f"{region.index:.3f}" for region in found)
         row[1].set_title(f"seam index {inside} in the mask, {outside} outside", fontsize=8)
         row[1].set_xlabel("planes from the nearest patch border", fontsize=8)
@@ -71,7 +75,7 @@ def seam_figure(
 
 
 def jump_profile(
-    error: Volume, borders: NDArray[np.integer[Any]], mask: Mask, axis: int
+    error: View, borders: NDArray[np.integer[Any]], mask: Mask, axis: int
 ) -> tuple[NDArray[np.int_], NDArray[np.float64]]:
     """Mean jump of the error between neighbouring voxels of the mask, by distance from a border.
 
@@ -82,10 +86,8 @@ def jump_profile(
     planes = np.arange(1, error.shape[axis])
     if not len(borders):
         return np.array([], int), np.array([])
-    inside = np.moveaxis(mask, axis, 0)
-    pairs = inside[1:] & inside[:-1]
-    jumps = np.abs(np.diff(np.moveaxis(error, axis, 0), axis=0)) * pairs
-    sums, counts = (part.sum(axis=(1, 2), dtype=np.float64) for part in (jumps, pairs))
+    jumps, pairs = plane_jumps(error, None, (mask,), (axis,))[axis]
+    sums, counts = jumps[0, 0, 1:], pairs[0, 1:]
     apart = planes[:, None] - np.asarray(borders)[None]
     nearest = np.abs(apart).argmin(axis=1)
     distance = apart[np.arange(len(planes)), nearest]
@@ -102,6 +104,7 @@ def consistency_figure(
     source: Volume,
     mask: Mask,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    empty: Empty = in_memory,
 ) -> Figure:
     """A row for each method: the source, the part that the synthetic explains, and the residual.
 
@@ -110,35 +113,42 @@ def consistency_figure(
         source: The source as scanned, standardised, same shape.
         mask: Same shape.
         spacing_mm: The source's voxel size.
+        empty: Makes the arrays that are as large as a volume.
     """
     index = central_slice(mask)
-    low, high = grey_window(source[mask])
+    low, high = grey_window(finite_values([source], [mask], empty))
+    shown, inside = source[:, :, index], mask[:, :, index]
     figure, panels = _grid(len(degraded), 3, source.shape, spacing_mm)
     for row, (name, volume) in zip(panels, degraded.items(), strict=True):
-        left = consistency_map(volume, source, mask)
-        spread = float(source[mask].std(dtype=np.float64))
-        explained = np.where(mask, source - left * spread, np.nan)
-        _picture(row[0], source[:, :, index], spacing_mm, "gray", low, high)
-        _picture(row[1], explained[:, :, index], spacing_mm, "gray", low, high)
-        _picture(row[2], left[:, :, index], spacing_mm, "RdBu", -1, 1)
+        fit = consistency_fit(volume, source, mask)
+        left = consistency_map(fit, volume[:, :, index], shown, inside)
+        explained = np.where(inside, shown - left * fit.spread, np.nan)
+        _picture(row[0], shown, spacing_mm, "gray", low, high)
+        _picture(row[1], explained, spacing_mm, "gray", low, high)
+        _picture(row[2], left, spacing_mm, "RdBu", -1, 1)
         row[0].set_ylabel(name, fontsize=8, parse_math=False)
-        error = consistency_error(volume, source, mask)
-        row[2].set_title(f"left unexplained, ±1; error {error:.3f}", fontsize=8)
+        row[2].set_title(f"left unexplained, ±1; error {fit.error:.3f}", fontsize=8)
     panels[0][0].set_title(f"source as scanned, slice {index}", fontsize=8)
     panels[0][1].set_title("explained by the synthetic", fontsize=8)
     return figure
 
 
-def consistency_map(degraded: Volume, source: Volume, mask: Mask) -> Volume:
+def consistency_map(fit: ConsistencyFit, degraded: Volume, source: Volume, mask: Mask) -> Volume:
     """Map of the residual that consistency_error summarises: where the source is not explained.
+
+    Args:
+        fit: Of the whole volumes.
+        degraded: The synthetic volume on the source's own grid, or a slice of it.
+        source: The source, or the same slice.
+        mask: Same shape.
 
     Returns:
         Source less the cubic polynomial of the degraded synthetic that explains it best in the
         mask, over the source's standard deviation there; NaN outside. The root of its mean square
-        is the consistency error.
+        over the whole mask is the consistency error.
     """
     found = np.full(source.shape, np.nan)
-    found[mask] = consistency_residual(degraded, source, mask)
+    found[mask] = fit.residual(degraded[mask], source[mask])
     return found
 
 

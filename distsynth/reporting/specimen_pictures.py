@@ -18,6 +18,7 @@ from sharding.io.page import Picture
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.contrasts import in_order
 from sharding.volumes.pair import Pair, prepare_pair
+from sharding.volumes.slabs import Empty, in_memory
 
 MOST_CHECKS = 8
 """Volumes whose seams and consistency are drawn, one row each: those of the first specimens."""
@@ -44,6 +45,7 @@ def show_specimens(
     split: Split = "test",
     names: Collection[str] = (),
     most: int = 6,
+    empty: Empty = in_memory,
 ) -> SpecimenPictures:
     """Predict specimens and keep what a page shows of them.
 
@@ -54,6 +56,7 @@ def show_specimens(
             as test.
         names: Names of those to show; all if empty.
         most: Specimens at most, in the cohort's order.
+        empty: Makes the arrays that are as large as a volume.
 
     Raises:
         ConfigError: If the models were trained on different data, or no specimen is left.
@@ -75,10 +78,11 @@ def show_specimens(
     shown = SpecimenPictures(left_out=[specimen.name for specimen in chosen[most:]])
     for specimen in chosen[:most]:
         specimen = in_order(specimen, data.contrasts)
-        pair = prepare_pair(specimen, data.preprocess, data.standards)
+        pair = prepare_pair(specimen, data.preprocess, data.standards, empty)
         if split == "test":
             data.refuse_seen(specimen, pair)
         _show(shown, pair, predictors)
+        del pair  # Before the next one takes its room.
     return shown
 
 
@@ -91,11 +95,15 @@ def _show(shown: SpecimenPictures, pair: Pair, predictors: Mapping[str, Predicto
     """Add one specimen."""
     source, target = pair.source, pair.target
     seen = pair.network_source
-    made = {name: model(seen, f"{name}, {pair.name}") for name, model in predictors.items()}
+    made = {
+        name: model(seen, f"{name}, {pair.name}", empty=pair.empty)
+        for name, model in predictors.items()
+    }
     spacing = pair.grid.spacing_mm
     shown.slices.append(
         cut_slices(
-            Volumes(pair.name, source, target, made, pair.mask, spacing, pair.grid.orientation)
+            Volumes(pair.name, source, target, made, pair.mask, spacing, pair.grid.orientation),
+            pair.empty,
         )
     )
     if len(shown.slices) > _checked_specimens(predictors):
@@ -103,19 +111,22 @@ def _show(shown: SpecimenPictures, pair: Pair, predictors: Mapping[str, Predicto
     borders = {name: _borders(model, target.shape) for name, model in predictors.items()}
     shown.checks.append(
         figure_picture(
-            seam_figure(made, target, borders, pair.mask, spacing),
+            seam_figure(made, target, borders, pair.mask, spacing, pair.empty),
             f"{pair.name}. Left: synthetic less target, blue positive, red negative, with the "
             "borders of all patches. Right: how much that error jumps between neighbouring voxels, "
             "by their distance from a patch border; a peak at 0 is a seam.",
         )
     )
-    if not pair.native_mask.any():
+    native_mask = pair.native_mask
+    if not native_mask.any():
         return
-    native = pair.source_transform.standardise(pair.native_source.data)
+    native = pair.native
     degraded = {name: pair.degrade(volume) for name, volume in made.items()}
     shown.checks.append(
         figure_picture(
-            consistency_figure(degraded, native, pair.native_mask, pair.native_source.spacing_mm),
+            consistency_figure(
+                degraded, native, native_mask, pair.native_source.spacing_mm, pair.empty
+            ),
             f"{pair.name}, on the source's own grid. Right: what of the source no global map of "
             "the synthetic's intensities explains, in standard deviations of the source.",
         )

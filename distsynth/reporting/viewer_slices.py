@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distsynth.metrics.image import central_slice
-from distsynth.reporting.windows import Mask, Volume, check_volumes, grey_window, signed_limit
+from distsynth.metrics.views import Difference, View
+from distsynth.reporting.windows import (
+    Mask,
+    Volume,
+    check_volumes,
+    finite_values,
+    grey_window,
+    signed_limit,
+)
+from sharding.volumes.slabs import Empty, Slab, in_memory, slabs
 
 Greys = NDArray[np.uint8]
 
@@ -103,12 +112,16 @@ class Slices:
         return list(self.axes[0].synthetic)
 
 
-def cut_slices(volumes: Volumes) -> Slices:
+def cut_slices(volumes: Volumes, empty: Empty = in_memory) -> Slices:
     """Slices through a specimen; the volumes are not needed afterwards.
 
     Grey values of all volumes share a window, the 0.5th to 99.5th percentile of the target in the
     mask; all methods share the limit of the difference, the 99.5th percentile of its size. The
     first axis left after slicing points right and the second up.
+
+    Args:
+        volumes: The specimen's.
+        empty: Makes the arrays that are as large as a volume.
 
     Raises:
         ValueError: If there is no method, or shapes, mask or spacing do not fit.
@@ -117,8 +130,11 @@ def cut_slices(volumes: Volumes) -> Slices:
     mask = np.ones(target.shape, bool) if volumes.mask is None else volumes.mask
     name, made_all = volumes.specimen, volumes.synthetic
     check_volumes(name, made_all, volumes.source, target, mask, volumes.spacing_mm)
-    low, high = grey_window(target[mask])
-    limit = signed_limit(np.concatenate([(made - target)[mask] for made in made_all.values()]))
+    low, high = grey_window(finite_values([target], [mask], empty))
+    errors = {key: Difference(made, target) for key, made in made_all.items()}
+    every = finite_values(list(errors.values()), [mask] * len(errors), empty)
+    limit = signed_limit(every)
+    del every
 
     def grey(picture: Volume) -> Greys:
         scaled = np.nan_to_num((picture - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
@@ -134,27 +150,57 @@ def cut_slices(volumes: Volumes) -> Slices:
         central = central_slice(mask, axis)
         indices = _spread(np.arange(first, last + 1), central)
 
-        def cut(volume: Volume, axis: int = axis, indices: tuple[int, ...] = indices) -> Volume:
-            cropped = [slice(max(a - MARGIN, 0), b + 1 + MARGIN) for a, b in ends]
-            cropped[axis] = slice(None)
-            chosen = np.moveaxis(volume[tuple(cropped)], axis, 0)[list(indices)]
-            return chosen.transpose(0, 2, 1)[:, ::-1]
+        cropped = [slice(max(a - MARGIN, 0), b + 1 + MARGIN) for a, b in ends]
 
-        seen = cut(target)
+        def cut(
+            volume: View,
+            shown: Callable[[Volume], Greys],
+            axis: int = axis,
+            indices: tuple[int, ...] = indices,
+            cropped: Sequence[slice] = cropped,
+        ) -> Greys:
+            return _cut(volume, shown, axis, indices, cropped).transpose(0, 2, 1)[:, ::-1]
+
+        seen = cut(target, grey)
         across, up = (volumes.spacing_mm[k] for k in range(3) if k != axis)
-        made = {name: cut(volume) for name, volume in volumes.synthetic.items()}
         slices = AxisSlices(
             name=_axis_name(axis, volumes.orientation),
             indices=indices,
             central=indices.index(central),
             size_mm=(seen.shape[2] * across, seen.shape[1] * up),
-            source=grey(cut(volumes.source)),
-            target=grey(seen),
-            synthetic={name: grey(picture) for name, picture in made.items()},
-            difference={name: code(picture - seen) for name, picture in made.items()},
+            source=cut(volumes.source, grey),
+            target=seen,
+            synthetic={name: cut(volume, grey) for name, volume in made_all.items()},
+            difference={name: cut(error, code) for name, error in errors.items()},
         )
         axes.append(reduced(slices, MOST_SLICES, LONGEST))
     return Slices(volumes.specimen, (axes[0], axes[1], axes[2]), (low, high), limit)
+
+
+def _cut(
+    volume: View,
+    shown: Callable[[Volume], Greys],
+    axis: int,
+    indices: Sequence[int],
+    cropped: Sequence[slice],
+) -> Greys:
+    """Some slices across an axis as they are shown, cropped along the other axes.
+
+    The volume is read once from its first plane across z to its last, as it lies on disk.
+    """
+    found = np.empty((*volume.shape[:axis], len(indices), *volume.shape[axis + 1 :]), np.uint8)
+    if axis == 2:
+        for number, index in enumerate(indices):
+            found[:, :, number] = shown(volume[:, :, index])
+    else:
+        for slab in slabs(volume.shape):
+            place: list[slice | list[int]] = list(slab)
+            place[axis] = list(indices)
+            to: Slab = (*(slice(None),) * 2, slab[2])
+            found[to] = shown(volume[tuple(place)])
+    kept = [*cropped]
+    kept[axis] = slice(None)
+    return np.moveaxis(found[tuple(kept)], axis, 0)
 
 
 def reduced(slices: AxisSlices, most: int, longest: int) -> AxisSlices:

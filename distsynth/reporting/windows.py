@@ -8,21 +8,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distsynth.metrics.views import View
+from sharding.volumes.slabs import Empty, in_memory, slabs
+
 Volume = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 
-def grey_window(values: Volume) -> tuple[float, float]:
-    """What is black and what is white: the 0.5th to 99.5th percentile of what is finite."""
-    finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
+def finite_values(
+    volumes: Sequence[View], masks: Sequence[Mask], empty: Empty = in_memory
+) -> Volume:
+    """The finite voxels of volumes in their masks, one after the other, gathered slab by slab.
+
+    Args:
+        volumes: Of any shapes.
+        masks: One for each, of its shape.
+        empty: Makes the array of the values.
+    """
+    most = sum(int(np.count_nonzero(mask)) for mask in masks)
+    kind = np.result_type(*(volume[(slice(0, 0),) * len(volume.shape)] for volume in volumes))
+    values, count = empty((most,), kind), 0
+    for volume, mask in zip(volumes, masks, strict=True):
+        for slab in slabs(mask.shape):
+            found = volume[slab][mask[slab]]
+            found = found[np.isfinite(found)]
+            values[count : count + len(found)] = found
+            count += len(found)
+    return values[:count]
+
+
+def grey_window(finite: Volume) -> tuple[float, float]:
+    """What is black and what is white: the 0.5th to 99.5th percentile.
+
+    Args:
+        finite: From finite_values; they are reordered.
+    """
+    percentiles = [0.5, 99.5]
+    low, high = (
+        np.percentile(finite, percentiles, overwrite_input=True) if finite.size else (0.0, 1.0)
+    )
     return (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
 
 
-def signed_limit(values: Volume) -> float:
-    """Symmetric limit of a signed difference: the 99.5th percentile of its size."""
-    finite = np.abs(values[np.isfinite(values)])
-    return (float(np.percentile(finite, 99.5)) if finite.size else 0.0) or 1.0
+def signed_limit(finite: Volume) -> float:
+    """Symmetric limit of a signed difference: the 99.5th percentile of its size.
+
+    Args:
+        finite: From finite_values; they are changed.
+    """
+    np.abs(finite, out=finite)
+    return (float(np.percentile(finite, 99.5, overwrite_input=True)) if finite.size else 0.0) or 1.0
 
 
 def check_volumes(

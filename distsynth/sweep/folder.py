@@ -4,6 +4,7 @@
       sweep.json         the SweepPlan
       trials/00007.json  a TrialRecord: hyperparameters, status, every epoch's report
       runs/00007/        the trial's run: config.json, metrics.jsonl, checkpoints/, W&B's files
+      encoders/          what the perceptual loss of the trials compares by, trained once
       leaderboard.csv, leaderboard.json
       best/1-00007/      the best trials, as `distsynth predict` takes them
       evaluation/        the best trials and the baselines on the test split
@@ -206,16 +207,18 @@ class SweepFolder:
         Raises:
             DataError: If a record cannot be read.
         """
-        files = filter(_JSON_FILE.fullmatch, self.folder.names("trials"))
-        records = [record for file in files if (record := self._record(file))]
+        files = [*filter(_JSON_FILE.fullmatch, self.folder.names("trials"))]
+        contents = self.folder.read_many(files)
+        found = map(self._record, files, contents)
+        records = [record for record in found if record]
         return {record.name: record for record in sorted(records, key=lambda row: row.name)}
 
-    def _record(self, file: str) -> TrialRecord | None:
+    def _record(self, file: str, content: bytes) -> TrialRecord | None:
         """The record in a file; None if the file is not one of a sweep's."""
         match = _JSON_FILE.fullmatch(file)
         name = match[1] if match else ""
         try:
-            record = _RECORD.validate_json(self.folder.read(file))
+            record = _RECORD.validate_json(content)
             reason = f"it is that of {record.name}"
         except ValidationError as error:
             record, reason = None, first_complaint(error)
@@ -232,7 +235,11 @@ class SweepFolder:
 
     def write_record(self, record: TrialRecord) -> None:
         """Write the record of a trial."""
-        self.folder.write(f"trials/{record.name}.json", record.to_json())
+        self.write_records([record])
+
+    def write_records(self, records: Iterable[TrialRecord]) -> None:
+        """Write the records of some trials."""
+        self.folder.write_many({f"trials/{row.name}.json": row.to_json() for row in records})
 
     def remove_records(self) -> None:
         """Remove the records of all trials."""
@@ -257,6 +264,11 @@ class SweepFolder:
         for part in local.iterdir():
             if part.is_dir() and part.name != "runs":
                 remove_leftovers(part, recursive=True)
+
+    @property
+    def encoders(self) -> Folder:
+        """Where the trials keep the encoder of their perceptual loss."""
+        return Folder(self.folder / "encoders")
 
     def run_dir(self, trial: str) -> str:
         """The folder of a trial's run."""

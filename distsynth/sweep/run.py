@@ -251,10 +251,10 @@ def _carry_out(
 ) -> SweepResult:
     """Search, from wherever the records are, until every trial has ended."""
     space = space_from_plain(plan.space)
-    for name, record in _planned_trials(plan, space, records).items():
-        if name not in records:
-            records[name] = record
-            folder.write_record(record)
+    planned = _planned_trials(plan, space, records)
+    new = {name: record for name, record in planned.items() if name not in records}
+    folder.write_records(new.values())
+    records |= new
     records = dict(sorted(records.items()))
     callback = SweepCallback(folder, plan, records)
     if _unended(plan, records):

@@ -40,6 +40,10 @@ _NO_CREDENTIALS = {
 }
 
 
+AT_ONCE = 64
+"""Requests for small files that are under way at once."""
+
+
 class RetryingConnection:
     """A connection to one storage; each process opens its own at its first request.
 
@@ -111,6 +115,7 @@ def _open(protocol: str, where: str) -> Any:
         options["config_kwargs"] = {
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": SILENCE_SECONDS,
+            "max_pool_connections": AT_ONCE,
             "retries": {"total_max_attempts": 1},
             **fsspec.config.conf.get("s3", {}).get("config_kwargs", {}),
         }

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ from sharding.io.atomic import atomic_path
 from sharding.io.cache import DIGEST, Cache
 from sharding.io.conditional import swap_local, swap_object
 from sharding.io.errors import DISK_FULL, DataError, MissingError, disk_error, file_errors
-from sharding.io.retries import EXTRAS, RetryingConnection
+from sharding.io.retries import AT_ONCE, EXTRAS, RetryingConnection
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +134,22 @@ class Folder:
         where = self / self._checked(name)
         return self._connection.request(where, lambda system, path: system.cat_file(path))
 
+    def read_many(self, names: Sequence[str]) -> list[bytes]:
+        """The contents of small files, in order; remote ones are asked for many at a time.
+
+        Raises:
+            DataError: If one is missing or cannot be read.
+        """
+        if self.local is not None or len(names) < 2:
+            return [self.read(name) for name in names]
+
+        def read(system: Any, _: str) -> list[bytes]:
+            paths = [system._strip_protocol(self / self._checked(name)) for name in names]
+            found = system.cat(paths, **self._at_once(system))
+            return [found[path] for path in paths]
+
+        return self._connection.request(self.url, read)
+
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of a file from byte `start` on.
 
@@ -160,6 +176,24 @@ class Folder:
         else:
             with self.writer(name) as partial:
                 partial.write_bytes(content)
+
+    def write_many(self, contents: Mapping[str, bytes | str]) -> None:
+        """Write small files, each in one atomic step; remote ones are sent many at a time."""
+        if self.local is not None or len(contents) < 2:
+            for name, content in contents.items():
+                self.write(name, content)
+            return
+
+        def write(system: Any, _: str) -> None:
+            pieces = {
+                system._strip_protocol(self / self._checked(name)): (
+                    content.encode() if isinstance(content, str) else content
+                )
+                for name, content in contents.items()
+            }
+            system.pipe(pieces, **self._at_once(system))
+
+        self._connection.request(self.url, write)
 
     def swap(self, name: str, old: bytes | None, new: bytes) -> bool:
         """Write a small file, only if its content is `old`; None if there is no file.
@@ -255,6 +289,11 @@ class Folder:
             return self.cache.find(digest, size) or self.cache.add(
                 digest, size, where, lambda partial: self._download(name, partial, size, sha256)
             )
+
+    @staticmethod
+    def _at_once(system: Any) -> dict[str, int]:
+        """How many requests a file system may have under way; those in turn take no number."""
+        return {"batch_size": AT_ONCE} if system.async_impl else {}
 
     def _checked(self, name: str) -> str:
         """The name, if it stays inside the folder: no manifest may point anywhere else."""

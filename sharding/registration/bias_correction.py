@@ -1,4 +1,4 @@
-"""N4 bias correction (section 5.1; Tustison et al., 2010), by SimpleITK."""
+"""N4 bias correction (section 5.1; Tustison et al., 2010) of a volume in a mask."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from scipy import ndimage
 
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT
-from sharding.registration.tool_errors import tool_errors
+from sharding.registration.n4 import ORDER, fit_field
 from sharding.volumes.volume import Volume
 
-SPLINE_ORDER = 3
 FOREGROUND = 0.15
 """Tissue is what exceeds this share of the 99.9 percentile: above the noise of the air."""
 REGION_MARGIN = 3
@@ -71,9 +70,6 @@ def correct_bias(
 ) -> tuple[Volume, NDArray[np.float32]]:
     """Remove a smooth multiplicative field.
 
-    Runs in one thread, so that the result does not depend on the machine's cores: specimens are
-    what is done in parallel.
-
     Args:
         volume: Any intensity units; what lies below the offset counts as no signal.
         config: How to fit the field.
@@ -105,17 +101,11 @@ def correct_bias(
         # The mask is thinner than the sampling steps: fit to every voxel.
         small, small_mask = image, _image(mask.astype(np.uint8), volume)
 
-    n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetNumberOfThreads(1)
-    n4.SetMaximumNumberOfIterations(config.iterations)
-    n4.SetConvergenceThreshold(config.convergence)
-    n4.SetSplineOrder(SPLINE_ORDER)
-    n4.SetNumberOfControlPoints(control_points)
-    remedy = "Change the --correct options, or leave out the step correct"
-    with tool_errors(where, "the bias field cannot be fitted", remedy):
-        n4.Execute(small, small_mask)
-    log_field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T
-    field = np.exp(log_field, dtype=np.float32)
+    samples, where_to_fit = (sitk.GetArrayFromImage(part).T for part in (small, small_mask))
+    fitted = fit_field(
+        samples, where_to_fit > 0, control_points, config.iterations, config.convergence
+    )
+    field = np.exp(fitted.log_field(volume.shape), dtype=np.float32)
     field /= field[mask].mean(dtype=np.float64)
     if offset:
         moved = np.float32(offset)
@@ -187,14 +177,14 @@ def _control_points(
         spline_mm = min(LONGEST_SPLINE_MM, float(sides.max()))
     spans = np.maximum(np.ceil(np.array(volume.shape) * spacing / spline_mm), 1).astype(int)
     if spans.max() > MOST_SPANS:
-        sizes = "x".join(str(size + SPLINE_ORDER) for size in spans)
+        sizes = "x".join(str(size + ORDER) for size in spans)
         raise DataError(
             str(where),
             f"control points every {spline_mm:g} mm are {sizes}, at most "
-            f"{MOST_SPANS + SPLINE_ORDER} along an axis can be fitted",
+            f"{MOST_SPANS + ORDER} along an axis can be fitted",
             "Give a larger correct.spline-mm, or correct the voxel size in the header",
         )
-    return (spans + SPLINE_ORDER).tolist()
+    return (spans + ORDER).tolist()
 
 
 def _image(data: NDArray, volume: Volume) -> sitk.Image:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sharding.io.errors import DataError
 from sharding.volumes.resample import field_of_view, resample
+from sharding.volumes.slabs import Empty, in_memory, slabs
 from sharding.volumes.volume import Volume
 
 SAME_SPACING = 0.01
@@ -42,13 +43,21 @@ def spaced_grid(
     return (x, y, z), volume.affine @ np.diag([*(1 / ratio), 1])
 
 
-def at_spacing(volume: Volume, spacing_mm: tuple[float, float, float], order: int = 3) -> Volume:
+def at_spacing(
+    volume: Volume,
+    spacing_mm: tuple[float, float, float],
+    order: int = 3,
+    empty: Empty = in_memory,
+) -> Volume:
     """A volume resampled to another voxel size, within its own range of intensities."""
     shape, affine = spaced_grid(volume, spacing_mm)
     if shape == volume.shape and affine is volume.affine:
         return volume
-    data = resample(volume, shape, affine, order)
-    return Volume(np.clip(data, volume.data.min(), volume.data.max()), affine, volume.header)
+    data = resample(volume, shape, affine, order, empty)
+    low, high = volume.data.min(), volume.data.max()
+    for slab in slabs(shape):
+        np.clip(data[slab], low, high, out=data[slab])
+    return Volume(data, affine, volume.header)
 
 
 def check_grid_size(

@@ -145,9 +145,11 @@ class IntensityTransform:
         """Clip and map to [0, 1]."""
         return by_slabs(partial(scale_slab, low=self.low, high=self.high), data, empty)
 
-    def standardise(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
+    def standardise(
+        self, data: NDArray[np.float32], empty: Empty = in_memory
+    ) -> NDArray[np.float32]:
         """Clip, map to [0, 1], then subtract the mean and divide by the deviation."""
-        return self.standardise_scaled(self.scale(data))
+        return self.standardise_scaled(self.scale(data, empty), empty)
 
     def standardise_scaled(
         self, scaled: NDArray[np.float32], empty: Empty = in_memory

@@ -14,6 +14,8 @@ from sharding.io.errors import DataError
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.header import Orientation, aligned_by_array
+from sharding.volumes.holes import fill_holes
+from sharding.volumes.slabs import Empty, in_memory, slabs
 from sharding.volumes.volume import Volume, read_volume
 
 GRID_TOLERANCE = 0.1
@@ -24,10 +26,12 @@ ZERO = 1e-6
 """A mask whose values are all smaller marks nothing."""
 PROBABLE = 0.5
 """A voxel of at least this probability lies inside."""
+MOST_DISTINCT = 10**5
+"""Distinct values of what is no mask up to which they are counted."""
 
 
 def specimen_foreground(
-    specimen: Specimen, scaled: Volume, config: PreprocessConfig
+    specimen: Specimen, scaled: Volume, config: PreprocessConfig, empty: Empty = in_memory
 ) -> NDArray[np.bool_]:
     """The specimen's mask, or else the voxels of the target over the threshold.
 
@@ -35,13 +39,14 @@ def specimen_foreground(
         specimen: Names the mask, if any.
         scaled: The target, intensities in [0, 1].
         config: Gives the threshold.
+        empty: Makes the arrays that are as large as the volume.
 
     Raises:
         DataError: If it is empty, or the mask is bad or lies on another grid.
     """
     if specimen.mask is not None:
-        return read_mask(specimen.mask, scaled, config.orientation)
-    foreground = foreground_mask(scaled.data, config.foreground_threshold)
+        return read_mask(specimen.mask, scaled, config.orientation, empty)
+    foreground = foreground_mask(scaled.data, config.foreground_threshold, empty)
     if not foreground.any():
         raise DataError(
             specimen.target,
@@ -51,21 +56,24 @@ def specimen_foreground(
     return foreground
 
 
-def read_mask(path: Path, grid: Volume, orientation: Orientation = "header") -> NDArray[np.bool_]:
+def read_mask(
+    path: Path, grid: Volume, orientation: Orientation = "header", empty: Empty = in_memory
+) -> NDArray[np.bool_]:
     """Read a mask: a binary image, or a probability, which is taken at 0.5.
 
     Args:
         path: The file.
         grid: The target, on whose grid the mask lies.
         orientation: See sharding.volumes.volume.read_volume.
+        empty: Makes the arrays that are as large as the volume.
 
     Raises:
         DataError: If the file is bad, lies on another grid, has other values than a mask, or is
             empty.
     """
-    mask = read_volume(path, constant=True, orientation=orientation)
+    mask = read_volume(path, constant=True, empty=empty, orientation=orientation)
     _check_same_grid(path, mask, grid)
-    inside = _inside(path, mask.data)
+    inside = _inside(path, mask.data, empty)
     if not inside.any():
         raise DataError(path, "no voxel lies in the mask", "Mark the specimen with ones")
     return inside
@@ -87,7 +95,7 @@ def _check_same_grid(path: Path, mask: Volume, grid: Volume) -> None:
         raise DataError(path, rule, "Draw or resample it on the target's grid")
 
 
-def _inside(path: Path, values: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _inside(path: Path, values: NDArray[np.float32], empty: Empty) -> NDArray[np.bool_]:
     """Which voxels the values of a mask mark.
 
     Raises:
@@ -95,14 +103,24 @@ def _inside(path: Path, values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """
     low, high = float(values.min()), float(values.max())
     mark = high if abs(high) >= abs(low) else low
-    if abs(mark) < ZERO:
-        return np.zeros(values.shape, bool)
-    marked = np.abs(values - mark) <= TOLERANCE * abs(mark)
-    if (marked | (np.abs(values) <= TOLERANCE * abs(mark))).all():
-        return marked
+    inside, binary = empty(values.shape, np.bool_), True
+    for slab in slabs(values.shape):
+        if abs(mark) < ZERO:
+            inside[slab] = False
+            continue
+        marked = np.abs(values[slab] - mark) <= TOLERANCE * abs(mark)
+        binary &= bool((marked | (np.abs(values[slab]) <= TOLERANCE * abs(mark))).all())
+        inside[slab] = marked
+    if binary:
+        return inside
     if low >= -TOLERANCE and high <= 1 + TOLERANCE:
-        return values >= PROBABLE
-    distinct = np.unique(values)
+        for slab in slabs(values.shape):
+            inside[slab] = values[slab] >= PROBABLE
+        return inside
+    distinct = np.empty(0, np.float32)
+    for slab in slabs(values.shape):
+        if len(distinct) <= MOST_DISTINCT:
+            distinct = np.unique(np.append(distinct, np.unique(values[slab])))
     listed = ", ".join(f"{value:.4g}" for value in distinct[:5])
     more = f" and {len(distinct) - 5} more" if len(distinct) > 5 else ""
     raise DataError(
@@ -113,14 +131,21 @@ def _inside(path: Path, values: NDArray[np.float32]) -> NDArray[np.bool_]:
     )
 
 
-def foreground_mask(scaled: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+def foreground_mask(
+    scaled: NDArray[np.float32], threshold: float, empty: Empty = in_memory
+) -> NDArray[np.bool_]:
     """Voxels over the threshold, with enclosed holes (dark ventricles, vessels) filled.
 
     Args:
         scaled: Volume scaled to [0, 1], shape (x, y, z).
         threshold: Between 0 and 1.
+        empty: Makes the mask.
     """
-    return np.asarray(ndimage.binary_fill_holes(scaled > threshold), bool)
+    foreground = empty(scaled.shape, np.bool_)
+    for slab in slabs(scaled.shape):
+        foreground[slab] = scaled[slab] > threshold
+    fill_holes(foreground)
+    return foreground
 
 
 def otsu_foreground(data: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -71,11 +71,6 @@ class FurtherSource:
     transform: IntensityTransform
     native: Volume
 
-    @property
-    def standardised(self) -> NDArray[np.float32]:
-        """What a generator sees of it."""
-        return self.transform.standardise_scaled(self.scaled)
-
 
 @dataclass(frozen=True, eq=False)
 class Pair:
@@ -95,6 +90,7 @@ class Pair:
             headers align the two.
         config: How the pair was made.
         further: The contrasts of the source after the first one, which all else here is about.
+        empty: Makes the arrays that are as large as a volume, those of the properties too.
     """
 
     name: str
@@ -109,6 +105,7 @@ class Pair:
     registration: Transform | None = None
     config: PreprocessConfig = field(default_factory=PreprocessConfig)
     further: tuple[FurtherSource, ...] = ()
+    empty: Empty = in_memory
 
     @cached_property
     def measured_transform(self) -> IntensityTransform:
@@ -119,23 +116,26 @@ class Pair:
         """
         if self.config.intensities == "standardise":
             return self.target_transform
-        return IntensityTransform.fit(self.grid.data, self.config.clip_percentiles)
+        return IntensityTransform.fit(self.grid.data, self.config.clip_percentiles, self.empty)
 
     @cached_property
     def measured_target(self) -> NDArray[np.float32]:
         """The target on the scale of `measured_transform`."""
         if self.config.intensities == "standardise":
             return self.target
-        return self.measured_transform.standardise(self.grid.data)
+        return self.measured_transform.standardise(self.grid.data, self.empty)
 
     def measured(self, synthetic: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring a synthetic volume to the scale of `measured_transform`, without clipping."""
         if self.target_transform is self.measured_transform:
             return synthetic
-        return self.measured_scaled(self.target_transform.unstandardise(synthetic))
+        unstandardise = self.target_transform.unstandardise
+        return by_slabs(
+            lambda slab: self.measured_scaled(unstandardise(slab)), synthetic, self.empty
+        )
 
     def measured_scaled(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same for a volume on the scale of the target's own clip, [0, 1]."""
+        """The same for voxels on the scale of the target's own clip, [0, 1]."""
         own, transform = self.target_transform, self.measured_transform
         width = transform.high - transform.low
         factor, offset = (own.high - own.low) / width, (own.low - transform.low) / width
@@ -151,29 +151,38 @@ class Pair:
     @property
     def source(self) -> NDArray[np.float32]:
         """Standardised source, of several contrasts the first one: the cubic baseline."""
-        return self.source_transform.standardise_scaled(self.source_scaled)
+        return self.source_transform.standardise_scaled(self.source_scaled, self.empty)
 
     @property
     def network_source(self) -> NDArray[np.float32]:
         """What a generator sees: shape (x, y, z), or (contrasts, x, y, z) where there are some."""
         if not self.further:
             return self.source
-        return np.stack([self.source, *(each.standardised for each in self.further)])
+        stacked = self.empty((1 + len(self.further), *self.source_scaled.shape))
+        stacked[0] = self.source
+        for index, each in enumerate(self.further, start=1):
+            stacked[index] = each.transform.standardise_scaled(each.scaled, self.empty)
+        return stacked
 
     @property
     def target(self) -> NDArray[np.float32]:
         """Standardised target: what a generator should return."""
-        return self.target_transform.standardise_scaled(self.target_scaled)
+        return self.target_transform.standardise_scaled(self.target_scaled, self.empty)
 
     @property
     def nearest(self) -> NDArray[np.float32]:
         """Standardised source without interpolation: the identity baseline."""
         native, grid = self.native_source, self.grid
         if self.registration is None:
-            data = resample(native, grid.shape, grid.affine, order=0)
+            data = resample(native, grid.shape, grid.affine, 0, self.empty)
         else:
-            data, _ = self.registration.apply(native, grid.shape, grid.affine, order=0)
-        return self.source_transform.standardise(data)
+            data, _ = self.registration.apply(native, grid.shape, grid.affine, 0, self.empty)
+        return self.source_transform.standardise(data, self.empty)
+
+    @property
+    def native(self) -> NDArray[np.float32]:
+        """Standardised source on its own grid."""
+        return self.source_transform.standardise(self.native_source.data, self.empty)
 
     def degrade(self, standardised: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring a volume on the target grid to the source's own grid and resolution."""
@@ -182,8 +191,10 @@ class Pair:
     @property
     def native_mask(self) -> NDArray[np.bool_]:
         """The mask on the source's own grid, within the target's field of view."""
-        share, covered = self._on_native_grid(self.mask.astype(np.float32))
-        return (share > 0.5) & covered
+        share, covered = self._on_native_grid(by_slabs(lambda slab: slab, self.mask, self.empty))
+        for slab in slabs(covered.shape):
+            covered[slab] &= share[slab] > 0.5
+        return covered
 
     def _on_native_grid(
         self, data: NDArray[np.float32]
@@ -191,13 +202,18 @@ class Pair:
         """Data of the target grid on the native source's, and where that lies in the former."""
         volume, native = self.grid.with_data(data), self.native_source
         if self.registration is not None:
-            return self.registration.apply_inverse(volume, native.shape, native.affine, order=1)
-        covered = field_of_view(volume, native.shape, native.affine)
-        return resample(volume, native.shape, native.affine, order=1), covered
+            return self.registration.apply_inverse(
+                volume, native.shape, native.affine, 1, self.empty
+            )
+        covered = field_of_view(volume, native.shape, native.affine, self.empty)
+        return resample(volume, native.shape, native.affine, 1, self.empty), covered
 
 
 def prepare_pair(
-    specimen: Specimen, config: PreprocessConfig, standards: Standards | None = None
+    specimen: Specimen,
+    config: PreprocessConfig,
+    standards: Standards | None = None,
+    empty: Empty = in_memory,
 ) -> Pair:
     """Read a specimen's files and bring its source onto the target's grid.
 
@@ -205,21 +221,24 @@ def prepare_pair(
         specimen: Its files.
         config: How the pair is made.
         standards: Standard landmarks of the cohort; without them landmarks stay where they are.
+        empty: Makes the arrays that are as large as a volume, and those of the pair's properties.
 
     Raises:
         DataError: If a file is bad, the source is missing, finer than the target or constant within
             the mask, the mask does not fit, or source and target do not overlap.
     """
     source_of(specimen)
-    source, given = read_pair(specimen.sources[0], specimen.target, config.orientation)
-    target, foreground, target_transform = _target(specimen, given, config)
-    first = _placed(specimen, 0, source, given, target, config)
-    mask, overlap = _covered(specimen, 0, foreground, first, foreground, config)
+    source, given = read_pair(specimen.sources[0], specimen.target, config.orientation, empty)
+    target, foreground, target_transform = _target(specimen, given, config, empty)
+    voxels = foreground.sum()
+    first = _placed(specimen, 0, source, given, target, config, empty)
+    mask = foreground
+    overlap = _narrow(mask, specimen, 0, first, voxels, config)
     others: list[SourceOnGrid] = []
     for index, contrast in enumerate(specimen.further, start=1):
-        source, _ = read_pair(contrast.source, specimen.target, config.orientation)
-        others.append(_placed(specimen, index, source, given, target, config))
-        mask, overlap = _covered(specimen, index, mask, others[-1], foreground, config)
+        source, _ = read_pair(contrast.source, specimen.target, config.orientation, empty)
+        others.append(_placed(specimen, index, source, given, target, config, empty))
+        overlap = _narrow(mask, specimen, index, others[-1], voxels, config)
     for file, each in zip(specimen.sources, (first, *others), strict=True):
         check_varies(file, each.scaled, mask, "the mask")
     standards = standards or Standards()
@@ -227,7 +246,7 @@ def prepare_pair(
     return Pair(
         name=specimen.name,
         source_scaled=first.scaled,
-        target_scaled=target_transform.scale(target.data),
+        target_scaled=target_transform.scale(target.data, empty),
         mask=mask,
         source_transform=first.transform.to_standard(standards.source),
         target_transform=target_transform.to_standard(standards.target),
@@ -242,6 +261,7 @@ def prepare_pair(
             )
             for index, each in enumerate(others, start=1)
         ),
+        empty=empty,
     )
 
 
@@ -252,6 +272,7 @@ def _placed(
     given: Volume,
     target: Volume,
     config: PreprocessConfig,
+    empty: Empty,
 ) -> SourceOnGrid:
     """A contrast of the source, by its number, on the target's grid.
 
@@ -262,33 +283,35 @@ def _placed(
         given: The target as read.
         target: The target at the configured spacing.
         config: How the pair is made.
+        empty: Makes the arrays that are as large as a volume.
     """
     file = specimen.sources[index]
     unmoved = specimen.further[index - 1].native_source if index else specimen.native_source
     native, fitted = source, None
     if unmoved:
-        native, _ = read_pair(unmoved, specimen.target, config.orientation)
-        fitted = fit_intensities(unmoved, native, config)
+        native, _ = read_pair(unmoved, specimen.target, config.orientation, empty)
+        fitted = fit_intensities(unmoved, native, config, empty)
     check_not_finer(file, native, given, config)
-    placed = place_source(source, target.shape, target.affine, config, file, fitted=fitted)
+    placed = place_source(source, target.shape, target.affine, config, file, empty, fitted)
     return replace(placed, native=native)
 
 
-def _covered(
+def _narrow(
+    mask: NDArray[np.bool_],
     specimen: Specimen,
     index: int,
-    mask: NDArray[np.bool_],
     placed: SourceOnGrid,
-    foreground: NDArray[np.bool_],
+    voxels: int,
     config: PreprocessConfig,
-) -> tuple[NDArray[np.bool_], float]:
-    """The part of the mask that a contrast covers, and its share of the foreground.
+) -> float:
+    """Take out of the mask what a contrast does not cover; return what is left of the foreground.
 
     Raises:
-        DataError: If it is too small.
+        DataError: If too little is left.
     """
-    mask = mask & placed.inside
-    overlap = float(mask.sum() / foreground.sum())
+    for slab in slabs(mask.shape):
+        mask[slab] &= placed.inside[slab]
+    overlap = float(mask.sum() / voxels)
     if overlap < config.min_overlap:
         more = " together with the contrasts before it" if index else ""
         raise DataError(
@@ -297,26 +320,30 @@ def _covered(
             f"{specimen.target}{more}, at least {config.min_overlap:.0%} is needed",
             "Check the affines, or that the files belong together",
         )
-    return mask, overlap
+    return overlap
 
 
 def _target(
-    specimen: Specimen, target: Volume, config: PreprocessConfig
+    specimen: Specimen, target: Volume, config: PreprocessConfig, empty: Empty
 ) -> tuple[Volume, NDArray[np.bool_], IntensityTransform]:
     """The target at the configured spacing, its foreground, and its intensity transform."""
     spaced = target
     if config.target_spacing_mm:
-        spaced = at_spacing(target, config.target_spacing_mm)
-    transform = fit_intensities(specimen.target, spaced, config)
+        spaced = at_spacing(target, config.target_spacing_mm, empty=empty)
+    transform = fit_intensities(specimen.target, spaced, config, empty)
     if specimen.mask is None or spaced is target:
-        scaled = spaced.with_data(transform.scale(spaced.data))
-        return spaced, specimen_foreground(specimen, scaled, config), transform
-    mask = read_mask(specimen.mask, target, config.orientation)
-    share = resample(target.with_data(mask), spaced.shape, spaced.affine, order=1)
-    if not (share > 0.5).any():
+        scaled = spaced.with_data(transform.scale(spaced.data, empty))
+        return spaced, specimen_foreground(specimen, scaled, config, empty), transform
+    mask = read_mask(specimen.mask, target, config.orientation, empty)
+    marked = target.with_data(by_slabs(lambda slab: slab, mask, empty))
+    share = resample(marked, spaced.shape, spaced.affine, 1, empty)
+    inside = empty(share.shape, np.bool_)
+    for slab in slabs(share.shape):
+        inside[slab] = share[slab] > 0.5
+    if not inside.any():
         rule = f"the mask is empty at the spacing of {config.target_spacing_mm} mm"
         raise DataError(specimen.mask, rule, "Give a finer target spacing")
-    return spaced, share > 0.5, transform
+    return spaced, inside, transform
 
 
 def source_of(specimen: Specimen) -> Path:

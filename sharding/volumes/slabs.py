@@ -21,6 +21,9 @@ from sharding.io.errors import DataError
 
 SLAB = 2**22
 """Most voxels of a slab, unless a single plane has more."""
+MOST_IN_MEMORY = 2**26
+"""Bytes of the largest array that is made in memory where a dozen of that size are needed at once:
+a float32 volume of 256 voxels a side."""
 Slab = tuple[slice, ...]
 
 
@@ -65,7 +68,7 @@ class Scratch:
             DataError: If there is not enough space on the disk.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        if size <= self.most:
+        if not self.on_disk(size):
             return in_memory(shape, dtype, order)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -80,6 +83,10 @@ class Scratch:
                 "Free some, or allow more memory by --stitch.memory-mb",
             ) from error
         return np.asarray(mapped)
+
+    def on_disk(self, size: int) -> bool:
+        """Whether an array of so many bytes lies in a file."""
+        return size > self.most
 
 
 def _reserve(file: int, size: int) -> None:

@@ -17,7 +17,8 @@ from scipy import ndimage
 from sharding.io.atomic import atomic_path, atomic_write
 from sharding.io.errors import DataError
 from sharding.volumes.header import RAS_TO_LPS
-from sharding.volumes.resample import FWHM_TO_SIGMA, SPLINE_PAD, spline_coefficients
+from sharding.volumes.resample import FWHM_TO_SIGMA, SPLINE_PAD, blurred, spline_coefficients
+from sharding.volumes.slabs import Empty, in_memory
 from sharding.volumes.volume import UNREADABLE, Volume, check_claimed_size
 
 AFFINE_FILE = "affine.tfm"
@@ -135,6 +136,7 @@ class Transform:
         shape: tuple[int, int, int],
         affine: NDArray[np.float64],
         order: int = 3,
+        empty: Empty = in_memory,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Sample a source on a grid in the target's space.
 
@@ -146,6 +148,7 @@ class Transform:
             shape: Shape of the grid.
             affine: Grid index to the target's world millimetres, shape (4, 4).
             order: 0 nearest, 1 linear, 3 cubic B-spline.
+            empty: Makes the arrays that are as large as a volume.
 
         Returns:
             The samples, the source's border value beyond its field of view; and which voxels of
@@ -153,14 +156,14 @@ class Transform:
         """
         to_source = _index_map(self.affine @ affine, source)
         if self.field is None:
-            return _sample(source, shape, to_source, None, order)
+            return _sample(source, shape, to_source, None, order, empty)
         from_world = np.linalg.inv(source.affine) @ self.affine
 
         def place(index: NDArray[np.float64]) -> NDArray[np.float64]:
             world = apply_affine(affine, index)
             return apply_affine(from_world, world + self._displacement(world))
 
-        return _sample(source, shape, to_source, place, order)
+        return _sample(source, shape, to_source, place, order, empty)
 
     def apply_inverse(
         self,
@@ -168,6 +171,7 @@ class Transform:
         shape: tuple[int, int, int],
         affine: NDArray[np.float64],
         order: int = 3,
+        empty: Empty = in_memory,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Carry a volume in the target's space back onto a grid in the source's.
 
@@ -176,6 +180,7 @@ class Transform:
             shape: Shape of the grid.
             affine: Grid index to the source's world millimetres, shape (4, 4).
             order: 0 nearest, 1 linear, 3 cubic B-spline.
+            empty: Makes the arrays that are as large as a volume.
 
         Returns:
             The samples and which voxels lie in the volume's field of view, as `apply` does.
@@ -185,13 +190,13 @@ class Transform:
         """
         to_volume = _index_map(np.linalg.inv(self.affine) @ affine, volume)
         if self.field is None:
-            return _sample(volume, shape, to_volume, None, order)
+            return _sample(volume, shape, to_volume, None, order, empty)
         from_world = np.linalg.inv(volume.affine)
 
         def place(index: NDArray[np.float64]) -> NDArray[np.float64]:
             return apply_affine(from_world, self.inverse_points(apply_affine(affine, index)))
 
-        return _sample(volume, shape, to_volume, place, order)
+        return _sample(volume, shape, to_volume, place, order, empty)
 
     def save(self, folder: Path) -> None:
         """Write affine.tfm and, with a field, warp.nii.gz: what ANTs, Slicer and SimpleITK read.
@@ -275,6 +280,7 @@ def _sample(
     matrix: NDArray[np.float64],
     place: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None,
     order: int,
+    empty: Empty,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Interpolate a volume at the voxels of a grid, slab by slab.
 
@@ -284,24 +290,26 @@ def _sample(
         matrix: Grid index to the volume's index, shape (4, 4); with `place` only its scale counts.
         place: Grid index to the volume's index where that is not affine, (n, 3) to (n, 3).
         order: Order of the spline.
+        empty: Makes the arrays that are as large as a volume.
     """
-    data = _blurred(volume.data, np.abs(matrix[:3, :3]).max(axis=1)) if order else volume.data
+    data, steps = volume.data, np.abs(matrix[:3, :3]).max(axis=1)
+    if order and (steps > 1.01).any():
+        data = blurred(data, np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0), empty)
     if place is None and np.array_equal(matrix, matrix.round()):
         order = 0  # Every sample is a voxel.
     last, pad, mode = np.array(volume.shape) - 1, 0, "mirror"
     if order > 1:
         # As sharding.volumes.resample does, so that a scan is the same by either way.
-        data, pad, mode = spline_coefficients(data, order), SPLINE_PAD, "nearest"
-    values = np.empty(shape, np.float32)
-    inside = np.empty(shape, bool)
-    rows = max(1, SLAB_POINTS // (shape[1] * shape[2]))
-    for start in range(0, shape[0], rows):
-        slab = slice(start, min(start + rows, shape[0]))
-        grid = np.mgrid[slab, : shape[1], : shape[2]]
+        data, pad, mode = spline_coefficients(data, order, empty), SPLINE_PAD, "nearest"
+    values, inside = empty(shape), empty(shape, np.bool_)
+    planes = max(1, SLAB_POINTS // (shape[0] * shape[1]))
+    for start in range(0, shape[2], planes):
+        slab = slice(start, min(start + planes, shape[2]))
+        grid = np.mgrid[: shape[0], : shape[1], slab]
         index = grid.reshape(3, -1).T.astype(np.float64)
         found = apply_affine(matrix, index) if place is None else place(index)
         within = (found > -0.5 - 1e-3) & (found < last + 0.5 + 1e-3)
-        inside[slab] = within.all(axis=1).reshape(grid.shape[1:])
+        inside[..., slab] = within.all(axis=1).reshape(grid.shape[1:])
         if not pad:
             # Clamping gives the border value beyond the volume and exact values on its rim.
             found = np.clip(found, 0, last)
@@ -313,16 +321,8 @@ def _sample(
             mode=mode,
             prefilter=False,
         )
-        values[slab] = sampled.reshape(grid.shape[1:])
+        values[..., slab] = sampled.reshape(grid.shape[1:])
     return values, inside
-
-
-def _blurred(data: NDArray[np.float32], steps: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Blur along the axes where a grid takes steps of more than a voxel."""
-    if not (steps > 1.01).any():
-        return data
-    sigma = np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0)
-    return np.asarray(ndimage.gaussian_filter(data, sigma, mode="nearest"), np.float32)
 
 
 def _write_warp(path: Path, field: NDArray[np.float32], field_affine: NDArray[np.float64]) -> None:

@@ -17,6 +17,7 @@ from distsynth.evaluation.baselines import (
     NeighbourhoodRegression,
     fitted_baselines,
 )
+from sharding.volumes.slabs import Empty, in_memory
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Pair:
     source: NDArray[np.float32]
     target: NDArray[np.float32]
     mask: NDArray[np.bool_]
+    empty: Empty = in_memory
 
     @property
     def nearest(self) -> NDArray[np.float32]:

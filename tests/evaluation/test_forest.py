@@ -29,6 +29,7 @@ from sharding.shards.write import write_shards
 from sharding.volumes.cohort import Specimen
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.pair import prepare_pair
+from sharding.volumes.slabs import Empty, in_memory
 from sharding.volumes.volume import Volume, write_volume
 
 TINY = ForestConfig(trees=12, depth=6, max_samples=2000, jobs=1, features="directions")
@@ -41,6 +42,7 @@ class Pair:
     source: NDArray[np.float32]
     target: NDArray[np.float32]
     mask: NDArray[np.bool_]
+    empty: Empty = in_memory
 
     @property
     def nearest(self) -> NDArray[np.float32]:

@@ -13,8 +13,8 @@ from random_networks import BLOCKS, CONV, CPU, DENSE, assert_same, predictor, ra
 
 import distsynth.inference.memory_budget
 from distsynth.inference.memory_budget import COPIES, MEGABYTE, evenly, memory_budget, widest_map
-from distsynth.inference.whole_slice import tiles
 from distsynth.presets import preset
+from sharding.volumes.tiles import tiles
 
 
 @pytest.mark.parametrize("method", ["windows", "whole"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distsynth.metrics.consistency import consistency_error
+from distsynth.metrics.consistency import consistency_error, consistency_fit
 from distsynth.metrics.seams import seam_index, seams
 from distsynth.reporting.seam_figures import (
     consistency_figure,
@@ -53,7 +53,7 @@ def test_the_profile_is_the_mean_of_jumps_in_the_mask(volumes):
 def test_the_map_sums_up_to_the_consistency_error(volumes):
     source, noise, mask = volumes
     for synthetic in (0.5 * source**3 + 0.3 * noise, noise, np.zeros(SHAPE)):
-        found = consistency_map(synthetic, source, mask)
+        found = consistency_map(consistency_fit(synthetic, source, mask), synthetic, source, mask)
         assert np.isnan(found[~mask]).all()
         expected = consistency_error(synthetic, source, mask)
         assert np.sqrt(np.mean(found[mask] ** 2)) == pytest.approx(expected, rel=1e-6)

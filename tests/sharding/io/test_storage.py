@@ -14,7 +14,7 @@ import pytest
 from s3_server import BUCKET, S3Server
 from stored_content import CONTENT, SHA256
 
-from sharding.io.errors import DataError
+from sharding.io.errors import DataError, MissingError
 from sharding.io.storage import Folder, is_remote
 
 
@@ -79,6 +79,18 @@ def test_round_trip(folder):
     folder.remove("z.npy")
     folder.remove("z.npy")
     assert folder.names() == ["a/b.bin", "a/c.txt", "empty"]
+
+
+def test_many_small_files_go_and_come_in_order(folder):
+    contents = {f"many/{number}.txt": f"content {number}" for number in (3, 1, 2)}
+    folder.write_many(contents)
+    names = [*contents]
+    assert folder.read_many(names) == [text.encode() for text in contents.values()]
+    assert folder.names("many") == sorted(names)
+    with pytest.raises(MissingError):
+        folder.read_many([*names, "many/absent.txt"])
+    folder.write_many({})
+    assert folder.read_many([]) == []
 
 
 def test_what_others_write_is_seen_at_once(folder):

@@ -7,12 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_volumes import noise, ramp, rotated
+from scipy import ndimage
 
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.intensities import IntensityTransform
 from sharding.volumes.masks import foreground_mask
 from sharding.volumes.pair import place_source
-from sharding.volumes.resample import resample
+from sharding.volumes.resample import (
+    FWHM_TO_SIGMA,
+    SPLINE_PAD,
+    resample,
+    spline_coefficients,
+)
 from sharding.volumes.volume import Volume
 
 # Resampling
@@ -63,6 +69,30 @@ def test_shifted_grids_are_interpolated_between_voxels():
     np.testing.assert_array_equal(
         found[:, 0, 0], (volume.data[:-1, 0, 0] + volume.data[1:, 0, 0]) / 2
     )
+
+
+@pytest.mark.parametrize("step", [(0.5, -0.4, 0.77), (1.3, 0.5, -2.5)])
+def test_a_grid_along_the_axes_is_interpolated_as_any_other(step, monkeypatch):
+    """Also where it leaves the volume, and slab by slab."""
+    data = np.random.default_rng(0).random((20, 17, 19)).astype(np.float32)
+    shape, offset = (30, 28, 26), np.array([-4.0, 9.3, 12.6])
+    monkeypatch.setattr("sharding.volumes.slabs.SLAB", 30 * 28 * 7)
+    affine = np.diag([*step, 1.0])
+    affine[:3, 3] = offset
+    found = resample(Volume(data, np.eye(4)), shape, affine, 3)
+    steps = np.abs(step)
+    sigma = np.where(steps > 1.01, steps * FWHM_TO_SIGMA, 0)
+    blurred = np.asarray(ndimage.gaussian_filter(data, sigma, mode="nearest"), np.float32)
+    expected = ndimage.affine_transform(
+        spline_coefficients(blurred, 3),
+        np.diag(step),  # a matrix, which takes the general way
+        (offset + SPLINE_PAD).tolist(),
+        output_shape=shape,
+        order=3,
+        mode="nearest",
+        prefilter=False,
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_coarser_grids_are_blurred_first_and_means_are_kept():
