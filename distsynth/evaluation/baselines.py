@@ -355,7 +355,8 @@ class NeighbourhoodRegression(Fitted):
         side = 2 * self.reach + 1
         values = values.astype(np.float32, copy=False)
         kernel = own[: self._taps].reshape(side, side, side)
-        found = ndimage.correlate(values, kernel, np.float32, mode="nearest")
+        filtered = ndimage.correlate(values, kernel, np.float32, mode="nearest")
+        found = np.asarray(filtered, np.float32)
         for hinge, slope in zip(self.hinges, own[self._taps :], strict=True):
             found += np.float32(slope) * np.maximum(values - np.float32(hinge), 0)
         return found
