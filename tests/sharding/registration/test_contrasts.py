@@ -60,6 +60,12 @@ def test_a_contrast_that_lies_elsewhere_is_brought_to_the_first(raw, prepared):
     record = json.loads((folder / "resample" / "step.json").read_bytes())
     found = np.array(record["measured"]["contrasts"]["source_t2"]["affine"])
     np.testing.assert_allclose(found[:3, 3], (SHIFT_MM, 0, 0), atol=0.1)
+    assert found[:3, :3] == pytest.approx(np.eye(3), abs=0.05)
+    quality = json.loads((folder / "quality.json").read_bytes())["quality"]
+    assert [step["step"] for step in quality["registration"]] == ["t2 to t1", "rigid"]
+    assert quality["registration"][0]["kept"]
+    page = (folder.parent / "quality.html").read_text(encoding="utf-8")
+    assert "t2 to t1" in page
     pair = prepare_pair(prepared, PreprocessConfig())
     before = prepare_pair(raw, PreprocessConfig())
     fits = []
