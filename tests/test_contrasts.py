@@ -12,6 +12,7 @@ from tiny_runs import tiny_config
 from two_contrasts import moved, write_two_contrasts
 
 import distsynth
+from distsynth.cli.main import main
 from distsynth.config import with_overrides
 from distsynth.data.dataset import PatchDataset
 from distsynth.errors import ConfigError
@@ -21,6 +22,7 @@ from distsynth.inference.ensemble import ensemble
 from distsynth.inference.predictor import load_predictor
 from distsynth.prediction.run import predict
 from distsynth.runs.folder import BEST
+from distsynth.study.survey import survey
 from distsynth.training.loop import train
 from sharding.shards.config import ShardConfig
 from sharding.shards.shard_set import ShardSet
@@ -305,3 +307,24 @@ def test_an_export_carries_the_contrasts(cohort, runs, tmp_path):
     assert found.shape == (2, 1, 16, 16)
     with pytest.raises(Exception, match=r"invalid dimensions"):
         session.run(["synthetic"], {"source": patch[:, :3]})
+
+
+def test_the_command_finds_several_contrasts(cohort, tmp_path, capsys):
+    out = tmp_path / "cohort.csv"
+    start = ["cohort", str(cohort.parent), "--target", "*_target.nii.gz", "-o", str(out)]
+    assert main([*start, "--source", "t1=*_t1.nii.gz", "t2=*_t2.nii.gz"]) == 0
+    assert read_cohort(out) == read_cohort(cohort)
+    assert "specimen  t1" in capsys.readouterr().out
+    assert main([*start, "--overwrite", "--source", "*_t1.nii.gz", "*_t2.nii.gz"]) == 2
+    assert "must name each of several contrasts" in capsys.readouterr().err
+
+
+def test_a_survey_measures_the_alignment_of_every_contrast(cohort, tmp_path):
+    row = read_cohort(cohort)[0]
+    away = tmp_path / "away.nii.gz"
+    still = survey([replace(row, further=(replace(row.further[0], source=row.source),))])
+    write_volume(away, moved(read_volume(row.source), 0.6))
+    found = survey([replace(row, further=(replace(row.further[0], source=away),))])
+    assert still.contrasts == found.contrasts == ("t1", "t2")
+    assert still.displacement_voxels == 0
+    assert found.displacement_voxels == pytest.approx(3, abs=0.7)
