@@ -78,6 +78,8 @@ def common_contrasts(specimens: Sequence[Specimen]) -> tuple[str, ...]:
     Raises:
         DataError: If a specimen has others than the first one.
     """
+    if not specimens:
+        return ()
     first = specimens[0]
     for row in specimens[1:]:
         if row.contrasts != first.contrasts:
