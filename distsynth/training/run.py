@@ -119,7 +119,9 @@ class TrainingRun:
             self.shards, config, accelerator, self.standardise, self.loss, self.foreground
         )
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
-        self.augment = Augmentation(config.augment, config.train.seed, config.data.sides)
+        self.augment = Augmentation(
+            config.augment, config.train.seed, config.data.sides, config.data.contrasts or 1
+        )
         self.display = RunDisplay(config, pace, self.batches.steps, accelerator)
         self._signals: DeferredSignals | None = None
 

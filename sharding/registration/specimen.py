@@ -9,6 +9,10 @@
     SPECIMEN/quality.json picture.png               of the pair before and after
     SPECIMEN/bias.png                               of the bias correction
 
+Several contrasts have files such as source_t2.nii.gz beside source.nii.gz, which is the first one.
+The others are registered rigidly to it when they are resampled, and follow its registration.
+Quality is measured on the first.
+
 Each step's folder holds its record, step.json. The source is interpolated once, by all transforms
 together. Nothing here depends on the clock or on other specimens: the same files, configuration
 and tools give the same bytes.
@@ -163,7 +167,7 @@ def _draw_correction(work: SpecimenPreparation) -> None:
         (work.folder / BIAS_PICTURE).unlink(missing_ok=True)
         return
     specimen, orientation = work.specimen, work.config.preprocess.orientation
-    raw = {"source": source_of(specimen), "target": specimen.target}
+    raw = {**work.plan.sources, "target": specimen.target}
     volumes = {
         role: (
             read_volume(path, orientation=orientation),
