@@ -250,7 +250,8 @@ class TrainConfig:
     less."""
     compile: bool = False
     """Compile the networks by torch.compile, where there is a compiler: changes the rounding. It
-    takes a minute or more at the start, and on a CPU no step was found to be faster."""
+    takes a minute or more in the first step, which train.minutes counts, and on a CPU no step was
+    found to be faster."""
     device: Literal["auto", "cpu"] = "auto"
 
     def rules(self) -> Iterable[Rule]:
