@@ -57,7 +57,7 @@ CONFIG = {
     "stitch.stride": 32,
     "stitch.trim": 4,
     "stitch.method": "windows",
-    "stitch.memory_mb": 64,
+    "stitch.memory_mb": 8,
     "tracking.mode": "disabled",
 }
 
