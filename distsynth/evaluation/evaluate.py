@@ -33,6 +33,7 @@ from distsynth.metrics.verdict import verdicts
 from distsynth.metrics.views import Difference
 from distsynth.runs.data_record import DataRecord
 from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.contrasts import in_order
 from sharding.volumes.pair import Pair
 from sharding.volumes.slabs import Empty, by_slabs, in_memory
 from sharding.volumes.volume import write_volume
@@ -102,7 +103,7 @@ class Example:
         axis: Slicing axis.
         index: Which slice of the volume.
         spacing_mm: Voxel size.
-        source: Volume of one slice: shape (x, y, z), 1 along the axis.
+        source: Volume of one slice: shape (x, y, z), 1 along the axis; of the first contrast.
         target: Same shape.
         mask: Same shape.
         synthetic: Method to volume of the same shape.
@@ -154,7 +155,8 @@ def evaluate(
 
     Raises:
         ConfigError: If the models were trained on different data, or no specimen is in the split.
-        DataError: If a test specimen's scan was seen in training, or a file is bad.
+        DataError: If a test specimen's scan was seen in training, a file is bad, or a specimen has
+            other contrasts than the models.
     """
     first = data or next(iter(predictors.values())).checkpoint.data
     for name, predictor in predictors.items():
@@ -162,7 +164,7 @@ def evaluate(
             raise ConfigError(f"{name} was trained on other shards: evaluate it by itself")
     groups: dict[str, list[Specimen]] = {"train": [], "val": [], "test": []}
     for specimen in specimens:
-        groups[first.split_of(specimen.name)].append(specimen)
+        groups[first.split_of(specimen.name)].append(in_order(specimen, first.contrasts))
     chosen = groups[split]
     if not chosen:
         there = ", ".join(f"{len(rows)} in {name}" for name, rows in groups.items() if rows)
@@ -180,6 +182,13 @@ def evaluate(
     for baseline in baselines:
         if baseline.name in predictors:
             raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
+    if first.contrasts:
+        logger.info(
+            "identity, cubic interpolation and the intensity map see the contrast %s alone; the "
+            "regression and the models see %s",
+            first.contrasts[0],
+            ", ".join(first.contrasts),
+        )
     evaluation = Evaluation({}, [], split, len(groups["train"]), list(predictors))
     pairs = prepared_pairs(chosen, first, empty)
     for specimen in chosen:
