@@ -11,6 +11,7 @@ from distsynth.rules import Rule, at_least, between
 from sharding.io.records import STRICT
 
 LARGEST_SIDE, MOST_NEIGHBOURS, MOST_WORKERS, LARGEST_BATCH = 4096, 128, 256, 1_000_000
+MOST_CONTRASTS = 64
 MOST_SAMPLES, MOST_UPDATES, LARGEST_SEED = 256, 1000, 2**32 - 2
 """Bounds that keep a slip of the pen from taking the machine; NumPy's seeds end at 2^32 - 1."""
 Resolved = Literal["no", "bf16", "fp16"]
@@ -38,6 +39,9 @@ class DataConfig:
     alignment: int | None = None
     """Patches and windows start at multiples of this many voxels. None takes the shards' own; what
     is given must agree with it."""
+    contrasts: int | None = None
+    """Contrasts of a source, such as 2 for T1 and T2, each with its slices as channels. None takes
+    those of the shards; what is given must agree with them."""
     workers: int = 0
     """Processes that read batches ahead; 0 reads in the training process. Order and content of
     the batches do not depend on it."""
@@ -65,11 +69,16 @@ class DataConfig:
 
     @property
     def channels(self) -> int:
-        """Channels of a source: the slice itself and its neighbours.
+        """Channels of a source: of each contrast the slice itself and its neighbours.
 
         Raises:
             ConfigError: If the shards have not been read yet.
         """
+        return (self.contrasts or 1) * self.slices
+
+    @property
+    def slices(self) -> int:
+        """Slices that each contrast carries, the middle one is predicted; raises as `channels`."""
         return 1 + 2 * self._known("neighbours")
 
     @property
@@ -100,6 +109,8 @@ class DataConfig:
             yield between("neighbours", self.neighbours, 0, MOST_NEIGHBOURS)
             flat = self.neighbours == 0 or len(self.patch_size or ()) != 3
             yield Rule("neighbours", flat, "0 for 3D patches", self.neighbours)
+        if self.contrasts is not None:
+            yield between("contrasts", self.contrasts, 1, MOST_CONTRASTS)
         if self.alignment is not None:
             yield between("alignment", self.alignment, 1, LARGEST_SIDE)
             divides = all(side % self.alignment == 0 for side in self.patch_size or ())
@@ -239,7 +250,8 @@ class TrainConfig:
     less."""
     compile: bool = False
     """Compile the networks by torch.compile, where there is a compiler: changes the rounding. It
-    takes a minute or more at the start, and on a CPU no step was found to be faster."""
+    takes a minute or more in the first step, which train.minutes counts, and on a CPU no step was
+    found to be faster."""
     device: Literal["auto", "cpu"] = "auto"
 
     def rules(self) -> Iterable[Rule]:

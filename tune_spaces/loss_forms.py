@@ -44,6 +44,15 @@ def further_terms() -> Space:
     }
 
 
+def overlap() -> Space:
+    """The gradient difference of the patch stitched from windows, in half of draws.
+
+    It needs a generator that takes windows of three quarters of the patch: a network that is too
+    deep for the patch is drawn again. Each step has one more forward, of 2.3 times the patch in 2D.
+    """
+    return {"loss.lambda_overlap": zero_or_log(0.02, 8.0, 0.5)}
+
+
 def initialisation() -> Space:
     """How the generator's weights start: PyTorch's default, or pix2pix's normal distribution."""
     return {"generator.init": tune.choice(["default", "normal"])}

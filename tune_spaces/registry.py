@@ -14,7 +14,13 @@ from tune_spaces.augmentation import augmentation
 from tune_spaces.domains import Space
 from tune_spaces.everything import everything
 from tune_spaces.learning_rates import learning_rates
-from tune_spaces.loss_forms import adversarial_losses, further_terms, initialisation, loss_forms
+from tune_spaces.loss_forms import (
+    adversarial_losses,
+    further_terms,
+    initialisation,
+    loss_forms,
+    overlap,
+)
 from tune_spaces.loss_weights import loss_weights
 from tune_spaces.recipes import recipes
 
@@ -25,6 +31,7 @@ SPACES: dict[str, Callable[..., Space]] = {
     "loss-forms": loss_forms,
     "adversarial-losses": adversarial_losses,
     "further-terms": further_terms,
+    "overlap": overlap,
     "initialisation": initialisation,
     "learning-rates": learning_rates,
     "recipes": recipes,

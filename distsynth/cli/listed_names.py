@@ -40,6 +40,7 @@ SPACE_NAMES = (
     "loss-forms",
     "adversarial-losses",
     "further-terms",
+    "overlap",
     "initialisation",
     "learning-rates",
     "recipes",

@@ -18,7 +18,6 @@ from distsynth.cli.arguments import (
     Out,
     SourcePattern,
     TargetPattern,
-    Volume,
     chosen_families,
     columns,
     parse,
@@ -156,6 +155,7 @@ def predict(args: Sequence[str]) -> None:
 
             distsynth predict runs/small scan.nii.gz -o synthetic.nii.gz
             distsynth predict runs/small scans/ -o predicted
+            distsynth predict runs/two-contrasts t1.nii.gz t2.nii.gz -o synthetic.nii.gz
 
         Says what is unlike the training scans, and refuses what is too unlike them.
 
@@ -165,9 +165,9 @@ def predict(args: Sequence[str]) -> None:
         checkpoint: Positional[Checkpoint]
         """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
         a URL."""
-        volume: Positional[Volume]
-        """The source: a file, or the folder of a DICOM series. Or many: a folder of these, a
-        cohort.csv, or a BIDS folder."""
+        volumes: Positional[Annotated[tuple[Path, ...], arg(metavar="VOLUME...")]]
+        """The source: a file, or the folder of a DICOM series; of a model of several contrasts one
+        for each, in its order. Or many: a folder of sources, a cohort.csv, or a BIDS folder."""
         out: Out
         """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the source is a DICOM series, a name
         without an ending is the folder of a DICOM series. For many sources the folder to write to;
@@ -204,15 +204,17 @@ def predict(args: Sequence[str]) -> None:
         overwrite: bool = False
 
     given = parse("predict", Predict, args)
-    from distsynth.prediction.inputs import is_single
+    if not given.volumes:
+        raise UsageError("name the volume to predict\nusage: distsynth predict MODEL VOLUME -o OUT")
+    from distsynth.prediction.inputs import are_one_scan
     from distsynth.prediction.run import predict as run_prediction
 
-    many = not is_single(given.volume)
+    many = not are_one_scan(given.volumes)
     # With --overwrite the very same line continues.
     with continued_by("predict", args, begun=lambda: many and not given.overwrite):
         written = run_prediction(
             (given.checkpoint, *given.ensemble),
-            given.volume,
+            given.volumes,
             given.out,
             pattern=given.source_pattern,
             like=given.like,

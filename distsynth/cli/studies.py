@@ -99,7 +99,8 @@ def run(args: Sequence[str]) -> None:
     with continued_by("run", args):
         found = run_study(given.out, made, given.workers)
     print(f"report   {found.page}")
-    print(f"model    {found.model}   (distsynth predict {found.model} SCAN -o OUT)")
+    scans = " ".join(name.upper() for name in made.survey.contrasts) or "SCAN"
+    print(f"model    {found.model}   (distsynth predict {found.model} {scans} -o OUT)")
     print(found.verdict)
 
 

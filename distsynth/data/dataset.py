@@ -87,13 +87,14 @@ class PatchDataset(Dataset[Batch]):
 
     def empty(self, count: int, device: torch.device = CPU) -> Batch:
         """Empty arrays for some patches."""
-        config = self.shards.manifest.config
+        manifest = self.shards.manifest
+        config = manifest.config
 
         def part(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.empty((count, *shape), dtype=dtype, device=device)
 
         return Batch(
-            source=part(torch.uint16, config.channels, *config.patch_size),
+            source=part(torch.uint16, manifest.channels, *config.patch_size),
             target=part(torch.uint16, 1, *config.patch_size),
             where=part(torch.int32, 5),
         )

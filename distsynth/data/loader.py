@@ -161,16 +161,18 @@ class TrainingBatches:
         self._patches: ResidentPatches | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's batches of an epoch, from step `start` on; skipping costs nothing."""
+        """This rank's batches of an epoch, from step `start` on; skipping costs nothing.
+
+        A split that stays in memory has been read when this returns, so that no step waits for it.
+        """
         order = epoch_order(self._counts, self._seed, epoch, self._window)
         plan = training_plan(order, self._batch_size, self._rank.number, self._rank.count)[start:]
         if self.resident:
             if self._patches is None:
                 self._patches = ResidentPatches(self._dataset, self._rank.device)
-            yield from self._patches.batches(plan)
-            return
+            return self._patches.batches(plan)
         self._plan[:] = list(plan)
-        yield from self._loader
+        return iter(self._loader)
 
 
 def validation_batches(

@@ -1,4 +1,4 @@
-"""What the shards know of a run: the patch, where it starts, and the slices beside it."""
+"""What the shards know of a run: the patch, where it starts, its slices and its contrasts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
 from sharding.shards.manifest import Manifest
 
-SHARD_FIELDS = ("patch_size", "neighbours", "alignment")
+SHARD_FIELDS = ("patch_size", "neighbours", "alignment", "contrasts")
 """Fields of the section `data` that the manifest decides."""
 
 
@@ -23,7 +23,8 @@ def resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
     """
     found = {}
     for name in SHARD_FIELDS:
-        here, given = getattr(manifest.config, name), getattr(config.data, name)
+        here = manifest.contrast_count if name == "contrasts" else getattr(manifest.config, name)
+        given = getattr(config.data, name)
         if given is not None and given != here:
             raise ConfigError(
                 f"data.{name} must be {here}, as in the shards {config.data.shards}, got {given}; "

@@ -12,24 +12,33 @@ from torch import Tensor
 from distsynth.data.dataset import Batch
 from sharding.shards.manifest import Manifest
 from sharding.shards.records import QUANTUM
+from sharding.volumes.intensities import IntensityTransform
 
 
 class Standardiser:
     """Stored intensities to standardised ones, on the device (section 5.2)."""
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
-        def table(which: str) -> Tensor:
-            transforms = [getattr(row, which) for row in manifest.specimens]
+        def table(transforms: Sequence[IntensityTransform]) -> Tensor:
             values = [[each.mean for each in transforms], [each.std for each in transforms]]
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         self._device = device
-        self._source, self._target = table("source"), table("target")
         rows, standards = manifest.specimens, manifest.standards
-        self._moves = (
-            LandmarkMoves.of([row.source.landmarks for row in rows], standards.source, device),
-            LandmarkMoves.of([row.target.landmarks for row in rows], standards.target, device),
+        targets = [row.target for row in rows]
+        sources = [
+            [row.source_transforms[index] for row in rows]
+            for index in range(manifest.contrast_count)
+        ]
+        self._target = table(targets)
+        self._sources = [table(transforms) for transforms in sources]
+        self._target_moves = LandmarkMoves.of(
+            [each.landmarks for each in targets], standards.target, device
         )
+        self._source_moves = [
+            LandmarkMoves.of([each.landmarks for each in own], standards.of_source(index), device)
+            for index, own in enumerate(sources)
+        ]
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Source and target as float32, standardised; shapes as in Batch."""
@@ -45,11 +54,10 @@ class Standardiser:
                 scaled = moves(scaled, specimen)
             return scaled.sub_(mean).div_(std)
 
-        source, target = self._moves
-        return (
-            standardise(batch.source, self._source, source),
-            standardise(batch.target, self._target, target),
-        )
+        target = standardise(batch.target, self._target, self._target_moves)
+        contrasts = batch.source.chunk(len(self._sources), dim=1)
+        found = list(map(standardise, contrasts, self._sources, self._source_moves))
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1), target
 
 
 @dataclass(frozen=True, eq=False)

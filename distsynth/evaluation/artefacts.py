@@ -48,7 +48,7 @@ def predictions(pair: Pair, predictors: Mapping[str, Predictor]) -> Iterator[Pre
 
     The prediction without windows is made once for models that differ in how they stitch alone.
     """
-    source, shape = pair.source, pair.grid.shape
+    source, shape = pair.network_source, pair.grid.shape
     without: dict[tuple[int, Sequence[int]], NDArray[np.float32]] = {}
     for name, predictor in predictors.items():
         config = predictor.checkpoint.config

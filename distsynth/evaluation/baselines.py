@@ -2,7 +2,8 @@
 
 A baseline has a `name` and `predict(pair)`; those that are fitted also have `fit(pairs)`, which
 reads training pairs one at a time and keeps only sums, so that memory does not grow with the
-cohort. `predict` looks at the source alone, never at the target or the mask.
+cohort. `predict` looks at the source alone, never at the target or the mask. Of several contrasts
+the regression sees all, as a network does; the others see the first one.
 
 Background: the aim is the lowest error in the mask, yet values outside should be sane too. So
 background counts, but all of it only a fiftieth as much as the mask of the same specimen, however
@@ -44,7 +45,12 @@ class PairLike(Protocol):
 
     @property
     def source(self) -> Array:
-        """Source, cubic interpolation."""
+        """Source, cubic interpolation; of several contrasts the first one."""
+        ...
+
+    @property
+    def network_source(self) -> Array:
+        """The same of all contrasts: shape (x, y, z), or (contrasts, x, y, z) if there are some."""
         ...
 
     @property
@@ -139,14 +145,14 @@ class Fitted(ABC):
             raise ValueError(f"{self.name} has seen no training pairs: call fit with some first")
 
 
-def new_baselines() -> list[Fitted]:
-    """All baselines that are fitted, before they are."""
-    return [IntensityMap(), NeighbourhoodRegression()]
+def new_baselines(contrasts: int = 1) -> list[Fitted]:
+    """All baselines that are fitted, before they are, for sources of so many contrasts."""
+    return [IntensityMap(), NeighbourhoodRegression(contrasts=contrasts)]
 
 
-def fitted_baselines(training_pairs: Iterable[PairLike]) -> list[Fitted]:
+def fitted_baselines(training_pairs: Iterable[PairLike], contrasts: int = 1) -> list[Fitted]:
     """All fitted baselines from one pass over the training pairs, one pair in memory at a time."""
-    baselines = new_baselines()
+    baselines = new_baselines(contrasts)
     for pair in training_pairs:
         for baseline in baselines:
             baseline.update(pair)
@@ -236,13 +242,14 @@ class NeighbourhoodRegression(Fitted):
     without them one slope has to serve tissue and background. Least squares by normal equations
     in float64, with a ridge of 1e-6 times the mean variance of the features: the upsampled source
     is smooth and its neighbours nearly collinear. The intercept is free of it. Specimens count by
-    the voxels drawn of them.
+    the voxels drawn of them. Several contrasts have weights and hinges each, and one intercept.
 
     Args:
         voxels: Most voxels used of each specimen's mask, drawn at random; a tenth as many of its
             background.
         hinges: Positions t_j in standardised units; () for the plain linear filter.
         seed: The seed of the draws; together with the order of pairs it fixes the fit.
+        contrasts: Of a source.
     """
 
     name = "neighbourhood-regression"
@@ -250,14 +257,19 @@ class NeighbourhoodRegression(Fitted):
     ridge = 1e-6
 
     def __init__(
-        self, voxels: int = 200_000, hinges: Sequence[float] = HINGES, seed: int = 0
+        self,
+        voxels: int = 200_000,
+        hinges: Sequence[float] = HINGES,
+        seed: int = 0,
+        contrasts: int = 1,
     ) -> None:
         self.voxels = voxels
         self.hinges = np.array(hinges, np.float64)
         self.seed = seed
         side = 2 * self.reach + 1
         self._taps = side**3
-        features = self._taps + len(self.hinges) + 1
+        self.contrasts = contrasts
+        features = contrasts * (self._taps + len(self.hinges)) + 1
         self._gram = np.zeros((features, features))
         self._moment = np.zeros(features)
         self._pairs = 0
@@ -265,9 +277,10 @@ class NeighbourhoodRegression(Fitted):
 
     def update(self, pair: PairLike) -> None:
         """Add one training pair's voxels to the normal equations."""
-        source, target = _checked(pair)
+        _, target = _checked(pair)
         rng = np.random.default_rng([self.seed, self._pairs])
         self._pairs += 1
+        sources = self._sources(pair)
         regions = pair.mask, Outside(pair.mask)
         inside, outside = (count_voxels(region) for region in regions)
         count = min(self.voxels, inside)
@@ -279,7 +292,7 @@ class NeighbourhoodRegression(Fitted):
             chosen = voxels_of_ranks(region, ranks)
             for part in np.array_split(np.arange(number), max(1, number // 8192)):
                 x, y, z = (index[part] for index in chosen)
-                rows = self._features(source, (x, y, z))
+                rows = self._features(sources, (x, y, z))
                 self._gram += weight * (rows.T @ rows)
                 self._moment += weight * (rows.T @ target[x, y, z])
 
@@ -301,13 +314,14 @@ class NeighbourhoodRegression(Fitted):
             "voxels": self.voxels,
             "hinges": self.hinges.tolist(),
             "seed": self.seed,
+            "contrasts": self.contrasts,
             "reach": self.reach,
             "ridge": self.ridge,
             "background": BACKGROUND_WEIGHT,
         }
 
     def state(self) -> dict[str, NDArray[np.float64]]:
-        """The weights: neighbourhood, hinges, intercept."""
+        """The weights: neighbourhood and hinges of each contrast, intercept."""
         self._check(self._weights.size > 0)
         return {"weights": self._weights}
 
@@ -323,31 +337,57 @@ class NeighbourhoodRegression(Fitted):
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """Filter the source, its faces repeated outwards."""
         self._check(self._weights.size > 0)
-        source = pair.source.astype(np.float32, copy=False)
-        side = 2 * self.reach + 1
-        kernel = self._weights[: self._taps].reshape(side, side, side)
-        out = pair.empty(source.shape)
-        for tile in tiles(source.shape, self.reach, slab_sizes.SLAB):
-            values = source[tile.read]
-            found = ndimage.correlate(values, kernel, np.float32, mode="nearest")[tile.inner]
-            for hinge, slope in zip(self.hinges, self._weights[self._taps : -1], strict=True):
-                found += np.float32(slope) * np.maximum(values[tile.inner] - np.float32(hinge), 0)
-            out[tile.write] = found + np.float32(self._weights[-1])
+        sources = self._sources(pair)
+        weights = np.split(self._weights[:-1], self.contrasts)
+        out = pair.empty(pair.mask.shape)
+        for tile in tiles(pair.mask.shape, self.reach, slab_sizes.SLAB):
+            first, *others = (
+                self._filtered(source[tile.read], own)[tile.inner]
+                for source, own in zip(sources, weights, strict=True)
+            )
+            for found in others:
+                first += found
+            out[tile.write] = first + np.float32(self._weights[-1])
         return out
 
-    def _features(self, source: Array, voxels: Voxels) -> NDArray[np.float64]:
-        """One row a voxel: neighbourhood, hinges, 1."""
+    def _filtered(self, values: Array, own: NDArray[np.float64]) -> NDArray[np.float32]:
+        """A contrast through its own weights: the filter of its neighbourhood, and its curve."""
+        side = 2 * self.reach + 1
+        values = values.astype(np.float32, copy=False)
+        kernel = own[: self._taps].reshape(side, side, side)
+        filtered = ndimage.correlate(values, kernel, np.float32, mode="nearest")
+        found = np.asarray(filtered, np.float32)
+        for hinge, slope in zip(self.hinges, own[self._taps :], strict=True):
+            found += np.float32(slope) * np.maximum(values - np.float32(hinge), 0)
+        return found
+
+    def _sources(self, pair: PairLike) -> list[Array]:
+        """Every contrast of a pair, each of the shape (x, y, z).
+
+        Raises:
+            ValueError: If the pair has more or fewer than the regression.
+        """
+        found = pair.network_source
+        sources = [*found] if found.ndim == 4 else [found]
+        if len(sources) != self.contrasts:
+            raise ValueError(f"a pair must have {self.contrasts} contrasts, got {len(sources)}")
+        return sources
+
+    def _features(self, sources: Sequence[Array], voxels: Voxels) -> NDArray[np.float64]:
+        """One row a voxel: neighbourhood and hinges of each contrast, 1."""
         steps = range(-self.reach, self.reach + 1)
-        near = np.empty((len(voxels[0]), self._taps))
-        for column, offset in enumerate(itertools.product(steps, steps, steps)):
-            # Beyond a face its own voxels are repeated.
-            x, y, z = (
-                (index + step).clip(0, size - 1)
-                for index, step, size in zip(voxels, offset, source.shape, strict=True)
-            )
-            near[:, column] = source[x, y, z]
-        bends = np.maximum(near[:, self._taps // 2, None] - self.hinges, 0)
-        return np.hstack([near, bends, np.ones((len(near), 1))])
+        parts = []
+        for source in sources:
+            near = np.empty((len(voxels[0]), self._taps))
+            for column, offset in enumerate(itertools.product(steps, steps, steps)):
+                # Beyond a face its own voxels are repeated.
+                x, y, z = (
+                    (index + step).clip(0, size - 1)
+                    for index, step, size in zip(voxels, offset, source.shape, strict=True)
+                )
+                near[:, column] = source[x, y, z]
+            parts += [near, np.maximum(near[:, self._taps // 2, None] - self.hinges, 0)]
+        return np.hstack([*parts, np.ones((len(voxels[0]), 1))])
 
 
 def _finite(name: str, values: NDArray[Any]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from distsynth.metrics.verdict import verdicts
 from distsynth.metrics.views import Difference
 from distsynth.runs.data_record import DataRecord
 from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.contrasts import in_order
 from sharding.volumes.pair import Pair
 from sharding.volumes.slabs import Empty, by_slabs, in_memory
 from sharding.volumes.volume import write_volume
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
+
+OnSpecimen = Callable[[Pair, Mapping[str, NDArray[np.float32]]], None]
+"""Gets a pair and, by model, what it predicts, standardised."""
 
 
 @dataclass
@@ -99,7 +103,7 @@ class Example:
         axis: Slicing axis.
         index: Which slice of the volume.
         spacing_mm: Voxel size.
-        source: Volume of one slice: shape (x, y, z), 1 along the axis.
+        source: Volume of one slice: shape (x, y, z), 1 along the axis; of the first contrast.
         target: Same shape.
         mask: Same shape.
         synthetic: Method to volume of the same shape.
@@ -124,6 +128,7 @@ def evaluate(
     data: DataRecord | None = None,
     conventions: bool = False,
     empty: Empty = in_memory,
+    on_specimen: OnSpecimen | None = None,
 ) -> Evaluation:
     """Evaluate models beside the baselines.
 
@@ -143,13 +148,15 @@ def evaluate(
         conventions: Compute PSNR and SSIM under every convention as well.
         empty: Makes the arrays that are as large as a volume: with sharding.volumes.slabs.Scratch
             they lie on disk if they are large.
+        on_specimen: Called with each pair and what the models predict of it.
 
     Returns:
         Every number, and slices for pictures.
 
     Raises:
         ConfigError: If the models were trained on different data, or no specimen is in the split.
-        DataError: If a test specimen's scan was seen in training, or a file is bad.
+        DataError: If a test specimen's scan was seen in training, a file is bad, or a specimen has
+            other contrasts than the models.
     """
     first = data or next(iter(predictors.values())).checkpoint.data
     for name, predictor in predictors.items():
@@ -157,7 +164,7 @@ def evaluate(
             raise ConfigError(f"{name} was trained on other shards: evaluate it by itself")
     groups: dict[str, list[Specimen]] = {"train": [], "val": [], "test": []}
     for specimen in specimens:
-        groups[first.split_of(specimen.name)].append(specimen)
+        groups[first.split_of(specimen.name)].append(in_order(specimen, first.contrasts))
     chosen = groups[split]
     if not chosen:
         there = ", ".join(f"{len(rows)} in {name}" for name, rows in groups.items() if rows)
@@ -175,13 +182,25 @@ def evaluate(
     for baseline in baselines:
         if baseline.name in predictors:
             raise ConfigError(f"a baseline is named {baseline.name} too: rename the run folder")
+    if first.contrasts:
+        logger.info(
+            "identity, cubic interpolation and the intensity map see the contrast %s alone; the "
+            "regression and the models see %s",
+            first.contrasts[0],
+            ", ".join(first.contrasts),
+        )
     evaluation = Evaluation({}, [], split, len(groups["train"]), list(predictors))
     pairs = prepared_pairs(chosen, first, empty)
     for specimen in chosen:
         pair = next(pairs)
         if split == "test":
             first.refuse_seen(specimen, pair)
-        _evaluate_specimen(evaluation, pair, first, baselines, predictors, volumes, conventions)
+        made = _evaluate_specimen(
+            evaluation, pair, first, baselines, predictors, volumes, conventions, bool(on_specimen)
+        )
+        if on_specimen:
+            on_specimen(pair, made)
+        del made
         del pair  # Before the next one takes its room.
     return evaluation
 
@@ -201,8 +220,10 @@ def _evaluate_specimen(
     predictors: Mapping[str, Predictor],
     volumes: Path | None,
     conventions: bool,
-) -> None:
-    """Add one specimen to the evaluation."""
+    keep: bool,
+) -> dict[str, NDArray[np.float32]]:
+    """Add one specimen to the evaluation; returns what the models predict, if it is kept."""
+    kept: dict[str, NDArray[np.float32]] = {}
     target, transform = pair.measured_target, pair.measured_transform
     native, inside = pair.native, pair.native_mask
     # A small mask may hold no voxel of a coarse source.
@@ -229,6 +250,8 @@ def _evaluate_specimen(
             row["consistency_error"] = consistency_error(pair.degrade(synthetic), native, inside)
         evaluation.results.setdefault(name, {})[pair.name] = row
         shown[name] = np.take(synthetic, [index], axis)
+        if keep and name in predictors:
+            kept[name] = synthetic
         if conventions and (name in predictors or name == Cubic.name):
             values = conventional_values(
                 measured.synthetic, pair.grid.data, transform, pair.mask, pair.empty
@@ -254,6 +277,7 @@ def _evaluate_specimen(
             synthetic=shown,
         )
     )
+    return kept
 
 
 def lent(data: DataRecord) -> str:

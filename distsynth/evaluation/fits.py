@@ -59,7 +59,7 @@ def kept_baselines(
     file = default_folder() / FOLDER / f"{fingerprint(training, data)}.npz"
     if file.is_file():
         try:
-            found = _read(file)
+            found = _read(file, max(1, len(data.contrasts)))
         except UNREADABLE as error:
             reason = one_line(error)
             logger.warning("%s is no kept fit (%s): fitting anew", file, reason)
@@ -67,7 +67,8 @@ def kept_baselines(
             logger.info("the baselines have been fitted on these specimens before")
             return found
     pairs = prepared_pairs(training, data, empty)
-    fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)))
+    contrasts = max(1, len(data.contrasts))
+    fitted = fitted_baselines(progress(pairs, "fitting baselines", len(training)), contrasts)
     try:
         _keep(file, fitted)
     except OSError as error:
@@ -85,7 +86,9 @@ def fingerprint(training: Sequence[Specimen], data: DataRecord) -> str:
         "inputs": [inputs_sha256(specimen) for specimen in training],
         "preprocess": asdict(data.preprocess),
         "standards": asdict(data.standards),
-        "baselines": {each.name: each.settings() for each in new_baselines()},
+        "baselines": {
+            each.name: each.settings() for each in new_baselines(max(1, len(data.contrasts)))
+        },
         "libraries": {name: version(name) for name in LIBRARIES},
         "program": _program_sha256(),
     }
@@ -112,9 +115,12 @@ def _keep(file: Path, fitted: Sequence[Fitted]) -> None:
         np.savez(partial, **arrays)  # type: ignore[arg-type]
 
 
-def _read(file: Path) -> list[Fitted]:
-    """Raises one of UNREADABLE if the file was not written by this program, or is damaged."""
-    found = new_baselines()
+def _read(file: Path, contrasts: int) -> list[Fitted]:
+    """Fits of sources of so many contrasts.
+
+    Raises one of UNREADABLE if the file was not written by this program, or is damaged.
+    """
+    found = new_baselines(contrasts)
     with file.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
         for each in found:
             start = f"{each.name}/"

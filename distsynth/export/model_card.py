@@ -101,7 +101,7 @@ def model_card(
         specimens=_splits(data.splits.values()),
         spacing=" x ".join(f"{mm:.4g}" for mm in data.spacing_mm),
         intensities=INTENSITIES[data.preprocess.intensities],
-        sources=_sources(data.profile),
+        sources=_sources(data),
         training=_training(checkpoint, versions),
         chosen_by=_chosen_by(checkpoint),
         epoch=checkpoint.position.epoch,
@@ -224,10 +224,17 @@ def _test(data: DataRecord, evaluation: ModelEvaluation | None) -> dict[str, str
     }
 
 
-def _sources(profile: TrainingProfile | None) -> dict[str, str]:
-    """What the training sources were like; empty if it is not known."""
-    if profile is None:
-        return {}
+def _sources(data: DataRecord) -> dict[str, str]:
+    """What the training sources were like, contrast by contrast; empty if it is not known."""
+    facts: dict[str, str] = {}
+    for name, profile in zip(data.contrasts or ("",), data.profiles, strict=True):
+        own = _source(profile) if profile else {}
+        facts |= {f"{name}: {fact}" if name else fact: value for fact, value in own.items()}
+    return facts
+
+
+def _source(profile: TrainingProfile) -> dict[str, str]:
+    """What the training sources of one contrast were like."""
 
     def sides(ranges: Sequence[Range]) -> str:
         return " x ".join(each.text() for each in ranges)

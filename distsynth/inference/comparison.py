@@ -10,8 +10,8 @@ Not compared is what makes no difference to the network: the units of intensity,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +127,22 @@ def compare(
         *_steps(scan, training),
     ]
     return Comparison(training.scans, tuple(found))
+
+
+def together(found: Mapping[str, Comparison]) -> Comparison:
+    """The comparisons of several contrasts of a scan as one.
+
+    Args:
+        found: Name of each contrast -> how it compares with the training scans of that contrast.
+    """
+    return Comparison(
+        min(comparison.scans for comparison in found.values()),
+        tuple(
+            replace(each, words=f"{name}: {each.words}")
+            for name, comparison in found.items()
+            for each in comparison.differences
+        ),
+    )
 
 
 def _spacing(scan: ScanProfile, training: TrainingProfile) -> Iterator[Difference]:

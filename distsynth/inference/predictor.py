@@ -20,6 +20,7 @@ from distsynth.inference.comparison import Comparison
 from distsynth.inference.flips import mean_of_flips
 from distsynth.inference.memory_budget import memory_budget
 from distsynth.inference.precision import PredictedIn, predicts_in_bf16
+from distsynth.inference.reading import Given, read_scan
 from distsynth.inference.scan import (
     PredictedScan,
     ScanOptions,
@@ -38,10 +39,10 @@ from sharding.io.errors import DataError
 from sharding.io.progress import progress
 from sharding.io.storage import Folder, is_remote
 from sharding.shards.patches import BLOCK, check_fits, dense_locations, fits, patch_axes
-from sharding.volumes.grid import MOST_VOXELS, check_grids_meet
+from sharding.volumes.grid import MOST_VOXELS
 from sharding.volumes.header import Orientation
 from sharding.volumes.slabs import Empty, in_memory, slabs
-from sharding.volumes.volume import Volume, read_pair, read_volume
+from sharding.volumes.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,30 +107,35 @@ class Predictor:
         """Predict a standardised target from a standardised source.
 
         Args:
-            source: Shape (x, y, z), standardised as in training.
+            source: Shape (x, y, z), or (contrasts, x, y, z) where there are several; standardised
+                as in training.
             title: Title of the progress bar.
             quiet: No progress bar.
             empty: Makes the arrays that are as large as the volume.
-            variance: Array of the source's shape that is filled with the variance of overlapping
+            variance: Array of the grid's shape that is filled with the variance of overlapping
                 windows at each voxel: see distsynth.inference.windows.
 
         Returns:
-            Synthetic, same shape, standardised.
+            Synthetic, shape (x, y, z), standardised.
 
         Raises:
             ConfigError: If the patches do not fit the volume.
-            ValueError: If a voxel is left uncovered.
+            ValueError: If a voxel is left uncovered, or the source has other contrasts than the
+                model.
             FloatingPointError: If a predicted voxel is not finite.
         """
         config = self.checkpoint.config
         patch_size, stitch = config.data.sides, config.stitch
+        shape, wanted = source.shape[-3:], config.data.contrasts or 1
+        if (source.shape[0] if source.ndim == 4 else 1) != wanted:
+            raise ValueError(f"source must have {wanted} contrasts, got an array of {source.shape}")
         if stitch.flips:
             plain = self.stitched(flips=())
             return mean_of_flips(plain, stitch.flips, source, title, quiet, empty, variance)
-        methods = self.methods(source.shape, empty)
+        methods = self.methods(shape, empty)
         if self.device.type == "cpu":
             keep_freed_memory(any_size=False)
-        total = forwards(source.shape, methods)
+        total = forwards(shape, methods)
         ticks = progress(range(total), title, total, quiet)
 
         def forward(images: Tensor) -> Tensor:
@@ -140,14 +146,14 @@ class Predictor:
             synthetic = predict_volume(
                 source,
                 methods,
-                config.data.channels // 2,
+                config.data.slices // 2,
                 forward,
                 lambda sides: total_weight(sides, patch_size, stitch, config.data.start_multiple),
                 empty,
                 variance,
             )
         next(ticks, None)  # the last line of progress
-        bad = sum(int(np.count_nonzero(~np.isfinite(synthetic[s]))) for s in slabs(source.shape))
+        bad = sum(int(np.count_nonzero(~np.isfinite(synthetic[s]))) for s in slabs(shape))
         if bad:
             raise FloatingPointError(
                 f"{title}: {bad} of {synthetic.size} predicted voxels are not finite. Use another "
@@ -157,8 +163,8 @@ class Predictor:
 
     def predict(
         self,
-        source: str | Path | Volume,
-        like: str | Path | Volume | None = None,
+        source: Given | Sequence[Given],
+        like: Given | None = None,
         *,
         orientation: Orientation = "header",
         max_voxels: int = MOST_VOXELS,
@@ -169,7 +175,8 @@ class Predictor:
         """Predict the synthetic target of a source volume.
 
         Args:
-            source: The source: a file, a DICOM folder or a volume, in any units of intensity.
+            source: The source: a file, a DICOM folder or a volume, in any units of intensity. Of a
+                model of several contrasts one for each, in its order.
             like: The grid to predict on; by default the source's own if its voxels have the size
                 of the training targets, or else one of that size over its field of view.
             orientation: "array" accepts files without orientation, see
@@ -183,16 +190,17 @@ class Predictor:
             The synthetic volume.
 
         Raises:
-            DataError: If a file is bad or nearly constant, the grid is too large or does not meet
-                the source, the scan is too unlike training, or the volume is smaller than a patch.
+            DataError: If a file is bad or nearly constant, there are other contrasts than those of
+                the model, the grid is too large or does not meet the source, the scan is too unlike
+                training, or the volume is smaller than a patch.
         """
         options = ScanOptions(max_voxels, units, force, region=region)
         return self._scan(source, like, orientation, options).synthetic
 
     def predict_with_uncertainty(
         self,
-        source: str | Path | Volume,
-        like: str | Path | Volume | None = None,
+        source: Given | Sequence[Given],
+        like: Given | None = None,
         *,
         orientation: Orientation = "header",
         max_voxels: int = MOST_VOXELS,
@@ -219,44 +227,25 @@ class Predictor:
 
     def _scan(
         self,
-        source: str | Path | Volume,
-        like: str | Path | Volume | None,
+        source: Given | Sequence[Given],
+        like: Given | None,
         orientation: Orientation,
         options: ScanOptions,
     ) -> PredictedScan:
-        where = "source" if isinstance(source, Volume) else source
-        volume, grid = self._read(source, like, orientation)
-        return predict_scan(self, volume, grid, where, options)
+        least = self.checkpoint.data.preprocess.min_overlap
+        scan, grid = read_scan(source, like, orientation, least)
+        return predict_scan(self, scan, grid, options)
 
     def compare(
-        self, source: str | Path | Volume, *, orientation: Orientation = "header"
+        self, source: Given | Sequence[Given], *, orientation: Orientation = "header"
     ) -> Comparison:
         """What is unlike the training scans in a scan; nothing is predicted.
 
         Raises:
-            DataError: If the file is bad.
+            DataError: If a file is bad, or there are other contrasts than those of the model.
         """
-        where = "source" if isinstance(source, Volume) else source
-        volume, _ = self._read(source, None, orientation)
-        return compare_scan(self, volume, where)
-
-    def _read(
-        self,
-        source: str | Path | Volume,
-        like: str | Path | Volume | None,
-        orientation: Orientation,
-    ) -> tuple[Volume, Volume | None]:
-        """The source and the grid to predict on, if one is given."""
-        if isinstance(source, str | Path) and isinstance(like, str | Path):
-            source, like = read_pair(source, like, orientation)
-        if isinstance(source, str | Path):
-            source = read_volume(source, orientation=orientation)
-        if isinstance(like, str | Path):
-            like = read_volume(like, orientation=orientation)
-        if like:
-            least = self.checkpoint.data.preprocess.min_overlap
-            check_grids_meet("the grid to predict on", source, like, least)
-        return source, like
+        least = self.checkpoint.data.preprocess.min_overlap
+        return compare_scan(self, read_scan(source, None, orientation, least)[0])
 
     @property
     def computes_in(self) -> Literal["bf16", "float32"]:
@@ -347,7 +336,7 @@ def load_predictor(
     config = checkpoint.config
     data = config.data
     try:
-        generator = build_generator(config.generator, data.sides, data.channels)
+        generator = build_generator(config.generator, data.sides, data.channels, data.slices)
         generator.load_state_dict(checkpoint.weights())
     except (ConfigError, KeyError, RuntimeError) as error:
         # Torch's first line names the network, its second what is wrong.

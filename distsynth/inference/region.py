@@ -78,16 +78,21 @@ class Region:
         return whole
 
 
-def find_region(predictor: Predictor, source: Volume, grid: Volume) -> Region:
+def find_region(predictor: Predictor, source: Volume, grid: Volume, *further: Volume) -> Region:
     """Where to predict on a grid.
 
     Args:
         predictor: The model; patches must fit the grid.
-        source: The scan.
+        source: The scan, or its first contrast.
         grid: A volume whose shape and affine count.
+        further: The other contrasts of the scan; the region is where any of them has data.
     """
     shape = grid.shape
-    box = _box_on_grid(source, grid)
+    boxes = [_box_on_grid(contrast, grid) for contrast in (source, *further)]
+    box = [
+        (min(low for low, _ in sides), max(high for _, high in sides))
+        for sides in zip(*boxes, strict=True)
+    ]
     spans = [
         _span(box[axis], _reach(predictor, axis), shape[axis], *_margin(predictor, axis))
         for axis in range(3)
@@ -126,7 +131,7 @@ def _box_on_grid(source: Volume, grid: Volume) -> list[tuple[int, int]]:
 def _reach(predictor: Predictor, axis: int) -> int:
     """How far the network looks along an axis; half a patch where that is not known."""
     data, stitch = predictor.checkpoint.config.data, predictor.checkpoint.config.stitch
-    across = data.channels // 2
+    across = data.slices // 2
     reach = predictor.generator.reach
     inside = max(data.sides) // 2 if reach is None else reach
     axes = patch_axes(data.sides, stitch.axes)
@@ -139,7 +144,7 @@ def _margin(predictor: Predictor, axis: int) -> tuple[int, int, int]:
     data, stitch = config.data, config.stitch
     axes = patch_axes(data.sides, stitch.axes)
     if tuple(axes) == (axis,):
-        return data.channels // 2, 1, 1  # Slices are predicted one by one.
+        return data.slices // 2, 1, 1  # Slices are predicted one by one.
     side = max(data.sides)
     if predictor.whole_images and len(axes) == 1:
         margin = side if predictor.generator.reach is None else predictor.generator.reach

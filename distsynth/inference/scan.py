@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsynth.errors import ConfigError
-from distsynth.inference.comparison import Comparison, compare
+from distsynth.inference.comparison import Comparison, compare, together
 from distsynth.inference.duration import expected_seconds, in_words
+from distsynth.inference.reading import Scan
 from distsynth.inference.region import Region, find_region
 from distsynth.inference.uncertainty import check_uncertainty, predict_with_uncertainty
+from distsynth.runs.data_record import DataRecord
 from sharding.io.errors import DataError
 from sharding.volumes.grid import MOST_VOXELS, check_grid_size, same_spacing, spaced_grid
 from sharding.volumes.intensities import SCALED_MAX, IntensityTransform, check_foreground_varies
@@ -82,9 +84,8 @@ class PredictedScan:
 
 def predict_scan(
     predictor: Predictor,
-    source: Volume,
+    scan: Scan,
     like: Volume | None = None,
-    where: str | Path = "source",
     options: ScanOptions | None = None,
     empty: Empty = in_memory,
 ) -> PredictedScan:
@@ -94,32 +95,35 @@ def predict_scan(
 
     Args:
         predictor: The model.
-        source: The scan.
+        scan: Its contrasts, in the order of the model. The first one decides the grid and the units
+            of the result.
         like: A volume whose grid to predict on.
-        where: Names the source.
         options: How.
         empty: Makes the arrays that are as large as a volume.
 
     Raises:
-        DataError: If the scan is nearly constant, too unlike training or smaller than a patch, or
-            the grid is too large.
+        DataError: If the scan has other contrasts than the model, or is nearly constant, too unlike
+            training or smaller than a patch, or the grid is too large.
     """
     options = options or ScanOptions()
     if options.uncertainty:
         check_uncertainty(predictor)
-    data = predictor.checkpoint.data
+    data, source, where = predictor.checkpoint.data, scan.first, scan.where
+    scan.check_count(data.contrasts)
     grid = like or prediction_grid(
         source, data.spacing_mm, data.orientation, where, options.max_voxels
     )
-    comparison = compare_scan(predictor, source, where)
-    region = find_region(predictor, source, grid) if options.region else None
+    comparison = compare_scan(predictor, scan)
+    region = None
+    if options.region:
+        region = find_region(predictor, source, grid, *scan.contrasts[1:])
     try:
         predictor.methods(grid.shape, in_memory)
         seconds = expected_seconds(predictor, region.read_shape if region else grid.shape)
     except ConfigError as error:
         raise _too_small(where, error) from None
     if not options.quiet:
-        done = _what_is_done(predictor, source, grid, options, seconds)
+        done = _what_is_done(predictor, scan, grid, options, seconds)
         logger.info("%s: %s%s", where, done, _within(region) if region else "")
     if region and not region.exact:
         logger.warning("%s: %s", where, INEXACT)
@@ -128,12 +132,9 @@ def predict_scan(
     if comparison.differences or not options.quiet:
         level = logging.WARNING if comparison.differences else logging.INFO
         logger.log(level, "%s: %s", where, comparison.line)
-    placed = place_source(source, grid.shape, grid.affine, data.preprocess, where, empty)
-    transform = placed.transform.to_standard(data.standards.source)
-    check_foreground_varies(where, source, transform, data.preprocess.foreground_threshold)
-    standardised = transform.standardise_scaled(placed.scaled, empty)
+    standardised, transform = _standardised(data, scan, grid, empty)
     try:
-        part = standardised[region.read] if region else standardised
+        part = standardised[(..., *region.read)] if region else standardised
         synthetic, spread = _predicted(predictor, part, options, empty)
     except ConfigError as error:
         raise _too_small(where, error) from None
@@ -150,19 +151,83 @@ def predict_scan(
     return PredictedScan(volumes[0], comparison, volumes[1] if len(volumes) > 1 else None)
 
 
-def compare_scan(predictor: Predictor, source: Volume, where: str | Path = "source") -> Comparison:
-    """A scan beside the scans that a model was trained on.
+def _standardised(
+    data: DataRecord, scan: Scan, grid: Volume, empty: Empty
+) -> tuple[NDArray[np.float32], IntensityTransform]:
+    """What the network sees of a scan, and the intensity transform of its first contrast.
+
+    Returns:
+        Shape (x, y, z) of the grid, or (contrasts, x, y, z).
+
+    Raises:
+        DataError: If a contrast is nearly constant, or covers too little of the first one.
+    """
+    count, shape = len(scan.contrasts), grid.shape
+    stacked = empty((count, *shape)) if count > 1 else None
+    inside, transforms = None, []
+    for index, (volume, where) in enumerate(zip(scan.contrasts, scan.places, strict=True)):
+        placed = place_source(volume, shape, grid.affine, data.preprocess, where, empty)
+        if inside is None:
+            inside = placed.inside
+        else:
+            _check_covers(where, inside, placed.inside, data.preprocess.min_overlap)
+        transform = placed.transform.to_standard(data.standards.of_source(index))
+        check_foreground_varies(where, volume, transform, data.preprocess.foreground_threshold)
+        transforms.append(transform)
+        standardised = transform.standardise_scaled(placed.scaled, empty)
+        if stacked is None:
+            return standardised, transform
+        for slab in slabs(shape):
+            stacked[index][slab] = standardised[slab]
+    assert stacked is not None
+    return stacked, transforms[0]
+
+
+def _check_covers(
+    where: str | Path, first: NDArray[np.bool_], own: NDArray[np.bool_], least: float
+) -> None:
+    """Refuse a contrast whose field of view holds too little of the first one's.
+
+    Raises:
+        DataError: If so.
+    """
+    counts = [
+        (np.count_nonzero(first[slab]), np.count_nonzero(first[slab] & own[slab]))
+        for slab in slabs(first.shape)
+    ]
+    both, whole = sum(count for _, count in counts), sum(count for count, _ in counts)
+    if both < least * whole or not both:
+        raise DataError(
+            where,
+            f"the contrasts of a scan must overlap: this one covers {both / max(1, whole):.0%} of "
+            f"the first one, at least {least:.0%} is needed",
+            "Check the affines, or that the files belong together",
+        )
+
+
+def compare_scan(predictor: Predictor, scan: Scan) -> Comparison:
+    """A scan beside the scans that a model was trained on, contrast by contrast.
 
     Args:
         predictor: The model.
-        source: The scan.
-        where: Its file, beside which a record may say how it was prepared.
+        scan: Its files may have a record beside them that says how they were prepared.
+
+    Raises:
+        DataError: If the scan has other contrasts than the model.
     """
     data = predictor.checkpoint.data
-    if data.profile is None:
+    scan.check_count(data.contrasts)
+    if None in data.profiles:
         return Comparison(0)
-    profile = profile_scan(source, known_steps(Path(where)))
-    return compare(profile, data.profile, data.preprocess.intensities)
+    found = [
+        compare(
+            profile_scan(volume, known_steps(Path(where))), profile, data.preprocess.intensities
+        )
+        for volume, where, profile in zip(scan.contrasts, scan.places, data.profiles, strict=True)
+    ]
+    if len(found) == 1:
+        return found[0]
+    return together(dict(zip(data.contrasts, found, strict=True)))
 
 
 def in_units(
@@ -256,21 +321,29 @@ def _predicted(
 
 
 def _what_is_done(
-    predictor: Predictor, source: Volume, grid: Volume, options: ScanOptions, seconds: float
+    predictor: Predictor, scan: Scan, grid: Volume, options: ScanOptions, seconds: float
 ) -> str:
     """The grid, the resampling, size, units and expected time, in one line."""
-    turned = ""
+    source, turned = scan.first, ""
     if grid.orientation != source.orientation:
         turned = f", reoriented from {source.orientation} to {grid.orientation}"
-    upright = source.reoriented(grid.orientation)
     how = "resampled by cubic splines"
-    if upright.shape == grid.shape and np.allclose(upright.affine, grid.affine, atol=1e-4):
+    if all(_lies_on(volume, grid) for volume in scan.contrasts):
         how = "not resampled"
+    names = predictor.checkpoint.data.contrasts
+    grids = [_grid(volume) for volume in scan.contrasts]
+    given = " and ".join(f"{name} of {found}" for name, found in zip(names, grids, strict=False))
     size = 4 * grid.data.size / 2**20
     return (
-        f"{_grid(source)} become {_grid(grid)}{turned}, {how}; {size:.3g} MB, in "
+        f"{given or grids[0]} become {_grid(grid)}{turned}, {how}; {size:.3g} MB, in "
         f"{UNITS_IN_WORDS[options.units]}; {in_words(seconds)} on the {predictor.device.type}"
     )
+
+
+def _lies_on(volume: Volume, grid: Volume) -> bool:
+    """Whether a volume has a voxel at each of a grid's, so that nothing is interpolated."""
+    upright = volume.reoriented(grid.orientation)
+    return upright.shape == grid.shape and np.allclose(upright.affine, grid.affine, atol=1e-4)
 
 
 def _within(region: Region) -> str:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distsynth.metrics.overlap import Overlap
 from sharding.shards.patches import BLOCK, extended, extent
 
 Place = tuple[slice, ...]
@@ -50,8 +51,8 @@ class Stitcher:
     would stay uncovered (ours), and never along the slicing axis of a 2D patch.
 
     `total` (weighted sum of patches) and `weight` (sum of weights) are plain float64 tensors of
-    the volume's shape: ranks that stitch different patches add them up (all-reduce) in place
-    before calling `volume`.
+    the volume's shape, and so are all `sums`: ranks that stitch different patches add them up
+    (all-reduce) in place before calling `volume` or `overlap`.
 
     Args:
         shape: Volume shape (x, y, z) in voxels.
@@ -62,6 +63,7 @@ class Stitcher:
             that a patch fades out towards its border. Voxels that the trim spares at a face
             take the outermost of these weights. All weights are positive.
         device: The device of the sums.
+        spread: Keep what `overlap` needs: two more arrays of the volume's shape.
 
     Raises:
         ValueError: If trim is negative or leaves nothing of a patch, weights is unknown, or
@@ -75,6 +77,7 @@ class Stitcher:
         trim: int = 0,
         weights: Literal["uniform", "smooth"] = "uniform",
         device: torch.device | str = "cpu",
+        spread: bool = False,
     ) -> None:
         _check_sizes(shape, patch_size, trim)
         if weights not in ("uniform", "smooth"):
@@ -85,7 +88,9 @@ class Stitcher:
         window = smooth_window(patch_size, trim) if weights == "smooth" else None
         self.total = torch.zeros(self.shape, dtype=torch.float64, device=device)
         self.weight = torch.zeros_like(self.total)
-        self._sum, self._weights = (PatchSum(part, window) for part in (self.total, self.weight))
+        more = [torch.zeros_like(self.total) for _ in range(2 * spread)]
+        self.sums = [self.total, self.weight, *more]
+        self._sums = [PatchSum(part, window) for part in self.sums]
 
     def add(self, patches: Tensor, locations: NDArray[np.int32]) -> None:
         """Add patches to the sums.
@@ -102,11 +107,16 @@ class Stitcher:
             raise ValueError(f"patches must have shape {expected}, got {tuple(patches.shape)}")
         where = places(locations, self.shape, self.patch_size, self.trim)
         one = torch.ones(1, *self.patch_size, dtype=torch.float64, device=self.total.device)
-        (weights,) = self._weights.weighted(one)
-        values = self._sum.weighted(patches)
-        for patch, axis, (place, part) in zip(values, locations[:, 0], where, strict=True):
-            self._sum.add(_with_axis(patch, axis), place, part)
-            self._weights.add(_with_axis(weights, axis), place, part)
+        patch_sum, weight, *spread = self._sums
+        weights = weight.weighted(one)
+        parts = [patch_sum.weighted(patches), weights.expand(len(patches), *self.patch_size)]
+        if spread:
+            squares, powers = spread
+            parts += [squares.weighted(patches.double().square())]
+            parts += [powers.weighted(weights).expand(len(patches), *self.patch_size)]
+        for row, (axis, (place, part)) in enumerate(zip(locations[:, 0], where, strict=True)):
+            for total, values in zip(self._sums, parts, strict=True):
+                total.add(_with_axis(values[row], axis), place, part)
 
     @property
     def covered(self) -> Tensor:
@@ -132,6 +142,16 @@ class Stitcher:
             first = np.unravel_index(int(gaps.byte().argmax()), self.shape)
             raise ValueError(gaps_message(count, gaps.numel(), tuple(map(int, first))))
         return (self.total / self.weight).float()
+
+    def overlap(self) -> Overlap:
+        """How far the patches so far differ where they overlap, if `spread` was asked for.
+
+        Its arrays are NaN where no patch lies.
+        """
+        total, weight, squares, powers = self.sums
+        variance = (squares / weight - (total / weight).square()).clamp(min=0)
+        freedom = 1 - powers / weight.square()
+        return Overlap(variance.float().cpu().numpy(), freedom.float().cpu().numpy())
 
 
 def gaps_message(count: int, voxels: int, first: tuple[int, ...] | None = None) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distsynth.errors import ConfigError
 from distsynth.inference.ensemble import EnsembleGenerator
+from distsynth.inference.flips import flipped
 from sharding.volumes.slabs import Empty, in_memory, slabs
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def predict_with_uncertainty(
 
     Args:
         predictor: An ensemble, or a model with flips.
-        source: Shape (x, y, z), standardised.
+        source: Shape (x, y, z), or (contrasts, x, y, z); standardised.
         title: Of the progress bars.
         quiet: No progress bars.
         empty: Makes the arrays that are as large as the volume.
 
     Returns:
-        Mean and deviation, standardised, of the source's shape.
+        Mean and deviation, standardised, shape (x, y, z).
 
     Raises:
         ConfigError: If the model makes one prediction of each voxel.
@@ -69,15 +70,16 @@ def predict_with_uncertainty(
     check_uncertainty(predictor)
     flips = predictor.checkpoint.config.stitch.flips
     turned = [part for number in range(len(flips) + 1) for part in combinations(flips, number)]
-    mean, squares = empty(source.shape, np.float64), empty(source.shape, np.float64)
+    shape = source.shape[-3:]
+    mean, squares = empty(shape, np.float64), empty(shape, np.float64)
     total = count(predictor)
     seen = 0
     for member in _members(predictor):
         for part in turned:
             seen += 1
             name = f"{title}, {seen} of {total}"
-            found = np.flip(member(np.flip(source, part), name, quiet, empty), part)
-            for slab in slabs(source.shape):
+            found = flipped(member(flipped(source, part), name, quiet, empty), part)
+            for slab in slabs(shape):
                 # Welford: the mean so far, and the sum of squares around it.
                 if seen == 1:
                     mean[slab], squares[slab] = found[slab], 0
@@ -85,8 +87,8 @@ def predict_with_uncertainty(
                 apart = found[slab] - mean[slab]
                 mean[slab] += apart / seen
                 squares[slab] += apart * (found[slab] - mean[slab])
-    synthetic, spread = empty(source.shape), empty(source.shape)
-    for slab in slabs(source.shape):
+    synthetic, spread = empty(shape), empty(shape)
+    for slab in slabs(shape):
         synthetic[slab] = mean[slab]
         spread[slab] = np.sqrt(squares[slab] / (total - 1))
     return synthetic, spread

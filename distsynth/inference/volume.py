@@ -26,7 +26,7 @@ class ImageStack:
     Attributes:
         sides: Sides of an image in voxels: two of a slice, three of a volume.
         count: Images in the stack.
-        channels: Channels of the generator's input: an image and its neighbours.
+        channels: Channels of the generator's input: of each contrast an image and its neighbours.
     """
 
     sides: tuple[int, ...]
@@ -78,7 +78,7 @@ def predict_volume(
     """Predict a volume along one axis, or the weighted mean of several.
 
     Args:
-        source: Shape (x, y, z).
+        source: Shape (x, y, z), or (contrasts, x, y, z).
         methods: Axis (BLOCK for 3D) to how its images are predicted.
         neighbours: Slices on each side that an image carries as channels.
         forward: The generator.
@@ -89,28 +89,29 @@ def predict_volume(
             voxel, of all windows along all axes around their mean.
 
     Returns:
-        Synthetic, same shape.
+        Synthetic, shape (x, y, z).
     """
     if min(source.strides) < 0 or not source.flags.writeable:
         source = by_slabs(lambda slab: slab, source, empty)  # torch takes neither
-    mean = empty(source.shape)
+    shape, contrasts = source.shape[-3:], source if source.ndim == 4 else source[None]
+    mean = empty(shape)
     if len(methods) == 1:
         ((axis, method),) = methods.items()
         spread = None if variance is None else as_images(variance, axis)
-        for part, images in _parts(source, axis, method, neighbours):
+        for part, images in _parts(contrasts, axis, method, neighbours):
             own_spread = None if spread is None else spread[part]
             method(images, forward, as_images(mean, axis)[part], own_spread)
         return mean
-    total = empty(source.shape, np.float64)
-    squares = None if variance is None else empty(source.shape, np.float64)
-    for slab in slabs(source.shape):
+    total = empty(shape, np.float64)
+    squares = None if variance is None else empty(shape, np.float64)
+    for slab in slabs(shape):
         total[slab] = 0
         if squares is not None:
             squares[slab] = 0
     weights = []
     for axis, method in methods.items():
-        own = weight(as_images(source, axis).shape[1:]).numpy()
-        for part, images in _parts(source, axis, method, neighbours):
+        own = weight(as_images(mean, axis).shape[1:]).numpy()
+        for part, images in _parts(contrasts, axis, method, neighbours):
             predicted = np.empty((len(images), *images.shape[2:]), np.float32)
             spread = None if squares is None else np.empty_like(predicted)
             method(images, forward, predicted, spread)
@@ -118,8 +119,8 @@ def predict_volume(
             if squares is not None and spread is not None:
                 square = np.square(predicted, dtype=np.float64) + spread
                 as_images(squares, axis)[part] += square * own
-        weights.append(np.broadcast_to(np.expand_dims(own, axis), source.shape))
-    for slab in slabs(source.shape):  # so that the weights never fill a volume
+        weights.append(np.broadcast_to(np.expand_dims(own, axis), shape))
+    for slab in slabs(shape):  # so that the weights never fill a volume
         together = sum(own[slab] for own in weights)
         average = total[slab] / together
         mean[slab] = average
@@ -149,15 +150,16 @@ def voxels_through(shape: Sequence[int], methods: Mapping[int, ImageMethod]) -> 
 
 
 def _parts(
-    source: NDArray[np.float32], axis: int, method: ImageMethod, neighbours: int
+    contrasts: NDArray[np.float32], axis: int, method: ImageMethod, neighbours: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Yield a batch of images: which they are, and their input (n, channels, *sides)."""
-    images = as_images(source, axis)
-    steps = np.arange(-neighbours, neighbours + 1)
-    for low in range(0, len(images), method.batch_size):
-        part = slice(low, min(low + method.batch_size, len(images)))
+    stacks = [as_images(contrast, axis) for contrast in contrasts]
+    count, steps = len(stacks[0]), np.arange(-neighbours, neighbours + 1)
+    for low in range(0, count, method.batch_size):
+        part = slice(low, min(low + method.batch_size, count))
         if neighbours:  # beyond a face the outermost
-            channels = (np.arange(len(images))[part, None] + steps).clip(0, len(images) - 1)
-            yield part, images[channels]
+            channels = (np.arange(count)[part, None] + steps).clip(0, count - 1)
+            images = [stack[channels] for stack in stacks]
         else:
-            yield part, images[part, None]
+            images = [stack[part, None] for stack in stacks]
+        yield part, images[0] if len(images) == 1 else np.concatenate(images, axis=1)

@@ -12,7 +12,10 @@ OBJECTIVES: dict[str, bool] = {"psnr": True, "ssim_2d": True, "ssim_global": Tru
 """Stitched validation metrics that can be an objective, and whether higher is better."""
 VALIDATION_METRICS = ("psnr", "ssim_2d", "ssim_global", "mse", "seam_index")
 """Stitched validation metrics, in the mask, that tables and panels show."""
-SEAM_METRICS = ("seam_index_outside", "seam_excess", "seam_excess_outside", "checkerboard")
+SEAM_METRICS = (
+    *("seam_index_outside", "seam_excess", "seam_excess_outside"),
+    *("overlap_disagreement", "overlap_disagreement_outside", "checkerboard"),
+)
 """More of them on what patches and strides leave, for panels alone."""
 ADVERSARIAL_TERMS = ("bce", "generator", "discriminator", "adversarial", "lambda_bce")
 

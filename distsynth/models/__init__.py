@@ -69,14 +69,17 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def build_generator(
-    config: GeneratorConfig, patch_size: Sequence[int], in_channels: int = 1
+    config: GeneratorConfig,
+    patch_size: Sequence[int],
+    in_channels: int = 1,
+    slices: int | None = None,
 ) -> Generator:
-    """The configured generator, for 2D or 3D patches.
+    """The configured generator, for 2D or 3D patches; the arguments are those of Generator.
 
     Raises:
         ConfigError: If the patch does not fit the network; names the rule and the remedy.
     """
-    return _channels_last(Generator(config, patch_size, in_channels), patch_size)
+    return _channels_last(Generator(config, patch_size, in_channels, slices), patch_size)
 
 
 def build_discriminator(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from distsynth.models.initialisation import Initialisation, initialise
@@ -35,11 +36,12 @@ class GeneratorConfig(ABC):
     output: Literal["linear", "tanh", "sigmoid", "relu"] = "linear"
     """Last activation. Standardised targets leave [-1, 1], so tanh cannot reach them (ours)."""
     residual: bool = False
-    """Add the source to the output (section 6.3; the paper tried and rejected it)."""
+    """Add the source to the output (section 6.3; the paper tried and rejected it), of several
+    contrasts the first."""
     intensity_map: bool = False
     """Pass the source through a curve first: the mean target intensity for each of the source,
     which a run fits on its training patches before its first step. `residual` then adds the mapped
-    source."""
+    source. Of several contrasts it maps the first."""
     init: Initialisation = "default"
     """How weights start: default is PyTorch's, normal is pix2pix's N(0, 0.02)."""
     sharpen: Literal["none", "3x3", "5x5"] = "none"
@@ -85,6 +87,12 @@ class GeneratorConfig(ABC):
 class Generator(nn.Module):
     """A network of any family, then output activation, residual and sharpening, in this order.
 
+    Args:
+        config: The network.
+        patch_size: Two sides in voxels for slices, three for blocks.
+        in_channels: Channels of a source.
+        slices: How many of these are the first contrast's; None for all of them.
+
     Attributes:
         multiple: Every side of the source must be divisible by it; 1 where any side serves.
         reach: In eval mode, voxels to cut from each side of a part of the source so that the
@@ -94,10 +102,15 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, config: GeneratorConfig, patch_size: Sequence[int], in_channels: int
+        self,
+        config: GeneratorConfig,
+        patch_size: Sequence[int],
+        in_channels: int,
+        slices: int | None = None,
     ) -> None:
         super().__init__()
         dims = len(patch_size)
+        self._slices = in_channels if slices is None else slices
         self.network = config.network(patch_size, in_channels)
         initialise(self.network, config.init)
         self.curve = IntensityCurve() if config.intensity_map else None
@@ -113,8 +126,9 @@ class Generator(nn.Module):
         """Predict the target.
 
         Args:
-            source: Shape (batch, in_channels, *spatial), standardised intensity. With several
-                channels the centre one is what a residual is added to.
+            source: Shape (batch, in_channels, *spatial), standardised intensity: the contrasts one
+                after the other, each with its slices. The curve applies to the first contrast, and
+                a residual is added to its middle slice.
 
         Returns:
             Synthetic, shape (batch, 1, *spatial).
@@ -129,9 +143,11 @@ class Generator(nn.Module):
                 f"{sides}; pad or crop it"
             )
         if self.curve is not None:
-            source = self.curve(source)
+            mapped = self.curve(source[:, : self._slices])
+            further = source[:, self._slices :]
+            source = torch.cat((mapped, further), dim=1) if further.shape[1] else mapped
         synthetic = self.output(self.network(source))
         if self.residual:
-            centre = source.shape[1] // 2
+            centre = self._slices // 2
             synthetic = synthetic + source[:, centre : centre + 1]
         return self.sharpen(synthetic)

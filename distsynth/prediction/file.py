@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distsynth.inference.memory_budget import MEGABYTE
 from distsynth.inference.predictor import Predictor
+from distsynth.inference.reading import read_scan
 from distsynth.inference.scan import PredictedScan, ScanOptions, predict_scan
 from distsynth.prediction.inputs import Input, single_input
 from distsynth.prediction.record import (
@@ -18,11 +20,10 @@ from distsynth.prediction.record import (
     write_record,
 )
 from sharding.io.atomic import refuse_existing
-from sharding.volumes.grid import check_grids_meet
 from sharding.volumes.header import Orientation
 from sharding.volumes.output import Dtype, Output
-from sharding.volumes.slabs import Empty, Scratch
-from sharding.volumes.volume import Volume, read_pair, read_volume, write_volume
+from sharding.volumes.slabs import Scratch
+from sharding.volumes.volume import write_volume
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FileOptions:
 
 def predict_file(
     predictor: Predictor,
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     out: str | Path,
     options: FileOptions | None = None,
 ) -> Path:
@@ -62,7 +63,8 @@ def predict_file(
 
     Args:
         predictor: From load_predictor.
-        path: The source, a file or a DICOM folder.
+        path: The source, a file or a DICOM folder; of a model of several contrasts one for each, in
+            its order.
         out: What to write, see sharding.volumes.output.Output.
         options: How.
 
@@ -72,7 +74,8 @@ def predict_file(
             smaller than a patch, or the disk is full.
     """
     options = options or FileOptions()
-    item = single_input(Path(path), Path(out))
+    paths = [path] if isinstance(path, str | Path) else path
+    item = single_input([Path(each) for each in paths], Path(out))
     check_outputs(item, options)
     write_prediction(predictor, item, options, settings_of(predictor, item, options))
     return item.out
@@ -92,9 +95,11 @@ def settings_of(
     Raises:
         DataError: If a file is missing.
     """
+    further = [scan_sha256(path) for path in item.sources[1:]]
     return {
         "model": model or model_sha256(predictor),
         "scan_sha256": scan_sha256(item.source),
+        **({"further_contrasts_sha256": further} if further else {}),
         "like_sha256": options.like and scan_sha256(options.like),
         "orientation": options.orientation,
         "units": options.scan.units,
@@ -139,8 +144,9 @@ def write_prediction(
     """
     memory = predictor.checkpoint.config.stitch.memory_mb * MEGABYTE
     empty = Scratch(item.out.parent, memory)
-    source, grid = _read(predictor, item, options, empty)
-    predicted = predict_scan(predictor, source, grid, item.source, options.scan, empty)
+    least = predictor.checkpoint.data.preprocess.min_overlap
+    scan, grid = read_scan(item.sources, options.like, options.orientation, least, empty)
+    predicted = predict_scan(predictor, scan, grid, options.scan, empty)
     if item.out.is_file():
         # The record that is written now does not describe it.
         item.out.unlink()
@@ -156,18 +162,6 @@ def write_prediction(
                 beside.unlink(missing_ok=True)
         raise
     return predicted
-
-
-def _read(
-    predictor: Predictor, item: Input, options: FileOptions, empty: Empty
-) -> tuple[Volume, Volume | None]:
-    """The source and the grid to predict on, if one is given."""
-    if options.like is None:
-        return read_volume(item.source, empty=empty, orientation=options.orientation), None
-    source, grid = read_pair(item.source, options.like, options.orientation, empty)
-    least = predictor.checkpoint.data.preprocess.min_overlap
-    check_grids_meet(options.like, source, grid, least)
-    return source, grid
 
 
 def _output(item: Input, options: FileOptions) -> Output:

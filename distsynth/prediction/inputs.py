@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sharding.io.errors import DataError
 from sharding.volumes.cohort import read_sources
+from sharding.volumes.contrasts import check_contrasts
 from sharding.volumes.formats.registry import (
     FORMATS,
     holds_dicom,
@@ -43,18 +44,24 @@ class Input:
     """A scan to predict, and where its prediction goes.
 
     Attributes:
-        source: A file, or the folder of a DICOM series.
+        sources: A file, or the folder of a DICOM series; of several contrasts one for each, in the
+            order of the model.
         out: The prediction.
         uncertainty: The map of its uncertainty.
         name: What the scan is called in messages: its path below the folder, or its specimen.
         bids: Whether it lies in a BIDS folder.
     """
 
-    source: Path
+    sources: tuple[Path, ...]
     out: Path
     uncertainty: Path
     name: str
     bids: bool = False
+
+    @property
+    def source(self) -> Path:
+        """The first contrast, which decides the grid and the units of the prediction."""
+        return self.sources[0]
 
     @property
     def record(self) -> Path:
@@ -69,13 +76,30 @@ def is_single(path: Path) -> bool:
     return path.suffix.lower() != ".csv"
 
 
-def single_input(path: Path, out: Path) -> Input:
-    """One scan whose output is named."""
+def are_one_scan(paths: Sequence[Path]) -> bool:
+    """Whether paths name the contrasts of one scan, mostly one, and not many scans.
+
+    Raises:
+        DataError: If a folder of scans or a table is among several.
+    """
+    if len(paths) == 1:
+        return is_single(paths[0])
+    for path in paths:
+        if not is_single(path):
+            rule = "several paths must be the contrasts of one scan, and this holds many scans"
+            raise DataError(path, rule, "Give the scans of one specimen, or this by itself")
+    return True
+
+
+def single_input(paths: Sequence[Path], out: Path) -> Input:
+    """One scan, of one contrast or more, whose output is named."""
     uncertainty = out.with_name(f"{stem(out.name)}_{UNCERTAINTY}{_ending(out)}")
-    return Input(path, out, uncertainty, str(path))
+    return Input(tuple(paths), out, uncertainty, str(paths[0]))
 
 
-def find_inputs(path: Path, out: Path, pattern: str | None = None) -> list[Input]:
+def find_inputs(
+    path: Path, out: Path, pattern: str | None = None, contrasts: Sequence[str] = ()
+) -> list[Input]:
     """Every scan of a folder, a cohort or a BIDS folder, in the order of their names.
 
     Args:
@@ -84,10 +108,13 @@ def find_inputs(path: Path, out: Path, pattern: str | None = None) -> list[Input
         out: Folder of the outputs.
         pattern: Glob of the scans: below each subject's folder of a BIDS folder, else below the
             folder.
+        contrasts: Those that the model was trained on; none for one source. Only a cohort tells
+            which scans are the contrasts of a specimen.
 
     Raises:
-        DataError: If there is no scan, the outputs would lie among the scans, two outputs have one
-            name, or a BIDS folder holds several kinds of images and no pattern chooses.
+        DataError: If there is no scan, there are other contrasts than those of the model, the
+            outputs would lie among the scans, two outputs have one name, or a BIDS folder holds
+            several kinds of images and no pattern chooses.
     """
     if path.is_dir() and out.resolve() == path.resolve():
         raise DataError(out, "the scans lie in this folder", "Give another folder")
@@ -96,8 +123,19 @@ def find_inputs(path: Path, out: Path, pattern: str | None = None) -> list[Input
     if path.is_file() or (path / "cohort.csv").is_file():
         if pattern:
             raise DataError(path, "a cohort names its scans itself", "Leave out --source-pattern")
-        sources = read_sources(path)
-        found = [_by_stem(source, out, name, name) for name, source in sources.items()]
+        found = [
+            _by_stem(_in_order(path, files, contrasts), out, name, name)
+            for name, files in read_sources(path).items()
+        ]
+    elif contrasts:
+        rule = (
+            f"the model was trained on the contrasts {', '.join(contrasts)}, and this is a folder"
+        )
+        columns = ", ".join(f"source_{name}" for name in contrasts)
+        remedy = (
+            f"Give a cohort.csv with the columns specimen, {columns}; or the scans of one specimen"
+        )
+        raise DataError(path, rule, remedy)
     elif any(folder.is_dir() for folder in path.glob("sub-*")):
         found = list(_bids(path, out, pattern))
     else:
@@ -125,7 +163,7 @@ def _folder(path: Path, out: Path, pattern: str | None) -> Iterator[Input]:
     for file in scans:
         below = file.relative_to(path)
         name = stem(file.name) if file.is_file() else file.name
-        yield _by_stem(file, out / below.parent, name, below.as_posix())
+        yield _by_stem((file,), out / below.parent, name, below.as_posix())
 
 
 def _is_volume(file: Path, listed: Sequence[Path]) -> bool:
@@ -165,7 +203,7 @@ def _bids(path: Path, out: Path, pattern: str | None) -> Iterator[Input]:
         below = file.relative_to(path)
         folder, name = out / below.parent, stem(file.name)
         yield Input(
-            file,
+            (file,),
             folder / f"{bids_name(name)}{ENDING}",
             folder / f"{bids_name(name, UNCERTAINTY)}{ENDING}",
             below.as_posix(),
@@ -196,9 +234,16 @@ def bids_name(name: str, desc: str = "") -> str:
     return "_".join([*kept, *([f"{DESC}-{desc}"] if desc else []), suffix])
 
 
-def _by_stem(source: Path, folder: Path, own: str, name: str) -> Input:
+def _in_order(path: Path, files: Mapping[str, Path], contrasts: Sequence[str]) -> tuple[Path, ...]:
+    """The contrasts of a specimen in the order of the model."""
+    names = [name for name in files if name]
+    check_contrasts(path, names, contrasts)
+    return tuple(files[name] for name in contrasts or ("",))
+
+
+def _by_stem(sources: tuple[Path, ...], folder: Path, own: str, name: str) -> Input:
     out = folder / f"{own}_{SYNTHETIC}{ENDING}"
-    return Input(source, out, folder / f"{own}_{UNCERTAINTY}{ENDING}", name)
+    return Input(sources, out, folder / f"{own}_{UNCERTAINTY}{ENDING}", name)
 
 
 def _ending(out: Path) -> str:

@@ -21,7 +21,7 @@ from distsynth.prediction.file import (
     settings_of,
     write_prediction,
 )
-from distsynth.prediction.inputs import Input, find_inputs, is_single
+from distsynth.prediction.inputs import Input, are_one_scan, find_inputs
 from distsynth.prediction.record import describe_dataset, model_sha256
 from sharding.io.atomic import remove_leftovers
 from sharding.io.errors import DISK_FULL, CohortError, DataError, cause
@@ -38,7 +38,7 @@ AGAIN = "Correct them and give the same line again: what is finished is not pred
 
 def predict(
     models: Model | Sequence[Model],
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     pattern: str | None = None,
@@ -62,7 +62,8 @@ def predict(
         models: A checkpoint, a run's folder for its best one, an export, or what load_predictor
             returned; of several, which must be of the same shards, the mean is predicted.
         source: A scan (a file or the folder of a DICOM series); or a folder of scans, a cohort.csv
-            or a folder with one, or a BIDS folder, of which every scan is predicted.
+            or a folder with one, or a BIDS folder, of which every scan is predicted. For a model
+            of several contrasts the scans of one specimen in its order, or a cohort.csv.
         out: For one scan the file to write; for several the folder.
         pattern: Glob of the scans of a folder, or below each subject's folder of a BIDS folder.
         like: Predict one scan on the grid of this volume.
@@ -87,25 +88,28 @@ def predict(
 
     Raises:
         ConfigError: If models do not belong together, or options do not.
-        DataError: If a scan, a model or an output is bad; of several scans, after the others have
+        DataError: If a scan, a model or an output is bad, or there are other contrasts than those
+            of the model; of several scans, after the others have
             been predicted.
     """
     predictor = _predictor(models, device, precision).stitched(**(stitching or {}))
-    source, out = Path(source), Path(out)
+    sources = [source] if isinstance(source, str | Path) else source
+    paths, out = [Path(each) for each in sources], Path(out)
     scan = ScanOptions(max_voxels, units, force, uncertainty=uncertainty, region=region)
     if uncertainty:
         check_uncertainty(predictor)
     grid = None if like is None else Path(like)
     options = FileOptions(grid, orientation, scan, dtype, keep_patient, overwrite)
-    if is_single(source):
+    if are_one_scan(paths):
         if pattern:
             raise ConfigError("--source-pattern chooses the scans of a folder; this is one scan")
-        return [predict_file(predictor, source, out, options)]
+        return [predict_file(predictor, paths, out, options)]
     if like:
         raise ConfigError("--like gives the grid of one scan; there are several")
     if keep_patient:
         raise ConfigError("--keep-patient is for one DICOM series; several scans give NIfTI files")
-    return _predict_all(predictor, find_inputs(source, out, pattern), out, options)
+    items = find_inputs(paths[0], out, pattern, predictor.checkpoint.data.contrasts)
+    return _predict_all(predictor, items, out, options)
 
 
 def _predictor(models: Model | Sequence[Model], device: str, precision: PredictedIn) -> Predictor:

@@ -69,7 +69,7 @@ STAND_INS = {
     "generator": ("generator.family", "generator.channels"),
     "discriminator": ("discriminator.family", "discriminator.channels"),
     "adversarial": ("loss.adversarial", "loss.penalty", "discriminator.spectral_norm"),
-    "data.shards": ("data.patch_size", "data.neighbours", "data.alignment"),
+    "data.shards": ("data.patch_size", "data.neighbours", "data.alignment", "data.contrasts"),
 }
 """What a sweep may search that is no field of W&B's configuration -> the fields that tell it."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distsynth.evaluation.evaluate import Evaluation, lent
@@ -121,10 +121,19 @@ def _evaluated(evaluation: Evaluation, predictors: Mapping[str, Predictor]) -> d
             "within the source's field of view"
         ),
         "intervals": "95 %, resampled over specimens",
+        **_contrasts(data.contrasts),
         "fitted baselines": f"on {evaluation.training} training specimens",
         **{f"stitching, {name}": value for name, value in stitching.items()},
         "data fingerprint": data.manifest_sha256[:16],
     }
+
+
+def _contrasts(names: Sequence[str]) -> dict[str, str]:
+    """Who sees which contrasts; empty where there is one source."""
+    if not names:
+        return {}
+    seen = f"models and the regression see {', '.join(names)}"
+    return {"contrasts": f"{seen}; the other baselines see {names[0]} alone"}
 
 
 def _stitching(predictor: Predictor) -> str:

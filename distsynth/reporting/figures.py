@@ -36,6 +36,7 @@ SHARED = {
     "grad_norm": "gradient norm",
     "seam_index": "seam index (1 = no seam)",
     "seam_excess": "excess jump at borders (0 = no seam)",
+    "overlap_disagreement": "disagreement of overlapping patches (standardised units)",
 }
 """Start of a term's name -> title of the panel that all such terms share."""
 
@@ -64,6 +65,8 @@ LABELS = {
     "seam_index_outside": "outside",
     "seam_excess": "mask",
     "seam_excess_outside": "outside",
+    "overlap_disagreement": "mask",
+    "overlap_disagreement_outside": "outside",
 }
 """Term -> name of its line in a panel that several terms share."""
 

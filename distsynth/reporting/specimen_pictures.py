@@ -16,6 +16,7 @@ from distsynth.reporting.seam_figures import consistency_figure, seam_figure
 from distsynth.reporting.viewer_slices import Slices, Volumes, cut_slices
 from sharding.io.page import Picture
 from sharding.volumes.cohort import Specimen, Split
+from sharding.volumes.contrasts import in_order
 from sharding.volumes.pair import Pair, prepare_pair
 from sharding.volumes.slabs import Empty, in_memory
 
@@ -59,7 +60,8 @@ def show_specimens(
 
     Raises:
         ConfigError: If the models were trained on different data, or no specimen is left.
-        DataError: If a test specimen's scan was seen in training, or a file is bad.
+        DataError: If a test specimen's scan was seen in training, a file is bad, or a specimen has
+            other contrasts than the models.
     """
     data = next(iter(predictors.values())).checkpoint.data
     for name, predictor in predictors.items():
@@ -75,11 +77,17 @@ def show_specimens(
         raise ConfigError(f"the cohort has no specimen in the split {split}{evaluated}")
     shown = SpecimenPictures(left_out=[specimen.name for specimen in chosen[most:]])
     for specimen in chosen[:most]:
+        specimen = in_order(specimen, data.contrasts)
         pair = prepare_pair(specimen, data.preprocess, data.standards, empty)
         if split == "test":
             data.refuse_seen(specimen, pair)
-        _show(shown, pair, predictors)
-        del pair  # Before the next one takes its room.
+        seen = pair.network_source
+        made = {
+            name: model(seen, f"{name}, {pair.name}", empty=empty)
+            for name, model in predictors.items()
+        }
+        add_specimen(shown, pair, made, predictors)
+        del pair, seen, made  # Before the next one takes its room.
     return shown
 
 
@@ -88,13 +96,21 @@ def _checked_specimens(predictors: Mapping[str, Predictor]) -> int:
     return max(1, MOST_CHECKS // len(predictors))
 
 
-def _show(shown: SpecimenPictures, pair: Pair, predictors: Mapping[str, Predictor]) -> None:
-    """Add one specimen."""
+def add_specimen(
+    shown: SpecimenPictures,
+    pair: Pair,
+    made: Mapping[str, NDArray[np.float32]],
+    predictors: Mapping[str, Predictor],
+) -> None:
+    """Add one specimen to what is shown.
+
+    Args:
+        shown: What is added to.
+        pair: The specimen.
+        made: Model -> what it predicts, standardised.
+        predictors: The models.
+    """
     source, target = pair.source, pair.target
-    made = {
-        name: model(source, f"{name}, {pair.name}", empty=pair.empty)
-        for name, model in predictors.items()
-    }
     spacing = pair.grid.spacing_mm
     shown.slices.append(
         cut_slices(

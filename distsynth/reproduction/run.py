@@ -53,6 +53,7 @@ from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
+from sharding.volumes.contrasts import refuse_several
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +83,12 @@ def reproduce(
 
     Raises:
         DataError: If it was started before and `resume` is false, another process is working on
-            it, or a scan cannot be used.
+            it, a scan cannot be used, or specimens have several contrasts.
         ConfigError: If it was started as another task.
     """
+    refuse_several(
+        read_cohort(Path(task.cohort)), "reproduce compares the paper's networks, which take"
+    )
     with lease(folder.url):
         if resume:
             folder.remove_leftovers()

@@ -37,6 +37,9 @@ class DataRecord:
         typical_target: What is subtracted from scaled targets and what they are divided by, mean
             over training specimens: how to undo a prediction without any target.
         profile: What the training sources are like; None if the shards do not tell.
+        contrasts: Names of the source's contrasts, in the order of the channels; none where there
+            is one source.
+        further: What the training sources of each contrast after the first one are like.
     """
 
     manifest_sha256: str
@@ -48,8 +51,15 @@ class DataRecord:
     standards: Standards = field(default_factory=Standards)
     typical_target: tuple[float, float] = (CENTRE, WIDTH)
     profile: TrainingProfile | None = None
+    contrasts: tuple[str, ...] = ()
+    further: tuple[TrainingProfile | None, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.further) != max(0, len(self.contrasts) - 1):
+            raise ValueError(
+                f"further must have an entry for each contrast after the first of "
+                f"{', '.join(self.contrasts) or 'none'}, got {len(self.further)}"
+            )
         if not all(LEAST_MM <= side <= MOST_MM for side in self.spacing_mm):
             raise ValueError(
                 f"spacing_mm must be from {LEAST_MM} to {MOST_MM:g}, got {self.spacing_mm}"
@@ -63,22 +73,31 @@ class DataRecord:
         seen = [row for row in manifest.specimens if row.split != "test"]
         training = [row for row in seen if row.split == "train"]
         first = training[0]
+        profile, *further = (
+            TrainingProfile.of([each for each in profiles if each])
+            for profiles in zip(*(row.profiles for row in training), strict=True)
+        )
         return cls(
             manifest_sha256=manifest.sha256,
             preprocess=manifest.config.preprocess,
             spacing_mm=first.spacing_mm,
             orientation=first.orientation,
             splits={row.name: row.split for row in manifest.specimens},
-            seen_sha256=tuple(
-                digest for row in seen for digest in (row.source_sha256, row.target_sha256)
-            ),
+            seen_sha256=tuple(digest for row in seen for digest in row.scans_sha256),
             standards=manifest.standards,
             typical_target=(
                 sum(row.target.mean for row in training) / len(training),
                 sum(row.target.std for row in training) / len(training),
             ),
-            profile=TrainingProfile.of([row.profile for row in training if row.profile]),
+            profile=profile,
+            contrasts=manifest.contrasts,
+            further=tuple(further),
         )
+
+    @property
+    def profiles(self) -> tuple[TrainingProfile | None, ...]:
+        """What the training sources of each contrast are like."""
+        return (self.profile, *self.further)
 
     def without_target(self, synthetic: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring a standardised prediction to the scale of [0, 1] without looking at its target."""
@@ -95,7 +114,9 @@ class DataRecord:
         Raises:
             DataError: If this is such a scan.
         """
-        for file, volume in ((specimen.source, pair.native_source), (specimen.target, pair.grid)):
+        natives = (pair.native_source, *(each.native for each in pair.further))
+        sources = zip(specimen.sources, natives, strict=True)
+        for file, volume in (*sources, (specimen.target, pair.grid)):
             if fingerprint(volume) in self.seen_sha256:
                 raise DataError(
                     str(file),

@@ -19,6 +19,7 @@ from distsynth.training.precision import Choice, choose_precision
 from distsynth.training.report import EpochReport
 from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
+from sharding.simulation.simulate import SimulationConfig
 
 STEPS = 6
 """Steps of each timed epoch."""
@@ -37,7 +38,14 @@ def timed_step(config: RunConfig, shards: ShardConfig) -> float:
     training = 3
     with tempfile.TemporaryDirectory(prefix="distsynth-timed-") as scratch, _silence():
         folder = Path(scratch)
-        specimens = make_phantoms(folder / "cohort", training + 2, (side, side, side))
+        count = config.data.contrasts or 1
+        kinds = tuple(f"c{number}=1" for number in range(count)) if count > 1 else ()
+        specimens = make_phantoms(
+            folder / "cohort",
+            training + 2,
+            (side, side, side),
+            simulation=SimulationConfig(contrasts=kinds),
+        )
         patches = -(-STEPS * config.train.batch_size // training)
         small = replace(
             shards, patches_per_specimen=patches, val_slices=1, fractions=(0.6, 0.2, 0.2)

@@ -148,7 +148,12 @@ def plan_study(
     changes["train.device"] = "auto" if gpus else "cpu"
     config = with_overrides(
         preset(name),
-        {**changes, "data.patch_size": shards.patch_size, "data.neighbours": shards.neighbours},
+        {
+            **changes,
+            "data.patch_size": shards.patch_size,
+            "data.neighbours": shards.neighbours,
+            "data.contrasts": max(1, len(seen.contrasts)),
+        },
     )
     choice = precision(config)
     changes["train.precision"], reasons["precision"] = choice.precision, str(choice)

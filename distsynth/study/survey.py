@@ -19,6 +19,7 @@ from sharding.registration.config import RegisterConfig
 from sharding.registration.register import register_rigid
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.config import PreprocessConfig
+from sharding.volumes.contrasts import common_contrasts
 from sharding.volumes.intensities import SCALED_MAX, fit_intensities
 from sharding.volumes.masks import otsu_foreground
 from sharding.volumes.pair import source_of
@@ -61,11 +62,13 @@ class PairFacts:
         specimen: Its name.
         shape: Voxels of the target.
         spacing_mm: Voxel size of the target.
-        source_spacing_mm: Voxel size of the source along the axes of the target.
+        source_spacing_mm: Voxel size of the source, or its first contrast, along the axes of the
+            target.
         orientation: Axis codes of the target, such as RAS.
         foreground: Share of the target's voxels that hold tissue.
         split: The split that the cohort states.
-        alignment: Of the measured specimens.
+        alignment: Of the measured specimens; of several contrasts the one that needs a
+            registration most.
     """
 
     __pydantic_config__ = STRICT
@@ -86,11 +89,13 @@ class Survey:
 
     Attributes:
         pairs: Its specimens.
+        contrasts: Names of the contrasts of a source; none where there is one source.
     """
 
     __pydantic_config__ = STRICT
 
     pairs: tuple[PairFacts, ...]
+    contrasts: tuple[str, ...] = ()
 
     @property
     def smallest(self) -> tuple[int, int, int]:
@@ -131,8 +136,10 @@ def survey(specimens: Sequence[Specimen], config: PreprocessConfig | None = None
         config: How volumes are read, and what counts as foreground.
 
     Raises:
-        DataError: If a file is bad or a specimen has no source.
+        DataError: If a file is bad, a specimen has no source, or specimens have different
+            contrasts.
     """
+    contrasts = common_contrasts(specimens)
     config = config or PreprocessConfig()
     spread = np.linspace(0, len(specimens) - 1, min(MEASURED, len(specimens))).round()
     measured = set(spread.astype(int).tolist())
@@ -140,18 +147,28 @@ def survey(specimens: Sequence[Specimen], config: PreprocessConfig | None = None
         tuple(
             _facts(specimen, config, index in measured)
             for index, specimen in enumerate(progress(specimens, "surveying", len(specimens)))
-        )
+        ),
+        contrasts,
     )
 
 
 def _facts(specimen: Specimen, config: PreprocessConfig, measure: bool) -> PairFacts:
-    where = source_of(specimen)
-    source, target = read_pair(where, specimen.target, config.orientation)
-    if not field_of_view(source, target.shape, target.affine).any():
-        rule = "the fields of view of source and target do not meet"
-        raise DataError(where, rule, "Check that the two are of one specimen, and their headers")
+    source_of(specimen)
+    read = [read_pair(file, specimen.target, config.orientation) for file in specimen.sources]
+    for where, (contrast, target) in zip(specimen.sources, read, strict=True):
+        if not field_of_view(contrast, target.shape, target.affine).any():
+            rule = "the fields of view of source and target do not meet"
+            remedy = "Check that the two are of one specimen, and their headers"
+            raise DataError(where, rule, remedy)
+    source, target = read[0]
     scaled = _scaled(specimen.target, target, config)
     tissue = otsu_foreground(scaled.data)
+    alignments = []
+    for where, (contrast, _) in zip(specimen.sources, read, strict=True):
+        if measure:
+            own = _scaled(where, contrast, config)
+            alignments.append(_alignment(specimen.name, own, scaled, tissue))
+    found = [alignment for alignment in alignments if alignment]
     return PairFacts(
         specimen.name,
         target.shape,
@@ -160,9 +177,7 @@ def _facts(specimen: Specimen, config: PreprocessConfig, measure: bool) -> PairF
         target.orientation,
         round(float(tissue.mean()), 4),
         specimen.split,
-        _alignment(specimen.name, _scaled(where, source, config), scaled, tissue)
-        if measure
-        else None,
+        max(found, key=lambda each: (each.better, each.displacement_voxels), default=None),
     )
 
 

@@ -4,6 +4,7 @@
       sweep.json         the SweepPlan
       trials/00007.json  a TrialRecord: hyperparameters, status, every epoch's report
       runs/00007/        the trial's run: config.json, metrics.jsonl, checkpoints/, W&B's files
+      encoders/          what the perceptual loss of the trials compares by, trained once
       leaderboard.csv, leaderboard.json
       best/1-00007/      the best trials, as `distsynth predict` takes them
       evaluation/        the best trials and the baselines on the test split
@@ -263,6 +264,11 @@ class SweepFolder:
         for part in local.iterdir():
             if part.is_dir() and part.name != "runs":
                 remove_leftovers(part, recursive=True)
+
+    @property
+    def encoders(self) -> Folder:
+        """Where the trials keep the encoder of their perceptual loss."""
+        return Folder(self.folder / "encoders")
 
     def run_dir(self, trial: str) -> str:
         """The folder of a trial's run."""

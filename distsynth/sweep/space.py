@@ -31,6 +31,7 @@ FIXED = {
     "data.patch_size": "the shards decide it; search data.shards",
     "data.alignment": "the shards decide it; search data.shards",
     "data.neighbours": "the shards decide it; search data.shards",
+    "data.contrasts": "the shards decide it; search data.shards",
     "train.start_from": "all trials start alike; give --base.train.start-from",
     "loss.vgg_weights": "it is a file and no value to compare",
     "tracking.": "it changes no number",
@@ -193,8 +194,5 @@ def check_shards(shards: Sequence[str]) -> None:
             )
 
 
-def _specimens(shards: str) -> list[tuple[str, str, str, str]]:
-    return [
-        (row.name, row.split, row.source_sha256, row.target_sha256)
-        for row in manifest_of(shards).specimens
-    ]
+def _specimens(shards: str) -> list[tuple[str, ...]]:
+    return [(row.name, row.split, *row.scans_sha256) for row in manifest_of(shards).specimens]

@@ -180,7 +180,7 @@ class SweepTrial(Trainable):
         if sweep.workers > 1:
             values = to_dict(self._config)
             self._workers = DdpWorkers(self._folder.url, self.trial_name, values, sweep.workers)
-        self._run = epochs(self._config, self._run_dir, resume=True)
+        self._run = epochs(self._config, self._run_dir, resume=True, encoders=self._folder.encoders)
 
     def _next(self) -> dict[str, Any]:
         assert self._run is not None

@@ -34,14 +34,17 @@ class Augmentation:
         config: How much.
         seed: Of the run.
         patch_size: Sides in voxels.
+        contrasts: Of a source; each has its own contrast, blur, bias field and noise.
 
     Raises:
         ConfigError: If turns are asked for and no two sides are equal, or an axis to flip is none
             of the patch's.
     """
 
-    def __init__(self, config: AugmentConfig, seed: int, patch_size: tuple[int, ...]) -> None:
-        self._config, self._seed = config, seed
+    def __init__(
+        self, config: AugmentConfig, seed: int, patch_size: tuple[int, ...], contrasts: int = 1
+    ) -> None:
+        self._config, self._seed, self._contrasts = config, seed, contrasts
         self._sides, self._dims = patch_size, len(patch_size)
         if not set(config.flips) <= set(range(len(patch_size))):
             raise ConfigError(
@@ -77,7 +80,12 @@ class Augmentation:
         if config.flips or config.turns or config.shift:
             index = self._moves(drawn, len(where), source.device)
             source, target = (_taken(part, index) for part in (source, target))
-        return self._as_scanned(source, drawn, keys), target
+        first, *others = source.chunk(self._contrasts, dim=1)
+        scanned = [self._as_scanned(first, drawn, keys)]
+        for number, part in enumerate(others, start=1):
+            own = mix(keys * GOLDEN + number)
+            scanned.append(self._as_scanned(part, iter(uniform(own, DRAWS).unbind(1)), own))
+        return scanned[0] if len(scanned) == 1 else torch.cat(scanned, dim=1), target
 
     def _keys(self, where: Tensor, epoch: int) -> Tensor:
         """One integer a patch that everything drawn for it depends on."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 from itertools import pairwise
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from distsynth.data.dataset import PatchDataset
 from distsynth.data.standardiser import Standardiser
 from distsynth.models.encoder import WIDTHS, Encoder
 from distsynth.models.layers import conv
+from sharding.io.errors import DataError
+from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
 
 logger = logging.getLogger(__name__)
@@ -65,11 +70,13 @@ def train_encoder(
     standardise: Standardiser,
     steps: int,
     accelerator: Accelerator,
+    kept: Folder | None = None,
 ) -> None:
     """Train the encoder to remove noise from target patches, and set its scale.
 
     Only targets of the training split are used. The result depends on the shards, `steps` and the
-    processor's rounding alone; the first rank trains, and the others take over its weights.
+    processor's rounding alone; the first rank trains, and the others take over its weights. It does
+    not draw from the run's random numbers, so that a run is the same with one that was kept.
 
     Args:
         encoder: From new_encoder, on the accelerator's device.
@@ -77,8 +84,21 @@ def train_encoder(
         standardise: The standardiser of the run.
         steps: Optimizer steps.
         accelerator: The accelerator of this process.
+        kept: Where encoders of other runs are kept: one of the same shards and steps is taken from
+            there instead, and a new one is added.
+
+    Raises:
+        DataError: If the one that is kept cannot be read.
     """
-    if accelerator.is_main_process:
+    name = kept_name(shards.manifest.sha256, steps)
+    if accelerator.is_main_process and kept is not None and kept.exists(name):
+        _take(encoder, kept, name)
+        logger.info(
+            "encoder of the cohort's targets: %s; fingerprint %s",
+            kept / name,
+            fingerprint(encoder)[:16],
+        )
+    elif accelerator.is_main_process:
         first, last = _fit(encoder, _targets(shards, standardise), steps)
         logger.info(
             "encoder of the cohort's targets: error %.3f after %d steps, %.3f in the first; "
@@ -88,9 +108,33 @@ def train_encoder(
             first,
             fingerprint(encoder)[:16],
         )
+        if kept is not None:
+            state = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+            kept.write(name, safetensors.torch.save(state))
     if accelerator.num_processes > 1:
         for value in encoder.state_dict().values():
             torch.distributed.broadcast(value, 0)
+
+
+def kept_name(manifest_sha256: str, steps: int) -> str:
+    """Name of the file of an encoder: a digest of all that decides how it is trained."""
+    settings = (SEED, BATCH, VOXELS, LEARNING_RATE, NOISE, POOL, MEASURED, WIDTHS)
+    stated = json.dumps([manifest_sha256, steps, settings])
+    return f"{hashlib.sha256(stated.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _take(encoder: Encoder, kept: Folder, name: str) -> None:
+    """Give an encoder the weights in a file.
+
+    Raises:
+        DataError: If they cannot be read, or do not fit.
+    """
+    try:
+        encoder.load_state_dict(safetensors.torch.load(kept.read(name)))
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        rule = f"not an encoder that can be read ({reason})"
+        raise DataError(kept / name, rule, "Remove it: the next run trains it again") from error
 
 
 def fingerprint(encoder: Encoder) -> str:

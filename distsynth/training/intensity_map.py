@@ -24,6 +24,8 @@ TOGETHER = 64
 def fit_curve(curve: IntensityCurve, shards: ShardSet, standardise: Standardiser) -> None:
     """Set a curve to the mean target intensity of all voxels whose source is nearest to a knot.
 
+    Of several contrasts the first one counts.
+
     It depends on the shards alone: every rank finds the same.
 
     Args:
@@ -37,7 +39,7 @@ def fit_curve(curve: IntensityCurve, shards: ShardSet, standardise: Standardiser
     counts, sums = np.zeros(KNOTS), np.zeros(KNOTS)
     for part in np.array_split(chosen, math.ceil(count / TOGETHER)):
         source, target = (each.cpu().numpy() for each in standardise(dataset[part]))
-        centre = source[:, source.shape[1] // 2].ravel()
+        centre = source[:, shards.manifest.config.neighbours].ravel()
         knot = np.rint((centre - LOW) / STEP).clip(0, KNOTS - 1).astype(np.int64)
         counts += np.bincount(knot, minlength=KNOTS)
         sums += np.bincount(knot, target.ravel().astype(np.float64), KNOTS)

@@ -17,6 +17,7 @@ from distsynth.training.pace import Clock
 from distsynth.training.report import EpochReport, TrainResult
 from distsynth.training.run import TrainingRun
 from sharding.io.lease import lease
+from sharding.io.storage import Folder
 
 
 def ignore(report: EpochReport) -> None:
@@ -82,6 +83,7 @@ def epochs(
     resume: bool = False,
     overwrite: bool = False,
     clock: Clock = time.perf_counter,
+    encoders: Folder | None = None,
 ) -> Generator[EpochReport, None, TrainResult]:
     """The loop of `train`, one epoch at a time, on every rank.
 
@@ -94,6 +96,8 @@ def epochs(
         resume: As for `train`.
         overwrite: As for `train`.
         clock: As for `train`.
+        encoders: Where runs that belong together, the trials of a sweep, keep the encoder of the
+            perceptual loss (`loss.perceptual_network cohort`), so that one of them trains it.
 
     Yields:
         A report of each epoch once its checkpoint is written; a resumed run first yields those of
@@ -105,7 +109,7 @@ def epochs(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(open_run(run_dir))
         resumed = read_resumed(folder) if resume else None
-        run = TrainingRun(validate(config), folder, resumed, clock)
+        run = TrainingRun(validate(config), folder, resumed, clock, encoders)
         stack.enter_context(run.prepared(overwrite))
         stack.enter_context(run.signals_of_ranks())
         yield from list(run.state.reports)

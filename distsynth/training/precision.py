@@ -134,7 +134,9 @@ class _Probe:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self._device, self._data = device, config.data
         sides, channels = self._data.sides, self._data.channels
-        self._generator = build_generator(config.generator, sides, channels).to(device)
+        self._generator = build_generator(config.generator, sides, channels, self._data.slices).to(
+            device
+        )
         self._discriminator = None
         if config.adversarial:
             built = build_discriminator(config.discriminator, sides, channels)

@@ -107,7 +107,7 @@ def sample_picture(
     """The first validation patches that hold some tissue, through the generator.
 
     Returns:
-        A row for each patch: source (of neighbouring slices the middle one), synthetic, target,
+        A row for each patch: source (the middle slice of the first contrast), synthetic, target,
         change and error, under their titles; see patch_grid.
     """
     source, target = standardise(_sample_batch(shards, count))
@@ -115,7 +115,8 @@ def sample_picture(
     with torch.no_grad():
         synthetic = generator(source).float()
     generator.train()
-    parts = (part[:, part.shape[1] // 2].cpu().numpy() for part in (source, synthetic, target))
+    middle = source[:, shards.manifest.config.neighbours]
+    parts = (part.cpu().numpy() for part in (middle, synthetic[:, 0], target[:, 0]))
     return patch_grid(*parts)
 
 

@@ -57,6 +57,7 @@ from distsynth.training.steps import (
 from distsynth.training.validation import Validator
 from sharding.io.atomic import atomic_write
 from sharding.io.interruption import DeferredSignals, Interrupted, deferred_signals
+from sharding.io.storage import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class TrainingRun:
         folder: Where it works.
         resumed: What it continues from; None begins anew.
         clock: What its budget in time is measured by, in seconds.
+        encoders: Where encoders of the perceptual loss are kept for other runs; None keeps none.
 
     Attributes:
         state: The state that a checkpoint keeps.
@@ -83,10 +85,11 @@ class TrainingRun:
         folder: RunFolder,
         resumed: Resumed | None = None,
         clock: Clock = time.perf_counter,
+        encoders: Folder | None = None,
     ) -> None:
         config, self.shards = open_shards(config)
         config = resolve_precision(config, resumed.precision if resumed else None)
-        self._resumed = resumed
+        self._resumed, self._encoders = resumed, encoders
         self.config, self.folder = config, folder
         self.accelerator = accelerator = build_accelerator(config)
         self.trackers = Trackers()
@@ -116,7 +119,9 @@ class TrainingRun:
             self.shards, config, accelerator, self.standardise, self.loss, self.foreground
         )
         self.checkpoints = RunCheckpoints(config, folder, accelerator, self.shards.manifest)
-        self.augment = Augmentation(config.augment, config.train.seed, config.data.sides)
+        self.augment = Augmentation(
+            config.augment, config.train.seed, config.data.sides, config.data.contrasts or 1
+        )
         self.display = RunDisplay(config, pace, self.batches.steps, accelerator)
         self._signals: DeferredSignals | None = None
 
@@ -198,7 +203,9 @@ class TrainingRun:
             return
         if not state.encoder_trained:
             steps = self.config.loss.encoder_steps
-            train_encoder(encoder, self.shards, self.standardise, steps, self.accelerator)
+            train_encoder(
+                *(encoder, self.shards, self.standardise, steps, self.accelerator), self._encoders
+            )
             state.encoder_trained = True
         self.loss.use_encoder(encoder)
 

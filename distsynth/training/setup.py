@@ -172,7 +172,7 @@ def build_learners(config: RunConfig, accelerator: Accelerator, pace: Pace) -> d
         return Learner(network, rate, config.optim, pace, accelerator, average)
 
     size, channels = config.data.sides, config.data.channels
-    generator = build_generator(config.generator, size, channels)
+    generator = build_generator(config.generator, size, channels, config.data.slices)
     learners = {"generator": learner(generator, config.optim.lr_generator, config.optim.average)}
     if config.adversarial:
         discriminator = build_discriminator(config.discriminator, size, channels)

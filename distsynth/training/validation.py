@@ -28,6 +28,7 @@ from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.registry import TERMS
 from distsynth.metrics.checkerboard import checkerboard
 from distsynth.metrics.image import SSIM_WINDOW, global_ssim, mse, psnr, windowed_ssim
+from distsynth.metrics.overlap import Overlap
 from distsynth.metrics.seams import seams
 from sharding.shards.config import ShardConfig
 from sharding.shards.manifest import SpecimenRecord
@@ -113,7 +114,8 @@ class Validator:
             Supervised loss terms over the patches as `val/<term>`, and stitched metrics in the
             mask as `val/<metric>`: mse and psnr in standardised units with the target's own range
             as peak, psnr255, ssim_global and windowed ssim_2d on the target's scale of [0, 1],
-            seam_index and seam_excess inside and outside of the mask, checkerboard.
+            seam_index, seam_excess and overlap_disagreement inside and outside of the mask,
+            checkerboard. The disagreement is NaN where the patches of the shards do not overlap.
         """
         generator.eval()
         # The same names on every rank: one without any patch takes part in the sums all the same.
@@ -177,7 +179,7 @@ class Validator:
         device = accelerator.device
         stitch = config.stitch
         shape = extended(specimen.shape, config.data.start_multiple)
-        synthetic = Stitcher(shape, patch_size, stitch.trim, stitch.weights, device)
+        synthetic = Stitcher(shape, patch_size, stitch.trim, stitch.weights, device, spread=True)
         target = Stitcher(shape, patch_size, device=device)
         sums: dict[str, Tensor] = {}
         batches = validation_batches(
@@ -202,7 +204,7 @@ class Validator:
             synthetic.add(predicted[:, 0], where)
             target.add(truth[:, 0], where)
         for stitcher in (synthetic, target):
-            for part in (stitcher.total, stitcher.weight):
+            for part in stitcher.sums:
                 part.copy_(accelerator.reduce(part, "sum"))  # type: ignore[arg-type]
         row = self._metrics(specimen, synthetic, target)
         return row, sums
@@ -219,7 +221,7 @@ class Validator:
         # With slices along several axes, those along the first: others cross them as lines only.
         slices = np.flatnonzero(covered.all(axis=tuple({0, 1, 2} - {axis})))
 
-        def covered_part(volume: Tensor | NDArray[np.bool_]) -> NDArray:
+        def covered_part(volume: Tensor | NDArray[Any]) -> NDArray:
             array = volume.cpu().numpy() if isinstance(volume, Tensor) else volume
             return np.take(array, slices, axis)
 
@@ -233,6 +235,8 @@ class Validator:
             borders[axis] = np.array([], np.int64)
         scaled = transform.unstandardise(image), transform.unstandardise(truth)
         inside, outside = seams(image, truth, borders, (mask, ~mask))
+        found = synthetic.overlap()
+        windows = Overlap(*(covered_part(part[own]) for part in (found.variance, found.freedom)))
         return {
             "mse": error,
             "psnr": psnr(error, transform.data_range),
@@ -245,6 +249,8 @@ class Validator:
             "seam_index_outside": outside.index,
             "seam_excess": inside.excess,
             "seam_excess_outside": outside.excess,
+            "overlap_disagreement": windows.disagreement(mask),
+            "overlap_disagreement_outside": windows.disagreement(~mask),
             "checkerboard": checkerboard(image, truth, mask),
         }
 

@@ -39,6 +39,7 @@ from sharding.registration.specimen import (
     prepare_specimen,
 )
 from sharding.volumes.cohort import Specimen, write_cohort
+from sharding.volumes.contrasts import common_contrasts
 
 COHORT = "cohort.csv"
 QUALITY = "quality.json"
@@ -101,10 +102,11 @@ def prepare_cohort(
         What was prepared, what stands out, what failed and why. A failure does not stop the rest.
 
     Raises:
-        DataError: If `out` holds something else, another process is writing there, or the
-            disk is full. What is finished stays.
+        DataError: If `out` holds something else, another process is writing there, specimens have
+            different contrasts, or the disk is full. What is finished stays.
         Exception: Any other one that a step raises, which no specimen is to blame for.
     """
+    common_contrasts(specimens)
     out = out.resolve()
     names = {specimen.name for specimen in specimens}
     for name in sorted(names & {COHORT, QUALITY, PAGE, MARK}):
@@ -171,8 +173,7 @@ def _full_disk_named(out: Path) -> Iterator[None]:
 def _cause(error: Exception, specimen: Specimen, out: Path) -> str:
     """Why a specimen failed, without the folders of this machine."""
     text = cause(error)
-    files = [specimen.source, specimen.target, specimen.mask]
-    for folder in sorted({out, *(path.parent for path in files if path)}, reverse=True):
+    for folder in sorted({out, *(path.parent for path in specimen.volumes)}, reverse=True):
         text = text.replace(f"{folder}/", "")
     return FOLDERS.sub("", text)
 

@@ -67,7 +67,7 @@ class RegistrationOutcome:
     __pydantic_config__ = STRICT
 
     step: str
-    """rigid, affine or deform."""
+    """rigid, affine or deform; or such as `t2 to t1`, the rigid step of a further contrast."""
     kept: bool
     """Whether it stands; if not, what was there before it does."""
     before: float | None
@@ -105,7 +105,7 @@ class SpecimenQuality:
     left_out: tuple[str, ...] = ()
     """Registration steps that did not, so that the step before them, or the headers, stand."""
     registration: tuple[RegistrationOutcome, ...] = ()
-    """What each registration step did, in order."""
+    """What each registration step did, in order, after those of further contrasts."""
     mirrored_gain: float = 0.0
     """Share by which the source fits better when it is mirrored left to right, by the mutual
     information after a rigid registration each; 0 where that was not measured."""

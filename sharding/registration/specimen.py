@@ -9,6 +9,10 @@
     SPECIMEN/quality.json picture.png               of the pair before and after
     SPECIMEN/bias.png                               of the bias correction
 
+Several contrasts have files such as source_t2.nii.gz beside source.nii.gz, which is the first one.
+The others are registered rigidly to it when they are resampled, and follow its registration.
+Quality is measured on the first, and how well the others fit it.
+
 Each step's folder holds its record, step.json. The source is interpolated once, by all transforms
 together. Nothing here depends on the clock or on other specimens: the same files, configuration
 and tools give the same bytes.
@@ -42,6 +46,7 @@ from sharding.registration.specimen_steps import SpecimenSteps
 from sharding.registration.step_cache import finished, read_record, run_step
 from sharding.registration.step_work import SpecimenPreparation, place_on_target
 from sharding.volumes.cohort import Specimen
+from sharding.volumes.contrasts import SOURCE
 from sharding.volumes.pair import source_of
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import read_volume
@@ -163,7 +168,7 @@ def _draw_correction(work: SpecimenPreparation) -> None:
         (work.folder / BIAS_PICTURE).unlink(missing_ok=True)
         return
     specimen, orientation = work.specimen, work.config.preprocess.orientation
-    raw = {"source": source_of(specimen), "target": specimen.target}
+    raw = {**work.plan.sources, "target": specimen.target}
     volumes = {
         role: (
             read_volume(path, orientation=orientation),
@@ -189,12 +194,20 @@ def _registration_record(work: SpecimenPreparation) -> dict[str, Any]:
             RegistrationOutcome(
                 step, found["kept"], found["information_before"], found["information_after"]
             )
-            for step, found in measured.items()
+            for step, found in {**_contrasts_record(work), **measured}.items()
         ),
         "kept": tuple(step for step, found in measured.items() if found["kept"]),
         "left_out": tuple(step for step, found in measured.items() if not found["kept"]),
         "mirrored_gain": float(gain),
     }
+
+
+def _contrasts_record(work: SpecimenPreparation) -> dict[str, Any]:
+    """What registering each further contrast to the first one did, such as `t2 to t1`, if any."""
+    record = read_record(work.folder / "resample") if work.config.registers else None
+    found = record.measured.get("contrasts", {}) if record else {}
+    first = work.specimen.contrast
+    return {f"{role.removeprefix(SOURCE)} to {first}": done for role, done in found.items()}
 
 
 def _read_quality(plan: SpecimenSteps, folder: Path) -> SpecimenQuality | None:

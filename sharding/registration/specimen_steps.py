@@ -13,6 +13,7 @@ from sharding.registration.alignment import LEAST_GAIN
 from sharding.registration.config import REGISTRATION_STEPS, PrepareConfig, StepName
 from sharding.registration.step_cache import Step, file_sha256
 from sharding.volumes.cohort import Specimen
+from sharding.volumes.contrasts import SOURCE
 from sharding.volumes.formats.registry import files_of
 from sharding.volumes.intensities import SCALED_MAX
 from sharding.volumes.pair import source_of
@@ -51,10 +52,16 @@ class SpecimenSteps:
         return next((step for step in self.config.steps if step in REGISTRATION_STEPS), None)
 
     @cached_property
+    def sources(self) -> dict[str, Path]:
+        """Role -> raw file of each contrast of the source: `source`, then such as `source_t2`."""
+        further = {f"{SOURCE}{each.name}": each.source for each in self.specimen.further}
+        return {"source": source_of(self.specimen), **further}
+
+    @cached_property
     def raw_sha256(self) -> dict[str, str]:
         """Role -> sha256 of the raw file; of the checksums of its files if it has several."""
         files = {
-            "source": source_of(self.specimen),
+            **self.sources,
             "target": self.specimen.target,
             "mask": self.specimen.mask,
         }
@@ -96,15 +103,17 @@ class SpecimenSteps:
             return clip | {"maximum": SCALED_MAX}, _versions("numpy")
         if name == "resample":
             overlap = _some(config.preprocess, "min_overlap")
-            return threshold | overlap | {"order": SPLINE_ORDER}, _versions("scipy")
+            own = threshold | overlap | {"order": SPLINE_ORDER}
+            if not (self.specimen.further and config.registers):
+                return own, _versions("scipy")
+            # It also registers the other contrasts to the first.
+            names = {"contrasts": list(self.specimen.contrasts)}
+            rigid = _register(config, DEFORM_ONLY)
+            return own | names | rigid | {"least_gain": LEAST_GAIN}, _versions("scipy", "SimpleITK")
         others = AFFINE_ONLY if name == "deform" else DEFORM_ONLY
         if name == "deform" and name == self.first_registration:
             others = ()  # It measures how well the mirrored source fits, by a rigid registration.
-        register = {
-            field: value
-            for field, value in asdict(config.register).items()
-            if not field.startswith(others)
-        }
+        register = _register(config, others)
         tools = ["picsl_greedy"] if name == "deform" else []
         if name != "deform" or not others:
             tools.append("SimpleITK")
@@ -124,6 +133,12 @@ def _volume_sha256(path: Path) -> str:
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _register(config: PrepareConfig, without: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of the registration whose names do not begin like these."""
+    fields = asdict(config.register).items()
+    return {field: value for field, value in fields if not field.startswith(without)}
 
 
 def _some(config: Any, *names: str) -> dict[str, Any]:

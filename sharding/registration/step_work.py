@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,17 @@ from sharding.registration.quality import jacobian_range
 from sharding.registration.register import register_affine, register_deformable, register_rigid
 from sharding.registration.specimen_steps import SPLINE_ORDER, SpecimenSteps
 from sharding.volumes.cohort import Specimen
+from sharding.volumes.contrasts import SOURCE, Contrast
 from sharding.volumes.header import codes_of
 from sharding.volumes.intensities import SCALED_MAX, check_varies, fit_intensities
-from sharding.volumes.masks import read_mask, specimen_foreground
-from sharding.volumes.pair import check_not_finer, source_of
+from sharding.volumes.masks import otsu_foreground, read_mask, specimen_foreground
+from sharding.volumes.pair import check_not_finer
 from sharding.volumes.resample import field_of_view, resample
 from sharding.volumes.transform import Transform
 from sharding.volumes.volume import Volume, read_pair, read_volume, write_volume
 
-Role = Literal["source", "target"]
+Role = str
+"""`source`, `target`, and such as `source_t2` for each contrast after the first one."""
 
 
 class SpecimenPreparation:
@@ -51,7 +53,7 @@ class SpecimenPreparation:
         for step in ("scale", "correct"):
             if step in self.config.steps and step in earlier:
                 return self.folder / step / f"{role}.nii.gz"
-        return source_of(self.specimen) if role == "source" else self.specimen.target
+        return self.specimen.target if role == "target" else self.plan.sources[role]
 
     def registration(self, before: str = "resample") -> Path | None:
         """The folder of the registration as it was before a step; None without any."""
@@ -68,16 +70,23 @@ class SpecimenPreparation:
     @property
     def prepared(self) -> Specimen:
         """The prepared files."""
-        done = replace(self.specimen, source=self.volume("source"), target=self.volume("target"))
+        natives = {role: self.volume(role) for role in self.plan.sources}
+        done = replace(self.specimen, source=natives["source"], target=self.volume("target"))
+        names = {f"{SOURCE}{each.name}": each.name for each in self.specimen.further}
         if "resample" not in self.config.steps:
-            return done
+            further = (Contrast(name, natives[role]) for role, name in names.items())
+            return replace(done, further=tuple(further))
         folder = self.folder / "resample"
         return replace(
             done,
             source=folder / "source.nii.gz",
             mask=folder / "mask.nii.gz",
-            native_source=self.volume("source"),
+            native_source=natives["source"],
             transform=self.registration(),
+            further=tuple(
+                Contrast(name, folder / f"{role}.nii.gz", natives[role])
+                for role, name in names.items()
+            ),
         )
 
     # What each step does
@@ -100,46 +109,42 @@ class SpecimenPreparation:
             DataError: If a file is bad, the source is finer than the target, the mask does not
                 fit, or the fields of view lie apart.
         """
-        where = source_of(self.specimen)
         config = self.config.preprocess
-        source, target = read_pair(where, self.specimen.target, config.orientation)
-        check_not_finer(where, source, target, config)
-        if self.specimen.mask:
-            read_mask(self.specimen.mask, target, config.orientation)
-        if not field_of_view(source, target.shape, target.affine).any():
-            raise DataError(
-                where,
-                f"source and target must overlap: no voxel of {self.specimen.target.name} lies in "
-                "the source's field of view",
-                "Check the affines, or that the files belong together",
-            )
+        for number, where in enumerate(self.plan.sources.values()):
+            source, target = read_pair(where, self.specimen.target, config.orientation)
+            check_not_finer(where, source, target, config)
+            if self.specimen.mask and not number:
+                read_mask(self.specimen.mask, target, config.orientation)
+            if not field_of_view(source, target.shape, target.affine).any():
+                raise DataError(
+                    where,
+                    f"source and target must overlap: no voxel of {self.specimen.target.name} lies "
+                    "in the source's field of view",
+                    "Check the affines, or that the files belong together",
+                )
 
     def _correct(self, into: Path) -> dict[str, Any]:
-        files = {"source": source_of(self.specimen), "target": self.specimen.target}
+        files = {**self.plan.sources, "target": self.specimen.target}
         orientation = self.config.preprocess.orientation
-        source, target = read_pair(files["source"], files["target"], orientation)
-        masks: dict[str, NDArray[np.bool_] | None] = {}
+        masks: dict[Role, NDArray[np.bool_] | None] = {}
         if self.specimen.mask:
-            mask = read_mask(self.specimen.mask, target, orientation)
-            near = carried_by_headers(mask, target, source)
-            config = self.config.correct
-            masks = {
-                "source": tissue_within(source, config, near, files["source"]),
-                "target": mask,
-            }
-        # As in their files: the axes of a pair may have been matched by its arrays.
-        source = read_volume(files["source"], orientation=orientation)
+            for role, file in self.plan.sources.items():
+                source, target = read_pair(file, files["target"], orientation)
+                mask = masks["target"] = read_mask(self.specimen.mask, target, orientation)
+                near = carried_by_headers(mask, target, source)
+                masks[role] = tissue_within(source, self.config.correct, near, file)
         measured: dict[str, Any] = {"source_in_mask": masks.get("source") is not None}
-        for role, volume in (("source", source), ("target", target)):
-            found = correct_bias(volume, self.config.correct, masks.get(role), files[role])
-            corrected, bias = found
+        for role, file in files.items():
+            # As in their files: the axes of a pair may have been matched by its arrays.
+            volume = read_volume(file, orientation=orientation)
+            corrected, bias = correct_bias(volume, self.config.correct, masks.get(role), file)
             write_volume(into / f"{role}.nii.gz", corrected)
             measured[role] = {"bias_min": float(bias.min()), "bias_max": float(bias.max())}
         return measured
 
     def _scale(self, into: Path) -> dict[str, Any]:
         measured = {}
-        for role in ("source", "target"):
+        for role in (*self.plan.sources, "target"):
             path = self.volume(role, "scale")
             volume = read_volume(path, orientation=self.config.preprocess.orientation)
             fitted = fit_intensities(path, volume, self.config.preprocess)
@@ -222,21 +227,56 @@ class SpecimenPreparation:
         source, target = self.pair()
         foreground = self.foreground(target)
         placed, inside = place_on_target(source, target, self.transform())
-        mask = foreground & inside
         coverage = self._check_coverage(inside, foreground)
-        low, high = float(source.data.min()), float(source.data.max())
-        unit = (placed - np.float32(low)) / np.float32(high - low)
-        check_varies(source_of(self.specimen), unit, mask, "the mask")
-        write_volume(into / "source.nii.gz", target.with_data(placed))
+        on_target = {"source": (source, placed)}
+        further: dict[str, Any] = {}
+        for role in [*self.plan.sources][1:]:
+            volume, found, own, further[role] = self._place_further(role, source, target)
+            on_target[role] = volume, found
+            self._check_coverage(own, foreground, role)
+            inside = inside & own
+        mask = foreground & inside
+        for role, (native, data) in on_target.items():
+            low, high = float(native.data.min()), float(native.data.max())
+            unit = (data - np.float32(low)) / np.float32(high - low)
+            check_varies(self.plan.sources[role], unit, mask, "the mask")
+            write_volume(into / f"{role}.nii.gz", target.with_data(data))
         write_volume(into / "mask.nii.gz", target.with_data(mask))
         return {
             "coverage": coverage,
             "source_grid": _grid(source),
             "target_grid": _grid(target),
+            **({"contrasts": further} if further else {}),
         }
 
-    def _check_coverage(self, inside: NDArray[np.bool_], foreground: NDArray[np.bool_]) -> float:
-        """Share of the foreground that the source covers.
+    def _place_further(
+        self, role: Role, first: Volume, target: Volume
+    ) -> tuple[Volume, NDArray[np.float32], NDArray[np.bool_], dict[str, Any]]:
+        """A contrast after the first one: its own grid, the target's, where it lies, how it moved.
+
+        It is registered rigidly to the first one, if the steps register, and follows that one's
+        registration to the target.
+        """
+        orientation = self.config.preprocess.orientation
+        volume, _ = read_pair(self.volume(role), self.volume("target"), orientation)
+        measured: dict[str, Any] = {}
+        rigid = Transform.identity()
+        if self.config.registers:
+            leading = self.scaled(first, "source")
+            tissue = otsu_foreground(leading.data)
+            found = register_rigid(volume, first, self.config.register, tissue)
+            comparison = compare(self.scaled(volume, role), leading, rigid, found, tissue)
+            rigid = found if comparison.kept else rigid
+            measured = asdict(comparison)
+        transform = self.transform()
+        moved = replace(transform, affine=rigid.affine @ transform.affine)
+        placed, inside = place_on_target(volume, target, moved)
+        return volume, placed, inside, {**measured, "affine": rigid.affine.tolist()}
+
+    def _check_coverage(
+        self, inside: NDArray[np.bool_], foreground: NDArray[np.bool_], role: Role = "source"
+    ) -> float:
+        """Share of the foreground that a source covers.
 
         Raises:
             DataError: If it is too small.
@@ -245,7 +285,7 @@ class SpecimenPreparation:
         least = self.config.preprocess.min_overlap
         if coverage < least:
             raise DataError(
-                source_of(self.specimen),
+                self.plan.sources[role],
                 f"source and target must overlap: it covers {coverage:.0%} of the target's "
                 f"foreground, at least {least:.0%} is needed",
                 "Check the affines, or that the files belong together"

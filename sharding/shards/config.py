@@ -83,6 +83,6 @@ class ShardConfig:
                 raise ValueError(f"{name} must be distinct axes of 0, 1, 2, got {axes}")
 
     @property
-    def channels(self) -> int:
-        """Channels of a source patch: the slice itself and its neighbours."""
+    def slices(self) -> int:
+        """Slices that a contrast of a source patch carries: the slice itself and its neighbours."""
         return 1 + 2 * self.neighbours

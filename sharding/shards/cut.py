@@ -21,7 +21,7 @@ from sharding.io.errors import DataError
 from sharding.io.records import STRICT
 from sharding.io.storage import Folder
 from sharding.shards.config import ShardConfig
-from sharding.shards.manifest import FORMAT_VERSION, SpecimenRecord, mask_name
+from sharding.shards.manifest import FORMAT_VERSION, ContrastRecord, SpecimenRecord, mask_name
 from sharding.shards.patches import (
     cut,
     cut_channels,
@@ -150,7 +150,7 @@ def part_key(name: str, split: Split, inputs: str, config: ShardConfig) -> str:
 
 
 def inputs_sha256(specimen: Specimen) -> str:
-    """sha256 over the checksums of a specimen's files.
+    """sha256 over the checksums of a specimen's files, and the names of further contrasts.
 
     Raises:
         DataError: If one is missing.
@@ -165,6 +165,11 @@ def inputs_sha256(specimen: Specimen) -> str:
             digest.update(_sha256(file))
     for path in transform:
         digest.update(_sha256(path))
+    for each in specimen.further:
+        digest.update(each.name.encode())
+        for path in filter(None, (each.source, each.native_source)):
+            for file in files_of(path):
+                digest.update(_sha256(file))
     return digest.hexdigest()
 
 
@@ -223,16 +228,21 @@ def write_records(
     Returns:
         Patches and bytes of each record.
     """
-    source, target = (
+    target, *sources = (
         extend_volume(quantise(scaled), config.alignment)
-        for scaled in (pair.source_scaled, pair.target_scaled)
+        for scaled in (
+            pair.target_scaled,
+            pair.source_scaled,
+            *(each.scaled for each in pair.further),
+        )
     )
     records = []
     # A tar without its end, because other records follow in a shard.
     with folder.writer(part_file(pair.name)) as path, path.open("wb") as file:
         for number, where in enumerate(_blocks(locations, config.block)):
+            parts = [cut_channels(s, config.patch_size, where, config.neighbours) for s in sources]
             arrays = {
-                "source": cut_channels(source, config.patch_size, where, config.neighbours),
+                "source": parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1),
                 "target": cut(target, config.patch_size, where),
                 "where": where,
             }
@@ -248,10 +258,17 @@ def _blocks(locations: NDArray[np.int32], size: int) -> Iterable[NDArray[np.int3
 def _describe(
     pair: Pair, task: CutTask, patches: int, inputs: str, mask_sha256: str
 ) -> SpecimenRecord:
-    profile = None
+    specimen, profile = task.specimen, None
     if task.split == "train":
-        scan = task.specimen.native_source or source_of(task.specimen)
+        scan = specimen.native_source or source_of(specimen)
         profile = profile_scan(pair.native_source, known_steps(scan))
+    further = []
+    for contrast, source in zip(specimen.further, pair.further, strict=True):
+        own = None
+        if task.split == "train":
+            steps = known_steps(contrast.native_source or contrast.source)
+            own = profile_scan(source.native, steps)
+        further.append(ContrastRecord(source.transform, fingerprint(source.native), own))
     return SpecimenRecord(
         name=pair.name,
         split=task.split,
@@ -267,4 +284,5 @@ def _describe(
         inputs_sha256=inputs,
         mask_sha256=mask_sha256,
         profile=profile,
+        further=tuple(further),
     )

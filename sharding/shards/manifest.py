@@ -12,13 +12,15 @@ A record holds a block of one specimen's patches as three plain arrays, aligned 
 the specimen's name, dots as plus signs, and the number of the block:
 
     KEY.source.npy   uint16, (n, c, *patch_size)   source intensity, [0, 1] scaled to 0..65535; the
-                                                   c channels are neighbouring slices, mostly one
+                                                   c channels are the contrasts one after the other,
+                                                   of each its neighbouring slices; mostly one
     KEY.target.npy   uint16, (n, *patch_size)      target, in the same scale
     KEY.where.npy    int32, (n, 4)                 axis (-1 for a block) and first voxel
 
 Standardising is left to the reader's device: z = (value / 65535 - mean) / std with the mean and
-std of the specimen's intensity transform, which the manifest keeps. If the transform has
-landmarks, value / 65535 is first moved from them to the mean landmarks of the training specimens.
+std of the specimen's intensity transform, which the manifest keeps for each contrast. If the
+transform has landmarks, value / 65535 is first moved from them to the mean landmarks of the
+training specimens.
 
 Nothing in a record depends on the rest of the cohort, so that specimens are cut in any order, on
 any machine, and stay as they are when others are added or change their split.
@@ -33,11 +35,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT
@@ -52,6 +54,28 @@ from sharding.volumes.profile import ScanProfile
 FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"(train|val|test)/\1-\d{6}\.tar")
+
+
+Item = TypeVar("Item")
+Several = Annotated[tuple[Item, ...], Field(exclude_if=lambda value: not value)]
+"""A tuple that is written if it holds something: what several contrasts add to a manifest."""
+
+
+@dataclass(frozen=True)
+class ContrastRecord:
+    """A contrast of a specimen's source after the first one.
+
+    Attributes:
+        transform: Its intensity transform.
+        sha256: Fingerprint of its voxels.
+        profile: What it is like, of a training specimen; None for all others.
+    """
+
+    __pydantic_config__ = STRICT
+
+    transform: IntensityTransform
+    sha256: str
+    profile: ScanProfile | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,7 @@ class SpecimenRecord:
         mask_sha256: Checksum of the mask's file.
         profile: What the source of a training specimen is like; None for all others, and for those
             that were cut before profiles were kept.
+        further: The contrasts of the source after the first one.
     """
 
     __pydantic_config__ = STRICT
@@ -92,6 +117,23 @@ class SpecimenRecord:
     inputs_sha256: str
     mask_sha256: str
     profile: ScanProfile | None = None
+    further: Several[ContrastRecord] = ()
+
+    @property
+    def source_transforms(self) -> tuple[IntensityTransform, ...]:
+        """The intensity transform of each contrast of the source."""
+        return (self.source, *(each.transform for each in self.further))
+
+    @property
+    def profiles(self) -> tuple[ScanProfile | None, ...]:
+        """What each contrast of the source is like."""
+        return (self.profile, *(each.profile for each in self.further))
+
+    @property
+    def scans_sha256(self) -> tuple[str, ...]:
+        """Fingerprints of the source, its first contrast first, and of the target."""
+        further = (each.sha256 for each in self.further)
+        return (self.source_sha256, self.target_sha256, *further)
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1 or self.patches < 0:
@@ -149,6 +191,8 @@ class Manifest:
         shards: In the order of their names.
         left_out: Specimens of the cohort that failed and were left out knowingly.
         version: The version of the format.
+        contrasts: Names of the source's contrasts, in the order of its channels; none where there
+            is one source.
     """
 
     __pydantic_config__ = STRICT
@@ -158,6 +202,17 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     left_out: tuple[str, ...] = ()
     version: Literal[4] = FORMAT_VERSION
+    contrasts: Several[str] = ()
+
+    @property
+    def contrast_count(self) -> int:
+        """Contrasts of a source, at least one."""
+        return max(1, len(self.contrasts))
+
+    @property
+    def channels(self) -> int:
+        """Channels of a source patch: of each contrast the slice itself and its neighbours."""
+        return self.contrast_count * self.config.slices
 
     def names(self, split: Split) -> list[str]:
         """Specimens of a split."""
@@ -174,6 +229,10 @@ class Manifest:
         return Standards(
             standard_landmarks([row.source.landmarks for row in seen]),
             standard_landmarks([row.target.landmarks for row in seen]),
+            tuple(
+                standard_landmarks([row.source_transforms[index].landmarks for row in seen])
+                for index in range(1, self.contrast_count)
+            ),
         )
 
     def patch_numbers(self, split: Split) -> dict[str, NDArray[np.int64]]:
@@ -241,6 +300,13 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     specimens = {specimen.name: specimen for specimen in manifest.specimens}
     if len(specimens) < len(manifest.specimens):
         yield "a specimen is listed twice"
+    names = manifest.contrasts
+    if len(names) == 1 or len(set(names)) < len(names):
+        yield f"contrasts must be none, or two or more of different names: {', '.join(names)}"
+    count = manifest.contrast_count
+    for row in manifest.specimens:
+        if len(row.further) != count - 1:
+            yield f"{row.name} has {len(row.further) + 1} contrasts, the set {count}"
     for name in specimens:
         if not SPECIMEN_NAME.fullmatch(name):
             yield f"not a name that a specimen can have: {name!r}"
@@ -282,7 +348,7 @@ def check_no_leak(where: str, manifest: Manifest) -> None:
     """
     seen: dict[str, str] = {}
     for specimen in manifest.specimens:
-        for digest in (specimen.source_sha256, specimen.target_sha256):
+        for digest in specimen.scans_sha256:
             owner = seen.setdefault(digest, specimen.name)
             if owner != specimen.name:
                 raise DataError(

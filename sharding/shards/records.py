@@ -42,8 +42,8 @@ class Block:
     specimen: str
 
 
-def read_blocks(path: Path, config: ShardConfig) -> list[Block]:
-    """Map the records of one tar.
+def read_blocks(path: Path, config: ShardConfig, channels: int) -> list[Block]:
+    """Map the records of one tar, whose sources have this many channels.
 
     Raises:
         ValueError: If a record lacks an array, has one twice, or one of another type or shape than
@@ -74,7 +74,7 @@ def read_blocks(path: Path, config: ShardConfig) -> list[Block]:
         if block.where.shape[1:] != (4,) or block.where.dtype != np.int32:
             raise ValueError("locations must be int32 of 4 columns")
         target = (len(block.where), *config.patch_size)
-        source = (len(block.where), config.channels, *config.patch_size)
+        source = (len(block.where), channels, *config.patch_size)
         if (block.source.shape, block.target.shape) != (source, target):
             raise ValueError(
                 f"patches have shapes {block.source.shape} and {block.target.shape}, "

@@ -117,7 +117,8 @@ class ShardSet:
         where = self.folder / shard.name
         try:
             with file_errors(where):
-                blocks = read_blocks(self.path(shard), self.manifest.config)
+                manifest = self.manifest
+                blocks = read_blocks(self.path(shard), manifest.config, manifest.channels)
         except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
             if isinstance(error, DataError):
                 raise

@@ -42,6 +42,7 @@ from sharding.shards.update import (
     known_key,
 )
 from sharding.volumes.cohort import SPLITS, Specimen
+from sharding.volumes.contrasts import common_contrasts, in_words
 from sharding.volumes.grid import same_spacing
 
 REPLACING = f"{PARTS}/replacing"
@@ -94,10 +95,11 @@ def write_shards(
     Raises:
         CohortError: If specimens fail, unless they are skipped. What was cut is kept, and the
             next run continues from there.
-        DataError: If `out` holds another set or something else, another process writes to it, or
-            two specimens hold the same scan.
+        DataError: If `out` holds another set or something else, another process writes to it, two
+            specimens hold the same scan, or not all have the same contrasts.
     """
     folder = Folder(out)
+    contrasts = common_contrasts(specimens)
     if address:
         # Tasks of a cluster have their own working folders.
         folder = Folder(folder.local.resolve()) if folder.local else folder
@@ -109,6 +111,9 @@ def write_shards(
         old = _open_folder(folder, overwrite)
         if old and update:
             check_same_config(folder, old, config)
+            if old.contrasts != contrasts:
+                rule = f"the set holds {in_words(old.contrasts)}, the cohort {in_words(contrasts)}"
+                raise DataError(folder.url, rule, "Shard into another folder")
         splits = choose_splits(specimens, config, old if update else None)
         tasks = [
             CutTask(row, splits[row.name], folder, config, known_key(row.name, old))
@@ -128,7 +133,8 @@ def write_shards(
                     folder.url, f"no specimen is left in {split}", "Correct what failed"
                 )
         shards = pack_shards(folder, pieces, splits, old, config, workers, address)
-        manifest = Manifest(config, records, shards, tuple(sorted(failures)))
+        failed = tuple(sorted(failures))
+        manifest = Manifest(config, records, shards, failed, contrasts=contrasts)
         check_manifest(folder / MANIFEST, manifest)
         folder.write(MANIFEST, manifest.to_json())
         remove_unlisted(folder, manifest)

@@ -18,7 +18,7 @@ unless `gamma_spread` and `blur_spread` say otherwise: one curve for everybody i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +34,7 @@ from sharding.io.errors import DataError
 from sharding.io.interruption import deferred_signals
 from sharding.io.progress import progress
 from sharding.volumes.cohort import Specimen, write_cohort
+from sharding.volumes.contrasts import CONTRAST_NAME, Contrast
 from sharding.volumes.intensities import IntensityTransform
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
@@ -74,6 +75,9 @@ class SimulationConfig:
     """Largest rotation about each axis."""
     shift_mm: float = 0.0
     """Largest shift along each axis in millimetres."""
+    contrasts: tuple[str, ...] = ()
+    """Several sources of each target, such as t1=1.4 t2=0.6: the name of each contrast and its
+    gamma, which takes the place of `gamma`. Each has bias, blur, motion and noise of its own."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +91,30 @@ class SimulationConfig:
             if getattr(self, name) - getattr(self, spread) < low:
                 rule = f"must leave {name} at least {low:g} in every specimen"
                 raise ValueError(f"{spread} {rule}, got {getattr(self, spread)}")
+        self._check_contrasts()
+
+    def _check_contrasts(self) -> None:
+        """Raise ValueError unless there are none, or several of different names and good gammas."""
+        parts = [each.partition("=") for each in self.contrasts]
+        names = [name for name, _, _ in parts]
+        named = all(CONTRAST_NAME.fullmatch(name) for name in names)
+        if len(names) == 1 or len(set(names)) < len(names) or not named:
+            raise ValueError(
+                "contrasts must be two or more of different names in small letters, such as "
+                f"t1=1.4 t2=0.6, got {' '.join(self.contrasts)}"
+            )
+        for name, _, gamma in parts:
+            try:
+                replace(self, contrasts=(), gamma=float(gamma))
+            except ValueError as error:
+                raise ValueError(f"contrasts must be NAME=GAMMA; {name}: {error}") from None
+
+    @property
+    def each_contrast(self) -> Mapping[str, SimulationConfig]:
+        """Name -> how that contrast is simulated; one of no name where there is one source."""
+        parts = [each.partition("=") for each in self.contrasts]
+        found = {name: replace(self, contrasts=(), gamma=float(gamma)) for name, _, gamma in parts}
+        return found or {"": self}
 
 
 def simulate_source(
@@ -96,7 +124,7 @@ def simulate_source(
 
     Args:
         target: High-field volume, any intensity units.
-        config: Strength of each effect.
+        config: Strength of each effect; `contrasts` are for simulate_cohort.
         name: The specimen; with the seed it determines every random draw.
 
     Returns:
@@ -137,7 +165,7 @@ def simulate_source(
     affine = target.affine @ np.diag([step, step, step, 1])
     applied = {
         "specimen": name,
-        "model": asdict(config),
+        "model": {key: value for key, value in asdict(config).items() if key != "contrasts"},
         "gamma": gamma,
         "blur_voxels": blur_voxels,
         "bias_slopes": slopes.tolist(),
@@ -154,7 +182,8 @@ def simulate_cohort(
 
     Args:
         specimens: The cohort; its targets are used where they are, existing sources ignored.
-        out: Folder for NAME_source.nii.gz, NAME_source.json and cohort.csv.
+        out: Folder for NAME_source.nii.gz, NAME_source.json and cohort.csv; of several contrasts
+            NAME_source_CONTRAST.nii.gz and its JSON file.
         config: Strength of each effect.
         overwrite: Replace those of these files that exist.
 
@@ -165,7 +194,13 @@ def simulate_cohort(
         DataError: If one of these files exists, or a target is bad or would be replaced.
     """
     cohort_file = out / "cohort.csv"
-    sources = {specimen.name: out / f"{specimen.name}_source.nii.gz" for specimen in specimens}
+    kinds = config.each_contrast
+    ends = {kind: f"source_{kind}" if kind else "source" for kind in kinds}
+    sources = {
+        (specimen.name, kind): out / f"{specimen.name}_{end}.nii.gz"
+        for specimen in specimens
+        for kind, end in ends.items()
+    }
     refuse_existing([cohort_file, *sources.values()], overwrite)
     targets = {specimen.target.resolve() for specimen in specimens}
     for path in sources.values():
@@ -176,14 +211,27 @@ def simulate_cohort(
     with TemporaryDirectory(prefix=".simulating-", dir=out) as gathered:
         for specimen in progress(specimens, "simulating", len(specimens)):
             target = read_volume(specimen.target)
-            try:
-                source, applied = simulate_source(target, config, specimen.name)
-            except ValueError as error:
-                raise DataError(specimen.target, str(error), "Leave the specimen out") from error
-            write_volume(Path(gathered, sources[specimen.name].name), source)
-            record = json.dumps(applied, indent=2) + "\n"
-            atomic_write(Path(gathered, f"{specimen.name}_source.json"), record)
-        done = [replace(specimen, source=sources[specimen.name]) for specimen in specimens]
+            for kind, own in kinds.items():
+                # The name determines the draws, so that contrasts differ.
+                name = f"{specimen.name} {kind}" if kind else specimen.name
+                try:
+                    source, applied = simulate_source(target, own, name)
+                except ValueError as error:
+                    remedy = "Leave the specimen out"
+                    raise DataError(specimen.target, str(error), remedy) from error
+                write_volume(Path(gathered, sources[specimen.name, kind].name), source)
+                record = json.dumps(applied, indent=2) + "\n"
+                atomic_write(Path(gathered, f"{specimen.name}_{ends[kind]}.json"), record)
+        first, *others = kinds
+        done = [
+            replace(
+                specimen,
+                source=sources[specimen.name, first],
+                contrast=first,
+                further=tuple(Contrast(kind, sources[specimen.name, kind]) for kind in others),
+            )
+            for specimen in specimens
+        ]
         # All of the files or none, if a signal arrives now.
         with deferred_signals():
             for path in sorted(Path(gathered).iterdir()):

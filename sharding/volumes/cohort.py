@@ -10,13 +10,21 @@ import io
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from sharding.io.atomic import atomic_write
 from sharding.io.errors import DataError, file_errors, list_causes
+from sharding.volumes.cohort_table import REQUIRED, Row, read_table
+from sharding.volumes.contrasts import (
+    NATIVE,
+    SOURCE,
+    Contrast,
+    common_contrasts,
+    contrast_names,
+)
 from sharding.volumes.formats.registry import files_of
 
 logger = logging.getLogger(__name__)
@@ -24,12 +32,6 @@ logger = logging.getLogger(__name__)
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SPECIMEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-REQUIRED = ("specimen", "target")
-COLUMNS = (*REQUIRED, "source", "mask", "split", "native_source", "transform")
-"""Every column that a cohort file may have."""
-DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Specimen:
         native_source: The source of a prepared specimen on its own grid, before it was resampled.
         transform: The folder of the registration that aligned the native source of a prepared
             specimen with its target; None if the headers align the two.
+        contrast: Name of the source's contrast where there are several, else empty.
+        further: The other contrasts of the source, in order.
     """
 
     name: str
@@ -54,17 +58,45 @@ class Specimen:
     mask: Path | None = None
     native_source: Path | None = None
     transform: Path | None = None
+    contrast: str = ""
+    further: tuple[Contrast, ...] = ()
 
     def resolved(self) -> Specimen:
         """The same with absolute paths, which are valid in every process."""
         paths = {name: getattr(self, name) for name in PATHS}
-        return replace(self, **{name: path and path.resolve() for name, path in paths.items()})
+        further = tuple(
+            replace(
+                each,
+                source=each.source.resolve(),
+                native_source=each.native_source and each.native_source.resolve(),
+            )
+            for each in self.further
+        )
+        found = {name: path and path.resolve() for name, path in paths.items()}
+        return replace(self, further=further, **found)
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Names of the source's contrasts, in order; none where there is one source."""
+        return (self.contrast, *(each.name for each in self.further)) if self.further else ()
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The source, one volume a contrast; empty until it is simulated."""
+        return (self.source, *(each.source for each in self.further)) if self.source else ()
+
+    @property
+    def each_contrast(self) -> tuple[tuple[str, Path | None, Path | None], ...]:
+        """Name, source and native source of each contrast; one of no name where there is one."""
+        first = (self.contrast, self.source, self.native_source)
+        return (first, *((each.name, each.source, each.native_source) for each in self.further))
 
     @property
     def volumes(self) -> list[Path]:
         """Every volume that the specimen has: a file, or a DICOM folder."""
         files = (self.source, self.target, self.mask, self.native_source)
-        return [file for file in files if file]
+        further = (file for each in self.further for file in (each.source, each.native_source))
+        return [file for file in (*files, *further) if file]
 
 
 PATHS = ("target", "source", "mask", "native_source", "transform")
@@ -79,10 +111,11 @@ def read_cohort(
     """Read a cohort file, a folder that holds one, or a BIDS folder.
 
     Args:
-        path: A .csv file with the columns specimen, target and optionally the others of COLUMNS,
-            separated by commas, semicolons or tabs, with paths relative to the file; or a folder
-            with a cohort.csv; or a BIDS folder (sub-*). Subjects of a BIDS folder that are not
-            paired are left out and named in a warning.
+        path: A .csv file with the columns specimen, target and optionally source, mask, split,
+            native_source and transform, separated by commas, semicolons or tabs, with paths
+            relative to the file; several contrasts have a column source_NAME each in the place of
+            source. Or a folder with a cohort.csv, or a BIDS folder (sub-*). Subjects of a BIDS
+            folder that are not paired are left out and named in a warning.
         source_pattern: For BIDS: glob of the source below each subject's folder, such as
             "ses-7T/anat/*_T2w.nii.gz".
         target_pattern: The same for the target.
@@ -112,43 +145,84 @@ def read_cohort(
 def write_cohort(path: Path, specimens: Sequence[Specimen]) -> None:
     """Write a cohort.csv with paths relative to it, in one atomic step.
 
-    The columns mask, native_source and transform are written if any specimen has them.
+    The columns mask, native_source and transform are written if any specimen has them; several
+    contrasts have a column each.
+
+    Raises:
+        DataError: If the specimens do not all have the same contrasts.
     """
     folder = path.parent.resolve()
+    columns = _columns_of(specimens)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    optional = ("mask", "native_source", "transform")
-    roles = ["source", "target"]
-    roles += [role for role in optional if any(getattr(row, role) for row in specimens)]
-    rows.writerow(["specimen", *roles, "split"])
+    rows.writerow(["specimen", *columns, "split"])
     for specimen in specimens:
-        files = [getattr(specimen, role) for role in roles]
-        paths = [os.path.relpath(file.resolve(), folder) if file else "" for file in files]
-        rows.writerow([specimen.name, *paths, specimen.split or ""])
+        files = _files_of_columns(specimen)
+        paths = [files.get(column) for column in columns]
+        relative = [os.path.relpath(file.resolve(), folder) if file else "" for file in paths]
+        rows.writerow([specimen.name, *relative, specimen.split or ""])
     atomic_write(path, text.getvalue())
 
 
-def read_sources(path: Path) -> dict[str, Path]:
-    """The source of each specimen, as it was scanned, for which no target is needed.
+def _columns_of(specimens: Sequence[Specimen]) -> list[str]:
+    """The columns of files that a cohort of these specimens has."""
+    contrasts = common_contrasts(specimens)
+    used = {column for row in specimens for column, file in _files_of_columns(row).items() if file}
+    if not contrasts:
+        optional = ("mask", "native_source", "transform")
+        return ["source", "target", *(column for column in optional if column in used)]
+    sources = [f"{SOURCE}{name}" for name in contrasts]
+    optional = ("mask", *(f"{NATIVE}{name}" for name in contrasts), "transform")
+    return [*sources, "target", *(column for column in optional if column in used)]
+
+
+def _files_of_columns(specimen: Specimen) -> dict[str, Path | None]:
+    """Column -> file of a specimen."""
+    files: dict[str, Path | None] = {
+        "target": specimen.target,
+        "mask": specimen.mask,
+        "transform": specimen.transform,
+    }
+    if not specimen.further:
+        return files | {"source": specimen.source, "native_source": specimen.native_source}
+    for name, source, native in specimen.each_contrast:
+        files |= {f"{SOURCE}{name}": source, f"{NATIVE}{name}": native}
+    return files
+
+
+def read_sources(path: Path) -> dict[str, dict[str, Path]]:
+    """The sources of each specimen, as they were scanned, for which no target is needed.
 
     Args:
-        path: A cohort file with the columns specimen and source, or a folder that holds one. Of a
-            prepared specimen it is the source on its own grid.
+        path: A cohort file with the columns specimen and source, or source_NAME for each of several
+            contrasts; or a folder that holds one. Of a prepared specimen these are the sources on
+            their own grids.
+
+    Returns:
+        Specimen -> contrast -> file; the contrast of one source is empty.
 
     Raises:
         DataError: If a file, column or specimen is missing, listed twice or malformed.
     """
     path = path / "cohort.csv" if path.is_dir() else path
-    columns, rows = _table(path, ("specimen", "source"))
-    found: dict[str, Path] = {}
-    for number, row in rows:
-        values = _values_of_row(path, number, columns, row, ("specimen", "source"))
-        name = values["specimen"]
+    columns, rows = read_table(path, ("specimen",))
+    contrasts = contrast_names(path, columns)
+    if not contrasts and "source" not in columns:
+        rule = f"the column source is missing, found {', '.join(columns)}"
+        raise DataError(path, rule, "Add it to the first row")
+    wanted = {name: (f"{SOURCE}{name}", f"{NATIVE}{name}") for name in contrasts}
+    wanted = wanted or {"": ("source", "native_source")}
+    found: dict[str, dict[str, Path]] = {}
+    for row in rows:
+        row.require(["specimen"])
+        name = row.values["specimen"]
         if not SPECIMEN_NAME.fullmatch(name) or name in found:
             rule = f"specimens must be named by letters, digits, dots, dashes, each once: {name!r}"
-            raise DataError(f"{path}, line {number}", rule, "Rename it or drop the row")
-        file = values.get("native_source") or values["source"]
-        found[name] = tidy_path(path.parent / file)
+            raise DataError(row.where, rule, "Rename it or drop the row")
+        given = {each: row.required_file(column) for each, (column, _) in wanted.items()}
+        found[name] = {
+            each: row.file(native) or given[each] for each, (_, native) in wanted.items()
+        }
     if not found:
         raise DataError(path, "the cohort holds no specimen", "Add a row for each specimen")
     return dict(sorted(found.items()))
@@ -156,115 +230,54 @@ def read_sources(path: Path) -> dict[str, Path]:
 
 def _read_table(path: Path) -> list[Specimen]:
     """Read a cohort file of named columns."""
-    columns, rows = _table(path, REQUIRED)
-    return [_specimen_of_row(path, number, columns, row) for number, row in rows]
+    columns, rows = read_table(path, REQUIRED)
+    contrasts = contrast_names(path, columns)
+    return [_specimen_of_row(row, contrasts) for row in rows]
 
 
-def _table(path: Path, required: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The columns of a cohort file, and its rows with the numbers of their lines."""
-    try:
-        with file_errors(path):
-            text = path.read_text(encoding="utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
-        lines = [(reader.line_num, row) for row in reader]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(
-            path, f"not a readable CSV file ({error})", "Save it as CSV in UTF-8"
-        ) from error
-    if "\0" in text:
-        rule = "not a readable CSV file (it holds a byte of value 0, which no path may have)"
-        raise DataError(path, rule, "Save it as CSV in UTF-8")
-    if not lines:
-        raise DataError(path, "the cohort file is empty", "Write the columns in its first row")
-    rows = [(number, row) for number, row in lines[1:] if any(row)]
-    return _columns(path, lines[0][1], [row for _, row in rows], required), rows
+def _specimen_of_row(row: Row, contrasts: Sequence[str]) -> Specimen:
+    row.require(REQUIRED)
+    first, *others = (f"_{name}" for name in contrasts) if contrasts else ("",)
+    if contrasts:
+        row.require([f"{SOURCE}{name}" for name in contrasts])
+    native = row.file(f"native_source{first}")
+    transform = row.file("transform")
+    if transform and not native:
+        rule = f"the field transform needs the field native_source{first}"
+        remedy = "Give the source that was registered, or drop the transform"
+        raise DataError(row.where, rule, remedy)
+    further = tuple(
+        Contrast(name, row.required_file(f"source{end}"), row.file(f"native_source{end}"))
+        for name, end in zip(contrasts[1:], others, strict=True)
+    )
+    for each in further:
+        if (each.native_source is None) != (native is None):
+            rule = f"the fields {NATIVE}{contrasts[0]} and {NATIVE}{each.name} belong together"
+            raise DataError(row.where, rule, "Fill in both, or neither")
+    return Specimen(
+        row.values["specimen"],
+        row.required_file("target"),
+        row.file(f"source{first}"),
+        _split(row),
+        row.file("mask"),
+        native,
+        transform,
+        contrasts[0] if contrasts else "",
+        further,
+    )
 
 
-def _delimiter(text: str) -> str:
-    """The delimiter that splits the first row into the most known columns."""
-
-    def known(delimiter: str) -> int:
-        first = text.partition("\n")[0].split(delimiter)
-        return sum(name.strip(' "\r').lower() in COLUMNS for name in first)
-
-    return max(DELIMITERS, key=known)
-
-
-def _columns(
-    path: Path, first: Sequence[str], rows: Sequence[Sequence[str]], required: Sequence[str]
-) -> list[str]:
-    """The names of the columns; empty for one that has neither a name nor a value.
-
-    Raises:
-        DataError: If a column is unknown, missing, or given twice.
-    """
-    columns = []
-    for index, given in enumerate(first):
-        name = given.strip().lower()
-        if not name and not any(row[index].strip() for row in rows if index < len(row)):
-            columns.append("")
-            continue
-        if name not in COLUMNS:
-            rule = f"the column {given!r} is not known; the known ones are {', '.join(COLUMNS)}"
-            raise DataError(path, rule, "Rename it or remove it")
-        if name != given:
-            logger.warning("%s: the column %r is read as %s", path, given, name)
-        if name in columns:
-            raise DataError(path, f"the column {name} is given twice", "Keep one of them")
-        columns.append(name)
-    for column in required:
-        if column not in columns:
-            rule = f"the column {column} is missing, found {', '.join(first)}"
-            raise DataError(path, rule, "Add it to the first row")
-    return columns
-
-
-def _specimen_of_row(
-    path: Path, number: int, columns: Sequence[str], row: Sequence[str]
-) -> Specimen:
-    where = f"{path}, line {number}"
-    values = _values_of_row(path, number, columns, row, REQUIRED)
-    if values.get("transform") and not values.get("native_source"):
-        rule = "the field transform needs the field native_source"
-        raise DataError(where, rule, "Give the source that was registered, or drop the transform")
-    files = {
-        name: tidy_path(path.parent / values[name]) if values.get(name) else None for name in PATHS
-    }
-    target = files.pop("target")
-    assert target is not None
-    return Specimen(values["specimen"], target, split=_split(where, values), **files)
-
-
-def _values_of_row(
-    path: Path, number: int, columns: Sequence[str], row: Sequence[str], required: Sequence[str]
-) -> dict[str, str]:
-    """Column -> field of a row; those that are required are not empty."""
-    where = f"{path}, line {number}"
-    if len(row) > len(columns):
-        raise DataError(where, "more fields than columns", 'Put fields with commas in "quotes"')
-    values = {name: field.strip() for name, field in zip(columns, row, strict=False)}
-    for column in required:
-        if not values.get(column):
-            raise DataError(where, f"the field {column} is empty", "Fill it or drop the row")
-    return values
-
-
-def _split(where: str, values: Mapping[str, str]) -> Split | None:
-    given = values.get("split") or None
+def _split(row: Row) -> Split | None:
+    given = row.values.get("split") or None
     if given is None:
         return None
     for split in SPLITS:
         if given.lower() == split:
             if given != split:
-                logger.warning("%s: the split %s is read as %s", where, given, split)
+                logger.warning("%s: the split %s is read as %s", row.where, given, split)
             return split
-    raise DataError(where, f"split must be one of {', '.join(SPLITS)}, got {given}", "Correct it")
-
-
-def tidy_path(path: Path) -> Path:
-    """A path without "..", as far as that names the same file where folders are links."""
-    tidy = Path(os.path.normpath(path))
-    return tidy if tidy.resolve() == path.resolve() else path
+    rule = f"split must be one of {', '.join(SPLITS)}, got {given}"
+    raise DataError(row.where, rule, "Correct it")
 
 
 def _read_bids(root: Path, source: str | None, target: str | None) -> list[Specimen]:

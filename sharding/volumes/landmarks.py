@@ -24,16 +24,29 @@ GAP = 1e-3
 
 @dataclass(frozen=True)
 class Standards:
-    """Standard landmarks on [0, 1] of a cohort's sources and of its targets; empty without any."""
+    """Standard landmarks on [0, 1] of a cohort's sources and of its targets; empty without any.
+
+    Attributes:
+        source: Of the source, or its first contrast.
+        target: Of the target.
+        further: Of each further contrast of the source.
+    """
 
     __pydantic_config__ = STRICT
 
     source: tuple[float, ...] = ()
     target: tuple[float, ...] = ()
+    further: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for values in (self.source, self.target):
+        for values in (self.source, self.target, *self.further):
             check_landmarks(values)
+
+    def of_source(self, contrast: int) -> tuple[float, ...]:
+        """Those of a contrast of the source, by its number; empty without any."""
+        if contrast == 0:
+            return self.source
+        return self.further[contrast - 1] if self.further else ()
 
 
 def check_landmarks(values: Sequence[float]) -> None:

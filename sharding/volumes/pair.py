@@ -12,7 +12,7 @@ values in training than in prediction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -58,6 +58,21 @@ class SourceOnGrid:
 
 
 @dataclass(frozen=True, eq=False)
+class FurtherSource:
+    """A contrast of a source after the first one, on the target's grid.
+
+    Attributes:
+        scaled: Interpolated by cubic B-splines, intensities in [0, 1], shape (x, y, z).
+        transform: Its intensity transform, fitted on its native voxels.
+        native: The contrast on its own grid, before any registration.
+    """
+
+    scaled: NDArray[np.float32]
+    transform: IntensityTransform
+    native: Volume
+
+
+@dataclass(frozen=True, eq=False)
 class Pair:
     """One specimen, ready to be cut into patches or evaluated; all arrays on the target grid.
 
@@ -65,7 +80,7 @@ class Pair:
         name: The specimen.
         source_scaled: Source, [0, 1], shape (x, y, z).
         target_scaled: Target, [0, 1], same shape.
-        mask: Foreground of the target inside the source's field of view.
+        mask: Foreground of the target inside the source's field of view, that of each contrast.
         source_transform: Intensity transform of the source, fitted on the native source.
         target_transform: Intensity transform of the target.
         native_source: The source on its own grid, before any registration.
@@ -74,6 +89,7 @@ class Pair:
         registration: Target world to native source world for a prepared specimen; None if the
             headers align the two.
         config: How the pair was made.
+        further: The contrasts of the source after the first one, which all else here is about.
         empty: Makes the arrays that are as large as a volume, those of the properties too.
     """
 
@@ -88,6 +104,7 @@ class Pair:
     overlap: float
     registration: Transform | None = None
     config: PreprocessConfig = field(default_factory=PreprocessConfig)
+    further: tuple[FurtherSource, ...] = ()
     empty: Empty = in_memory
 
     @cached_property
@@ -133,8 +150,19 @@ class Pair:
 
     @property
     def source(self) -> NDArray[np.float32]:
-        """Standardised source: what a generator sees, and the cubic baseline."""
+        """Standardised source, of several contrasts the first one: the cubic baseline."""
         return self.source_transform.standardise_scaled(self.source_scaled, self.empty)
+
+    @property
+    def network_source(self) -> NDArray[np.float32]:
+        """What a generator sees: shape (x, y, z), or (contrasts, x, y, z) where there are some."""
+        if not self.further:
+            return self.source
+        stacked = self.empty((1 + len(self.further), *self.source_scaled.shape))
+        stacked[0] = self.source
+        for index, each in enumerate(self.further, start=1):
+            stacked[index] = each.transform.standardise_scaled(each.scaled, self.empty)
+        return stacked
 
     @property
     def target(self) -> NDArray[np.float32]:
@@ -199,45 +227,100 @@ def prepare_pair(
         DataError: If a file is bad, the source is missing, finer than the target or constant within
             the mask, the mask does not fit, or source and target do not overlap.
     """
-    source_file = source_of(specimen)
-    source, target = read_pair(source_file, specimen.target, config.orientation, empty)
-    given = target
-    target, foreground, target_transform = _target(specimen, target, config, empty)
-    native, registration, fitted = source, None, None
-    if specimen.native_source:
-        native, _ = read_pair(specimen.native_source, specimen.target, config.orientation, empty)
-        fitted = fit_intensities(specimen.native_source, native, config, empty)
-        if specimen.transform:
-            registration = Transform.load(specimen.transform)
-    check_not_finer(source_file, native, given, config)
-    placed = place_source(source, target.shape, target.affine, config, source_file, empty, fitted)
-    mask, voxels = foreground, foreground.sum()
-    for slab in slabs(mask.shape):
-        mask[slab] &= placed.inside[slab]
-    overlap = float(mask.sum() / voxels)
-    if overlap < config.min_overlap:
-        raise DataError(
-            source_file,
-            f"source and target must overlap: it covers {overlap:.0%} of the foreground of "
-            f"{specimen.target}, at least {config.min_overlap:.0%} is needed",
-            "Check the affines, or that the files belong together",
-        )
-    check_varies(source_file, placed.scaled, mask, "the mask")
+    source_of(specimen)
+    source, given = read_pair(specimen.sources[0], specimen.target, config.orientation, empty)
+    target, foreground, target_transform = _target(specimen, given, config, empty)
+    voxels = foreground.sum()
+    first = _placed(specimen, 0, source, given, target, config, empty)
+    mask = foreground
+    overlap = _narrow(mask, specimen, 0, first, voxels, config)
+    others: list[SourceOnGrid] = []
+    for index, contrast in enumerate(specimen.further, start=1):
+        source, _ = read_pair(contrast.source, specimen.target, config.orientation, empty)
+        others.append(_placed(specimen, index, source, given, target, config, empty))
+        overlap = _narrow(mask, specimen, index, others[-1], voxels, config)
+    for file, each in zip(specimen.sources, (first, *others), strict=True):
+        check_varies(file, each.scaled, mask, "the mask")
     standards = standards or Standards()
+    registration = Transform.load(specimen.transform) if specimen.transform else None
     return Pair(
         name=specimen.name,
-        source_scaled=placed.scaled,
+        source_scaled=first.scaled,
         target_scaled=target_transform.scale(target.data, empty),
         mask=mask,
-        source_transform=placed.transform.to_standard(standards.source),
+        source_transform=first.transform.to_standard(standards.source),
         target_transform=target_transform.to_standard(standards.target),
-        native_source=native,
+        native_source=first.native,
         grid=target,
         overlap=overlap,
         registration=registration,
         config=config,
+        further=tuple(
+            FurtherSource(
+                each.scaled, each.transform.to_standard(standards.of_source(index)), each.native
+            )
+            for index, each in enumerate(others, start=1)
+        ),
         empty=empty,
     )
+
+
+def _placed(
+    specimen: Specimen,
+    index: int,
+    source: Volume,
+    given: Volume,
+    target: Volume,
+    config: PreprocessConfig,
+    empty: Empty,
+) -> SourceOnGrid:
+    """A contrast of the source, by its number, on the target's grid.
+
+    Args:
+        specimen: Its files.
+        index: The number of the contrast.
+        source: The contrast as read; of a prepared specimen on the target's grid already.
+        given: The target as read.
+        target: The target at the configured spacing.
+        config: How the pair is made.
+        empty: Makes the arrays that are as large as a volume.
+    """
+    file = specimen.sources[index]
+    unmoved = specimen.further[index - 1].native_source if index else specimen.native_source
+    native, fitted = source, None
+    if unmoved:
+        native, _ = read_pair(unmoved, specimen.target, config.orientation, empty)
+        fitted = fit_intensities(unmoved, native, config, empty)
+    check_not_finer(file, native, given, config)
+    placed = place_source(source, target.shape, target.affine, config, file, empty, fitted)
+    return replace(placed, native=native)
+
+
+def _narrow(
+    mask: NDArray[np.bool_],
+    specimen: Specimen,
+    index: int,
+    placed: SourceOnGrid,
+    voxels: int,
+    config: PreprocessConfig,
+) -> float:
+    """Take out of the mask what a contrast does not cover; return what is left of the foreground.
+
+    Raises:
+        DataError: If too little is left.
+    """
+    for slab in slabs(mask.shape):
+        mask[slab] &= placed.inside[slab]
+    overlap = float(mask.sum() / voxels)
+    if overlap < config.min_overlap:
+        more = " together with the contrasts before it" if index else ""
+        raise DataError(
+            specimen.sources[index],
+            f"source and target must overlap: it covers {overlap:.0%} of the foreground of "
+            f"{specimen.target}{more}, at least {config.min_overlap:.0%} is needed",
+            "Check the affines, or that the files belong together",
+        )
+    return overlap
 
 
 def _target(

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from sharding.io.errors import DataError, list_causes
 from sharding.volumes.cohort import SPECIMEN_NAME, Specimen
+from sharding.volumes.contrasts import SOURCE, Contrast
 from sharding.volumes.formats.registry import holds_dicom, is_header, stem, stem_of_voxels
 from sharding.volumes.splits import assign_splits
 
@@ -61,7 +62,7 @@ class _Found:
 def pair_files(
     folder: Path,
     target: str,
-    source: str | None = None,
+    source: str | Mapping[str, str] | None = None,
     mask: str | None = None,
 ) -> Pairing:
     """Find the volumes of a cohort.
@@ -69,7 +70,8 @@ def pair_files(
     Args:
         folder: Where they lie.
         target: Glob below the folder with a wildcard, `*_94T.nii.gz` or `*/ses-94T/**/*_T2w.nii*`.
-        source: Glob of the sources; None takes targets alone, for simulated sources.
+        source: Glob of the sources; of several contrasts name -> glob. None takes targets alone,
+            for simulated sources.
         mask: Glob of the masks, which lie on the grid of the target; not every pair needs one.
 
     Raises:
@@ -78,7 +80,10 @@ def pair_files(
     """
     if not folder.is_dir():
         raise DataError(folder, "is not a folder", "Give the folder that holds the scans")
-    asked = {"target": target, "source": source, "mask": mask}
+    sources = {"source": source}
+    if isinstance(source, Mapping):
+        sources = {f"{SOURCE}{name}": pattern for name, pattern in source.items()}
+    asked = {"target": target, **sources, "mask": mask}
     found = {
         role: _matches(folder, role, pattern)
         for role, pattern in asked.items()
@@ -90,7 +95,7 @@ def pair_files(
     left_out: dict[str, str] = {}
     for key in dict.fromkeys(key for by_key in keyed.values() for key in by_key):
         files = {role: by_key.get(key, []) for role, by_key in keyed.items()}
-        lacking = [role for role in ("target", "source") if role in files and not files[role]]
+        lacking = [role for role in files if role != "mask" and not files[role]]
         several = [role for role, paths in files.items() if len(paths) > 1]
         if not lacking and not several:
             pairs[key] = {role: paths[0] for role, paths in files.items() if paths}
@@ -184,7 +189,7 @@ def _best_keys(found: Mapping[str, Sequence[_Found]]) -> dict[str, dict[Key, lis
         ways.insert(0, _by_entities(found))
 
     def paired(way: dict[str, dict[Key, list[Path]]]) -> int:
-        roles = [way[role] for role in ("target", "source") if role in way]
+        roles = [by_key for role, by_key in way.items() if role != "mask"]
         shared = set.intersection(*(set(by_key) for by_key in roles))
         return sum(all(len(by_key[key]) == 1 for by_key in roles) for key in shared)
 
@@ -236,6 +241,26 @@ def _subject_first(entity: tuple[str, str]) -> tuple[bool, str]:
     return entity[0] != "sub", entity[0]
 
 
+def _specimen(name: str, files: Mapping[str, Path]) -> Specimen:
+    contrasts = [
+        Contrast(role.removeprefix(SOURCE), file)
+        for role, file in files.items()
+        if role.startswith(SOURCE)
+    ]
+    mask = files.get("mask")
+    if not contrasts:
+        return Specimen(name, files["target"], files.get("source"), mask=mask)
+    first, *further = contrasts
+    return Specimen(
+        name,
+        files["target"],
+        first.source,
+        mask=mask,
+        contrast=first.name,
+        further=tuple(further),
+    )
+
+
 def _specimens(folder: Path, pairs: Mapping[Key, Mapping[str, Path]]) -> list[Specimen]:
     """The pairs as specimens; those of one subject share a split where there are several."""
     named: dict[str, Specimen] = {}
@@ -246,7 +271,7 @@ def _specimens(folder: Path, pairs: Mapping[Key, Mapping[str, Path]]) -> list[Sp
             where = files["target"].relative_to(folder).as_posix()
             rule = f"the wildcards give no name of its own for this specimen, got {name!r}"
             raise DataError(where, rule, "Use patterns whose wildcards hold the specimen's name")
-        named[name] = Specimen(name, files["target"], files.get("source"), mask=files.get("mask"))
+        named[name] = _specimen(name, files)
         entity = re.search(r"sub-([A-Za-z0-9]+)", files["target"].relative_to(folder).as_posix())
         subjects[name] = entity.group() if entity else name
     if len(set(subjects.values())) < len(named):

@@ -190,10 +190,21 @@ def read_pair(
     """
     ours = read_volume(source, empty=empty, orientation=orientation)
     theirs = read_volume(target, empty=empty, orientation=orientation)
-    if ours.has_orientation and theirs.has_orientation:
-        return ours, theirs
-    affine = aligned_by_array(ours.shape, ours.spacing_mm, theirs.shape, theirs.affine)
-    return replace(ours, affine=affine), theirs
+    return in_world_of(ours, theirs), theirs
+
+
+def in_world_of(volume: Volume, other: Volume) -> Volume:
+    """A volume in the world of another: as it is, or aligned by its array.
+
+    Args:
+        volume: If it or the other has no orientation, its array is laid along the axes of the
+            other's array, middle on middle.
+        other: Another volume of the same specimen.
+    """
+    if volume.has_orientation and other.has_orientation:
+        return volume
+    affine = aligned_by_array(volume.shape, volume.spacing_mm, other.shape, other.affine)
+    return replace(volume, affine=affine)
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:

@@ -354,6 +354,15 @@ def test_shards_are_read_once_and_no_worker_starts_when_patches_are_kept(shards,
     assert seen == [shard.name for shard in shards.shards("train")]
 
 
+def test_patches_that_are_kept_have_been_read_before_the_first_step(shards, tmp_path):
+    """So that a budget in time does not pay for it."""
+    copied = ShardSet(shutil.copytree(shards.folder.local, tmp_path / "copied"))
+    loader = loader_of(copied, "auto")
+    waiting = loader.epoch(0)
+    shutil.rmtree(tmp_path / "copied")
+    assert_same(list(waiting), batches(shards))
+
+
 def test_a_batch_that_is_changed_leaves_the_patches_in_memory_alone(shards):
     loader = loader_of(shards, "auto")
     for batch in loader.epoch(0):

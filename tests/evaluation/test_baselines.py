@@ -31,6 +31,10 @@ class Pair:
     def nearest(self) -> NDArray[np.float32]:
         return np.round(self.source)
 
+    @property
+    def network_source(self) -> NDArray[np.float32]:
+        return self.source
+
 
 def make_pair(seed, kernel=None, curve=None, shape=(20, 18, 16), masked=True) -> Pair:
     """White noise, and what a kernel or a curve makes of it."""

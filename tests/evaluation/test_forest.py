@@ -48,6 +48,10 @@ class Pair:
     def nearest(self) -> NDArray[np.float32]:
         return self.source
 
+    @property
+    def network_source(self) -> NDArray[np.float32]:
+        return self.source
+
 
 def make_pair(seed: int, shape=(9, 8, 7)) -> Pair:
     source = np.random.default_rng(seed).normal(size=shape).astype(np.float32)

@@ -150,10 +150,10 @@ def test_a_bids_folder(tmp_path, refused):
 
 
 def test_what_lies_beside_a_single_output(tmp_path):
-    found = single_input(tmp_path / "scan.nii", tmp_path / "out" / "head.mgz")
+    found = single_input([tmp_path / "scan.nii"], tmp_path / "out" / "head.mgz")
     assert found.record == tmp_path / "out" / "head.json"
     assert found.uncertainty == tmp_path / "out" / "head_uncertainty.mgz"
-    series = single_input(tmp_path / "scan", tmp_path / "series")
+    series = single_input([tmp_path / "scan"], tmp_path / "series")
     assert series.record == tmp_path / "series.json"
     assert series.uncertainty == tmp_path / "series_uncertainty.nii.gz"
 

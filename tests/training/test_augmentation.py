@@ -160,3 +160,19 @@ def test_an_augmented_run_goes_on_to_the_bit(shard_folder, tmp_path):
         assert one == pytest.approx(other, rel=1e-4, nan_ok=True)
     train(tiny_config(shard_folder), tmp_path / "plain")
     assert not same(tensors(tmp_path / "plain", LAST), tensors(tmp_path / "whole", LAST))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_contrast_is_changed_by_itself_and_moved_with_the_others(name):
+    source, target, where = batch((8, 8))
+    twice = torch.cat((source, source), dim=1)
+    changed, _ = Augmentation(AugmentConfig(**{name: ALL[name]}), 1, (8, 8), 2)(
+        twice, target, where, 0
+    )
+    alone, _ = Augmentation(AugmentConfig(**{name: ALL[name]}), 1, (8, 8))(source, target, where, 0)
+    assert torch.equal(changed[:, :1], alone)
+    assert not torch.allclose(changed[:, 1:], alone, atol=1e-3)
+    moved, _ = Augmentation(AugmentConfig(flips=(0, 1), shift=1), 1, (8, 8), 2)(
+        twice, target, where, 0
+    )
+    assert torch.equal(moved[:, :1], moved[:, 1:])

@@ -23,9 +23,10 @@ from distsynth.losses.registry import LossConfig
 from distsynth.models.encoder import Encoder
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.folder import LAST
-from distsynth.training.encoder import fingerprint, new_encoder, train_encoder
-from distsynth.training.loop import train
+from distsynth.training.encoder import fingerprint, kept_name, new_encoder, train_encoder
+from distsynth.training.loop import epochs, train
 from distsynth.training.steps import make_accelerator
+from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,39 @@ def test_it_learns_from_the_targets_and_is_the_same_for_every_run(shard_folder, 
     assert made[0] == made[1]
     words = caplog.messages[-1].split()
     assert float(words[6]) < 0.6 * float(words[10]), caplog.messages[-1]
+
+
+def ran(config, run_dir, encoders):
+    """A whole run that keeps its encoder."""
+    for _ in epochs(config, run_dir, encoders=encoders):
+        pass
+
+
+def test_a_kept_encoder_serves_the_next_run_to_the_bit(shard_folder, tmp_path, monkeypatch):
+    config, kept = tiny_config(shard_folder, COHORT), Folder(tmp_path / "encoders")
+    train(config, tmp_path / "alone")
+    ran(config, tmp_path / "first", kept)
+    (name,) = kept.names()
+    with monkeypatch.context() as patch:
+        # Nothing is left to train by.
+        patch.setattr("distsynth.training.encoder._fit", None)
+        ran(config, tmp_path / "second", kept)
+    for run in ("first", "second"):
+        assert same(tensors(tmp_path / run), tensors(tmp_path / "alone"))
+        assert losses(tmp_path / run) == losses(tmp_path / "alone")
+    # Other steps make another encoder.
+    other = tiny_config(shard_folder, COHORT, {"loss.encoder_steps": 3, "train.epochs": 1})
+    ran(other, tmp_path / "third", kept)
+    assert len(kept.names()) == 2 and name in kept.names()
+
+
+def test_a_damaged_encoder_is_named(shard_folder, tmp_path, refused):
+    config, kept = tiny_config(shard_folder, COHORT), Folder(tmp_path / "encoders")
+    shards = ShardSet(shard_folder)
+    name = kept_name(shards.manifest.sha256, COHORT["loss.encoder_steps"])
+    kept.write(name, b"no encoder")
+    with refused(tmp_path / "encoders" / name, "not an encoder that can be read", "Remove it"):
+        ran(config, tmp_path / "run", kept)
 
 
 def test_levels_count_alike_on_targets(shard_folder):

@@ -16,6 +16,7 @@ from distsynth.data.loader import validation_batches
 from distsynth.data.standardiser import Standardiser
 from distsynth.inference.predictor import Predictor
 from distsynth.inference.stitching import Stitcher, border_planes
+from distsynth.inference.windows import overlap
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.metrics.image import global_ssim, mse, psnr, windowed_ssim
 from distsynth.metrics.seams import seams
@@ -80,7 +81,9 @@ def test_equals_metrics_of_predicted_whole_volumes(overrides, whole, specimens):
     rows = []
     for specimen in specimens[1:3]:
         pair = prepare_pair(specimen, data.preprocess)
-        synthetic = predictor(pair.source, quiet=True)
+        variance = np.zeros(pair.grid.shape, np.float32)
+        synthetic = predictor(pair.source, quiet=True, variance=variance)
+        windows = overlap(predictor, variance)
         transform = pair.target_transform
         error = mse(synthetic, pair.target, pair.mask)
         shape = pair.grid.shape
@@ -98,6 +101,8 @@ def test_equals_metrics_of_predicted_whole_volumes(overrides, whole, specimens):
                 "val/seam_index_outside": outside.index,
                 "val/seam_excess": inside.excess,
                 "val/seam_excess_outside": outside.excess,
+                "val/overlap_disagreement": windows.disagreement(pair.mask),
+                "val/overlap_disagreement_outside": windows.disagreement(~pair.mask),
             }
         )
     for name in rows[0]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from sharding.simulation.phantom import phantom_volume
 from sharding.simulation.simulate import SimulationConfig, simulate_cohort, simulate_source
 from sharding.volumes.cohort import Specimen, read_cohort
 from sharding.volumes.intensities import IntensityTransform
@@ -224,7 +224,7 @@ def test_a_cohort_gets_sources_sidecars_and_a_table(tmp_path, cohort):
         told = json.loads(row.source.with_name(f"{row.name}_source.json").read_text())
         assert told == applied
         assert told["specimen"] == row.name
-        assert told["model"] == asdict(config)
+        assert SimulationConfig(**told["model"]) == config
         assert (np.abs(told["bias_slopes"]) <= 0.1).all()
     assert all(b"Jane" not in data for data in content(tmp_path / "out").values())
 
@@ -275,3 +275,40 @@ def test_a_bad_target_leaves_everything_as_it_was(tmp_path, cohort, refused):
 def test_a_target_too_small_to_downsample_is_refused(tmp_path, cohort, refused):
     with refused("b.nii", r"too few voxels to downsample by 5: shape \(10, 12, 8\)", "Leave"):
         simulate_cohort(cohort, tmp_path / "out", SimulationConfig(factor=5))
+
+
+def test_contrasts_have_a_gamma_a_name_and_noise_of_their_own(tmp_path):
+    write_volume(tmp_path / "t.nii.gz", phantom_volume((24, 24, 24)))
+    config = SimulationConfig(contrasts=("t1=1.4", "t2=0.6"), noise=0.02)
+    path = simulate_cohort([Specimen("a", tmp_path / "t.nii.gz")], tmp_path / "out", config)
+    (found,) = read_cohort(path)
+    assert found.contrasts == ("t1", "t2")
+    t1, t2 = (read_volume(file).data for file in found.sources)
+    assert [file.name for file in found.sources] == [
+        "a_source_t1.nii.gz",
+        "a_source_t2.nii.gz",
+    ]
+    assert t2.mean() > 1.2 * t1.mean()
+    alone, _ = simulate_source(
+        read_volume(found.target), SimulationConfig(gamma=1.4, noise=0.02), "a t1"
+    )
+    np.testing.assert_allclose(t1, alone.data, atol=1e-6)
+    record = json.loads((tmp_path / "out" / "a_source_t2.json").read_text(encoding="utf-8"))
+    assert record["gamma"] == 0.6
+    again = simulate_cohort([found], tmp_path / "one", SimulationConfig())
+    assert read_cohort(again)[0].contrasts == ()
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "rule"),
+    [
+        (("t1=1.4",), "two or more of different names"),
+        (("t1=1.4", "t1=0.6"), "different names"),
+        (("T1=1.4", "T2=0.6"), "small letters"),
+        (("t1=1.4", "t2"), "must be NAME=GAMMA; t2"),
+        (("t1=1.4", "t2=0"), "t2: gamma must be from 0.01"),
+    ],
+)
+def test_contrasts_that_make_no_sense_are_refused(contrasts, rule):
+    with pytest.raises(ValueError, match=rule):
+        SimulationConfig(contrasts=contrasts)

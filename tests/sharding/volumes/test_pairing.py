@@ -172,3 +172,20 @@ def test_dicom_folders_and_volumes_of_two_files_are_paired(folder):
         "m2": ("m2_7T.hdr", "m2_94T.mhd"),
     }
     assert not found.left_out
+
+
+def test_several_contrasts_are_paired_by_a_pattern_each(tmp_path):
+    for name in ("m1_T1", "m1_T2", "m1_94T", "m2_T1", "m2_94T", "m3_T1", "m3_T2", "m3_94T"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    patterns = {"t1": "*_T1.nii.gz", "t2": "*_T2.nii.gz"}
+    found = pair_files(tmp_path, "*_94T.nii.gz", patterns)
+    assert [row.name for row in found.specimens] == ["m1", "m3"]
+    assert all(row.contrasts == ("t1", "t2") for row in found.specimens)
+    assert found.specimens[1].sources == (
+        tmp_path / "m3_T1.nii.gz",
+        tmp_path / "m3_T2.nii.gz",
+    )
+    assert found.left_out == {
+        "m2_T1.nii.gz": "no source_t2",
+        "m2_94T.nii.gz": "no source_t2",
+    }
