@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,40 @@ SIDE = 128
 PAUSE_SECONDS = 0.2
 EVERY = 20
 """Steps from one checkpoint to the next: the last of them in time is the one that predicts."""
-HEAD = "UNetBlock_0:Head:Conv"
-UNET = {"dim": 2, "channels": [5, 32, 64, 128, 256], "nb_class": 1, "ModelPatch": "None"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network of KonfAI and what it is fed.
+
+    Attributes:
+        classpath: Where KonfAI finds the class.
+        options: Of the class, without criterions, optimizer and schedulers.
+        head: The module whose output is the image.
+        patches: What is cut from a volume.
+        batch_size: Patches in a batch of the training.
+    """
+
+    classpath: str
+    options: Mapping[str, Any]
+    head: str
+    patches: Mapping[str, Any]
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        """Of the class."""
+        return self.classpath.replace(":", ".").rpartition(".")[2]
+
+
+UNET = Model(
+    "segmentation.UNet.UNet",
+    {"dim": 2, "channels": [5, 32, 64, 128, 256], "nb_class": 1, "ModelPatch": "None"},
+    "UNetBlock_0:Head:Conv",
+    {"patch_size": [1, SIDE, SIDE], "overlap": "None", "pad_value": 0, "extend_slice": 4},
+    4,
+)
+"""The U-Net of the race."""
 
 
 def train(pairs: Mapping[str, Pair], seconds: float, seed: int, folder: Path) -> Trained:
@@ -41,8 +74,8 @@ def train(pairs: Mapping[str, Pair], seconds: float, seed: int, folder: Path) ->
     """
     shutil.rmtree(folder, ignore_errors=True)
     for name, pair in pairs.items():
-        _write(folder / "Dataset" / name, SOURCE=pair.source, TARGET=pair.target)
-    (folder / "Config.yml").write_text(yaml.safe_dump(_training(seed), sort_keys=False))
+        write(folder / "Dataset" / name, SOURCE=pair.source, TARGET=pair.target)
+    (folder / "Config.yml").write_text(yaml.safe_dump(training(UNET, seed), sort_keys=False))
     spent = _until(folder, seconds)
     checkpoints = sorted((folder / "Checkpoints" / NAME).glob("2*.pt"), key=os.path.getmtime)
     if not checkpoints:
@@ -54,48 +87,57 @@ def train(pairs: Mapping[str, Pair], seconds: float, seed: int, folder: Path) ->
     return Trained(NAME, spent, EVERY * len(checkpoints), None, predict)
 
 
-def _write(folder: Path, **volumes: Any) -> None:
+def write(folder: Path, **volumes: Any) -> None:
+    """Volumes of a case as KonfAI reads them."""
     folder.mkdir(parents=True)
     for name, volume in volumes.items():
         image = sitk.GetImageFromArray(np.ascontiguousarray(volume.T, np.float32))
         sitk.WriteImage(image, str(folder / f"{name}.mha"))
 
 
-def _group(name: str, is_input: bool) -> dict[str, Any]:
+def group(name: str, is_input: bool) -> dict[str, Any]:
     destination = {"transforms": "None", "patch_transforms": "None", "is_input": is_input}
     return {name: {"groups_dest": {name: destination}}}
 
 
-def _training(seed: int) -> dict[str, Any]:
+def training(model: Model, seed: int, epochs: int = 1000, every: int = EVERY) -> dict[str, Any]:
+    """The configuration of a training by L1 on the volumes below Dataset/.
+
+    Args:
+        model: What is trained.
+        seed: Of its weights and patches.
+        epochs: How long; in the race it is stopped when its time is over.
+        every: Steps from one checkpoint to the next.
+    """
     constant = {"Constant": {"nb_step": 0, "value": 1}}
     mae = {"is_loss": True, "schedulers": constant, "group": 0, "start": 0, "stop": "None"}
     loss = {"MAE": mae | {"accumulation": False, "reduction": "mean"}}
-    criterions = {HEAD: {"targets_criterions": {"TARGET": {"criterions_loader": loss}}}}
+    criterions = {model.head: {"targets_criterions": {"TARGET": {"criterions_loader": loss}}}}
     steps = {"step_size": 10, "gamma": 0.75, "last_epoch": -1, "nb_step": 0}
-    network = UNET | {
+    network = {
+        **model.options,
         "outputs_criterions": criterions,
         "optimizer": {"name": "AdamW", "lr": 0.001},
         "schedulers": {"StepLR": steps},
     }
     return {
         "Trainer": {
-            "Model": {"classpath": "segmentation.UNet.UNet", "UNet": network},
+            "Model": {"classpath": model.classpath, model.name: network},
             "Dataset": {
-                "groups_src": _group("SOURCE", True) | _group("TARGET", False),
+                "groups_src": group("SOURCE", True) | group("TARGET", False),
                 "augmentations": "None",
-                "Patch": _patches(),
+                "Patch": dict(model.patches),
                 "subset": "None",
                 "shuffle": True,
                 "dataset_filenames": ["./Dataset/:a:mha"],
-                "batch_size": 4,
+                "batch_size": model.batch_size,
                 "validation": "None",
                 "num_workers": 0,
             },
             "train_name": NAME,
             "manual_seed": seed,
-            # It is stopped when its time is over.
-            "epochs": 1000,
-            "it_validation": EVERY,
+            "epochs": epochs,
+            "it_validation": every,
             "ema_decay": 0,
             "data_log": "None",
             "save_checkpoint_mode": "ALL",
@@ -104,21 +146,18 @@ def _training(seed: int) -> dict[str, Any]:
     }
 
 
-def _patches() -> dict[str, Any]:
-    return {"patch_size": [1, SIDE, SIDE], "overlap": "None", "pad_value": 0, "extend_slice": 4}
-
-
-def _prediction() -> dict[str, Any]:
+def prediction(model: Model) -> dict[str, Any]:
+    """The configuration of a prediction of the volumes below Asked/."""
     return {
         "Predictor": {
             "Model": {
-                "classpath": "segmentation.UNet.UNet",
-                "UNet": UNET | {"outputs_criterions": "None"},
+                "classpath": model.classpath,
+                model.name: {**model.options, "outputs_criterions": "None"},
             },
             "Dataset": {
-                "groups_src": _group("SOURCE", True),
+                "groups_src": group("SOURCE", True),
                 "augmentations": "None",
-                "Patch": _patches(),
+                "Patch": dict(model.patches),
                 "subset": "None",
                 "filter": "None",
                 "dataset_filenames": ["./Asked/:a:mha"],
@@ -126,7 +165,7 @@ def _prediction() -> dict[str, Any]:
                 "num_workers": 0,
             },
             "outputs_dataset": {
-                HEAD: {
+                model.head: {
                     "OutputDataset": {
                         "name_class": "OutputDataset",
                         "before_reduction_transforms": "None",
@@ -151,7 +190,8 @@ def _prediction() -> dict[str, Any]:
     }
 
 
-def _command(*words: str) -> Sequence[str]:
+def command(*words: str) -> Sequence[str]:
+    """KonfAI's own command on one processor."""
     return [sys.executable, "-m", "konfai.main", *words, "-y", "--cpu", "1"]
 
 
@@ -160,7 +200,7 @@ def _until(folder: Path, seconds: float) -> float:
     log = folder / "train.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            _command("TRAIN", "-c", "Config.yml"), cwd=folder, stdout=out, stderr=out
+            command("TRAIN", "-c", "Config.yml"), cwd=folder, stdout=out, stderr=out
         )
         before, spent = 0.0, 0.0
         while process.poll() is None and spent < seconds:
@@ -190,9 +230,9 @@ def _used(process: psutil.Process) -> float:
 def _predicted(folder: Path, checkpoint: Path, pair: PairLike) -> Array:
     for stale in ("Asked", "Predictions"):
         shutil.rmtree(folder / stale, ignore_errors=True)
-    _write(folder / "Asked" / "case", SOURCE=pair.source)
-    (folder / "Prediction.yml").write_text(yaml.safe_dump(_prediction(), sort_keys=False))
-    words = _command("PREDICTION", "-c", "Prediction.yml", "--models", str(checkpoint.resolve()))
+    write(folder / "Asked" / "case", SOURCE=pair.source)
+    (folder / "Prediction.yml").write_text(yaml.safe_dump(prediction(UNET), sort_keys=False))
+    words = command("PREDICTION", "-c", "Prediction.yml", "--models", str(checkpoint.resolve()))
     subprocess.run(words, cwd=folder, check=True, capture_output=True)
     (found,) = (folder / "Predictions").rglob("SYNTHETIC.mha")
     made = sitk.GetArrayFromImage(sitk.ReadImage(str(found)))

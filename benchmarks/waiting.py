@@ -94,7 +94,7 @@ def measure(cohort: Path, minutes: float, prepare: bool, profiles: Path | None) 
     from distsynth.study.machine import measured_precision, timed_step
     from distsynth.study.plan import REGISTERED, plan_study
     from distsynth.study.survey import survey
-    from distsynth.training.pace import Pace
+    from distsynth.training.pace import Clock, Pace
     from distsynth.training.validation import Validator
     from sharding.volumes.cohort import read_cohort
 
@@ -110,7 +110,10 @@ def measure(cohort: Path, minutes: float, prepare: bool, profiles: Path | None) 
     study.logger.setLevel(logging.INFO)
     study.logger.addHandler(StageLog(stages))
 
-    def processor_pace(train: TrainConfig, steps: int, accelerator: Accelerator) -> Pace:
+    def processor_pace(
+        train: TrainConfig, steps: int, accelerator: Accelerator, clock: Clock
+    ) -> Pace:
+        del clock
         return Pace(steps * train.epochs, train.minutes, accelerator, time.process_time)
 
     validate = stages.within("of training: validations", Validator.__call__)

@@ -21,10 +21,13 @@ from sharding.simulation.simulate import SimulationConfig
 from sharding.volumes.cohort import Specimen, Split, read_cohort
 
 if TYPE_CHECKING:
-    from distsynth.evaluation.evaluate import Evaluation
+    from distsynth.evaluation.evaluate import Evaluation, OnSpecimen
     from distsynth.inference.predictor import Predictor
+    from distsynth.reporting.run_page import Extras
+    from distsynth.reporting.specimen_pictures import SpecimenPictures
     from distsynth.sweep.plan import SweepConfig
     from distsynth.sweep.run import SweepResult
+    from sharding.io.storage import Folder
     from sharding.registration.prepare import PreparedCohort
 
 Cohort = str | Path | Sequence[Specimen]
@@ -205,6 +208,7 @@ def evaluate(
     device: Literal["auto", "cpu"] = "auto",
     precision: Literal["auto", "no", "bf16"] = "auto",
     overwrite: bool = False,
+    on_specimen: OnSpecimen | None = None,
 ) -> Evaluation:
     """Compare models with the baselines on stitched volumes.
 
@@ -227,6 +231,8 @@ def evaluate(
         precision: In which the models predict; auto takes bf16 for those that were trained in it,
             where the device multiplies natively in it.
         overwrite: Replace an evaluation in `out`.
+        on_specimen: Called with each pair and, by model, what it predicts, standardised; not with
+            `folds`.
 
     Returns:
         All numbers; `frame()` gives them as a pandas frame.
@@ -275,7 +281,13 @@ def evaluate(
             models = list(predictors.values())
             return evaluate_folds(models, specimens, volumes, conventions, empty)
         return run_evaluation(
-            predictors, specimens, split, volumes, conventions=conventions, empty=empty
+            predictors,
+            specimens,
+            split,
+            volumes,
+            conventions=conventions,
+            empty=empty,
+            on_specimen=on_specimen,
         )
 
     if out is None:
@@ -356,6 +368,7 @@ def write_report(
     evaluation: str | Path | None = None,
     device: Literal["auto", "cpu"] = "auto",
     overwrite: bool = False,
+    shown: SpecimenPictures | None = None,
 ) -> Path:
     """Write one self-contained HTML page about a run, a sweep or a reproduction.
 
@@ -368,6 +381,7 @@ def write_report(
         evaluation: Folder of an evaluation, if it is not within the run's.
         device: auto takes a GPU if there is one.
         overwrite: Replace the file.
+        shown: What is shown of a run's specimens, if it was kept during its evaluation.
 
     Returns:
         The path of the page.
@@ -377,11 +391,7 @@ def write_report(
         ConfigError: If `most` is below 1.
     """
     from distsynth.reporting.run_page import Extras, run_page
-    from distsynth.reproduction.page import reproduction_page
-    from distsynth.reproduction.task import TASK_FILE
     from distsynth.runs.folder import CONFIG_FILE
-    from distsynth.sweep.folder import SweepFolder
-    from distsynth.sweep.page import sweep_page
     from sharding.io.atomic import atomic_write, refuse_existing
     from sharding.io.storage import Folder
     from sharding.volumes.slabs import MOST_IN_MEMORY, Scratch
@@ -392,20 +402,33 @@ def write_report(
         raise ConfigError(f"--most must be >= 1, got {most}")
     specimens = None if cohort is None else _specimens(cohort)
     scratch = Scratch(out.resolve().parent, MOST_IN_MEMORY)
-    extras = Extras(specimens, split, most, evaluation and str(evaluation), device, scratch)
-    place, sweep = Folder(folder), SweepFolder(folder)
-    if place.exists(TASK_FILE):
-        page = reproduction_page(sweep, extras)
-    elif sweep.exists():
-        page = sweep_page(sweep, extras)
-    elif place.exists(CONFIG_FILE):
-        page = run_page(place, extras)
-    else:
-        rule = "there is no run, sweep or reproduction in this folder"
-        raise DataError(folder, rule, "Give the folder of one")
+    extras = Extras(specimens, split, most, evaluation and str(evaluation), device, scratch, shown)
+    place = Folder(folder)
+    page = run_page(place, extras) if place.exists(CONFIG_FILE) else _page_of_runs(place, extras)
     with file_errors(out):
         atomic_write(out, page)
     return out
+
+
+def _page_of_runs(folder: Folder, extras: Extras) -> str:
+    """The page of a sweep or a reproduction.
+
+    Raises:
+        DataError: If there is neither in the folder.
+    """
+    # These load Ray and scikit-learn, which the page of a run does without.
+    from distsynth.reproduction.page import reproduction_page
+    from distsynth.reproduction.task import TASK_FILE
+    from distsynth.sweep.folder import SweepFolder
+    from distsynth.sweep.page import sweep_page
+
+    sweep = SweepFolder(folder.url)
+    if folder.exists(TASK_FILE):
+        return reproduction_page(sweep, extras)
+    if sweep.exists():
+        return sweep_page(sweep, extras)
+    rule = "there is no run, sweep or reproduction in this folder"
+    raise DataError(folder.url, rule, "Give the folder of one")
 
 
 def _specimens(cohort: Cohort) -> list[Specimen]:

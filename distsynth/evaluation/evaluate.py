@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
+
+OnSpecimen = Callable[[Pair, Mapping[str, NDArray[np.float32]]], None]
+"""Gets a pair and, by model, what it predicts, standardised."""
 
 
 @dataclass
@@ -125,6 +128,7 @@ def evaluate(
     data: DataRecord | None = None,
     conventions: bool = False,
     empty: Empty = in_memory,
+    on_specimen: OnSpecimen | None = None,
 ) -> Evaluation:
     """Evaluate models beside the baselines.
 
@@ -144,6 +148,7 @@ def evaluate(
         conventions: Compute PSNR and SSIM under every convention as well.
         empty: Makes the arrays that are as large as a volume: with sharding.volumes.slabs.Scratch
             they lie on disk if they are large.
+        on_specimen: Called with each pair and what the models predict of it.
 
     Returns:
         Every number, and slices for pictures.
@@ -190,7 +195,12 @@ def evaluate(
         pair = next(pairs)
         if split == "test":
             first.refuse_seen(specimen, pair)
-        _evaluate_specimen(evaluation, pair, first, baselines, predictors, volumes, conventions)
+        made = _evaluate_specimen(
+            evaluation, pair, first, baselines, predictors, volumes, conventions, bool(on_specimen)
+        )
+        if on_specimen:
+            on_specimen(pair, made)
+        del made
         del pair  # Before the next one takes its room.
     return evaluation
 
@@ -210,8 +220,10 @@ def _evaluate_specimen(
     predictors: Mapping[str, Predictor],
     volumes: Path | None,
     conventions: bool,
-) -> None:
-    """Add one specimen to the evaluation."""
+    keep: bool,
+) -> dict[str, NDArray[np.float32]]:
+    """Add one specimen to the evaluation; returns what the models predict, if it is kept."""
+    kept: dict[str, NDArray[np.float32]] = {}
     target, transform = pair.measured_target, pair.measured_transform
     native, inside = pair.native, pair.native_mask
     # A small mask may hold no voxel of a coarse source.
@@ -238,6 +250,8 @@ def _evaluate_specimen(
             row["consistency_error"] = consistency_error(pair.degrade(synthetic), native, inside)
         evaluation.results.setdefault(name, {})[pair.name] = row
         shown[name] = np.take(synthetic, [index], axis)
+        if keep and name in predictors:
+            kept[name] = synthetic
         if conventions and (name in predictors or name == Cubic.name):
             values = conventional_values(
                 measured.synthetic, pair.grid.data, transform, pair.mask, pair.empty
@@ -263,6 +277,7 @@ def _evaluate_specimen(
             synthetic=shown,
         )
     )
+    return kept
 
 
 def lent(data: DataRecord) -> str:

@@ -12,7 +12,7 @@ from distsynth.metrics.results import RESULTS_FILE, ResultsTable, read_results
 from distsynth.metrics.verdict import verdicts
 from distsynth.reporting.evaluation_page import figure_picture
 from distsynth.reporting.figures import curves_figure
-from distsynth.reporting.specimen_pictures import show_specimens
+from distsynth.reporting.specimen_pictures import SpecimenPictures, show_specimens
 from distsynth.reporting.viewer import viewer_html
 from distsynth.runs.checkpoint import load_checkpoint
 from distsynth.runs.data_record import DataRecord
@@ -41,6 +41,8 @@ class Extras:
         evaluation: Folder of an evaluation, a path or a URL; None looks in the folder itself.
         device: auto takes a GPU where there is one.
         empty: Makes the arrays that are as large as a volume.
+        shown: What is shown of specimens, where it was kept during an evaluation; else they are
+            predicted anew.
     """
 
     specimens: Sequence[Specimen] | None = None
@@ -49,6 +51,7 @@ class Extras:
     evaluation: str | None = None
     device: str = "auto"
     empty: Empty = in_memory
+    shown: SpecimenPictures | None = None
 
 
 def run_page(folder: Folder, extras: Extras) -> str:
@@ -130,17 +133,25 @@ def run_pictures(
     runs = {name: run for name, run in runs.items() if run.exists(BEST.as_posix())}
     if not runs:
         return "", [], "There is no checkpoint to predict with yet."
-    predictors = {name: load_predictor(run.url, extras.device) for name, run in runs.items()}
-    evaluated: Collection[str] = () if table is None else table.specimens
-    known = {specimen.name for specimen in extras.specimens}
-    names = [name for name in evaluated if name in known]
-    shown = show_specimens(
-        predictors, extras.specimens, extras.split, names, extras.most, extras.empty
-    )
+    shown = extras.shown or _predicted(runs, table, extras, extras.specimens)
     note = f"Specimens of the split {extras.split}, predicted with each run's best checkpoint."
     if shown.left_out:
         note += f" Beyond --most, and not shown: {', '.join(shown.left_out)}."
     return viewer_html(shown.slices), shown.checks, note
+
+
+def _predicted(
+    runs: Mapping[str, Folder],
+    table: ResultsTable | None,
+    extras: Extras,
+    specimens: Sequence[Specimen],
+) -> SpecimenPictures:
+    """What a page shows of specimens, predicted now."""
+    predictors = {name: load_predictor(run.url, extras.device) for name, run in runs.items()}
+    evaluated: Collection[str] = () if table is None else table.specimens
+    known = {specimen.name for specimen in specimens}
+    names = [name for name in evaluated if name in known]
+    return show_specimens(predictors, specimens, extras.split, names, extras.most, extras.empty)
 
 
 def data_facts(runs: Sequence[Folder]) -> dict[str, str]:

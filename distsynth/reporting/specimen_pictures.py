@@ -81,8 +81,13 @@ def show_specimens(
         pair = prepare_pair(specimen, data.preprocess, data.standards, empty)
         if split == "test":
             data.refuse_seen(specimen, pair)
-        _show(shown, pair, predictors)
-        del pair  # Before the next one takes its room.
+        seen = pair.network_source
+        made = {
+            name: model(seen, f"{name}, {pair.name}", empty=empty)
+            for name, model in predictors.items()
+        }
+        add_specimen(shown, pair, made, predictors)
+        del pair, seen, made  # Before the next one takes its room.
     return shown
 
 
@@ -91,14 +96,21 @@ def _checked_specimens(predictors: Mapping[str, Predictor]) -> int:
     return max(1, MOST_CHECKS // len(predictors))
 
 
-def _show(shown: SpecimenPictures, pair: Pair, predictors: Mapping[str, Predictor]) -> None:
-    """Add one specimen."""
+def add_specimen(
+    shown: SpecimenPictures,
+    pair: Pair,
+    made: Mapping[str, NDArray[np.float32]],
+    predictors: Mapping[str, Predictor],
+) -> None:
+    """Add one specimen to what is shown.
+
+    Args:
+        shown: What is added to.
+        pair: The specimen.
+        made: Model -> what it predicts, standardised.
+        predictors: The models.
+    """
     source, target = pair.source, pair.target
-    seen = pair.network_source
-    made = {
-        name: model(seen, f"{name}, {pair.name}", empty=pair.empty)
-        for name, model in predictors.items()
-    }
     spacing = pair.grid.spacing_mm
     shown.slices.append(
         cut_slices(

@@ -13,26 +13,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distsynth import api
 from distsynth.errors import ConfigError
+from distsynth.inference.predictor import load_predictor
 from distsynth.metrics.results import RESULTS_FILE, read_results
 from distsynth.metrics.verdict import verdicts
+from distsynth.reporting.specimen_pictures import SpecimenPictures, add_specimen
 from distsynth.study.plan import StudyPlan, plan_from_json
 from distsynth.training.loop import train
 from sharding.io.atomic import atomic_write
 from sharding.io.errors import CohortError
 from sharding.registration.config import PrepareConfig
 from sharding.volumes.cohort import Specimen, read_cohort
+from sharding.volumes.pair import Pair
 
 logger = logging.getLogger(__name__)
 
 PLAN_FILE = "plan.json"
 PREPARED, SHARDS, MODEL, EVALUATION = "prepared", "shards", "model", "evaluation"
 PAGE = "report.html"
+MOST_SHOWN = 6
+"""Specimens whose slices the page shows."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +72,15 @@ def run_study(folder: Path, plan: StudyPlan, workers: int = 0) -> StudyResult:
     """
     keep_plan(folder, plan)
     specimens = read_cohort(plan.cohort)
+    shown: list[SpecimenPictures | None] = []
     stages: list[tuple[str, Callable[[], None]]] = [
         (
             "cutting patches",
             lambda: _cut(folder, plan, _prepared(folder, plan, specimens), workers),
         ),
         ("training", lambda: _train(folder, plan)),
-        ("evaluating", lambda: _evaluate(folder, plan, specimens)),
-        ("writing the page", lambda: _report(folder, plan, specimens)),
+        ("evaluating", lambda: shown.append(_evaluate(folder, plan, specimens))),
+        ("writing the page", lambda: _report(folder, plan, specimens, shown[-1])),
     ]
     if plan.prepare:
         stages.insert(0, ("preparing", lambda: _prepare(folder, plan, specimens, workers)))
@@ -134,17 +143,37 @@ def _train(folder: Path, plan: StudyPlan) -> None:
     train(plan.config(str(folder / SHARDS)), folder / MODEL, resume=True)
 
 
-def _evaluate(folder: Path, plan: StudyPlan, specimens: list[Specimen]) -> None:
+def _evaluate(folder: Path, plan: StudyPlan, specimens: list[Specimen]) -> SpecimenPictures | None:
+    """Evaluate; returns what the page shows of the specimens, unless it was done before."""
     if (folder / EVALUATION / RESULTS_FILE).is_file():
-        return
-    api.evaluate(folder / MODEL, _prepared(folder, plan, specimens), folder / EVALUATION)
+        return None
+    models = {MODEL: load_predictor(folder / MODEL)}
+    shown = SpecimenPictures()
+
+    def show(pair: Pair, made: Mapping[str, NDArray[np.float32]]) -> None:
+        if len(shown.slices) < MOST_SHOWN:
+            add_specimen(shown, pair, made, models)
+        else:
+            shown.left_out.append(pair.name)
+
+    api.evaluate(
+        folder / MODEL,
+        _prepared(folder, plan, specimens),
+        folder / EVALUATION,
+        on_specimen=show,
+    )
+    return shown
 
 
-def _report(folder: Path, plan: StudyPlan, specimens: list[Specimen]) -> None:
+def _report(
+    folder: Path, plan: StudyPlan, specimens: list[Specimen], shown: SpecimenPictures | None
+) -> None:
     api.write_report(
         folder / MODEL,
         folder / PAGE,
         _prepared(folder, plan, specimens),
         evaluation=folder / EVALUATION,
+        most=MOST_SHOWN,
         overwrite=True,
+        shown=shown,
     )

@@ -70,8 +70,12 @@ def test_what_is_done_is_not_done_again(study, plan):
     folder, said = study
     files = [folder / "model" / "checkpoints" / "best.pt", folder / "evaluation" / "results.json"]
     before = [file.stat().st_mtime_ns for file in files]
+    page = (folder / "report.html").read_text()
     assert said.rstrip().endswith(run_study(folder, plan, workers=1).verdict)
     assert [file.stat().st_mtime_ns for file in files] == before
+    # The slices of the first page were kept while it was evaluated, these are predicted anew.
+    assert page.count("data:image/png") > 3
+    assert (folder / "report.html").read_text() == page
 
 
 def test_a_lost_stage_is_done_again_from_what_is_there(study, plan):
