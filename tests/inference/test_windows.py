@@ -84,7 +84,7 @@ def test_variance_and_freedom_are_those_of_all_windows(network, stitch):
     expected = second / weight - mean**2
     np.testing.assert_allclose(variance, expected, rtol=1e-4, atol=1e-9)
     found = overlap(model, variance)
-    np.testing.assert_allclose(found.freedom, 1 - squares / weight**2, atol=1e-6)
+    np.testing.assert_allclose(found.freedom[:, :, :], 1 - squares / weight**2, atol=1e-6)
     assert found.disagreement() > 0.001
 
 
