@@ -1,6 +1,7 @@
 """Memory and processor time of predict, evaluate and the page of a run for large volumes.
 
-    python -m benchmarks.large_volumes [--sides N ...] [--folder FOLDER]
+    python -m benchmarks.large_volumes [--sides N ...] [--folder FOLDER] [--commands NAME ...]
+                                       [--most-mb MB]
 
 For each side a cohort of two specimens is made, one of training and one of test: targets of so many
 voxels along each axis, sources of half as many, as uncompressed NIfTI files. Each command runs in a
@@ -11,6 +12,8 @@ Anonymous memory is what a process asked for itself, sampled every 50 ms; it can
 memory is short. Its largest value less that before the command is shown. Pages of files, also of
 the files without a name in which large arrays lie, are the system's to keep or to drop: with them
 the resident memory is larger, and shown beside it. The disk is what those files take at once.
+With --most-mb arrays of more MB lie on disk than the program's own limit says: 0 shows with small
+volumes what happens with large ones.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+import sharding.volumes.slabs
 from distsynth.api import evaluate, write_report
 from distsynth.config import RunConfig, to_json, with_overrides
 from distsynth.models import build_generator
@@ -57,7 +61,7 @@ CONFIG = {
     "stitch.stride": 32,
     "stitch.trim": 4,
     "stitch.method": "windows",
-    "stitch.memory_mb": 64,
+    "stitch.memory_mb": 8,
     "tracking.mode": "disabled",
 }
 
@@ -105,7 +109,12 @@ def write_cohort(folder: Path, side: int) -> None:
     torch.manual_seed(0)
     network = build_generator(config.generator, config.data.sides, config.data.channels)
     record = DataRecord(
-        "0" * 64, PreprocessConfig(), (SPACING,) * 3, "RAS", {"train": "train"}, ("seen",)
+        "0" * 64,
+        PreprocessConfig(),
+        (SPACING, SPACING, SPACING),
+        "RAS",
+        {"train": "train"},
+        ("seen",),
     )
     learners = {"generator": {"network": network.state_dict()}}
     best = folder / "run" / BEST
@@ -190,7 +199,13 @@ def measure(command: str, folder: Path) -> dict[str, float]:
     }
 
 
-def table(sides: Sequence[int], folder: Path, say: Callable[[str], None] = print) -> None:
+def table(
+    sides: Sequence[int],
+    folder: Path,
+    commands: Sequence[str] = COMMANDS,
+    most_mb: str = "",
+    say: Callable[[str], None] = print,
+) -> None:
     """A row for each side and command."""
     say(
         "| volume | command | anonymous, MB | in all, MB | resident, MB | disk, MB | processor, s |"
@@ -199,8 +214,9 @@ def table(sides: Sequence[int], folder: Path, say: Callable[[str], None] = print
     for side in sides:
         with tempfile.TemporaryDirectory(dir=folder) as made:
             write_cohort(Path(made), side)
-            for command in COMMANDS:
+            for command in commands:
                 arguments = [sys.executable, "-m", __spec__.name, "--one", command, made]
+                arguments += ["--most-mb", most_mb] if most_mb else []
                 environment = os.environ | {"OMP_NUM_THREADS": "1", "DISTSYNTH_CACHE": made}
                 done = subprocess.run(
                     arguments, check=True, stdout=subprocess.PIPE, text=True, env=environment
@@ -218,9 +234,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS)
+    parser.add_argument("--most-mb", default="", help="of evaluate and report")
     parser.add_argument("--one", nargs=2, metavar=("COMMAND", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
+        if options.most_mb:
+            sharding.volumes.slabs.MOST_IN_MEMORY = int(options.most_mb) * MEGABYTE
         print(json.dumps(measure(options.one[0], Path(options.one[1]))))
     else:
-        table(options.sides, options.folder)
+        table(options.sides, options.folder, options.commands, options.most_mb)

@@ -78,7 +78,7 @@ class Step:
         self._loss = GeneratorLoss(loss).to(accelerator.device)
         source = torch.randn(batch, channels, *size, device=accelerator.device)
         target = torch.randn(batch, 1, *size, device=accelerator.device)
-        self._pairs = [(source, target)]
+        self._pairs = [(source, target, None)]
 
     def __call__(self) -> Terms:
         """Take the step."""

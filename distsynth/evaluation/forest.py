@@ -306,7 +306,9 @@ def _fit_boosted(
 def training_rows(
     shards: ShardSet, config: ForestConfig, quiet: bool = False
 ) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
-    """Features and residuals of the chosen training patches; the middle channel of 2.5D ones.
+    """Features and residuals of the chosen training patches.
+
+    Of the source it takes the slice itself, and of several contrasts the first one.
 
     Returns:
         Number of patches; features, shape (rows, columns); target - source, shape (rows,). The

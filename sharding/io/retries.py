@@ -40,7 +40,7 @@ _NO_CREDENTIALS = {
 }
 
 
-AT_ONCE = 64
+AT_ONCE = 16
 """Requests for small files that are under way at once."""
 
 

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 PIECE_BYTES = 16 * 2**20
 """Files are downloaded in pieces of this size: what is interrupted repeats one, not the file."""
+TOGETHER = 128
+"""Small files that are read or written by one call, which repeats them all if one fails."""
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
 _ALMOST_URL = re.compile(r"[a-zA-Z0-9+.-]{2,}:/(?!/)|.*::.*://|file://(?!/)")
@@ -143,12 +145,17 @@ class Folder:
         if self.local is not None or len(names) < 2:
             return [self.read(name) for name in names]
 
-        def read(system: Any, _: str) -> list[bytes]:
-            paths = [system._strip_protocol(self / self._checked(name)) for name in names]
+        def read(system: Any, part: Sequence[str]) -> list[bytes]:
+            paths = [system._strip_protocol(self / self._checked(name)) for name in part]
             found = system.cat(paths, **self._at_once(system))
             return [found[path] for path in paths]
 
-        return self._connection.request(self.url, read)
+        contents: list[bytes] = []
+        for part in _parts(names):
+            contents += self._connection.request(
+                self.url, lambda system, _, p=part: read(system, p)
+            )
+        return contents
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of a file from byte `start` on.
@@ -184,16 +191,16 @@ class Folder:
                 self.write(name, content)
             return
 
-        def write(system: Any, _: str) -> None:
-            pieces = {
-                system._strip_protocol(self / self._checked(name)): (
-                    content.encode() if isinstance(content, str) else content
-                )
-                for name, content in contents.items()
-            }
+        def write(system: Any, part: Sequence[str]) -> None:
+            pieces = {}
+            for name in part:
+                content = contents[name]
+                content = content.encode() if isinstance(content, str) else content
+                pieces[system._strip_protocol(self / self._checked(name))] = content
             system.pipe(pieces, **self._at_once(system))
 
-        self._connection.request(self.url, write)
+        for part in _parts([*contents]):
+            self._connection.request(self.url, lambda system, _, p=part: write(system, p))
 
     def swap(self, name: str, old: bytes | None, new: bytes) -> bool:
         """Write a small file, only if its content is `old`; None if there is no file.
@@ -333,6 +340,12 @@ class Folder:
             f"its sha256 must be {sha256}, found {found} twice: the object was changed or damaged"
         )
         raise DataError(self / name, rule, COPY_AGAIN)
+
+
+def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Names that are asked for together, and again together if one request fails."""
+    for low in range(0, len(names), TOGETHER):
+        yield names[low : low + TOGETHER]
 
 
 def _check_url(url: str, protocol: str) -> None:

@@ -174,12 +174,12 @@ def test_uncertainties_in_levels_rank_as_they_do_each_by_itself(monkeypatch):
 def test_volumes_larger_than_memory_are_evaluated_and_shown(command, tmp_path):
     """Under a limit on the memory of a process that its arrays exceed several times."""
     small, large = tmp_path / "small", tmp_path / "large"
-    for folder, side in ((small, 64), (large, 112)):
+    for folder, side in ((small, 64), (large, 128)):
         folder.mkdir()
         write_cohort(folder, side)
 
     def limited(most):
-        program = [sys.executable, "-c", LIMITED, str(small), str(large), "40", str(most), command]
+        program = [sys.executable, "-c", LIMITED, str(small), str(large), "64", str(most), command]
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "MALLOC_ARENA_MAX": "1",

@@ -144,7 +144,7 @@ def test_a_member_that_is_there_twice_is_found(copied):
         tar.addfile(first, io.BytesIO(content))
     shards = ShardSet(copied, check_sizes=False)
     with pytest.raises(ValueError, match=rf"the member {re.escape(first.name)} is there twice"):
-        read_blocks(path, shards.manifest.config)
+        read_blocks(path, shards.manifest.config, shards.manifest.channels)
 
 
 def test_the_outermost_patches_are_sound(copied):
