@@ -10,8 +10,9 @@ benchmarks.reading. Prediction: a volume by windows of 32 at a stride of 16, pla
 Each cell is a process of its own in one thread. Its seconds are processor time, so that other
 programs change little of them, without imports and the making of what it reads; those of KonfAI,
 which is a command, are the difference of a long and a short run. Peak memory is of the whole
-process. Programs take turns; ratios are of the same turn, as median, smallest and largest. Peers
-that are not installed are left out: pip install ".[bench]".
+process, which for reading has the sets of all tools. Programs take turns; ratios are of the same
+turn, as median, smallest and largest. Peers that are not installed are left out:
+pip install ".[bench]".
 """
 
 from __future__ import annotations
