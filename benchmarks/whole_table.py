@@ -34,6 +34,7 @@ from distsynth.presets import BLOCKS, PAPER_PATCH, PRESETS, preset
 from distsynth.training.pace import Pace
 from distsynth.training.steps import (
     Learner,
+    MicroBatch,
     Terms,
     adversarial_step,
     make_accelerator,
@@ -78,7 +79,7 @@ class Step:
         self._loss = GeneratorLoss(loss).to(accelerator.device)
         source = torch.randn(batch, channels, *size, device=accelerator.device)
         target = torch.randn(batch, 1, *size, device=accelerator.device)
-        self._pairs = [(source, target, None)]
+        self._pairs = [MicroBatch(source, target)]
 
     def __call__(self) -> Terms:
         """Take the step."""

@@ -59,7 +59,9 @@ class _Freedom:
             lines = (line[part] for line, part in zip(along, place, strict=True))
             return reduce(np.multiply, np.ix_(*lines))
 
-        total, square = (sum(map(product, rows)) for rows in (self.weights, self.squares))
+        total, square = (
+            reduce(np.add, map(product, rows)) for rows in (self.weights, self.squares)
+        )
         return (1 - square / total**2).astype(np.float32)
 
 
