@@ -20,7 +20,7 @@ from distsynth.config import RunConfig
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.models import build_discriminator, build_generator
 from distsynth.models.generators.unet import UNet
-from distsynth.training.steps import make_accelerator
+from distsynth.training.steps import MicroBatch, make_accelerator
 
 WAYS = ("vmap", "groups", "groups, channels last")
 """Of packing."""
@@ -163,7 +163,7 @@ class Separate:
         for step in self.steps:
             for learner in step.learners.values():
                 learner.raw.double()
-            step._pairs = [(source.double(), target.double()) for source, target in step._pairs]
+            step._pairs = [MicroBatch(p.source.double(), p.target.double()) for p in step._pairs]
 
     def moments(self, name: str) -> Tensor:
         """Of a network's gradients, (k, weights)."""
@@ -196,8 +196,9 @@ class Packed:
     """
 
     def __init__(self, config: RunConfig, separate: Separate, way: str, precision: str) -> None:
-        pairs = [step._pairs[0] for step in separate.steps]
-        self.source, self.target = (torch.stack(images) for images in zip(*pairs, strict=True))
+        batches = [step._pairs[0] for step in separate.steps]
+        self.source = torch.stack([batch.source for batch in batches])
+        self.target = torch.stack([batch.target for batch in batches])
         self.half = precision == "bf16"
         self.loss = GeneratorLoss(config.loss)
         self.networks: dict[str, Mapped | Grouped] = {}
