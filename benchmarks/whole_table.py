@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from distsynth.config import RunConfig, with_overrides
-from distsynth.data.resolve import SHARD_FIELDS
+from distsynth.data.resolve import CUT_FIELDS
 from distsynth.losses.generator_loss import GeneratorLoss
 from distsynth.losses.perceptual import vgg16_features
 from distsynth.models import build_discriminator, build_generator
@@ -52,7 +52,7 @@ COUNTED_BATCH = 2
 def of_patches(name: str) -> RunConfig:
     """A preset with the patches that it is meant for."""
     cut = BLOCKS.get(name) or ShardConfig(patch_size=PAPER_PATCH)
-    fields = {f"data.{field}": getattr(cut, field) for field in SHARD_FIELDS}
+    fields = {f"data.{field}": getattr(cut, field) for field in CUT_FIELDS}
     return with_overrides(preset(name), fields)
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from distsynth.config import RunConfig, with_overrides
 from distsynth.errors import ConfigError
 from sharding.shards.manifest import Manifest
 
-SHARD_FIELDS = ("patch_size", "neighbours", "alignment", "contrasts")
+CUT_FIELDS = ("patch_size", "neighbours", "alignment")
+"""Fields of the section `data` that are fields of ShardConfig too."""
+SHARD_FIELDS = (*CUT_FIELDS, "contrasts")
 """Fields of the section `data` that the manifest decides."""
+
+
+def fields_of(manifest: Manifest) -> dict[str, Any]:
+    """The fields of a run that its shards decide, by dotted name."""
+    cut = {f"data.{name}": getattr(manifest.config, name) for name in CUT_FIELDS}
+    return {**cut, "data.contrasts": manifest.contrast_count}
 
 
 def resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
@@ -21,14 +31,12 @@ def resolved(config: RunConfig, manifest: Manifest) -> RunConfig:
         ConfigError: If a field that was given does not agree with the shards, or their patch does
             not suit the networks, the losses or the stitching.
     """
-    found = {}
-    for name in SHARD_FIELDS:
-        here = manifest.contrast_count if name == "contrasts" else getattr(manifest.config, name)
-        given = getattr(config.data, name)
+    found = fields_of(manifest)
+    for name, here in found.items():
+        given = getattr(config.data, name.removeprefix("data."))
         if given is not None and given != here:
             raise ConfigError(
-                f"data.{name} must be {here}, as in the shards {config.data.shards}, got {given}; "
+                f"{name} must be {here}, as in the shards {config.data.shards}, got {given}; "
                 "leave it out, and it is taken from the shards"
             )
-        found[f"data.{name}"] = here
     return with_overrides(config, found)

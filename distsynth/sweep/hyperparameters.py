@@ -19,7 +19,7 @@ import numpy as np
 from ray.tune.search.sample import Integer
 
 from distsynth.config import RunConfig, dotted_fields, with_overrides
-from distsynth.data.resolve import SHARD_FIELDS
+from distsynth.data.resolve import fields_of
 from distsynth.errors import ConfigError
 from distsynth.presets import ADVERSARIAL, DISCRIMINATORS, GENERATORS
 from sharding.io.storage import Folder
@@ -67,8 +67,7 @@ def configure(
             overrides |= known[name]
     overrides |= {name: value for name, value in hyperparameters.items() if name not in NAMED}
     if "data.shards" in hyperparameters:
-        cut = manifest_of(str(hyperparameters["data.shards"])).config
-        overrides |= {f"data.{name}": getattr(cut, name) for name in SHARD_FIELDS}
+        overrides |= fields_of(manifest_of(str(hyperparameters["data.shards"])))
     family = overrides.get("discriminator.family", base.discriminator.family)
     weight = overrides.get("loss.lambda_bce", base.loss.lambda_bce)
     if family == "none" or (weight == 0 and not keep_discriminator):

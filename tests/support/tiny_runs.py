@@ -43,6 +43,7 @@ PLAIN: dict[str, Any] = {
     "data.patch_size": (16, 16),
     "data.neighbours": 0,
     "data.alignment": 1,
+    "data.contrasts": 1,
     "generator.channels": (4,),
     "generator.kernels": (3,),
     "generator.norm": "none",

@@ -86,7 +86,8 @@ def some_steps(config, parts, count=4, precision="no"):
     generator, discriminator = learners_of(config, precision)
     draw = torch.Generator().manual_seed(3)
     source, target = torch.randn(2, 8, 1, 16, 16, generator=draw)
-    batch = list(zip(source.chunk(parts), target.chunk(parts), strict=True))
+    pairs = zip(source.chunk(parts), target.chunk(parts), strict=True)
+    batch = [MicroBatch(*pair) for pair in pairs]
     loss, found = GeneratorLoss(config.loss), []
     for step in range(count):
         found.append(
