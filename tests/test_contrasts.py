@@ -57,6 +57,7 @@ def run_of(shards: Path, run: Path, kind: str, **more: object) -> Path:
         {
             "data.patch_size": KINDS[kind].patch_size,
             "data.neighbours": KINDS[kind].neighbours,
+            "data.contrasts": 2,
             "train.batch_size": 24 if kind != "3d" else 4,
         },
         LEARNING,
@@ -96,7 +97,7 @@ def single(cohort, tmp_path_factory):
     specimens = [replace(row, contrast="", further=()) for row in read_cohort(cohort)]
     write_cohort(folder / "cohort.csv", specimens)
     write_shards(read_cohort(folder), folder / "shards", KINDS["2d"], workers=1)
-    run_of(folder / "shards", folder / "run", "2d")
+    run_of(folder / "shards", folder / "run", "2d", **{"data.contrasts": 1})
     return folder
 
 
@@ -273,8 +274,8 @@ def test_a_network_learns_from_the_second_contrast(cohort, sets, single, tmp_pat
     """The same training sees T2 or does not: the error of the target tells."""
     errors = {}
     more = {"train.epochs": 12, "generator.channels": (8,), "optim.lr_generator": 3e-3}
-    for name, shards in (("both", sets / "2d"), ("one", single / "shards")):
-        config = with_overrides(tiny_config(shards), more)
+    for name, shards, count in (("both", sets / "2d", 2), ("one", single / "shards", 1)):
+        config = with_overrides(tiny_config(shards), {**more, "data.contrasts": count})
         train(config, tmp_path / name)
         model = load_predictor(tmp_path / name)
         row, pair = unseen(cohort, tmp_path / name)
