@@ -343,7 +343,8 @@ def verify(args: Sequence[str]) -> None:
     if faults := find_faults(shards):
         for fault in faults:
             logger.error(str(fault))
-        rule = f"{len(faults)} faults in this shard set"
+        count = len(faults)
+        rule = f"{count} fault{'s' * (count > 1)} in this shard set"
         raise DataError(given.shards, rule, "Fix those listed above or cut the set again")
     count = len(shards.manifest.shards)
     print(

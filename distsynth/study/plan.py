@@ -166,12 +166,13 @@ def plan_study(
     epoch_steps = max(1, training * shards.patches_per_specimen // config.train.batch_size)
     epochs = max(1, round(steps / epoch_steps))
     changes["train.epochs"] = SLACK * epochs
-    changes["train.validate_every"] = max(1, epochs // VALIDATIONS)
+    validate_every = changes["train.validate_every"] = max(1, epochs // VALIDATIONS)
     share = validate_share(seen, shards, config.train.batch_size, steps, epochs)
     changes["train.validate_share"] = share
+    often = "each epoch" if validate_every == 1 else f"every {validate_every} epochs"
     reasons["validation"] = (
-        f"{share:.0%} of the layers of each validation specimen after "
-        f"{changes['train.validate_every']} epochs, so that it takes about "
+        f"{share:.0%} of the layers of each validation specimen after {often}, so that "
+        "it takes about "
         f"{VALIDATION_TIME:.0%} of the training's time at most; everything at the end"
         if share < 1
         else "whole validation specimens"

@@ -272,14 +272,20 @@ def read_manifest(folder: Folder) -> Manifest:
         raise DataError(
             where, "there is no shard set here", "Run distsynth shard, or correct data.shards"
         )
+    content = folder.read(MANIFEST)
     try:
-        return _MANIFEST.validate_json(folder.read(MANIFEST))
+        return _MANIFEST.validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            where, f"not a valid manifest ({name}: {first['msg']})", "Shard the cohort again"
-        ) from error
+        found = {".".join(map(str, each["loc"])): each for each in error.errors()}
+        # Of another version other fields differ too, and say less.
+        name = "version" if "version" in found else next(iter(found))
+        rule = f"not a valid manifest ({name}: {found[name]['msg']})"
+        if name == "version":
+            rule = (
+                f"the shard set has format version {found[name]['input']}, this program reads "
+                f"version {FORMAT_VERSION}"
+            )
+        raise DataError(where, rule, "Shard the cohort again") from error
 
 
 def check_manifest(where: str, manifest: Manifest) -> None:

@@ -317,7 +317,7 @@ def _first(manifest, split):
         (lambda m: m["shards"][0].update(name="/etc/passwd"), "can have: '/etc/passwd'"),
         (lambda m: m["shards"][0].update(name="test/test-000000.tar"), "shard of train can have"),
         (lambda m: m["specimens"][0].update(name="../../x"), "specimen can have: '../../x'"),
-        (lambda m: m.update(version=1), "version: "),
+        (lambda m: m.update(version=1), "has format version 1, this program reads version 4"),
         (lambda m: m["specimens"][0].update(patches=39), "states 39 patches, its shards 512"),
         (lambda m: m["shards"][0].update(patches=39), "000.tar states 39 patches, its spans oth"),
         (lambda m: m["shards"][0]["spans"][0].update(specimen="x"), "holds a specimen .*: 'x'"),
