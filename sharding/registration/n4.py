@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sharding.volumes.resample import cubic_weights
+
 ORDER = 3
 """Of the B-splines."""
 BINS, PADDED = 200, 512
@@ -148,10 +150,9 @@ def basis(size: int, control_points: int) -> Array:
     places = np.linspace(0, spans, size) if size > 1 else np.zeros(1)
     span = np.minimum(places.astype(np.int64), spans - 1)
     t = places - span
-    rows = (1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3
     weights = np.zeros((size, control_points))
-    for step, row in enumerate(rows):
-        weights[np.arange(size), span + step] = row / 6
+    for step, row in enumerate(cubic_weights(t)):
+        weights[np.arange(size), span + step] = row
     return weights
 
 

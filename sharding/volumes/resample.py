@@ -112,12 +112,11 @@ def _cubic_along_axes(data: NDArray, places: Sequence[NDArray[np.float64]]) -> N
         at = np.clip(line, 0, size - 1)
         first = np.floor(at).astype(np.int64)
         t = at - first
-        weights = (1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3
         low, high = max(0, int(first.min()) - 1), min(size, int(first.max()) + 3)
         matrix = np.zeros((len(at), high - low))
-        for step, weight in enumerate(weights, start=-1):
+        for step, weight in enumerate(cubic_weights(t), start=-1):
             index = np.clip(first + step, 0, size - 1) - low
-            np.add.at(matrix, (np.arange(len(at)), index), weight / 6)
+            np.add.at(matrix, (np.arange(len(at)), index), weight)
         matrices.append(matrix)
         cut.append(slice(low, high))
     values = np.ascontiguousarray(data[tuple(cut)], np.float64)
@@ -125,6 +124,12 @@ def _cubic_along_axes(data: NDArray, places: Sequence[NDArray[np.float64]]) -> N
     for axis in sorted(range(3), key=lambda axis: len(places[axis]) / values.shape[axis]):
         values = _multiplied(values, matrices[axis], axis)
     return values
+
+
+def cubic_weights(t: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Weights of the four cubic B-splines around places that lie a share `t` after the second."""
+    rows = (1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3
+    return [row / 6 for row in rows]
 
 
 def _multiplied(
