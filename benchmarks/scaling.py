@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -71,7 +72,7 @@ class Traffic(NamedTuple):
     norm_bytes: int
 
 
-class _Counter:
+class TrafficCounter:
     """Counts what goes through DDP and through BatchNorm layers."""
 
     def __init__(self) -> None:
@@ -97,10 +98,8 @@ class _Counter:
         self.norm_bytes += 4 * (4 * module.num_features + 1)
 
 
-def rank_main(
-    rank: int, ranks: int, port: int, config: RunConfig, batch: int, steps: int, answers: Any
-) -> None:
-    """One rank: time steps on its share of the batch, then count one."""
+def joined_as(rank: int, ranks: int, port: int) -> Accelerator:
+    """This process as one of several ranks on this machine, with one thread."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -113,9 +112,17 @@ def rank_main(
     torch.set_num_threads(1)
     accelerator = make_accelerator("no", cpu=True)
     assert accelerator.num_processes == ranks
+    return accelerator
+
+
+def rank_main(
+    rank: int, ranks: int, port: int, config: RunConfig, batch: int, steps: int, answers: Any
+) -> None:
+    """One rank: time steps on its share of the batch, then count one."""
+    accelerator = joined_as(rank, ranks, port)
     step = Step(config, batch // ranks, accelerator)
     seconds = seconds_each(step, steps, accelerator.device)
-    counter = _Counter()
+    counter = TrafficCounter()
     if ranks > 1:
         for learner in step.learners.values():
             counter.watch(learner.network)

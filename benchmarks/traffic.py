@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import multiprocessing
-import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -25,9 +24,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.scaling import Traffic, _Counter, ring_seconds
+from benchmarks.scaling import Traffic, TrafficCounter, joined_as, ring_seconds
 from benchmarks.whole_table import Step, of_patches
-from distsynth.training.steps import make_accelerator
 
 FAMILIES = ("small", "fcn-1", "unet-7", "dcsrn-l1", "dcgan-2", "pix2pix-9")
 RANKS = (2, 4)
@@ -57,21 +55,10 @@ def start_loopback() -> None:
 
 def rank_main(rank: int, ranks: int, port: int, names: Sequence[str], answers: Any) -> None:
     """One rank: steps of each preset, the bytes of loopback around them."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    torch.set_num_threads(1)
-    accelerator = make_accelerator("no", cpu=True)
-    assert accelerator.num_processes == ranks
+    accelerator = joined_as(rank, ranks, port)
     for name in names:
         step = Step(of_patches(name), 2, accelerator)
-        counter = _Counter()
+        counter = TrafficCounter()
         for learner in step.learners.values():
             counter.watch(learner.network)
         step()
