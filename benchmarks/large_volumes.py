@@ -6,7 +6,8 @@
 For each side a cohort of two specimens is made, one of training and one of test: targets of so many
 voxels along each axis, sources of half as many, as uncompressed NIfTI files. Each command runs in a
 process of its own with a network of two channels and untrained weights, predicting by overlapping
-windows. Before it, volumes of 64 voxels went through, so that libraries are loaded.
+windows. Before it, volumes of 64 voxels went through, so that libraries are loaded. With
+--commands predict alone only the source that it reads is made.
 
 Anonymous memory is what a process asked for itself, sampled every 50 ms; it cannot be dropped when
 memory is short. Its largest value less that before the command is shown. Pages of files, also of
@@ -66,11 +67,13 @@ CONFIG = {
 }
 
 
-def write_specimen(folder: Path, name: str, side: int, seed: int) -> None:
+def write_specimen(
+    folder: Path, name: str, side: int, seed: int, source_alone: bool = False
+) -> None:
     """A phantom enlarged to so many voxels a side, with noise, and its means over 2 x 2 x 2."""
     model = phantom_volume((32, 32, 32), seed=seed, spacing_mm=SPACING).data
     random = np.random.default_rng(seed)
-    target = _image(folder / f"{name}_target.nii", side, SPACING)
+    target = None if source_alone else _image(folder / f"{name}_target.nii", side, SPACING)
     source = _image(folder / f"{name}_source.nii", side // 2, 2 * SPACING)
     near = np.arange(side) * len(model) // side
     noise = 0.02 * float(model.max())
@@ -78,7 +81,8 @@ def write_specimen(folder: Path, name: str, side: int, seed: int) -> None:
         double = slice(2 * slab[2].start, 2 * slab[2].stop)
         part = model[np.ix_(near, near, near[double])]
         part = part + noise * random.standard_normal(part.shape, np.float32)
-        target[:, :, double] = part
+        if target is not None:
+            target[:, :, double] = part
         blocks = part.reshape(side // 2, 2, side // 2, 2, -1, 2)
         source[slab] = blocks.mean(axis=(1, 3, 5))
 
@@ -105,6 +109,11 @@ def write_cohort(folder: Path, side: int) -> None:
         write_specimen(folder, split, side, seed)
         rows.append(f"{split},{split}_source.nii,{split}_target.nii,{split}")
     (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    write_run(folder)
+
+
+def write_run(folder: Path) -> None:
+    """A run with untrained weights that knows the first specimen of write_cohort."""
     config = with_overrides(RunConfig(), CONFIG)
     torch.manual_seed(0)
     network = build_generator(config.generator, config.data.sides, config.data.channels)
@@ -213,7 +222,11 @@ def table(
     say("|---|---|---|---|---|---|---|")
     for side in sides:
         with tempfile.TemporaryDirectory(dir=folder) as made:
-            write_cohort(Path(made), side)
+            if set(commands) == {"predict"}:
+                write_specimen(Path(made), "test", side, 1, source_alone=True)
+                write_run(Path(made))
+            else:
+                write_cohort(Path(made), side)
             for command in commands:
                 arguments = [sys.executable, "-m", __spec__.name, "--one", command, made]
                 arguments += ["--most-mb", most_mb] if most_mb else []
