@@ -1,14 +1,18 @@
-"""A training that ends with its processor time, and the commit that it was run from."""
+"""A training that ends with its processor time, and the commit and processor that it ran on."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import distsynth
 from distsynth.config import RunConfig, with_overrides
+from distsynth.inference.precision import multiplies_bf16
 from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.runs.folder import LAST
 
@@ -63,3 +67,12 @@ def commit() -> str:
             return "unknown"
         found.append(done.stdout.strip())
     return found[0] + ("+" if found[1] else "")
+
+
+def processor() -> str:
+    """The processor's name, and whether it multiplies natively in bf16."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    bf16 = "bf16" if multiplies_bf16(torch.device("cpu")) else "no bf16"
+    return f"{names[0] if names else platform.machine()}, {bf16}"

@@ -34,7 +34,7 @@ import torch
 
 import distsynth
 from benchmarks import race_konfai, race_leaderboard
-from benchmarks.processor_time import SET_HERE, commit, train_for
+from benchmarks.processor_time import SET_HERE, commit, processor, train_for
 from benchmarks.race_peers import PLAIN, SIDE, Array, Trained, plain_loop
 from benchmarks.race_report import (
     AWAY,
@@ -191,6 +191,7 @@ def _described(work: Work) -> dict[str, Any]:
         "seed": work.seed,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
+        "processor": processor(),
         "recipe": work.recipe,
         "changes": dict(work.changes),
     }

@@ -17,17 +17,17 @@ from sharding.io.atomic import atomic_write
 
 LEADERBOARD = Path(__file__).with_name("LEADERBOARD.md")
 COLUMNS = (
-    *("date", "commit", "row", "recipe", "seed", "processor seconds", "steps"),
+    *("date", "commit", "processor", "row", "recipe", "seed", "processor seconds", "steps"),
     *("people", "same scanner: dB, SSIM", "other scanner: dB, SSIM", "what failed"),
 )
-IDENTITY = 8
+IDENTITY = 9
 """Columns that tell one row from another: all before those of quality."""
 TITLE = """# Leaderboard of the race
 
 `python -m benchmarks.race COHORT OUT --leaderboard` appends what OUT holds and this file does not.
 Rows stay, also those of what failed or was worse. PSNR and SSIM are means over people, of whole
 volumes, in the mask, on the target's percentile scale. Recipes are chosen by the validation people
-(`val`), never by the test people.
+(`val`), never by the test people. Seconds of one processor are not those of another.
 """
 
 
@@ -70,7 +70,7 @@ def _results(out: Path, split: str) -> list[dict[str, Any]]:
 
 def _rows(found: Mapping[str, Any], split: str) -> list[list[str]]:
     """The cells of each row of one file."""
-    start = [found["date"], found["commit"]]
+    start = [found["date"], found["commit"], found.get("processor", "not kept")]
     recipe = found.get("recipe", f"the entry {found['entry']}")
     if failed := found.get("failed"):
         seconds = f"{found['seconds']:g}"
