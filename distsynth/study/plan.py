@@ -39,9 +39,6 @@ QUICK_MINUTES = 10.0
 """A training of less time takes the smaller network."""
 TESTED, VALIDATED, LEAST_TESTED = 0.2, 0.15, 6
 """Shares of the cohort that are tested and validated on, and the fewest that allow a test."""
-LEAST_EPOCHS = 3
-"""Epochs that a training is divided into while there are patches enough: the fewer there are, the
-more of its patches a network sees for the first time."""
 VALIDATIONS = 15
 """Of a training of more epochs, about."""
 VALIDATION_TIME, VALIDATION_COST = 0.1, 0.5
@@ -50,8 +47,11 @@ costs in one, metrics included, of what it costs in a training step: 0.36 was me
 SLACK = 4
 """Times as many epochs as are expected to fit: the clock ends the training, also on a machine that
 was busy when the step was timed."""
+CHECKPOINT_SECONDS = 60
+"""A training that is killed loses about so much of its work."""
 LEAST_PATCHES, MOST_PATCHES = 8, 300
-"""Training patches a specimen; the paper's 300 at most."""
+"""Training patches a specimen: as many as one pass over them takes the time, for new ones teach
+more than those seen before; the paper's 300 at most."""
 REGISTERED: tuple[StepName, ...] = ("correct", "scale", "rigid", "resample")
 
 
@@ -160,8 +160,8 @@ def plan_study(
     config = with_overrides(config, {"train.precision": choice.precision})
     seconds = timed_step(config, shards)
     training = training_specimens(seen, shards)
-    steps = max(LEAST_EPOCHS, int(minutes * 60 / seconds))
-    each = steps * config.train.batch_size // (LEAST_EPOCHS * training)
+    steps = max(1, int(minutes * 60 / seconds))
+    each = steps * config.train.batch_size // training
     shards = replace(shards, patches_per_specimen=min(MOST_PATCHES, max(LEAST_PATCHES, each)))
     epoch_steps = max(1, training * shards.patches_per_specimen // config.train.batch_size)
     epochs = max(1, round(steps / epoch_steps))
@@ -169,17 +169,12 @@ def plan_study(
     validate_every = changes["train.validate_every"] = max(1, epochs // VALIDATIONS)
     share = validate_share(seen, shards, config.train.batch_size, steps, epochs)
     changes["train.validate_share"] = share
-    often = "each epoch" if validate_every == 1 else f"every {validate_every} epochs"
-    reasons["validation"] = (
-        f"{share:.0%} of the layers of each validation specimen after {often}, so that "
-        "it takes about "
-        f"{VALIDATION_TIME:.0%} of the training's time at most; everything at the end"
-        if share < 1
-        else "whole validation specimens"
-    )
+    changes["train.checkpoint_every"] = max(1, int(CHECKPOINT_SECONDS / seconds))
+    reasons["validation"] = validation(share, validate_every, epochs)
+    passes = "one pass over" if epochs == 1 else f"{epochs} epochs of"
     reasons["length"] = (
         f"a step takes {seconds:.3g} s here, so that about {steps:,} fit {minutes:g} minutes: "
-        f"{epochs} epochs of {shards.patches_per_specimen} patches from each of "
+        f"{passes} {shards.patches_per_specimen} patches from each of "
         f"{training} training specimens"
     )
     return StudyPlan(cohort, minutes, prepare, shards, name, changes, reasons, seen, gpus)
@@ -323,6 +318,19 @@ def validate_share(
     validations = epochs // max(1, epochs // VALIDATIONS)
     full = VALIDATION_COST * each * _specimens(seen, shards)[1] * validations / batch_size
     return min(1.0, max(0.01, math.floor(100 * VALIDATION_TIME * steps / max(full, 1)) / 100))
+
+
+def validation(share: float, every: int, epochs: int) -> str:
+    """How much is validated, and when, in words."""
+    if epochs == 1:
+        return "whole validation specimens at the end: there is one pass over the patches"
+    if share == 1:
+        return "whole validation specimens"
+    often = "each epoch" if every == 1 else f"every {every} epochs"
+    return (
+        f"{share:.0%} of the layers of each validation specimen after {often}, so that it takes "
+        f"about {VALIDATION_TIME:.0%} of the training's time at most; everything at the end"
+    )
 
 
 def _specimens(seen: Survey, shards: ShardConfig) -> tuple[int, int]:

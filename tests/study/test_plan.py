@@ -130,16 +130,18 @@ def plan(seen=HEADS, minutes=5.0, seconds=0.25, gpus=0):
     return plan_study("/cohort.csv", seen, minutes, gpus, lambda *_: seconds, lambda _: FLOAT32)
 
 
-def test_epochs_and_patches_fill_the_minutes():
-    made = plan()
+def test_one_pass_over_new_patches_fills_the_minutes():
+    made = plan(minutes=3)
     config = made.config("shards")
-    steps = 5 * 60 / 0.25
+    steps = 3 * 60 / 0.25
     epoch = 6 * made.shards.patches_per_specimen // config.train.batch_size
     assert config.train.epochs * epoch == pytest.approx(SLACK * steps, rel=0.1)
-    assert config.train.epochs / SLACK == 3
-    assert made.shards.patches_per_specimen == 5 * 60 / 0.25 * config.train.batch_size // (3 * 6)
-    assert config.train.minutes == 5
-    assert "about 1,200 fit 5 minutes" in made.reasons["length"]
+    assert config.train.epochs / SLACK == 1
+    assert made.shards.patches_per_specimen == steps * config.train.batch_size // 6
+    assert config.train.minutes == 3
+    assert config.train.checkpoint_every == 60 / 0.25
+    assert "about 720 fit 3 minutes: one pass over 240 patches" in made.reasons["length"]
+    assert "at the end: there is one pass" in made.reasons["validation"]
 
 
 def test_more_time_than_patches_means_more_epochs():
@@ -151,9 +153,13 @@ def test_more_time_than_patches_means_more_epochs():
 
 
 def test_validations_take_a_tenth_of_the_training_at_most():
-    made = plan(minutes=5)
+    named = ("train", "val", "val", "val", "test", "test", "test", "test", "test")
+    pairs = [replace(pair, split=split) for pair, split in zip(HEADS.pairs, named, strict=False)]
+    made = plan(Survey(tuple(pairs)), minutes=5)
     config = made.config("shards")
-    blocks, validated, validations, steps = 5 * 6 * 5, 2, 3, 5 * 60 / 0.25
+    validations = config.train.epochs / SLACK
+    assert 1 < validations <= 15
+    blocks, validated, steps = 5 * 6 * 5, 3, 5 * 60 / 0.25
     cost = config.train.validate_share * blocks * validated * validations * 0.5
     assert 0.09 * steps < cost / config.train.batch_size <= 0.1 * steps
     assert f"{config.train.validate_share:.0%} of the layers" in made.reasons["validation"]
