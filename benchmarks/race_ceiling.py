@@ -1,9 +1,10 @@
 """What stands between a model and a better image: oracles, and where its error lies.
 
-    python -m benchmarks.race_ceiling COHORT RUN [RUN ...] [--split val]
+    python -m benchmarks.race_ceiling COHORT [RUN ...] [--split val]
 
-An oracle is told something of the target that no method knows, so that it says what the lack of it
-costs. In the mask, on the scale of the target's percentiles [0, 1], means over people:
+COHORT has splits; its pairs are those that `distsynth shard --for-preset best` cuts. An oracle is
+told something of the target that no method knows, so that it says what the lack of it costs. In the
+mask, on the scale of the target's percentiles [0, 1], means over people:
 
 - `half band`: the target itself without the frequencies that a source of half as many voxels along
   each axis cannot carry. No blur, no noise, contrast known: what is missing must be guessed.
@@ -31,6 +32,7 @@ from scipy import ndimage
 from distsynth.evaluation.baselines import IntensityMap, NeighbourhoodRegression
 from distsynth.inference.predictor import Predictor, load_predictor
 from distsynth.metrics.image import mse, psnr, windowed_ssim
+from distsynth.presets import BLOCKS
 from sharding.volumes.cohort import Specimen, read_cohort
 from sharding.volumes.pair import Pair, prepare_pair
 from sharding.volumes.slabs import Empty
@@ -141,9 +143,9 @@ def measure(models: dict[str, Predictor], people: Sequence[Specimen]) -> str:
     """Rows and shares as Markdown, means over people."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
-    config = next(iter(models.values())).checkpoint.data
+    config = BLOCKS["best"].preprocess
     for person in people:
-        pair = prepare_pair(person, config.preprocess, config.standards)
+        pair = prepare_pair(person, config)
         inside = pair.mask.astype(np.float32)
         shares["the target"].append(share_beyond(pair.target_scaled * inside))
         for name, volume in oracles(pair):
@@ -167,13 +169,12 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cohort", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--split", default="val")
     words = parser.parse_args()
     torch.set_num_threads(1)
-    models = {run.name: load_predictor(run, "cpu") for run in words.runs}
-    record = next(iter(models.values())).checkpoint.data
-    people = [row for row in read_cohort(words.cohort) if record.split_of(row.name) == words.split]
+    models = {str(run): load_predictor(run, "cpu") for run in words.runs}
+    people = [row for row in read_cohort(words.cohort) if row.split == words.split]
     print(measure(models, people))
 
 

@@ -1,6 +1,7 @@
 """The Tune callback of the driver: it writes what happens to a trial into its record at once.
 
-A terminal shows a live table; elsewhere each trial that ends gets a line. A trial that has room on
+A terminal shows a live table; elsewhere each trial that ends gets a line, and in between a line a
+minute says where the running ones are. A trial that has room on
 the cluster is starting until its process has loaded the libraries, and waiting only if it lacks
 resources. If no trial can start for a minute, a message says what it lacks.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +35,8 @@ BOARD_SHARE = 0.05
 """Most of the driver's time that leaderboards of large sweeps take, which are written whole."""
 SECONDS_BETWEEN_TABLES = 1.0
 SECONDS_OF_WAITING = 60.0
+SECONDS_BETWEEN_LINES = 60.0
+"""Of silence, where there is no terminal."""
 ROWS = 15
 """How many trials the live table shows."""
 
@@ -49,6 +53,7 @@ class SweepCallback(Callback):
     ) -> None:
         self.folder, self.plan, self.records = folder, plan, records
         self._shown = self._looked = 0.0
+        self._spoken = time.monotonic()
         self._next_board = 0.0
         self._stale = False
         self._waiting_since: float | None = None
@@ -169,6 +174,8 @@ class SweepCallback(Callback):
         elif now - self._waiting_since > SECONDS_OF_WAITING:
             self._waiting_since = now
             self._say(_missing(self.plan))
+        if running and not self._live and now - self._spoken > SECONDS_BETWEEN_LINES:
+            self._say(self._where([str(trial) for trial in running]))
         if now - self._looked > SECONDS_BETWEEN_TABLES:
             self._looked = now
             room = slots(self.plan.sweep) - len(running)
@@ -207,8 +214,18 @@ class SweepCallback(Callback):
 
     def _say(self, message: str) -> None:
         # The live table shows the counts itself, and what is written meanwhile stands above it.
+        self._spoken = time.monotonic()
         suffix = "" if self._live else f"  [{counts(self.plan, self.records, self._starting)}]"
         logger.info("%s%s", message, suffix)
+
+    def _where(self, running: Sequence[str]) -> str:
+        """The epochs that running trials have completed."""
+        each = [
+            f"{name} {self.records[name].epochs} of {self.epochs_of(name)} epochs"
+            for name in running[:ROWS]
+        ]
+        more = f" and {len(running) - ROWS} more" if len(running) > ROWS else ""
+        return f"training {', '.join(each)}{more}"
 
     def _table(self) -> Table:
         rows = rank_trials(self.plan, self.records)

@@ -159,6 +159,19 @@ def test_waiting_for_what_the_cluster_lacks_is_told(
     assert "it lacks CPU: add nodes, or start again with fewer --cpus" in text
 
 
+def test_a_log_says_now_and_then_where_the_running_trials_are(
+    cluster, shard_folder, tmp_path, monkeypatch, caplog
+):
+    from distsynth.sweep import callback
+
+    monkeypatch.setattr(callback, "SECONDS_BETWEEN_LINES", 0.0)
+    caplog.set_level(logging.INFO, "distsynth")
+    ray.init(cluster, log_to_driver=False)
+    start_sweep(SweepFolder(tmp_path / "told"), tiny_plan(shard_folder, "told", trials=1), cluster)
+    assert "training 00000 0 of 2 epochs" in caplog.text
+    assert "training 00000 1 of 2 epochs" in caplog.text
+
+
 def test_a_sweep_that_cannot_be_found_is_named(tmp_path, refused):
     with refused(tmp_path / "nowhere", "no sweep here", "--storage"):
         resume_sweep(SweepFolder(tmp_path / "nowhere"))
