@@ -38,7 +38,8 @@ def cohort(args: Sequence[str]) -> None:
         """
 
         folder: Positional[Annotated[Path, arg(metavar="FOLDER")]]
-        """Where the scans lie: files of any format that is read, or folders of DICOM series."""
+        """Where the scans lie: files of any format that is read, or folders of DICOM series
+        and of OME-Zarr."""
         target: Annotated[str, arg(metavar="PATTERN")]
         """Pattern of the high-field volumes below the folder."""
         out: Out

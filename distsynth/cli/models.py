@@ -166,12 +166,13 @@ def predict(args: Sequence[str]) -> None:
         """A checkpoint, a run's folder for its best one, or a folder of distsynth export; a path or
         a URL."""
         volumes: Positional[Annotated[tuple[Path, ...], arg(metavar="VOLUME...")]]
-        """The source: a file, or the folder of a DICOM series; of a model of several contrasts one
-        for each, in its order. Or many: a folder of sources, a cohort.csv, or a BIDS folder."""
+        """The source: a file, or the folder of a DICOM series or OME-Zarr; of a model of several
+        contrasts one for each, in its order. Or many: a folder of sources, a cohort.csv, or a BIDS
+        folder."""
         out: Out
-        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the source is a DICOM series, a name
-        without an ending is the folder of a DICOM series. For many sources the folder to write to;
-        what is finished there is not predicted again."""
+        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd, .ome.zarr. If the source is a DICOM
+        series, a name without an ending is the folder of a DICOM series. For many sources the
+        folder to write to; what is finished there is not predicted again."""
         ensemble: tuple[str, ...] = ()
         """More checkpoints, runs or exports of the same shards: their mean is predicted, stitched
         as the first one is."""

@@ -154,10 +154,10 @@ def correct(args: Sequence[str]) -> None:
         """
 
         volume: Positional[Volume]
-        """A file, or the folder of a DICOM series."""
+        """A file, or the folder of a DICOM series or OME-Zarr."""
         out: Out
-        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the volume is a DICOM series, a name
-        without an ending is the folder of a DICOM series."""
+        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd, .ome.zarr. If the volume is a DICOM
+        series, a name without an ending is the folder of a DICOM series."""
         mask: Annotated[Path | None, arg(metavar="MASK")] = None
         """Mask in which the field is fitted; by default the foreground is estimated."""
         orientation: Literal["header", "array"] = "header"
@@ -178,6 +178,7 @@ def correct(args: Sequence[str]) -> None:
     output = Output(given.out, given.volume, "corrected", given.keep_patient, given.overwrite)
     output.check()
     volume = read_volume(given.volume, orientation=given.orientation)
+    output.check_grid(volume)
     mask = read_mask(given.mask, volume, given.orientation) if given.mask else None
     corrected, _ = correct_bias(volume, given.config, mask, given.volume)
     output.write(corrected)
@@ -199,10 +200,10 @@ def carry_back(args: Sequence[str]) -> None:
         specimen: Positional[Annotated[Path, arg(metavar="SPECIMEN")]]
         """Folder of the specimen within the output of `prepare`."""
         volume: Positional[Volume]
-        """File or DICOM folder in the space of the target."""
+        """File or folder of a volume in the space of the target."""
         out: Out
-        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd. If the volume or `--like` is a DICOM
-        series, a name without an ending is the folder of a DICOM series."""
+        """File to write: .nii.gz, .nii, .mgz, .mgh, .nrrd, .ome.zarr. If the volume or `--like`
+        is a DICOM series, a name without an ending is the folder of a DICOM series."""
         like: Annotated[Path | None, arg(metavar="VOLUME")] = None
         """Write on the grid of this volume; by default the source's field of view at the target's
         resolution."""

@@ -146,6 +146,7 @@ def write_prediction(
     empty = Scratch(item.out.parent, memory)
     least = predictor.checkpoint.data.preprocess.min_overlap
     scan, grid = read_scan(item.sources, options.like, options.orientation, least, empty)
+    _output(item, options).check_grid(grid or scan.first)
     predicted = predict_scan(predictor, scan, grid, options.scan, empty)
     if item.out.is_file():
         # The record that is written now does not describe it.

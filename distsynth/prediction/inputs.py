@@ -21,10 +21,11 @@ from sharding.volumes.cohort import read_sources
 from sharding.volumes.contrasts import check_contrasts
 from sharding.volumes.formats.registry import (
     FORMATS,
-    holds_dicom,
     is_header,
+    is_volume_folder,
     stem,
     stem_of_voxels,
+    volume_name,
 )
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Input:
     """A scan to predict, and where its prediction goes.
 
     Attributes:
-        sources: A file, or the folder of a DICOM series; of several contrasts one for each, in the
+        sources: A file, or a folder that is one volume; of several contrasts one for each, in the
             order of the model.
         out: The prediction.
         uncertainty: The map of its uncertainty.
@@ -70,9 +71,9 @@ class Input:
 
 
 def is_single(path: Path) -> bool:
-    """Whether a path names one scan: a file that is no table, or the folder of a DICOM series."""
+    """Whether a path names one scan: a file that is no table, or a folder that is one volume."""
     if path.is_dir():
-        return not (path / "cohort.csv").is_file() and holds_dicom(path)
+        return not (path / "cohort.csv").is_file() and is_volume_folder(path)
     return path.suffix.lower() != ".csv"
 
 
@@ -103,8 +104,8 @@ def find_inputs(
     """Every scan of a folder, a cohort or a BIDS folder, in the order of their names.
 
     Args:
-        path: A cohort.csv or a folder with one; a BIDS folder; or a folder of files and of DICOM
-            series.
+        path: A cohort.csv or a folder with one; a BIDS folder; or a folder of files, DICOM series
+            and OME-Zarr folders.
         out: Folder of the outputs.
         pattern: Glob of the scans: below each subject's folder of a BIDS folder, else below the
             folder.
@@ -146,11 +147,14 @@ def find_inputs(
 
 def _folder(path: Path, out: Path, pattern: str | None) -> Iterator[Input]:
     listed = sorted(path.glob(pattern) if pattern else path.iterdir())
+    folders = {file for file in listed if is_volume_folder(file)}
     scans, others = [], []
     for file in listed:
         if out.resolve() in (file.resolve(), *file.resolve().parents):
             continue
-        if holds_dicom(file) or (file.is_file() and _is_volume(file, listed)):
+        if not folders.isdisjoint(file.parents):
+            continue
+        if file in folders or (file.is_file() and _is_volume(file, listed)):
             scans.append(file)
         elif file.is_file() and not _is_voxels(file, listed):
             others.append(file.name)
@@ -162,8 +166,7 @@ def _folder(path: Path, out: Path, pattern: str | None) -> Iterator[Input]:
         logger.info("%s: left out, no volume: %s%s", path, ", ".join(others[:NAMED]), more)
     for file in scans:
         below = file.relative_to(path)
-        name = stem(file.name) if file.is_file() else file.name
-        yield _by_stem((file,), out / below.parent, name, below.as_posix())
+        yield _by_stem((file,), out / below.parent, volume_name(file), below.as_posix())
 
 
 def _is_volume(file: Path, listed: Sequence[Path]) -> bool:

@@ -1,4 +1,4 @@
-"""Where a result goes: a file of the format that its ending names, or a DICOM series."""
+"""Where a result goes: what its ending names, or a DICOM series."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from sharding.io.atomic import refuse_existing
 from sharding.io.errors import DataError, file_errors
-from sharding.volumes.formats.registry import WRITERS, is_dicom_volume, output_suffix
-from sharding.volumes.volume import Volume, write_volume
+from sharding.volumes.formats.registry import FOLDERS, WRITERS, is_dicom_volume, output_suffix
+from sharding.volumes.volume import Volume, check_writable, write_volume
 
 if TYPE_CHECKING:
     from sharding.volumes.formats.dicom_write import Kind
@@ -33,8 +33,8 @@ class Output:
     """A result to be written.
 
     Attributes:
-        path: A file with an ending of sharding.volumes.formats.registry.WRITERS; or a folder, for a
-            DICOM series, where one came in.
+        path: A name with an ending of sharding.volumes.formats.registry.WRITERS; or a folder
+            without one, for a DICOM series, where one came in.
         source: The volume that the result is computed from.
         kind: Whether its voxels are a network's or the scanner's; a DICOM series says so.
         keep_patient: Copy the patient and the study of the source into a DICOM series.
@@ -80,26 +80,41 @@ class Output:
             raise DataError(self.path, "the source lies in this folder", "Give another folder")
         refuse_existing([self.path], self.overwrite)
 
+    def check_grid(self, grid: Volume) -> None:
+        """Refuse a grid that the format cannot hold, before a result on it is computed.
+
+        Args:
+            grid: A volume whose axes and header are those of the result.
+
+        Raises:
+            DataError: If it has no orientation or oblique axes, and the format cannot say so.
+        """
+        if not self._is_series:
+            check_writable(self.path, grid)
+        elif not grid.has_orientation:
+            rule = "the volume has no orientation, which a DICOM series cannot say"
+            raise DataError(self.path, rule, "Write .nii.gz")
+
     def write(self, volume: Volume) -> None:
         """Write the result in one atomic step.
 
         Raises:
             DataError: As check, or if the format cannot hold the volume.
         """
+        self.check_grid(volume)
         if not self._is_series:
             write_volume(self.path, as_stored(self.path, volume, self.dtype))
             return
         from sharding.volumes.formats.dicom_write import Derivation, write_series
 
-        if not volume.has_orientation:
-            rule = "the volume has no orientation, which a DICOM series cannot say"
-            raise DataError(self.path, rule, "Write .nii.gz")
         derived = Derivation(self.source, self.kind, self.keep_patient)
         with file_errors(self.path):
             write_series(self.path, volume, derived, self.overwrite)
 
     @property
     def _is_series(self) -> bool:
+        if self.path.name.lower().endswith(tuple(FOLDERS)):
+            return False
         return not self.path.suffix or self.path.is_dir()
 
 

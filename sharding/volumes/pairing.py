@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from sharding.io.errors import DataError, list_causes
 from sharding.volumes.cohort import SPECIMEN_NAME, Specimen
 from sharding.volumes.contrasts import SOURCE, Contrast
-from sharding.volumes.formats.registry import holds_dicom, is_header, stem, stem_of_voxels
+from sharding.volumes.formats.registry import is_header, is_volume_folder, stem, stem_of_voxels
 from sharding.volumes.splits import assign_splits
 
 ENTITY = re.compile(r"([A-Za-z]+)-([A-Za-z0-9]+)")
@@ -164,10 +164,10 @@ def _stem(name: str) -> str:
 
 
 def _volumes(paths: Iterable[Path]) -> list[Path]:
-    """Files, and folders of DICOM files; of a volume in two files only the header."""
-    found = sorted(path for path in paths if path.is_file() or holds_dicom(path))
+    """Files, and folders that are one volume; of a volume in two files only the header."""
+    found = sorted(path for path in paths if path.is_file() or is_volume_folder(path))
     folders = {path for path in found if path.is_dir()}
-    found = [path for path in found if path.parent not in folders]
+    found = [path for path in found if folders.isdisjoint(path.parents)]
     headers = {path.with_name(stem(path.name)) for path in found if is_header(path)}
     return [p for p in found if is_header(p) or p.with_name(stem_of_voxels(p)) not in headers]
 

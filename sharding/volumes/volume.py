@@ -22,10 +22,12 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from sharding.io.atomic import atomic_path
+from sharding.io.atomic import atomic_folder, atomic_path
 from sharding.io.errors import DataError, file_errors, one_line
 from sharding.volumes.formats.packed import MAX_RATIO, UNPACKING_ERRORS, Packing
 from sharding.volumes.formats.registry import (
+    CHECKS,
+    FOLDERS,
     KEEPS_NO_ORIENTATION,
     WRITERS,
     format_of,
@@ -215,16 +217,37 @@ def write_volume(path: str | Path, volume: Volume) -> None:
     outputs without orientation.
 
     Raises:
-        DataError: If nothing is written with this ending, or the volume has no orientation and the
-            format cannot say so.
+        DataError: As check_writable.
     """
     path = Path(path)
+    suffix = output_suffix(path)
+    check_writable(path, volume)
+    whole = (
+        atomic_folder(path, FOLDERS[suffix], overwrite=True)
+        if suffix in FOLDERS
+        else atomic_path(path, suffix)
+    )
+    with whole as partial:
+        WRITERS[suffix](partial, volume)
+
+
+def check_writable(path: Path, volume: Volume) -> None:
+    """Refuse a volume that the format of the path's ending cannot hold.
+
+    Args:
+        path: What is to be written.
+        volume: Only its grid and its header are looked at.
+
+    Raises:
+        DataError: If nothing is written with this ending, or the volume has no orientation or
+            oblique axes and the format cannot say so.
+    """
     suffix = output_suffix(path)
     if not volume.has_orientation and suffix not in KEEPS_NO_ORIENTATION:
         rule = f"the volume has no orientation, which a file ending in {suffix} cannot say"
         raise DataError(path, rule, "Write .nii.gz")
-    with atomic_path(path, suffix) as partial:
-        WRITERS[suffix](partial, volume)
+    if suffix in CHECKS:
+        CHECKS[suffix](path, volume)
 
 
 def check_claimed_size(path: Path, claimed: int, held: int, packing: Packing | None) -> None:

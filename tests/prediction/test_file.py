@@ -182,6 +182,30 @@ def test_integers_are_rounded_intensities(ending, predictor, scans, tmp_path):
         assert nib.load(plain).get_data_dtype() == np.float32
 
 
+def test_ome_zarr_in_and_out_gives_what_nifti_gives(predictor, scans, tmp_path, refused):
+    volume = read_volume(scans / "a.nii.gz")
+    path = written(tmp_path / "a.ome.zarr", volume)
+    expected = read_volume(predict_file(predictor, path, tmp_path / "out.nii.gz"))
+    flipped = predictor.stitched(flips=(0,))
+    options = FileOptions(scan=ScanOptions(uncertainty=True), overwrite=True)
+    out = tmp_path / "out.ome.zarr"
+    for _ in range(2):
+        # The second time it replaces a folder.
+        predict_file(flipped, path, out, options)
+    assert read_volume(tmp_path / "out_uncertainty.ome.zarr").shape == expected.shape
+    predict_file(predictor, scans / "a.nii.gz", out, FileOptions(overwrite=True))
+    found = read_volume(out)
+    np.testing.assert_array_equal(found.data, expected.data)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
+    assert record_of(out)["distsynth"]["grid"]["orientation"] == "RAS"
+    affine = volume.affine.copy()
+    affine[0, 1] = 0.1
+    oblique = written(tmp_path / "oblique.nii.gz", replace(volume, affine=affine))
+    with refused("no.ome.zarr", "axes are oblique", r"Write \.nii\.gz"):
+        predict_file(predictor, oblique, tmp_path / "no.ome.zarr")
+    assert not list(tmp_path.glob("no*"))
+
+
 def test_integers_that_cannot_hold_the_intensities_are_refused(predictor, scans, tmp_path, refused):
     out = tmp_path / "out.nii.gz"
     with refused(out, "fewer than 200 integers apart", "--units scaled"):

@@ -54,6 +54,7 @@ def test_a_folder_of_files_and_series(tmp_path, caplog):
     touch(folder / "d.img", folder / "d.hdr", folder / "deeper" / "e.nii.gz")
     volume = scan()
     write_slices(folder / "series", (volume.data * 1000).astype("uint16"), volume.affine)
+    write_volume(folder / "e.ome.zarr", volume)
     with caplog.at_level(logging.INFO, logger="distsynth"):
         found = names(folder, out)
     assert found == {
@@ -61,12 +62,16 @@ def test_a_folder_of_files_and_series(tmp_path, caplog):
         "b.NII.GZ": "b_synthetic.nii.gz",
         "c.mhd": "c_synthetic.nii.gz",
         "d.hdr": "d_synthetic.nii.gz",
+        "e.ome.zarr": "e_synthetic.nii.gz",
         "series": "series_synthetic.nii.gz",
     }
     assert f"{folder}: left out, no volume: notes.txt" in caplog.text
     assert names(folder, out, "**/*.nii.gz") == {"deeper/e.nii.gz": "deeper/e_synthetic.nii.gz"}
     assert not is_single(folder)
+    deep = names(folder, out, "**/*")
+    assert {*deep} == {*found, "deeper/e.nii.gz"}, "a folder that is a volume was looked into"
     assert is_single(folder / "series")
+    assert is_single(folder / "e.ome.zarr")
     assert is_single(folder / "a.nrrd")
 
 

@@ -66,6 +66,30 @@ def test_every_slice_counts_in_the_checksums(cohort):
     assert after[1]["source"] == before[1]["source"]
 
 
+def test_ome_zarr_goes_through_preparing_as_nifti_does(cohort, tmp_path):
+    first = cohort[0]
+    held = {role: tmp_path / f"c_{role}.ome.zarr" for role in ("source", "target", "mask")}
+    for role, path in held.items():
+        write_volume(path, read_volume(getattr(first, role), constant=True))
+    specimen = replace(first, **held)
+    config = PreprocessConfig(allow_finer_source=True)
+    ours, theirs = prepare_pair(specimen, config), prepare_pair(first, config)
+    np.testing.assert_array_equal(ours.source, theirs.source)
+    np.testing.assert_array_equal(ours.target, theirs.target)
+    np.testing.assert_array_equal(ours.mask, theirs.mask)
+    before = inputs_sha256(specimen), SpecimenSteps(specimen, PrepareConfig()).raw_sha256
+    write_volume(held["source"], read_volume(held["target"]))
+    after = inputs_sha256(specimen), SpecimenSteps(specimen, PrepareConfig()).raw_sha256
+    assert after[0] != before[0]
+    assert [role for role in after[1] if after[1][role] != before[1][role]] == ["source"]
+    write_volume(held["source"], read_volume(first.source))
+    steps = PrepareConfig(steps=("scale", "resample"), preprocess=config)
+    assert not prepare_cohort([specimen], tmp_path / "out", steps, workers=1).failures
+    out = tmp_path / "back.ome.zarr"
+    carry_back(tmp_path / "out" / first.name, held["target"], out, like=held["source"])
+    np.testing.assert_allclose(read_volume(out).data, read_volume(first.target).data, atol=1)
+
+
 def test_sources_are_simulated_from_dicom_targets(cohort, tmp_path):
     targets = [replace(row, source=None, mask=None) for row in cohort]
     simulate_cohort(targets, tmp_path / "out", SimulationConfig(noise=0))

@@ -78,8 +78,12 @@ class Format(Protocol):
 
 
 Write = Callable[[Path, "Volume"], None]
-"""Writes a volume to a temporary file that has the ending of the format: its geometry and voxels,
-and no text of the file that the volume was read from."""
+"""Writes a volume to a temporary file that has the ending of the format, or into an empty folder:
+its geometry and voxels, and no text of the file that the volume was read from."""
+
+
+Check = Callable[[Path, "Volume"], None]
+"""Raises DataError if a volume cannot be written to a path; only its grid has to be set."""
 
 
 def oriented_header(affine: NDArray[np.float64]) -> nib.Nifti1Header:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from sharding.io.errors import DataError
 from sharding.volumes.formats.dicom import Dicom, is_dicom
-from sharding.volumes.formats.format import Format, Write
+from sharding.volumes.formats.format import Check, Format, Write
 from sharding.volumes.formats.metaimage import MetaImage
 from sharding.volumes.formats.mgh import Mgh, write_mgh
 from sharding.volumes.formats.nifti import Nifti, write_nifti
 from sharding.volumes.formats.nrrd import Nrrd, write_nrrd
+from sharding.volumes.formats.ome_zarr import OmeZarr, check_ome_zarr, write_ome_zarr
 
-DICOM = Dicom()
-FORMATS: tuple[Format, ...] = (Nifti(), Mgh(), Nrrd(), MetaImage(), DICOM)
+DICOM, OME_ZARR = Dicom(), OmeZarr()
+FORMATS: tuple[Format, ...] = (Nifti(), Mgh(), Nrrd(), MetaImage(), DICOM, OME_ZARR)
 """Every format that can be read. A new one is added here."""
 WRITERS: dict[str, Write] = {
     ".nii.gz": write_nifti,
@@ -21,9 +22,14 @@ WRITERS: dict[str, Write] = {
     ".mgz": write_mgh,
     ".mgh": write_mgh,
     ".nrrd": write_nrrd,
+    ".ome.zarr": write_ome_zarr,
 }
 """Ending of an output to what writes it."""
-KEEPS_NO_ORIENTATION = (".nii.gz", ".nii")
+FOLDERS = {".ome.zarr": "zarr.json"}
+"""Endings of outputs that are folders, to the file that each of them holds."""
+CHECKS: dict[str, Check] = {".ome.zarr": check_ome_zarr}
+"""Ending of an output to what refuses a volume that its format cannot hold."""
+KEEPS_NO_ORIENTATION = (".nii.gz", ".nii", ".ome.zarr")
 """Outputs that can say that the directions of their axes are not known."""
 HEADERS = (".hdr", ".hdr.gz", ".nhdr", ".mhd")
 """Endings of files that hold no voxels."""
@@ -33,11 +39,14 @@ PACKED = (".zst", ".xz", ".zip", ".gz", ".bz2", ".7z")
 
 
 def format_of(path: Path) -> Format:
-    """The format of a volume by its ending; folders and files without a known one may be DICOM.
+    """The format of a volume by its ending; a file without a known one may be DICOM, and so may a
+    folder that is no OME-Zarr.
 
     Raises:
         DataError: If it is not known.
     """
+    if OME_ZARR.has(path):
+        return OME_ZARR
     for kind in FORMATS:
         if not path.is_dir() and path.name.lower().endswith(kind.suffixes):
             return kind
@@ -83,9 +92,16 @@ def stem_of_voxels(path: Path) -> str:
     return path.name[: -len(max(endings, key=len))] if endings else path.name
 
 
-def holds_dicom(path: Path) -> bool:
-    """Whether a path is a folder in which a DICOM file lies."""
-    return path.is_dir() and any(file.is_file() and is_dicom(file) for file in path.iterdir())
+def is_volume_folder(path: Path) -> bool:
+    """Whether a path is a folder that is one volume: OME-Zarr, or with a DICOM file in it."""
+    return path.is_dir() and (
+        OME_ZARR.has(path) or any(file.is_file() and is_dicom(file) for file in path.iterdir())
+    )
+
+
+def volume_name(path: Path) -> str:
+    """The name of a volume without the ending of its format; that of a DICOM folder as it is."""
+    return path.name if path.is_dir() and not OME_ZARR.has(path) else stem(path.name)
 
 
 def output_suffix(path: Path) -> str:

@@ -174,6 +174,23 @@ def test_dicom_folders_and_volumes_of_two_files_are_paired(folder):
     assert not found.left_out
 
 
+@pytest.mark.parametrize("patterns", [("*_94T.*", "*_7T.*"), ("**/*_94T*", "**/*_7T*")])
+def test_ome_zarr_folders_are_paired_and_not_looked_into(folder, patterns):
+    scans = folder(
+        "m1_7T.ome.zarr/zarr.json",
+        "m1_7T.ome.zarr/0/m1_7T.nii",
+        "m1_94T.zarr/.zgroup",
+        "m2_7T.nii.gz",
+        "m2_94T.ome.zarr/zarr.json",
+    )
+    found = pair_files(scans, *patterns)
+    assert shown(found, scans) == {
+        "m1": ("m1_7T.ome.zarr", "m1_94T.zarr"),
+        "m2": ("m2_7T.nii.gz", "m2_94T.ome.zarr"),
+    }
+    assert not found.left_out
+
+
 def test_several_contrasts_are_paired_by_a_pattern_each(tmp_path):
     for name in ("m1_T1", "m1_T2", "m1_94T", "m2_T1", "m2_94T", "m3_T1", "m3_T2", "m3_94T"):
         (tmp_path / f"{name}.nii.gz").touch()
