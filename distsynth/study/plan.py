@@ -48,8 +48,7 @@ VALIDATION_TIME, VALIDATION_COST = 0.1, 0.5
 """The share of the training's time that validations may take while it goes on, and what a patch
 costs in one, metrics included, of what it costs in a training step: 0.36 was measured."""
 SLACK = 4
-"""Times as many epochs as are expected to fit: the clock ends the training, also on a machine that
-was busy when the step was timed."""
+"""Times as many epochs as are expected to fit: the clock ends the training."""
 LEAST_PATCHES, MOST_PATCHES = 8, 300
 """Training patches a specimen; the paper's 300 at most."""
 REGISTERED: tuple[StepName, ...] = ("correct", "scale", "rigid", "resample")
@@ -177,9 +176,10 @@ def plan_study(
         if share < 1
         else "whole validation specimens"
     )
+    counted = "by the clock" if gpus else "of processor time a thread, whatever else runs"
     reasons["length"] = (
-        f"a step takes {seconds:.3g} s here, so that about {steps:,} fit {minutes:g} minutes: "
-        f"{epochs} epochs of {shards.patches_per_specimen} patches from each of "
+        f"a step takes {seconds:.3g} s here ({counted}), so that about {steps:,} fit "
+        f"{minutes:g} minutes: {epochs} epochs of {shards.patches_per_specimen} patches from each of "
         f"{training} training specimens"
     )
     return StudyPlan(cohort, minutes, prepare, shards, name, changes, reasons, seen, gpus)
