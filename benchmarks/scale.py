@@ -103,6 +103,7 @@ def sweep_costs(trials: int, folder: Path | str) -> Costs:
     clock.mark("planning")
     sweep.write_plan(plan)
     sweep.write_records(records.values())
+    sweep.write_snapshot(records.values())
     clock.mark("records of waiting trials")
     _drive(SweepCallback(sweep, plan, dict(records)))
     clock.mark("a trial's two epochs, all trials")

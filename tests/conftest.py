@@ -24,6 +24,7 @@ from s3_server import S3Server, s3_server
 from tiny_runs import start_fork_server
 from warm_workers import server as warm_server
 
+from sharding.io import retries
 from sharding.io.errors import DataError
 from sharding.shards.config import ShardConfig
 from sharding.shards.write import write_shards
@@ -182,6 +183,18 @@ def server() -> Iterator[S3Server]:
     """A real S3 server on loopback. Take a new folder of it for each test."""
     with s3_server() as running:
         yield running
+
+
+@pytest.fixture
+def s3(server: S3Server, monkeypatch, tmp_path) -> S3Server:
+    """The server, as the environment names it, with waits that are no waits."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DISTSYNTH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01,) * 4)
+    server.spoil("cut", times=0)
+    server.requests.clear()
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ outside grew up to eightfold.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self
@@ -375,17 +374,16 @@ class NeighbourhoodRegression(Fitted):
 
     def _features(self, sources: Sequence[Array], voxels: Voxels) -> NDArray[np.float64]:
         """One row a voxel: neighbourhood and hinges of each contrast, 1."""
-        steps = range(-self.reach, self.reach + 1)
+        steps = np.arange(-self.reach, self.reach + 1)
         parts = []
         for source in sources:
-            near = np.empty((len(voxels[0]), self._taps))
-            for column, offset in enumerate(itertools.product(steps, steps, steps)):
-                # Beyond a face its own voxels are repeated.
-                x, y, z = (
-                    (index + step).clip(0, size - 1)
-                    for index, step, size in zip(voxels, offset, source.shape, strict=True)
-                )
-                near[:, column] = source[x, y, z]
+            # Beyond a face its own voxels are repeated.
+            x, y, z = (
+                (index[:, None] + steps).clip(0, size - 1)
+                for index, size in zip(voxels, source.shape, strict=True)
+            )
+            near = source[x[:, :, None, None], y[:, None, :, None], z[:, None, None, :]]
+            near = near.reshape(len(near), -1).astype(np.float64)
             parts += [near, np.maximum(near[:, self._taps // 2, None] - self.hinges, 0)]
         return np.hstack([*parts, np.ones((len(voxels[0]), 1))])
 

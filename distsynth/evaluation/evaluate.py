@@ -26,6 +26,7 @@ from distsynth.metrics.image import (
     masked_parts,
     mse,
     psnr,
+    target_windows,
     volume_metrics,
 )
 from distsynth.metrics.risk_coverage import RiskCoverage, risk_coverage
@@ -232,10 +233,11 @@ def _evaluate_specimen(
     axis = 2
     index = central_slice(pair.mask, axis)
     shown: dict[str, NDArray[np.float32]] = {}
+    windows = target_windows(target, transform, pair.empty)
     for prediction in _predictions(pair, baselines, predictors):
         name, synthetic = prediction.method, prediction.synthetic
         measured = _measured(prediction, pair)
-        row = volume_metrics(measured.synthetic, target, transform, pair.mask)
+        row = volume_metrics(measured.synthetic, target, transform, pair.mask, windows)
         row["psnr_unlent"] = psnr(
             mse(_unlent(synthetic, pair, data), target, pair.mask), transform.data_range
         )

@@ -17,21 +17,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 
 from distsynth.metrics.views import View
+from distsynth.metrics.windows import SSIM_WINDOW, Moments, moments, similarity, window_means
 from sharding.volumes import slabs as slab_sizes
 from sharding.volumes.intensities import IntensityTransform
-from sharding.volumes.slabs import slabs
-from sharding.volumes.tiles import tiles
+from sharding.volumes.slabs import Empty, in_memory, slabs
+from sharding.volumes.tiles import Tile, tiles
 
 Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 PAPER_PEAK = 255.0
 """The peak of eq. 7, as if standardised intensities were 8-bit."""
-SSIM_WINDOW = 11
-"""Voxels along a side of the window of SSIM: Gaussian, sigma 1.5, cut at 3.5 sigma."""
 LEAST_TILE = 2**16
 """Voxels of the tiles of a windowed SSIM at least, so that no side is under a window."""
 
@@ -110,21 +108,24 @@ def _global_terms(
     """The numerator of eq. 8 and the two brackets of its denominator."""
     _check_range(data_range)
     change = change or _same
-
-    def parts() -> Iterator[list[Array]]:
-        for part in masked_parts(mask, synthetic, target):
-            yield [change(values).astype(np.float64) for values in part]
-
-    sums, count = np.zeros(2), 0
-    for a, b in parts():
+    count, sums, products = 0, np.zeros(2), np.zeros(3)
+    pivots = None
+    for part in masked_parts(mask, synthetic, target):
+        if not part[0].size:
+            continue
+        a, b = (change(values).astype(np.float64).ravel() for values in part)
+        # Near the means, so that squares of large intensities do not round variances away.
+        pivots = pivots or (float(a.mean()), float(b.mean()))
+        a -= pivots[0]
+        b -= pivots[1]
         sums += a.sum(), b.sum()
+        products += a @ b, a @ a, b @ b
         count += a.size
-    mean_a, mean_b = (sums / count).tolist()
-    products = np.zeros(3)
-    for a, b in parts():
-        a, b = a - mean_a, b - mean_b
-        products += (a * b).sum(), (a * a).sum(), (b * b).sum()
-    covariance, variance_a, variance_b = (products / count).tolist()
+    assert pivots is not None
+    means = sums / count
+    mean_a, mean_b = (means + pivots).tolist()
+    cross = means[0] * means[1], means[0] ** 2, means[1] ** 2
+    covariance, variance_a, variance_b = (products / count - cross).tolist()
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     return above, mean_a**2 + mean_b**2 + c1, variance_a + variance_b + c2
@@ -188,13 +189,15 @@ def _window_means(
     data_range: float,
     regions: Sequence[Mask | None],
     change: Change,
+    windows: Moments | None = None,
 ) -> list[float]:
     """The mean of ssim_map over each region, tile by tile, of voxels that are changed before."""
     sums, counts = [0.0] * len(regions), [0] * len(regions)
-    most = max(slab_sizes.SLAB, LEAST_TILE)
-    for tile in tiles(target.shape, SSIM_WINDOW // 2, most):
-        found = _ssim(change(synthetic[tile.read]), change(target[tile.read]), data_range)
-        found = found[tile.inner]
+    for tile in _window_tiles(target.shape):
+        a, b = _common(change(synthetic[tile.read]), change(target[tile.read]))
+        known = moments(b)[tile.inner] if windows is None else windows[tile.write]
+        product = window_means(a * b)[tile.inner]
+        found = similarity(moments(a)[tile.inner], known, product, data_range)
         for number, region in enumerate(regions):
             values = found if region is None else found[region[tile.write]]
             sums[number] += float(values.sum(dtype=np.float64))
@@ -202,8 +205,39 @@ def _window_means(
     return [total / count for total, count in zip(sums, counts, strict=True)]
 
 
+def target_windows(
+    target: Array, transform: IntensityTransform, empty: Empty = in_memory
+) -> Moments | None:
+    """What windowed SSIM needs of a target alone, for volume_metrics of several predictions.
+
+    Args:
+        target: Shape (x, y, z), standardised.
+        transform: Of the target.
+        empty: Makes the two arrays as large as the volume.
+
+    Returns:
+        Moments on [0, 1]; None where a side is under SSIM_WINDOW voxels.
+    """
+    if min(target.shape) < SSIM_WINDOW:
+        return None
+    found = Moments(empty(target.shape), empty(target.shape))
+    for tile in _window_tiles(target.shape):
+        part = moments(transform.unstandardise(target[tile.read]))[tile.inner]
+        found.mean[tile.write], found.variance[tile.write] = part.mean, part.variance
+    return found
+
+
+def _window_tiles(shape: Sequence[int]) -> list[Tile]:
+    """The tiles of a volume whose windows are within them."""
+    return tiles(shape, SSIM_WINDOW // 2, max(slab_sizes.SLAB, LEAST_TILE))
+
+
 def volume_metrics(
-    synthetic: Array, target: Array, transform: IntensityTransform, mask: Mask
+    synthetic: Array,
+    target: Array,
+    transform: IntensityTransform,
+    mask: Mask,
+    windows: Moments | None = None,
 ) -> dict[str, float]:
     """Equations 6-8 and windowed 3D SSIM, in the mask and over the whole volume.
 
@@ -215,6 +249,7 @@ def volume_metrics(
         target: Same shape and scale.
         transform: Of the target: its range, and the way back to [0, 1].
         mask: Foreground, same shape.
+        windows: target_windows of the target; None computes what is needed of them.
 
     Returns:
         Key of METRICS -> value, twelve of them. Keys with 255 use the paper's peak, PSNR without
@@ -225,9 +260,9 @@ def volume_metrics(
     scale, regions = transform.unstandardise, {"mask": mask, "whole": None}
     windowed = [math.nan] * len(regions)
     if min(target.shape) >= SSIM_WINDOW:
-        windowed = _window_means(synthetic, target, 1.0, list(regions.values()), scale)
+        windowed = _window_means(synthetic, target, 1.0, [*regions.values()], scale, windows)
     values: dict[str, float] = {}
-    for (region, where), similarity in zip(regions.items(), windowed, strict=True):
+    for (region, where), in_windows in zip(regions.items(), windowed, strict=True):
         error = mse(synthetic, target, where)
         values[f"mse_{region}"] = error
         values[f"psnr255_{region}"] = psnr(error, PAPER_PEAK)
@@ -235,7 +270,7 @@ def volume_metrics(
         above, means, variances = _global_terms(synthetic, target, 1.0, where, scale)
         values[f"ssim_global_{region}"] = above / (means * variances)
         values[f"ssim_literal_{region}"] = above / (means + variances)
-        values[f"ssim_{region}"] = similarity
+        values[f"ssim_{region}"] = in_windows
     return values
 
 
@@ -273,15 +308,14 @@ def _same(values: Array) -> Array:
 
 def _ssim(synthetic: Array, target: Array, data_range: float) -> Array:
     """The SSIM map of one slice or volume."""
-    return structural_similarity(
-        synthetic,
-        target,
-        data_range=data_range,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        full=True,
-    )[1]
+    a, b = _common(synthetic, target)
+    return similarity(moments(a), moments(b), window_means(a * b), data_range)
+
+
+def _common(synthetic: Array, target: Array) -> tuple[Array, Array]:
+    """Both in one type of floating point numbers."""
+    kind = np.result_type(synthetic, target, np.float32)
+    return synthetic.astype(kind, copy=False), target.astype(kind, copy=False)
 
 
 def central_slice(mask: Mask, axis: int = 2) -> int:

@@ -21,7 +21,7 @@ from distsynth.reporting.windows import (
     grey_window,
     signed_limit,
 )
-from sharding.io.figures import bare_panel
+from sharding.io.figures import Margins, bare_panel, placed_panels
 
 LoggedStep = Mapping[str, Any]
 
@@ -78,6 +78,8 @@ SPLIT_LABELS = {
 COLOURS = {"train": "#4477aa", "val": "#cc6633", "val_whole": "#228833"}
 OTHER_COLOURS = ("#4477aa", "#cc6633", "#228833", "#aa3377", "#777777")
 LEARNING_RATE = "learning rate"
+CELL, LETTER = 2.1, 0.079
+"""Inches: the width of a picture, and of a letter of 9 points, of which few are wider."""
 MANY_POINTS = 200
 """Lines of more points are drawn pale, under their moving average."""
 
@@ -133,12 +135,10 @@ def comparison_figure(
 
     across, up = (spacing_mm[k] for k in range(3) if k != axis)
     width, height = (n * mm for n, mm in zip(pictures[0][0].shape, (across, up), strict=True))
-    cell = 2.1
-    tall = cell * min(max(height / width, 0.3), 3)
-    figure = Figure(figsize=(5 * cell + 1.2, len(rows) * tall + 1.1), layout="compressed")
-    axes = figure.subplots(len(rows), 5, squeeze=False)
+    labels = [name if len(chosen) == 1 else f"{name}\nslice {index}" for name, index in rows]
+    figure, axes = _picture_grid(labels, CELL * min(max(height / width, 0.3), 3))
     shown = []
-    for panels, row, (name, index) in zip(axes, pictures, rows, strict=True):
+    for panels, row in zip(axes, pictures, strict=True):
         for column, (panel, picture) in enumerate(zip(panels, row, strict=True)):
             image = panel.imshow(
                 picture.T,
@@ -151,25 +151,26 @@ def comparison_figure(
             )
             shown.append(image)
             bare_panel(panel)
-        label = name if len(chosen) == 1 else f"{name}\nslice {index}"
-        panels[0].set_ylabel(
+            panel.yaxis.set_visible(column == 0)
+    for panel, label in zip(axes[:, 0], labels, strict=True):
+        panel.set_ylabel(
             label, rotation=0, ha="right", va="center", fontsize=9, labelpad=6, parse_math=False
         )
     for panel, title in zip(axes[0], COLUMNS, strict=True):
-        panel.set_title(title, fontsize=9)
+        panel.set_title(title, fontsize=9, y=1.0)
     for first, last, text in (
         (0, 2, "standardised intensity, window of the target"),
         (3, 3, "red below, blue above the source"),
         (4, 4, "red below, blue above the target"),
     ):
+        left, right = axes[-1, first].get_position(), axes[-1, last].get_position()
+        tall = 1 / figure.get_figheight()
+        place = (left.x0, left.y0 - 0.32 * tall, right.x1 - left.x0, 0.07 * tall)
         bar = figure.colorbar(
             shown[last],
-            ax=axes[:, first : last + 1],
-            location="bottom",
+            cax=figure.add_axes(place),
+            orientation="horizontal",
             extend="both",
-            fraction=0.05,
-            pad=0.02,
-            aspect=30 if first == last else 90,
             extendfrac=0.05 if first == last else 0.017,
             ticks=MaxNLocator(5 if first == last else 9),
         )
@@ -177,6 +178,20 @@ def comparison_figure(
         bar.ax.tick_params(labelsize=7)
         bar.outline.set_linewidth(0.4)  # type: ignore[operator]
     return figure
+
+
+def _picture_grid(labels: Sequence[str], tall: float) -> tuple[Figure, NDArray[Any]]:
+    """A figure with a row of five panels for each label, which stands on the left.
+
+    Panels are placed by their sizes alone: to measure all that is drawn takes longer than to draw.
+
+    Args:
+        labels: Of 9 points; several lines are as wide as the longest.
+        tall: Height of a panel, in inches.
+    """
+    letters = max(len(line) for label in labels for line in label.split("\n"))
+    margins = Margins(left=0.2 + letters * LETTER, right=0.06, top=0.3, bottom=0.72)
+    return placed_panels(len(labels), len(COLUMNS), CELL, tall, margins, (0.09, 0.1))
 
 
 def curves_figure(rows: Iterable[LoggedStep]) -> Figure:
@@ -201,8 +216,10 @@ def curves_figure(rows: Iterable[LoggedStep]) -> Figure:
         return figure
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3.7 * columns, 2.5 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    margins = Margins(left=0.55, right=0.15, top=0.3, bottom=0.45)
+    between = margins.left + margins.right, margins.top + margins.bottom
+    figure, axes = placed_panels(lines, columns, 3.0, 1.75, margins, between)
+    axes = axes.ravel()
     for panel, (title, keys) in zip(axes, panels.items(), strict=False):
         _draw_curves(panel, title, {key: series[key] for key in keys})
     for panel in axes[len(panels) :]:
@@ -303,7 +320,7 @@ def _draw_curves(
         if high > 100 * low:
             panel.set_yscale("log")
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    panel.set_title(title, fontsize=9, parse_math=False)
+    panel.set_title(title, fontsize=9, parse_math=False, y=1.0)  # Else it is moved by measuring.
     panel.set_xlabel("step", fontsize=8)
     panel.tick_params(labelsize=7)
     panel.grid(color="#e5e5e5", linewidth=0.6)

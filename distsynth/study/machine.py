@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,8 +28,43 @@ PHANTOM_SIDE = 80
 """Voxels along each side of a phantom; a larger patch takes a larger one."""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a process has spent.
+
+    Attributes:
+        wall: Seconds by the clock.
+        processor: Seconds of processors, of all its threads.
+    """
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        """What this process has spent until now."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, earlier: Spent) -> Spent:
+        return Spent(self.wall - earlier.wall, self.processor - earlier.processor)
+
+    def alone(self, gpu: bool, threads: int) -> float:
+        """Seconds that it would have taken, had no other program run.
+
+        On processors that is their time, divided among the threads that may run at once, but not
+        more than the clock says. A GPU works while its process waits: there the clock counts.
+        """
+        return self.wall if gpu else min(self.wall, self.processor / threads)
+
+
+def threads_at_once() -> int:
+    """Threads of torch that the processors of this process can run at once."""
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return max(1, min(torch.get_num_threads(), len(allowed)))
+
+
 def timed_step(config: RunConfig, shards: ShardConfig) -> float:
-    """Seconds of an optimiser step, timed by training on phantoms.
+    """Seconds of an optimiser step where nothing else runs, timed by training on phantoms.
 
     Args:
         config: The training; where its shards lie does not matter.
@@ -59,15 +95,16 @@ def timed_step(config: RunConfig, shards: ShardConfig) -> float:
             "train.validate_every": 3,
             "tracking.mode": "disabled",
         }
-        times: list[float] = []
+        spent: list[Spent] = []
 
         def note(report: EpochReport) -> None:
             del report
-            times.append(time.perf_counter())
+            spent.append(Spent.now())
 
         train(with_overrides(config, changes), folder / "run", on_epoch=note)
         # The first epoch warms up, the third validates.
-        return (times[1] - times[0]) / (training * patches // config.train.batch_size)
+        epoch = (spent[1] - spent[0]).alone(_on_gpu(config), threads_at_once())
+        return epoch / (training * patches // config.train.batch_size)
 
 
 def measured_precision(config: RunConfig) -> Choice:
@@ -76,8 +113,12 @@ def measured_precision(config: RunConfig) -> Choice:
     Args:
         config: A training whose patches are known.
     """
-    gpu = config.train.device == "auto" and available_gpus() > 0
-    return choose_precision(config, torch.device("cuda" if gpu else "cpu"))
+    return choose_precision(config, torch.device("cuda" if _on_gpu(config) else "cpu"))
+
+
+def _on_gpu(config: RunConfig) -> bool:
+    """Whether a training runs on a GPU here."""
+    return config.train.device == "auto" and available_gpus() > 0
 
 
 def available_gpus() -> int:

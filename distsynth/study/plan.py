@@ -45,8 +45,7 @@ VALIDATION_TIME, VALIDATION_COST = 0.1, 0.5
 """The share of the training's time that validations may take while it goes on, and what a patch
 costs in one, metrics included, of what it costs in a training step: 0.36 was measured."""
 SLACK = 4
-"""Times as many epochs as are expected to fit: the clock ends the training, also on a machine that
-was busy when the step was timed."""
+"""Times as many epochs as are expected to fit: the clock ends the training."""
 CHECKPOINT_SECONDS = 60
 """A training that is killed loses about so much of its work."""
 LEAST_PATCHES, MOST_PATCHES = 8, 300
@@ -172,9 +171,10 @@ def plan_study(
     changes["train.checkpoint_every"] = max(1, int(CHECKPOINT_SECONDS / seconds))
     reasons["validation"] = validation(share, validate_every, epochs)
     passes = "one pass over" if epochs == 1 else f"{epochs} epochs of"
+    counted = "by the clock" if gpus else "of processor time a thread, whatever else runs"
     reasons["length"] = (
-        f"a step takes {seconds:.3g} s here, so that about {steps:,} fit {minutes:g} minutes: "
-        f"{passes} {shards.patches_per_specimen} patches from each of "
+        f"a step takes {seconds:.3g} s here ({counted}), so that about {steps:,} fit "
+        f"{minutes:g} minutes: {passes} {shards.patches_per_specimen} patches from each of "
         f"{training} training specimens"
     )
     return StudyPlan(cohort, minutes, prepare, shards, name, changes, reasons, seen, gpus)

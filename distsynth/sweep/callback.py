@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BOARDS = 5.0
 BOARD_SHARE = 0.05
-"""Most of the driver's time that leaderboards of large sweeps take, which are written whole."""
+"""Most of the driver's time that leaderboards and copies of records take, each written whole."""
 SECONDS_BETWEEN_TABLES = 1.0
 SECONDS_OF_WAITING = 60.0
 SECONDS_BETWEEN_LINES = 60.0
@@ -191,10 +191,11 @@ class SweepCallback(Callback):
         return again or own or self.plan.base.train.epochs
 
     def update_leaderboard(self) -> None:
-        """Bring the leaderboard up to date."""
+        """Bring the leaderboard, and the copy of the records, up to date."""
         started = time.monotonic()
         if trials := searched(self.records):
             write_leaderboard(self.folder, self.plan, trials)
+        self.folder.write_snapshot(self.records.values())
         ended = time.monotonic()
         self._stale = False
         self._next_board = ended + max(SECONDS_BETWEEN_BOARDS, (ended - started) / BOARD_SHARE)

@@ -3,6 +3,7 @@
     SWEEP/
       sweep.json         the SweepPlan
       trials/00007.json  a TrialRecord: hyperparameters, status, every epoch's report
+      trials.json.gz     on object stores: a copy of those records, in one request
       runs/00007/        the trial's run: config.json, metrics.jsonl, checkpoints/, W&B's files
       encoders/          what the perceptual loss of the trials compares by, trained once
       leaderboard.csv, leaderboard.json
@@ -27,6 +28,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from distsynth.sweep.plan import SweepPlan, plan_from_json
+from distsynth.sweep.snapshot import SNAPSHOT_FILE, read_snapshot, write_snapshot
 from sharding.io.atomic import remove_leftovers
 from sharding.io.errors import DataError
 from sharding.io.records import STRICT, first_complaint
@@ -155,6 +157,11 @@ def searched(records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
     return {name: record for name, record in records.items() if name.isdigit()}
 
 
+def _files(records: Iterable[TrialRecord]) -> dict[str, str]:
+    """Content by file."""
+    return {f"trials/{record.name}.json": record.to_json() for record in records}
+
+
 class SweepFolder:
     """A sweep's folder: a path, or a URL such as s3://bucket/sweeps/lambdas.
 
@@ -207,9 +214,12 @@ class SweepFolder:
         Raises:
             DataError: If a record cannot be read.
         """
-        files = [*filter(_JSON_FILE.fullmatch, self.folder.names("trials"))]
-        contents = self.folder.read_many(files)
-        found = map(self._record, files, contents)
+        listed = self.folder.digests("trials")
+        files = {file: md5 for file, md5 in listed.items() if _JSON_FILE.fullmatch(file)}
+        copied = read_snapshot(self.folder, files)
+        others = [file for file in files if file not in copied]
+        contents = copied | dict(zip(others, self.folder.read_many(others), strict=True))
+        found = [self._record(file, contents[file]) for file in files]
         records = [record for record in found if record]
         return {record.name: record for record in sorted(records, key=lambda row: row.name)}
 
@@ -239,12 +249,18 @@ class SweepFolder:
 
     def write_records(self, records: Iterable[TrialRecord]) -> None:
         """Write the records of some trials."""
-        self.folder.write_many({f"trials/{row.name}.json": row.to_json() for row in records})
+        self.folder.write_many(_files(records))
+
+    def write_snapshot(self, records: Iterable[TrialRecord]) -> None:
+        """Copy all records into one object, where reading them one by one takes long."""
+        if self.folder.local is None:
+            write_snapshot(self.folder, _files(records))
 
     def remove_records(self) -> None:
         """Remove the records of all trials."""
         for name in self.records():
             self.folder.remove(f"trials/{name}.json")
+        self.folder.remove(SNAPSHOT_FILE)
 
     def remove_ray_files(self) -> None:
         """Remove Ray Tune's own files, which nothing reads after the search."""

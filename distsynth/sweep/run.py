@@ -256,6 +256,7 @@ def _carry_out(
     folder.write_records(new.values())
     records |= new
     records = dict(sorted(records.items()))
+    folder.write_snapshot(records.values())
     callback = SweepCallback(folder, plan, records)
     if _unended(plan, records):
         with cluster(address):

@@ -7,6 +7,7 @@ manifests and messages.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import logging
@@ -112,20 +113,37 @@ class Folder:
         The names are relative to this folder in either case. Hidden files and folders, such as
         an unfinished write leaves when its process is killed, are left out.
         """
+        return list(self.digests(under))
 
-        def find(system: Any, path: str) -> list[str]:
-            found = _walk(path) if self.local is not None else system.find(path)
+    def digests(self, under: str = "") -> dict[str, str | None]:
+        """Every file as `names` lists them, with what the listing says of its content's MD5.
+
+        S3 gives that of an object that was sent whole, and something else for one encrypted by KMS
+        or sent in parts: a content with that digest is the file's, one with another may be.
+
+        Returns:
+            Hexadecimal digests by name; None where the storage gives none, as disks do.
+        """
+
+        def find(system: Any, path: str) -> dict[str, str | None]:
+            if self.local is not None:
+                found = dict.fromkeys(_walk(path))
+            else:
+                listed = system.find(path, detail=True)
+                found = {name: _listed_md5(info) for name, info in listed.items()}
             root = system._strip_protocol(str(self.local or self.url)).rstrip("/") + "/"
-            return [name.removeprefix(root) for name in found if name.startswith(root)]
+            return {n.removeprefix(root): md5 for n, md5 in found.items() if n.startswith(root)}
 
         try:
-            names = self._connection.request(self / (under and self._checked(under)), find)
+            found = self._connection.request(self / (under and self._checked(under)), find)
         except MissingError:
-            return []
+            return {}
         # Object stores may hold an empty object for a folder: its name ends in a slash.
-        return sorted(
-            name for name in names if not name.endswith("/") and "/." not in f"/{name}" and name
-        )
+        return {
+            name: found[name]
+            for name in sorted(found)
+            if not name.endswith("/") and "/." not in f"/{name}" and name
+        }
 
     def read(self, name: str) -> bytes:
         """The content of a file.
@@ -340,6 +358,13 @@ class Folder:
             f"its sha256 must be {sha256}, found {found} twice: the object was changed or damaged"
         )
         raise DataError(self / name, rule, COPY_AGAIN)
+
+
+def _listed_md5(info: Mapping[str, Any]) -> str | None:
+    """The MD5 in a listing: S3's ETag, or what Google's storage calls md5Hash."""
+    if "md5Hash" in info:
+        return base64.b64decode(info["md5Hash"]).hex()
+    return info["ETag"].strip('"') if "ETag" in info else None
 
 
 def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:

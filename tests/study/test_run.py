@@ -172,6 +172,7 @@ def test_the_command_plans_by_a_timed_step(cohort, tmp_path, capsys):
     made = plan_from_json(plan_file.read_bytes(), "plan.json")
     out = capsys.readouterr().out
     assert all(reason in out for reason in made.reasons.values())
+    assert "of processor time a thread, whatever else runs" in made.reasons["length"]
     assert out.endswith(f"{plan_file}\n")
 
 

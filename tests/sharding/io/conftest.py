@@ -5,20 +5,7 @@ from __future__ import annotations
 import pytest
 from s3_server import S3Server
 
-from sharding.io import retries
 from sharding.io.storage import Folder
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch, tmp_path):
-    """The server, as the environment names it, with waits that are no waits."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("DISTSYNTH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(retries, "PAUSES_SECONDS", (0.01,) * 4)
-    server.spoil("cut", times=0)
-    server.requests.clear()
-    return server
 
 
 @pytest.fixture

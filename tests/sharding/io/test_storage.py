@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import pickle
 import signal
@@ -91,6 +92,20 @@ def test_many_small_files_go_and_come_in_order(folder):
         folder.read_many([*names, "many/absent.txt"])
     folder.write_many({})
     assert folder.read_many([]) == []
+
+
+def test_a_listing_of_s3_gives_the_md5_of_a_file_and_others_give_none(folder):
+    folder.write("a/b.bin", CONTENT)
+    folder.write_many({"a/c.txt": "grüße", "a/d.txt": "d"})
+    folder.write("a/d.txt", "another")
+    contents = {"a/b.bin": CONTENT, "a/c.txt": "grüße".encode(), "a/d.txt": b"another"}
+    on_s3 = folder.url.startswith("s3")
+    expected = {
+        name: hashlib.md5(content).hexdigest() if on_s3 else None
+        for name, content in contents.items()
+    }
+    assert folder.digests("a") == folder.digests() == expected
+    assert folder.digests("nothing") == {}
 
 
 def test_what_others_write_is_seen_at_once(folder):
