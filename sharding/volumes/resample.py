@@ -19,6 +19,10 @@ SPLINE_PAD = 12
 border has no echo: the pole's 12th power is below 2e-7."""
 
 
+BLOCK = 256
+"""Rows of an interpolation's matrix that are multiplied at once."""
+
+
 def field_of_view(
     source: Volume,
     shape: tuple[int, int, int],
@@ -32,7 +36,9 @@ def field_of_view(
         grid = np.ogrid[slab]
         part = np.ones(inside[slab].shape, bool)
         for row, size in zip(matrix[:3], source.shape, strict=True):
-            index = sum(step * axis for step, axis in zip(row[:3], grid, strict=True)) + row[3]
+            # An axis that does not count is left out: then a row is computed in place of a volume.
+            index = sum(step * axis for step, axis in zip(row[:3], grid, strict=True) if step)
+            index = index + row[3]
             part &= (index > -0.5 - 1e-3) & (index < size - 0.5 + 1e-3)
         inside[slab] = part
     return inside
@@ -135,7 +141,26 @@ def cubic_weights(t: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 def _multiplied(
     values: NDArray[np.float64], matrix: NDArray[np.float64], axis: int
 ) -> NDArray[np.float64]:
-    """An axis of an array multiplied by a matrix of shape (new side, side), without transposing."""
+    """An axis of an array multiplied by a banded matrix of shape (new side, side).
+
+    Long ones go by blocks of rows, each with the columns that it uses.
+    """
+    if len(matrix) <= BLOCK:
+        return _product(values, matrix, axis)
+    parts = []
+    for low in range(0, len(matrix), BLOCK):
+        rows = matrix[low : low + BLOCK]
+        used = np.flatnonzero(rows.any(axis=0))
+        columns = slice(used[0], used[-1] + 1)
+        cut = (*[slice(None)] * axis, columns)
+        parts.append(_product(values[cut], rows[:, columns], axis))
+    return np.concatenate(parts, axis)
+
+
+def _product(
+    values: NDArray[np.float64], matrix: NDArray[np.float64], axis: int
+) -> NDArray[np.float64]:
+    """An axis of an array multiplied by a matrix, without transposing."""
     if axis == 0:
         return (matrix @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
     return matrix @ values if axis == 1 else values @ matrix.T
