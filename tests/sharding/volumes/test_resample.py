@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from made_volumes import noise, ramp, rotated
 from scipy import ndimage
 
+import sharding.volumes.resample
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.intensities import IntensityTransform
 from sharding.volumes.masks import foreground_mask
@@ -39,6 +40,17 @@ def test_flipped_and_permuted_axes_are_undone(orientation, order):
     turned = volume.reoriented(orientation)
     back = resample(turned, volume.shape, volume.affine, order)
     np.testing.assert_allclose(back, volume.data, atol=1e-3)
+
+
+@pytest.mark.parametrize("step", [0.4, 1.0, 2.5])
+def test_bands_of_long_axes_give_what_whole_matrices_do(step, monkeypatch):
+    volume = noise((30, 26, 22))
+    shape = (int(30 / step), int(26 / step) + 3, int(22 / step))
+    affine = volume.affine @ np.diag([step, step, step, 1])
+    affine[:3, 3] -= 1.3
+    whole = resample(volume, shape, affine, 3)
+    monkeypatch.setattr(sharding.volumes.resample, "BLOCK", 5)
+    np.testing.assert_allclose(resample(volume, shape, affine, 3), whole, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=40)
