@@ -2,8 +2,8 @@
 
 Each command reads only files that the one before wrote. Results go to standard output, progress
 and messages to standard error. Exit status: 0 fine, 1 bad input or failure, 2 usage or
-configuration, 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM. Libraries load when a command
-needs them, so that help is quick.
+configuration, 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM, 141 nobody reads standard output
+any more. Libraries load when a command needs them, so that help is quick.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from distsynth.cli.models import evaluate, predict, presets, train
 from distsynth.cli.reports import report
 from distsynth.cli.reproduce import reproduce
 from distsynth.cli.scans import carry_back, correct, phantom, prepare, shard, simulate, verify
+from distsynth.cli.standard_output import (
+    CLOSED,
+    discard_output,
+    flush_output,
+    is_output_closed,
+)
 from distsynth.cli.studies import plan, run
 from distsynth.cli.sweeps import sweep
 from sharding.io.interruption import signals_as_exceptions
@@ -60,10 +66,25 @@ def main(args: Sequence[str] | None = None) -> int:
     with messages_on_stderr():
         try:
             with signals_as_exceptions():
-                _run(given)
+                _run_and_flush(given)
         except (Exception, KeyboardInterrupt) as error:
+            closed = is_output_closed()
+            if closed:
+                discard_output()
+            if closed and isinstance(error, BrokenPipeError):
+                return CLOSED
             return report_error(error, given, debug)
     return 0
+
+
+def _run_and_flush(args: Sequence[str]) -> None:
+    try:
+        _run(args)
+    except SystemExit:
+        # The parser ends the process after it has printed help.
+        flush_output()
+        raise
+    flush_output()
 
 
 def _run(args: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -67,6 +68,42 @@ sys.exit(", ".join({"torch", "ray", "wandb"} & set(sys.modules)) or None)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [
+        (["--help"], "1"),
+        (["--help"], ""),
+        (["train", "--help"], "1"),
+        (["train", "--help"], ""),
+        (["presets"], ""),
+    ],
+)
+def test_a_reader_that_has_gone_ends_the_program_silently(words, unbuffered):
+    ended = read_nothing(words, unbuffered)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_an_error_is_said_though_nobody_reads_standard_output():
+    ended = read_nothing(["verify", "/no/such/shards"], "")
+    assert ended.returncode == 1
+    assert re.fullmatch(rb"distsynth: /no/such/shards.*\n", ended.stderr)
+
+
+def read_nothing(words, unbuffered):
+    """The program with a standard output whose reader has gone before it writes."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "distsynth", *words],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    finally:
+        os.close(writer)
 
 
 def test_help_lists_every_name():
