@@ -179,8 +179,8 @@ def plan_study(
     counted = "by the clock" if gpus else "of processor time a thread, whatever else runs"
     reasons["length"] = (
         f"a step takes {seconds:.3g} s here ({counted}), so that about {steps:,} fit "
-        f"{minutes:g} minutes: {epochs} epochs of {shards.patches_per_specimen} patches from each of "
-        f"{training} training specimens"
+        f"{minutes:g} minutes: {epochs} epochs of {shards.patches_per_specimen} patches from "
+        f"each of {training} training specimens"
     )
     return StudyPlan(cohort, minutes, prepare, shards, name, changes, reasons, seen, gpus)
 
