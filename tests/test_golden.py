@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, Any]:
-    return json.loads(golden.FILE.read_text(encoding="utf-8"))
+    return json.loads(golden.recording().read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +26,9 @@ def test_nothing_has_changed(part, recorded, computed):
         # As text, in which NaN equals itself.
         assert text(computed[part]) == text(recorded[part])
     else:
-        # Another processor or library rounds otherwise, which training amplifies step by step.
-        same(comparable(computed, part), comparable(recorded, part), part)
-
-
-def comparable(values: dict[str, Any], part: str) -> Any:
-    """What stays alike where rounding differs.
-
-    BatchNorm over the few voxels of its lowest level makes unet-7 amplify it most: after the steps
-    of its first epoch, the first two rows, some metrics are tens of percents apart.
-    """
-    found = values[part]
-    return found | {"unet-7": found["unet-7"][:2]} if part == "losses" else found
+        # Another processor or library rounds otherwise, which training amplifies step by step; or
+        # numbers have changed since, and this processor has not recorded them.
+        same(computed[part], recorded[part], part)
 
 
 def text(values: Any) -> str:
