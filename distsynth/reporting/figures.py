@@ -36,7 +36,7 @@ SHARED = {
     "grad_norm": "gradient norm",
     "seam_index": "seam index (1 = no seam)",
     "seam_excess": "excess jump at borders (0 = no seam)",
-    "overlap_disagreement": "disagreement of overlapping patches (standardised units)",
+    "overlap_disagreement": "overlap disagreement (standardised units)",
 }
 """Start of a term's name -> title of the panel that all such terms share."""
 
@@ -216,12 +216,15 @@ def curves_figure(rows: Iterable[LoggedStep]) -> Figure:
         return figure
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    margins = Margins(left=0.55, right=0.15, top=0.3, bottom=0.45)
+    margins = Margins(left=0.62, right=0.15, top=0.3, bottom=0.45)
     between = margins.left + margins.right, margins.top + margins.bottom
     figure, axes = placed_panels(lines, columns, 3.0, 1.75, margins, between)
     axes = axes.ravel()
+    last = max(float(steps.max()) for steps, _ in series.values())
     for panel, (title, keys) in zip(axes, panels.items(), strict=False):
         _draw_curves(panel, title, {key: series[key] for key in keys})
+        # A validation may be a single point: it stands where it does in the other panels.
+        panel.set_xlim(0, 1.03 * max(last, 1))
     for panel in axes[len(panels) :]:
         panel.remove()
     return figure

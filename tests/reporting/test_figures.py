@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
@@ -176,6 +177,34 @@ def test_divergence_leaves_a_gap():
     shown = lines(figure, "reconstruction loss")["training"]
     np.testing.assert_array_equal(shown, [1, math.nan, math.nan, 2])
     assert figure_png(figure, 30)
+
+
+def test_no_text_of_the_curves_is_cut_and_no_title_meets_another():
+    from distsynth.reporting.figures import LOSSES, SHARED, TITLES
+
+    terms = [*TITLES, *SHARED, "ssim_2d", *LOSSES]
+    rows = [{"step": k, **{f"val/{term}": 1.2345 + 1e-4 * k for term in terms}} for k in (1, 9)]
+    figure = curves_figure([*rows, {"step": 9, "train/discriminator": 1.0, "lr/generator": 1e-3}])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    whole = figure.get_window_extent(renderer)
+    assert {*TITLES.values(), *SHARED.values()} - {*titles(figure)} <= {TITLES["generator"]}
+    boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes]
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
+    for axes in figure.axes:
+        around = axes.get_tightbbox(renderer)
+        assert whole.x0 <= around.x0 and around.x1 <= whole.x1
+        assert whole.y0 <= around.y0 and around.y1 <= whole.y1
+
+
+def test_a_single_validation_stands_at_its_step():
+    rows = [{"step": k, "train/recon": 1.0 / k} for k in range(1, 40)]
+    figure = curves_figure([*rows, {"step": 39, "val/psnr": 20.0}])
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
+        assert axes.get_xlim() == pytest.approx((0, 1.03 * 39))
 
 
 def test_long_curves_get_a_moving_average_and_wide_ones_a_log_scale():
