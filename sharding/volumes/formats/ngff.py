@@ -175,6 +175,9 @@ def _attributes(folder: Path) -> tuple[Path, Mapping[str, Any]]:
     file = folder / ROOT
     if not file.is_file():
         file = folder / ROOT_V2
+        if not folder.is_dir():
+            rule = "it is a file, and OME-Zarr is a folder"
+            raise DataError(folder, rule, "Copy or export it again")
         if not file.is_file():
             rule = f"the folder holds neither {ROOT} nor {ROOT_V2}"
             raise DataError(folder, rule, "Name the folder of an image, or copy it again")

@@ -70,8 +70,6 @@ class OmeZarr:
 
     def open(self, path: Path) -> Stated:
         """Read the metadata; axes without an orientation (RFC-4) have none."""
-        if not path.is_dir():
-            raise ValueError("it is a file, and OME-Zarr is a folder")
         require_zarr(path)
         import zarr
 
