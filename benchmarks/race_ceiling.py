@@ -46,7 +46,7 @@ Array = NDArray[np.floating[Any]]
 
 
 @dataclass
-class Repainted:
+class PredictionAsSource:
     """A pair whose source is a prediction, to fit a map from the one to the other."""
 
     pair: Pair
@@ -125,9 +125,9 @@ def of_model(name: str, pair: Pair, prediction: Array) -> Iterator[tuple[str, Ar
     """The same of a model."""
     yield name, prediction
     mapped = IntensityMap()
-    repainted = Repainted(pair, prediction)
-    mapped.fit([repainted])
-    yield f"{name}, own intensity map", mapped.predict(repainted)
+    as_source = PredictionAsSource(pair, prediction)
+    mapped.fit([as_source])
+    yield f"{name}, own intensity map", mapped.predict(as_source)
     yield f"{name}, own gain", with_own_gain(prediction, pair.target, pair.mask)
 
 

@@ -169,7 +169,7 @@ def plan_study(
     share = validate_share(seen, shards, config.train.batch_size, steps, epochs)
     changes["train.validate_share"] = share
     changes["train.checkpoint_every"] = max(1, int(CHECKPOINT_SECONDS / seconds))
-    reasons["validation"] = validation(share, validate_every, epochs)
+    reasons["validation"] = describe_validation(share, validate_every, epochs)
     passes = "one pass over" if epochs == 1 else f"{epochs} epochs of"
     counted = "by the clock" if gpus else "of processor time a thread, whatever else runs"
     reasons["length"] = (
@@ -320,7 +320,7 @@ def validate_share(
     return min(1.0, max(0.01, math.floor(100 * VALIDATION_TIME * steps / max(full, 1)) / 100))
 
 
-def validation(share: float, every: int, epochs: int) -> str:
+def describe_validation(share: float, every: int, epochs: int) -> str:
     """How much is validated, and when, in words."""
     if epochs == 1:
         return "whole validation specimens at the end: there is one pass over the patches"

@@ -220,13 +220,13 @@ class SweepCallback(Callback):
         logger.info("%s%s", message, suffix)
 
     def _where(self, running: Sequence[str]) -> str:
-        """The epochs that running trials have completed."""
+        """The epochs that running trials have completed, in words."""
         each = [
-            f"{name} {self.records[name].epochs} of {self.epochs_of(name)} epochs"
+            f"{name} ({self.records[name].epochs} of {self.epochs_of(name)} epochs)"
             for name in running[:ROWS]
         ]
         more = f" and {len(running) - ROWS} more" if len(running) > ROWS else ""
-        return f"training {', '.join(each)}{more}"
+        return f"running: {', '.join(each)}{more}"
 
     def _table(self) -> Table:
         rows = rank_trials(self.plan, self.records)

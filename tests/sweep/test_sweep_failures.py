@@ -168,8 +168,8 @@ def test_a_log_says_now_and_then_where_the_running_trials_are(
     caplog.set_level(logging.INFO, "distsynth")
     ray.init(cluster, log_to_driver=False)
     start_sweep(SweepFolder(tmp_path / "told"), tiny_plan(shard_folder, "told", trials=1), cluster)
-    assert "training 00000 0 of 2 epochs" in caplog.text
-    assert "training 00000 1 of 2 epochs" in caplog.text
+    assert "running: 00000 (0 of 2 epochs)" in caplog.text
+    assert "running: 00000 (1 of 2 epochs)" in caplog.text
 
 
 def test_a_sweep_that_cannot_be_found_is_named(tmp_path, refused):
