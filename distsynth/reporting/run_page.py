@@ -183,6 +183,11 @@ def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, st
     scored = [row for row in rows if f"val/{config.train.objective}" in row]
     done = max((row["step"] for row in rows), default=0)
     seconds = max((row.get("throughput/seconds", 0.0) for row in rows), default=0.0)
+    # Of a training that the clock ends, the epochs are a bound that is seldom met.
+    validated = f"{len(scored)} of {config.train.epochs} epochs validated"
+    if config.train.minutes:
+        times = "once" if len(scored) == 1 else f"{len(scored)} times"
+        validated = f"validated {times}, {config.train.minutes:g} minutes given"
     rates = {"generator": config.optim.lr_generator}
     if config.adversarial:
         rates["discriminator"] = config.optim.lr_discriminator
@@ -194,7 +199,7 @@ def _facts(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, st
         "learning rates": ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
         + f", {config.optim.schedule}",
         "patches": f"{patch}, {config.train.batch_size} in a batch",
-        "trained": f"{done} steps, {len(scored)} of {config.train.epochs} epochs validated",
+        "trained": f"{done} steps, {validated}",
         "training time": duration(seconds) if seconds else "not recorded",
         "chosen by": f"stitched validation {config.train.objective} in the mask",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_a_study_ends_with_a_page_and_a_verdict(study):
     assert verdict in (folder / "evaluation" / "table.txt").read_text()
     assert page.split()[-1] == str(folder / "report.html")
     text = (folder / "report.html").read_text()
+    assert re.search(r"\d+ steps, validated (once|\d+ times), [\d.]+ minutes given", text)
     assert "neighbourhood-regression" in text and "PSNR" in text
     config = ds.load_predictor(folder / "model").checkpoint.config
     assert str(folder / "model") in model and config.train.minutes == 0.02
