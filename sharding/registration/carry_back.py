@@ -76,7 +76,7 @@ def carry_back(
     else:
         wanted = read_volume(like, constant=True, orientation=orientation)
         shape, affine, header = wanted.shape, wanted.affine, wanted.header
-    output.check_grid(Volume(np.empty(0), affine, header))
+    output.check_grid(Volume(np.empty((0, 0, 0), np.float32), affine, header))
     try:
         data, inside = transform.apply_inverse(given, shape, affine)
     except ValueError as error:
