@@ -33,7 +33,7 @@ END
     overrides=(--override "$venv/overrides.txt")
 fi
 "$venv/bin/uv" pip install --quiet --python "$python" --resolution lowest-direct \
-    "${overrides[@]}" --editable ".[cluster,onnx,s3]"
+    "${overrides[@]}" --editable ".[cluster,onnx,s3,zarr]"
 rm -rf "$UV_CACHE_DIR"
 # What a linked torch needs.
 "$python" -m pip install --quiet torch
@@ -47,3 +47,6 @@ export OMP_NUM_THREADS=1
 test -s "$study/evaluation/results.json"
 test -s "$study/export/model.onnx"
 test -s "$study/sweeps/tiny/leaderboard.csv"
+# Written and read as OME-Zarr.
+"$venv/bin/distsynth" predict "$study/run" "$study/cohort/phantom-00_source.nii.gz" -o "$study/out.ome.zarr"
+"$venv/bin/distsynth" predict "$study/run" "$study/out.ome.zarr" -o "$study/again.nii.gz" --force
