@@ -22,8 +22,8 @@ from sharding.io.errors import DataError
 SLAB = 2**22
 """Most voxels of a slab, unless a single plane has more."""
 MOST_IN_MEMORY = 2**26
-"""Bytes of the largest array that is made in memory where a dozen of that size are needed at once:
-a float32 volume of 256 voxels a side."""
+"""Bytes of the largest float32 volume that is made in memory where a dozen of that size are needed
+at once: 256 voxels a side."""
 Slab = tuple[slice, ...]
 
 
@@ -53,7 +53,8 @@ class Scratch:
 
     Attributes:
         folder: The folder of the files; it is created if it does not exist.
-        most: Bytes of the largest array that is made in memory.
+        most: Bytes of the largest array that is made in memory. A mask counts as the volume that it
+            belongs to, as float32: where that one lies on disk, several masks would fill memory.
     """
 
     folder: Path
@@ -67,8 +68,9 @@ class Scratch:
         Raises:
             DataError: If there is not enough space on the disk.
         """
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        if not self.on_disk(size):
+        itemsize = np.dtype(dtype).itemsize
+        size = math.prod(shape) * itemsize
+        if not self.on_disk(math.prod(shape) * max(itemsize, np.dtype(np.float32).itemsize)):
             return in_memory(shape, dtype, order)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -85,7 +87,7 @@ class Scratch:
         return np.asarray(mapped)
 
     def on_disk(self, size: int) -> bool:
-        """Whether an array of so many bytes lies in a file."""
+        """Whether a float32 array of so many bytes lies in a file."""
         return size > self.most
 
 

@@ -140,6 +140,14 @@ def test_small_arrays_stay_in_memory_and_large_ones_leave_no_name(tmp_path):
     assert not maps_of(tmp_path)
 
 
+def test_a_mask_lies_where_its_volume_does(tmp_path):
+    scratch = Scratch(tmp_path, most=400)
+    small, large = scratch((10, 10), bool), scratch((10, 11), bool)
+    assert small.flags.c_contiguous and large.flags.f_contiguous
+    assert len(maps_of(tmp_path)) == 1
+    assert small.dtype == large.dtype == bool
+
+
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path):
     """A limit on the size of files stands for a disk without room."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
