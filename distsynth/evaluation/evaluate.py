@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,31 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distsynth.errors import ConfigError
-from distsynth.evaluation.artefacts import Prediction, artefacts, predictions
 from distsynth.evaluation.baselines import Baseline, Cubic, Identity
 from distsynth.evaluation.fits import kept_baselines
 from distsynth.evaluation.pairs import prepared_pairs
-from distsynth.inference.predictor import Predictor
-from distsynth.metrics.consistency import consistency_error
-from distsynth.metrics.conventions import Values, conventional_values
-from distsynth.metrics.image import (
-    SSIM_WINDOW,
-    central_slice,
-    masked_parts,
-    mse,
-    psnr,
-    target_windows,
-    volume_metrics,
+from distsynth.evaluation.specimen import (
+    Example,
+    SpecimenEvaluation,
+    Wanted,
+    evaluate_specimen,
 )
-from distsynth.metrics.risk_coverage import RiskCoverage, risk_coverage
+from distsynth.inference.predictor import Predictor
+from distsynth.metrics.conventions import Values
+from distsynth.metrics.risk_coverage import RiskCoverage
 from distsynth.metrics.verdict import verdicts
-from distsynth.metrics.views import Difference
 from distsynth.runs.data_record import DataRecord
 from sharding.volumes.cohort import Specimen, Split
 from sharding.volumes.contrasts import in_order
 from sharding.volumes.pair import Pair
-from sharding.volumes.slabs import Empty, by_slabs, in_memory
-from sharding.volumes.volume import write_volume
+from sharding.volumes.slabs import Empty, in_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +71,18 @@ class Evaluation:
         """What the numbers mean, a sentence or two for each model."""
         return verdicts(self.results, self.models)
 
+    def add(self, found: SpecimenEvaluation) -> None:
+        """Add what came of one specimen."""
+        name = found.example.specimen
+        self.specimens.append(name)
+        self.examples.append(found.example)
+        for method, measured in found.methods.items():
+            self.results.setdefault(method, {})[name] = measured.row
+            if measured.curve is not None:
+                self.risk_coverage.setdefault(method, {})[name] = measured.curve
+            if measured.conventions is not None:
+                self.conventions.setdefault(method, {})[name] = measured.conventions
+
     def frame(self) -> pd.DataFrame:
         """Every number: a row for each (method, specimen), a column for each metric.
 
@@ -93,31 +97,6 @@ class Evaluation:
         }
         index = pd.MultiIndex.from_tuples(rows, names=["method", "specimen"])
         return pd.DataFrame(list(rows.values()), index=index)
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """The slice of a specimen that holds most tissue, standardised.
-
-    Attributes:
-        specimen: Its name.
-        axis: Slicing axis.
-        index: Which slice of the volume.
-        spacing_mm: Voxel size.
-        source: Volume of one slice: shape (x, y, z), 1 along the axis; of the first contrast.
-        target: Same shape.
-        mask: Same shape.
-        synthetic: Method to volume of the same shape.
-    """
-
-    specimen: str
-    axis: int
-    index: int
-    spacing_mm: tuple[float, float, float]
-    source: NDArray[np.float32]
-    target: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    synthetic: dict[str, NDArray[np.float32]]
 
 
 def evaluate(
@@ -191,18 +170,17 @@ def evaluate(
             ", ".join(first.contrasts),
         )
     evaluation = Evaluation({}, [], split, len(groups["train"]), list(predictors))
+    wanted = Wanted(volumes, conventions, whole=bool(on_specimen))
     pairs = prepared_pairs(chosen, first, empty)
     for specimen in chosen:
         pair = next(pairs)
         if split == "test":
             first.refuse_seen(specimen, pair)
-        made = _evaluate_specimen(
-            evaluation, pair, first, baselines, predictors, volumes, conventions, bool(on_specimen)
-        )
+        found = evaluate_specimen(pair, first, baselines, predictors, wanted)
+        evaluation.add(found)
         if on_specimen:
-            on_specimen(pair, made)
-        del made
-        del pair  # Before the next one takes its room.
+            on_specimen(pair, found.predicted)
+        del found, pair  # Before the next one takes its room.
     return evaluation
 
 
@@ -211,75 +189,6 @@ def usual_baselines(
 ) -> list[Baseline]:
     """Identity, cubic, and the baselines that are fitted on training specimens."""
     return [Identity(), Cubic(), *kept_baselines(training, data, empty)]
-
-
-def _evaluate_specimen(
-    evaluation: Evaluation,
-    pair: Pair,
-    data: DataRecord,
-    baselines: Sequence[Baseline],
-    predictors: Mapping[str, Predictor],
-    volumes: Path | None,
-    conventions: bool,
-    keep: bool,
-) -> dict[str, NDArray[np.float32]]:
-    """Add one specimen to the evaluation; returns what the models predict, if it is kept."""
-    kept: dict[str, NDArray[np.float32]] = {}
-    target, transform = pair.measured_target, pair.measured_transform
-    native, inside = pair.native, pair.native_mask
-    # A small mask may hold no voxel of a coarse source.
-    is_consistent = inside.any() and _varies(native, inside)
-    _say_what_is_missing(pair, inside)
-    axis = 2
-    index = central_slice(pair.mask, axis)
-    shown: dict[str, NDArray[np.float32]] = {}
-    windows = target_windows(target, transform, pair.empty)
-    for prediction in _predictions(pair, baselines, predictors):
-        name, synthetic = prediction.method, prediction.synthetic
-        measured = _measured(prediction, pair)
-        row = volume_metrics(measured.synthetic, target, transform, pair.mask, windows)
-        row["psnr_unlent"] = psnr(
-            mse(_unlent(synthetic, pair, data), target, pair.mask), transform.data_range
-        )
-        row |= artefacts(measured, target, pair.mask)
-        if measured.spread is not None:
-            error = Difference(measured.synthetic, target)
-            curve = risk_coverage(error, measured.spread, pair.mask)
-            evaluation.risk_coverage.setdefault(name, {})[pair.name] = curve
-            row |= curve.metrics
-        row["consistency_error"] = math.nan
-        if is_consistent:
-            row["consistency_error"] = consistency_error(pair.degrade(synthetic), native, inside)
-        evaluation.results.setdefault(name, {})[pair.name] = row
-        shown[name] = np.take(synthetic, [index], axis)
-        if keep and name in predictors:
-            kept[name] = synthetic
-        if conventions and (name in predictors or name == Cubic.name):
-            values = conventional_values(
-                measured.synthetic, pair.grid.data, transform, pair.mask, pair.empty
-            )
-            evaluation.conventions.setdefault(name, {})[pair.name] = values
-        if volumes and name in predictors:
-            restored = pair.grid.with_data(pair.source_transform.restore(synthetic, pair.empty))
-            write_volume(volumes / f"{pair.name}_{name}.nii.gz", restored)
-    evaluation.specimens.append(pair.name)
-    evaluation.examples.append(
-        Example(
-            specimen=pair.name,
-            axis=axis,
-            index=index,
-            spacing_mm=pair.grid.spacing_mm,
-            source=pair.source_transform.standardise_scaled(
-                np.take(pair.source_scaled, [index], axis)
-            ),
-            target=pair.target_transform.standardise_scaled(
-                np.take(pair.target_scaled, [index], axis)
-            ),
-            mask=np.take(pair.mask, [index], axis),
-            synthetic=shown,
-        )
-    )
-    return kept
 
 
 def lent(data: DataRecord) -> str:
@@ -294,54 +203,3 @@ def lent(data: DataRecord) -> str:
         f"{own[data.preprocess.intensities]}its own clip, which is the scale of the numbers; "
         "PSNR with nothing lent uses the mean over training targets in place of the former"
     )
-
-
-def _measured(prediction: Prediction, pair: Pair) -> Prediction:
-    """The prediction on the scale on which it is measured."""
-    overlap, whole = prediction.overlap, prediction.whole
-    if overlap is not None:
-        square = np.float32(pair.measured_unit**2)
-        variance = by_slabs(lambda slab: slab * square, overlap.variance, pair.empty)
-        overlap = replace(overlap, variance=variance)
-    return replace(
-        prediction,
-        synthetic=pair.measured(prediction.synthetic),
-        overlap=overlap,
-        whole=None if whole is None else pair.measured(whole),
-    )
-
-
-def _unlent(synthetic: NDArray[np.float32], pair: Pair, data: DataRecord) -> NDArray[np.float32]:
-    """A prediction on the same scale, brought there without anything of its target but the clip."""
-    return by_slabs(
-        lambda slab: pair.measured_scaled(data.without_target(slab)), synthetic, pair.empty
-    )
-
-
-def _varies(volume: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
-    """Whether the voxels in a mask differ."""
-    ends = [(part.min(), part.max()) for (part,) in masked_parts(mask, volume) if part.size]
-    return bool(max(high for _, high in ends) > min(low for low, _ in ends))
-
-
-def _say_what_is_missing(pair: Pair, inside: NDArray[np.bool_]) -> None:
-    """Log which metrics a specimen does not have, and why."""
-    if min(pair.grid.shape) < SSIM_WINDOW:
-        logger.warning(
-            f"{pair.name}: no windowed SSIM, which needs {SSIM_WINDOW} voxels along each axis of "
-            f"the volume, got {pair.grid.shape}"
-        )
-    if not inside.any():
-        logger.warning(
-            f"{pair.name}: no consistency error, as the mask is empty at the resolution of the "
-            "source"
-        )
-
-
-def _predictions(
-    pair: Pair, baselines: Sequence[Baseline], predictors: Mapping[str, Predictor]
-) -> Iterator[Prediction]:
-    """Yield the prediction of each baseline and each model for a pair."""
-    for baseline in baselines:
-        yield Prediction(baseline.name, baseline.predict(pair))
-    yield from predictions(pair, predictors)
