@@ -4,12 +4,12 @@
 #
 #   benchmarks/study.sh DATA OUT [PART ...]     about six hours of two cores in all
 #
-# Parts, in order: cohort, rows, adversarial, dimensions, lambdas, varied. SEEDS (1) is how often
-# each network is trained; raise it and run a part again for more seeds.
+# Parts, in order: cohort, rows, adversarial, dimensions, lambdas, varied, lambdas_varied. SEEDS (1)
+# is how often each network is trained; raise it and run a part again for more seeds.
 set -euo pipefail
 data=$(realpath "$1") out=$(realpath -m "$2")
 shift 2
-parts=${*:-cohort rows adversarial dimensions lambdas varied}
+parts=${*:-cohort rows adversarial dimensions lambdas varied lambdas_varied}
 seeds=${SEEDS:-1}
 # SLOW= leaves the rows that cost twenty times as much for another time.
 slow=${SLOW-fcn-1 dcgan-2 dcgan-3 dcgan-4 dcgan-2-alone}
@@ -48,14 +48,16 @@ adversarial() { equal_time adversarial; }
 dimensions() { equal_time dimensions; }
 
 # Lambda 1 to 4 by a search, against Table 1's by hand: unet-5, -7 and -8 among the rows.
-lambdas() {
-  local how=(unet-7 --data.shards "$out/rows/shards" --space loss-weights-perceptual
-             --trials 16 --search optuna --scheduler asha --asha-grace 2 --presets-first
+search() { # rows, cohort and name of a search
+  local how=(unet-7 --data.shards "$out/$1/shards" --space loss-weights-perceptual
+             --trials 14 --search optuna --scheduler asha --asha-grace 2 --presets-first
              --train.epochs 7 --train.precision "${PRECISION:-bf16}"
-             --final retrained --top 1 --cohort "$out/plain/cohort.csv")
-  [ -e "$out/sweeps/lambdas" ] && how=(--resume lambdas) || how+=(--name lambdas)
+             --final taken --top 1 --cohort "$out/$2/cohort.csv")
+  [ -e "$out/sweeps/$3" ] && how=(--resume "$3") || how+=(--name "$3")
   run distsynth sweep "${how[@]}" --storage "$out/sweeps"
 }
+lambdas() { search rows plain lambdas; }
+lambdas_varied() { search varied-rows varied lambdas-varied; }
 
 varied() {
   run distsynth reproduce "$out/varied/cohort.csv" -o "$out/varied-rows" \

@@ -1,10 +1,11 @@
 """What the study found, as Markdown: every row, then each question with intervals and tests.
 
-    python -m benchmarks.study_report OUT
+    python -m benchmarks.study_report [OUT] [--records FILE]
 
-OUT is what benchmarks/study.sh wrote; parts that are not there yet are left out. Every row was
-evaluated on the same ten people, so rows of different parts are compared person by person. p is the
-paired sign-flip test's, corrected by Holm's method over all tests of a section.
+OUT is what benchmarks/study.sh wrote; parts that are not there yet are left out. Rows of the
+records, which another machine may have written, stand beside them, and OUT's are added to FILE.
+Every row was evaluated on the same ten people, so rows of different parts are compared person by
+person. p is the paired sign-flip test's, corrected by Holm's method over all tests of a section.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.study_records import Row, Sections, joined, read_records, write_records
 from distsynth.metrics.results import format_value, results_table
 from distsynth.metrics.statistics import Difference, differences_between, seed_mean
 from distsynth.metrics.steps import marked
@@ -24,28 +26,16 @@ from distsynth.reproduction.collect import comparison_of, seams_of
 from distsynth.reproduction.task import read_task
 from distsynth.sweep.folder import SweepFolder
 
-Values = Mapping[str, Mapping[str, float]]
+TITLES = {
+    "rows": "Rows",
+    "seams": "(b) Seams by the way of stitching",
+    "varied": "Contrast, blur and bias that differ by person",
+}
+"""Section of the study -> its heading."""
 SHOWN = ("psnr_mask", "ssim_mask", "seam_index", "seam_index_outside", "checkerboard")
 HEADINGS = ("PSNR, mask", "SSIM 3D, mask", "seam", "seam outside", "checkerboard")
 IMAGE = ("psnr_mask", "ssim_mask")
 SEAMS = ("seam_index", "seam_index_outside")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method of the study.
-
-    Attributes:
-        results: Specimen -> metric -> mean over seeds.
-        seeds: Runs that it is the mean of.
-        steps: Optimiser steps; None for what takes none.
-        seconds: Processor seconds of training, of the equal-time parts.
-    """
-
-    results: Values
-    seeds: int = 1
-    steps: int | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,30 +122,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--records", type=Path, help="file of rows, read if it is there")
     given = parser.parse_args()
-    print("\n".join(report(given.out)))
+    sections = sections_of(given.out) if given.out else {}
+    if given.records:
+        if given.records.is_file():
+            sections = joined(sections, read_records(given.records))
+        if given.out:
+            write_records(given.records, sections, SHOWN)
+    if not any(sections.values()):
+        raise SystemExit(f"{given.out}: nothing was evaluated yet; run benchmarks/study.sh")
+    print("\n".join(report(sections)))
 
 
-def report(out: Path) -> Iterable[str]:
-    """The lines of the report."""
+def sections_of(out: Path) -> dict[str, dict[str, Row]]:
+    """Section -> row -> what came of it, of the parts that are there."""
     rows = reproduced(out / "rows")
     rows |= equal_time(out / "dimensions") | equal_time(out / "adversarial")
     rows |= searched(out / "sweeps" / "lambdas")
-    if not rows:
-        raise SystemExit(f"{out}: nothing was evaluated yet; run benchmarks/study.sh")
-    yield "## Rows\n"
-    yield from table(rows)
-    for question in QUESTIONS:
-        yield from answers(question, rows)
-    if seams := seam_rows(out / "rows"):
-        yield "\n## (b) Seams by the way of stitching\n"
-        yield from table(seams)
-    if varied := reproduced(out / "varied-rows"):
-        yield "\n## The same with contrast, blur and bias that differ by person\n"
-        yield from table(varied)
-        for question in QUESTIONS:
-            yield from answers(question, varied)
+    varied = reproduced(out / "varied-rows") | searched(out / "sweeps" / "lambdas-varied")
+    return {"rows": rows, "seams": seam_rows(out / "rows"), "varied": varied}
+
+
+def report(sections: Sections) -> Iterable[str]:
+    """The lines of the report."""
+    for section, title in TITLES.items():
+        rows = sections.get(section)
+        if not rows:
+            continue
+        yield f"\n## {title}\n"
+        yield from table(rows)
+        for question in QUESTIONS if section != "seams" else ():
+            yield from answers(question, rows)
 
 
 def reproduced(folder: Path) -> dict[str, Row]:
