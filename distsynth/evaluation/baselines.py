@@ -3,7 +3,7 @@
 A baseline has a `name` and `predict(pair)`; those that are fitted also have `fit(pairs)`, which
 reads training pairs one at a time and keeps only sums, so that memory does not grow with the
 cohort. `predict` looks at the source alone, never at the target or the mask. Of several contrasts
-the regression sees all, as a network does; the others see the first one.
+the regression sees all, as a network and most forests do; the others see the first one.
 
 Background: the aim is the lowest error in the mask, yet values outside should be sane too. So
 background counts, but all of it only a fiftieth as much as the mask of the same specimen, however

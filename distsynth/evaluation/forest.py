@@ -12,6 +12,9 @@ rfsr-intensity  8 shifts at a distance of 2 and the source's intensity, trained 
 rfsr-boosted    Gradient boosting on the rows of rfsr-intensity: trees fitted one after the other,
                 each to what those before it left, on features in 255 bins (ours).
 
+Of several contrasts (ours) each gives a voxel its features, one contrast after the other, and the
+residual is added to the first one. rfsr, which is trained on targets, sees the first one alone.
+
 The first three are scikit-learn's RandomForestRegressor with 200 trees of depth 15, as in the
 paper; that each tree sees only `max_samples` rows is ours and makes them practical.
 """
@@ -19,6 +22,7 @@ paper; that each tree sees only `max_samples` rows is ours and makes them practi
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -111,7 +115,7 @@ class ForestConfig:
 
     @property
     def columns(self) -> int:
-        """Features of a row."""
+        """Features of a row, of each contrast."""
         return len(SHIFTS[self.features]) + (self.features == "directions")
 
 
@@ -154,36 +158,69 @@ class Forest:
         config: How it was fitted.
         fit: The cost of the fit.
         model: The fitted trees.
+        contrasts: Of a source, from the first one on, whose features it sees.
     """
 
     name: str
     config: ForestConfig
     fit: ForestFit
     model: RandomForestRegressor | HistGradientBoostingRegressor
+    contrasts: int = 1
 
     def predict(self, pair: PairLike) -> NDArray[np.float32]:
         """Source plus predicted residual, slice by slice along each of the axes, their mean.
 
         The source is zero beyond the volume's faces, as beyond a patch's sides in training.
         Memory beside the volumes is bounded by BLOCK rows, or one slice, a job.
+
+        Raises:
+            ValueError: If the pair has fewer contrasts than the forest sees.
         """
-        source = pair.source.astype(np.float32)
+        sources = self._sources(pair)
+        source = sources[0]
         total = np.zeros(source.shape, np.float32)
         # The slices are shared out here, so that the trees' sums do not depend on the threads.
         limits = threadpool_limits(1, user_api="openmp")
         with limits, ThreadPoolExecutor(self.config.threads) as pool:
             for axis in self.config.axes:
-                slices, sums = np.moveaxis(source, axis, 0), np.moveaxis(total, axis, 0)
-                step = max(1, BLOCK // slices[0].size)
+                stacks = [np.moveaxis(each, axis, 0) for each in sources]
+                sums = np.moveaxis(total, axis, 0)
+                step = max(1, BLOCK // sums[0].size)
 
-                def add(low: int, slices=slices, sums=sums, step=step) -> None:
-                    images = slices[low : low + step]
-                    residual = self.model.predict(shift_features(images, self.config.features))
-                    sums[low : low + step] += residual.reshape(images.shape).astype(np.float32)
+                def add(low: int, stacks=stacks, sums=sums, step=step) -> None:
+                    images = [each[low : low + step] for each in stacks]
+                    residual = self.model.predict(contrast_features(images, self.config.features))
+                    part = sums[low : low + step]
+                    part += residual.reshape(part.shape).astype(np.float32)
 
                 # Consumed, so that an error of a thread is raised.
-                list(pool.map(add, range(0, len(slices), step)))
+                list(pool.map(add, range(0, len(sums), step)))
         return (source + total / len(self.config.axes)).astype(np.float32)
+
+    def _sources(self, pair: PairLike) -> list[NDArray[np.float32]]:
+        if self.contrasts == 1:
+            return [pair.source.astype(np.float32)]
+        found = pair.network_source
+        count = len(found) if found.ndim == 4 else 1
+        if count < self.contrasts:
+            raise ValueError(f"a pair must have {self.contrasts} contrasts, got {count}")
+        return [each.astype(np.float32, copy=False) for each in found[: self.contrasts]]
+
+
+def contrast_features(
+    contrasts: Sequence[NDArray[np.float32]], features: Features
+) -> NDArray[np.float32]:
+    """One row of features a voxel, those of each contrast after those of the one before.
+
+    Args:
+        contrasts: Each standardised, shape (n, height, width).
+        features: Which, see shift_features.
+
+    Returns:
+        Shape (n * height * width, contrasts * columns).
+    """
+    found = [shift_features(images, features) for images in contrasts]
+    return found[0] if len(found) == 1 else np.hstack(found)
 
 
 def shift_features(images: NDArray[np.float32], features: Features) -> NDArray[np.float32]:
@@ -249,7 +286,8 @@ def fit_forest(name: str, shards: ShardSet, config: ForestConfig, quiet: bool = 
     model = fit(name, config, features, residuals, quiet)
     seconds = time.perf_counter() - started
     held = features.nbytes + residuals.nbytes
-    return Forest(name, config, ForestFit(patches, len(features), seconds, held), model)
+    contrasts = features.shape[1] // config.columns
+    return Forest(name, config, ForestFit(patches, len(features), seconds, held), model, contrasts)
 
 
 def _fit_random(
@@ -308,11 +346,12 @@ def training_rows(
 ) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
     """Features and residuals of the chosen training patches.
 
-    Of the source it takes the slice itself, and of several contrasts the first one.
+    Of the source it takes the slice itself, without its neighbours.
 
     Returns:
-        Number of patches; features, shape (rows, columns); target - source, shape (rows,). The
-        degraded target takes the place of the source if the configuration says so.
+        Number of patches; features, shape (rows, contrasts * columns); target - first contrast,
+        shape (rows,). The degraded target takes the place of the source, as a single contrast, if
+        the configuration says so.
 
     Raises:
         ConfigError: If the shards hold blocks, or no training patch.
@@ -331,18 +370,21 @@ def training_rows(
     chosen.sort()
     standardise = Standardiser(shards.manifest, torch.device("cpu"))
     height, width = cut.patch_size
-    features = np.empty((count * height * width, config.columns), np.float32)
+    # A contrast is a slice with its neighbours.
+    depth = 2 * cut.neighbours + 1
+    contrasts = 1 if config.degrade else shards.manifest.contrast_count
+    features = np.empty((count * height * width, contrasts * config.columns), np.float32)
     residuals = np.empty(len(features), np.float32)
     parts = range(0, count, PATCHES)
     for low in progress(parts, "reading training patches", len(parts), quiet):
         source, target = standardise(dataset[chosen[low : low + PATCHES]])
-        middle = source[:, cut.neighbours]
+        middles = list(source[:, cut.neighbours :: depth].unbind(dim=1))
         if config.degrade:
-            middle = degraded(target[:, 0], config.degrade)
-        middle = middle.numpy()
-        rows = slice(low * height * width, (low + len(middle)) * height * width)
-        features[rows] = shift_features(middle, config.features)
-        residuals[rows] = (target[:, 0].numpy() - middle).ravel()
+            middles = [degraded(target[:, 0], config.degrade)]
+        images = [middle.numpy() for middle in middles]
+        rows = slice(low * height * width, (low + len(source)) * height * width)
+        features[rows] = contrast_features(images, config.features)
+        residuals[rows] = (target[:, 0].numpy() - images[0]).ravel()
     return count, features, residuals
 
 

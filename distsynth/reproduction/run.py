@@ -53,7 +53,7 @@ from sharding.io.storage import Folder
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
 from sharding.volumes.cohort import read_cohort
-from sharding.volumes.contrasts import refuse_several
+from sharding.volumes.contrasts import common_contrasts
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +83,17 @@ def reproduce(
 
     Raises:
         DataError: If it was started before and `resume` is false, another process is working on
-            it, a scan cannot be used, or specimens have several contrasts.
+            it, a scan cannot be used, or specimens differ in their contrasts.
         ConfigError: If it was started as another task.
     """
-    refuse_several(
-        read_cohort(Path(task.cohort)), "reproduce compares the paper's networks, which take"
-    )
+    contrasts = common_contrasts(read_cohort(Path(task.cohort)))
+    if contrasts:
+        logger.warning(
+            "the paper's networks take one source; here they, the regression and all forests but "
+            "rfsr see %s, and rfsr and the other baselines %s alone",
+            ", ".join(contrasts),
+            contrasts[0],
+        )
     with lease(folder.url):
         if resume:
             folder.remove_leftovers()

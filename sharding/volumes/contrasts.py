@@ -135,22 +135,6 @@ def check_contrasts(where: object, found: Sequence[str], names: Sequence[str]) -
         )
 
 
-def refuse_several(specimens: Sequence[Specimen], what: str) -> None:
-    """Refuse specimens of several contrasts where one source is all that can be used.
-
-    Args:
-        specimens: The cohort.
-        what: What takes one source, as the start of a sentence.
-
-    Raises:
-        DataError: Names the first such specimen.
-    """
-    for row in specimens:
-        if row.further:
-            rule = f"{what} one source, and this specimen has {in_words(row.contrasts)}"
-            raise DataError(row.name, rule, "Give a cohort with the column source")
-
-
 def in_words(names: Sequence[str]) -> str:
     """`one source`, or `the contrasts t1, t2`."""
     return f"the contrasts {', '.join(names)}" if names else "one source"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from two_contrasts import write_two_contrasts
 
 import distsynth.evaluation.forest
 from distsynth.errors import ConfigError
@@ -26,7 +27,7 @@ from sharding.shards.config import ShardConfig
 from sharding.shards.records import QUANTUM
 from sharding.shards.shard_set import ShardSet
 from sharding.shards.write import write_shards
-from sharding.volumes.cohort import Specimen
+from sharding.volumes.cohort import Specimen, read_cohort
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.pair import prepare_pair
 from sharding.volumes.slabs import Empty, in_memory
@@ -315,6 +316,49 @@ def test_patches_with_neighbours_give_their_middle_channel(tmp_path):
         found.append(training_rows(shards, TINY, quiet=True))
     for left, right in zip(*found, strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+@pytest.fixture(scope="module")
+def contrasts(tmp_path_factory):
+    """Shards of T1 and T2 and of T1 alone, with the pair of a specimen for each."""
+    folder = tmp_path_factory.mktemp("contrasts")
+    both = read_cohort(write_two_contrasts(folder, specimens=4))
+    alone = [replace(row, contrast="", further=()) for row in both]
+    found = {}
+    for name, rows, neighbours in (("both", both, 1), ("alone", alone, 0)):
+        config = ShardConfig(
+            patch_size=(16, 16), patches_per_specimen=30, stride=8, neighbours=neighbours
+        )
+        write_shards(rows, folder / name, config, workers=1)
+        found[name] = ShardSet(folder / name), prepare_pair(rows[-1], PreprocessConfig())
+    return found
+
+
+@pytest.mark.parametrize("name", FORESTS)
+def test_a_forest_learns_from_the_second_contrast(contrasts, name):
+    """The target is two thirds of what T2 shows alone; rfsr sees no source when it is fitted."""
+    config = replace(FORESTS[name], trees=20, depth=8, max_samples=4000, jobs=1)
+    errors, forests = {}, {}
+    for which, (shards, pair) in contrasts.items():
+        forests[which] = fit_forest(name, shards, config, quiet=True)
+        synthetic = forests[which].predict(pair)
+        errors[which] = np.mean((synthetic - pair.target)[pair.mask] ** 2)
+    if name == "rfsr":
+        assert errors["both"] == errors["alone"]
+        return
+    assert errors["both"] < 0.7 * errors["alone"]
+    with pytest.raises(ValueError, match="a pair must have 2 contrasts, got 1"):
+        forests["both"].predict(contrasts["alone"][1])
+
+
+def test_features_of_contrasts_follow_each_other(contrasts):
+    (both, _), (alone, _) = contrasts["both"], contrasts["alone"]
+    _, features, residuals = training_rows(both, TINY, quiet=True)
+    _, first, same = training_rows(alone, TINY, quiet=True)
+    assert features.shape[1] == 2 * first.shape[1] == 2 * TINY.columns
+    np.testing.assert_array_equal(features[:, : TINY.columns], first)
+    np.testing.assert_array_equal(residuals, same)
+    assert not np.array_equal(features[:, TINY.columns :], first)
 
 
 def test_shards_without_slices_or_training_patches_are_refused(tmp_path, shard_folder):

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from killing import FileMoment, killed_at
 from programs import environment, finished, home_folder
+from two_contrasts import write_two_contrasts
 from wandb_offline import read_offline_run
 
 from distsynth.cli.main import main
+from distsynth.inference.predictor import load_predictor
 from distsynth.reproduction.paper_values import PAPER_VALUES
 from distsynth.reproduction.row_evaluation import read_evaluation, read_slices
 from distsynth.reproduction.task import read_task
@@ -61,6 +63,23 @@ def out(cohort):
     assert said.strip().splitlines()[-1] == str(out)
     assert (out / "comparison.txt").read_text().strip() in said
     return out
+
+
+def test_several_contrasts_are_channels_of_networks_and_forests(tmp_path):
+    cohort = write_two_contrasts(tmp_path / "cohort", 6, shape=SIDES)
+    out = tmp_path / "reproduction"
+    rows = ("dcsrn-l1", "rfsr", "rfsr-intensity")
+    words = ["distsynth", "reproduce", cohort, "--out", out, *TINY, "--rows", *rows]
+    with home_folder() as home:
+        status, said = finished(words, environment(home), home)
+    assert status == 0, said
+    assert "forests but rfsr see t1, t2, and rfsr and the other baselines t1 alone" in said
+    checkpoint = load_predictor(out / "runs" / "dcsrn-l1").checkpoint
+    assert checkpoint.data.contrasts == ("t1", "t2")
+    assert checkpoint.config.data.channels == 2
+    compared = compared_rows(out)
+    for row in (*rows, "neighbourhood-regression", "cubic"):
+        assert compared[row]["reason"] is None
 
 
 def compared_rows(out):

@@ -17,7 +17,9 @@ NAMES = ("t1", "t2")
 CLEAN = SimulationConfig(gamma=1.0, blur_voxels=0.3, factor=1, noise=0.005)
 
 
-def write_two_contrasts(folder: Path, specimens: int = 5, factor: int = 1) -> Path:
+def write_two_contrasts(
+    folder: Path, specimens: int = 5, factor: int = 1, shape: tuple[int, int, int] = SHAPE
+) -> Path:
     """Write phantoms and a cohort.csv with the columns source_t1 and source_t2.
 
     The target is a third of one phantom and two thirds of another; T1 shows the former, T2 the
@@ -27,7 +29,7 @@ def write_two_contrasts(folder: Path, specimens: int = 5, factor: int = 1) -> Pa
     rows = []
     for index in range(specimens):
         name = f"s{index}"
-        first, second = (phantom_volume(SHAPE, seed=10 * index + part) for part in (1, 2))
+        first, second = (phantom_volume(shape, seed=10 * index + part) for part in (1, 2))
         target = first.with_data(first.data / 3 + second.data * (2 / 3))
         files = {role: folder / f"{name}_{role}.nii.gz" for role in (*NAMES, "target")}
         coarse = SimulationConfig(gamma=0.8, blur_voxels=0.3, factor=factor, noise=0.005)
