@@ -33,7 +33,7 @@ from distsynth.metrics.windows import Moments
 from distsynth.runs.data_record import DataRecord
 from sharding.io.parallel import available_cores
 from sharding.volumes.pair import Pair
-from sharding.volumes.slabs import Scratch, by_slabs
+from sharding.volumes.slabs import Scratch, by_slabs, planes
 from sharding.volumes.volume import write_volume
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class _Ruler:
             mse(_unlent(synthetic, pair, self.data), target, pair.mask), transform.data_range
         )
         row |= artefacts(measured, target, pair.mask)
-        found = Measured(prediction.method, row, np.take(synthetic, [self.index], AXIS))
+        found = Measured(prediction.method, row, planes(synthetic, [self.index], AXIS))
         if measured.spread is not None:
             error = Difference(measured.synthetic, target)
             found.curve = risk_coverage(error, measured.spread, pair.mask)
@@ -299,8 +299,8 @@ def _example(pair: Pair, index: int, shown: dict[str, NDArray[np.float32]]) -> E
         axis=AXIS,
         index=index,
         spacing_mm=pair.grid.spacing_mm,
-        source=pair.source_transform.standardise_scaled(np.take(pair.source_scaled, [index], AXIS)),
-        target=pair.target_transform.standardise_scaled(np.take(pair.target_scaled, [index], AXIS)),
-        mask=np.take(pair.mask, [index], AXIS),
+        source=pair.source_transform.standardise_scaled(planes(pair.source_scaled, [index], AXIS)),
+        target=pair.target_transform.standardise_scaled(planes(pair.target_scaled, [index], AXIS)),
+        mask=planes(pair.mask, [index], AXIS),
         synthetic=shown,
     )

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from distsynth.metrics.image import Array, Mask, masked_parts
 
+PART = 2**18
+"""Voxels that are worked on at a time: four polynomials of each, in float64, and copies of them."""
+
 
 def consistency_error(degraded: Array, source: Array, mask: Mask | None = None) -> float:
     """Does the synthetic volume, seen at the source's resolution, agree with the source?
@@ -77,7 +80,10 @@ def consistency_fit(degraded: Array, source: Array, mask: Mask | None = None) ->
 
     def parts() -> Iterator[list[NDArray[np.float64]]]:
         for part in masked_parts(mask, degraded, source):
-            yield [values.astype(np.float64).ravel() for values in part]
+            first, second = (values.ravel() for values in part)
+            for low in range(0, max(first.size, 1), PART):
+                piece = slice(low, low + PART)
+                yield [values[piece].astype(np.float64) for values in (first, second)]
 
     low, high, total, count = math.inf, -math.inf, 0.0, 0
     for a, b in parts():

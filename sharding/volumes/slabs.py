@@ -108,6 +108,17 @@ def slabs(shape: Sequence[int], along: int = -1) -> Iterator[Slab]:
         yield tuple(slab)
 
 
+def planes(data: NDArray, indices: Sequence[int], axis: int) -> NDArray:
+    """Copies of some planes across an axis, as np.take makes them.
+
+    np.take would first bring a volume in the order of a NIfTI file into another order, whole and in
+    memory.
+    """
+    where: list[slice | list[int]] = [slice(None)] * data.ndim
+    where[axis] = [*indices]
+    return data[tuple(where)]
+
+
 def by_slabs(
     change: Callable[[NDArray], NDArray], data: NDArray, empty: Empty = in_memory
 ) -> NDArray[np.float32]:

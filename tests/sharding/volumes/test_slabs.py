@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from sharding.simulation.phantom import phantom_volume
 from sharding.volumes.config import PreprocessConfig
 from sharding.volumes.intensities import IntensityTransform
 from sharding.volumes.resample import resample
-from sharding.volumes.slabs import Scratch, by_slabs, filter_lines, slabs
+from sharding.volumes.slabs import Scratch, by_slabs, filter_lines, planes, slabs
 from sharding.volumes.volume import Volume, read_volume, write_volume
 
 NETWORKS = {
@@ -310,3 +311,17 @@ def test_a_volume_larger_than_its_memory_streams_through(network, tmp_path):
     done = limited(8, tmp_path / "disk.nii")
     assert done.returncode == 0, done.stderr[-2000:]
     assert read_volume(tmp_path / "disk.nii").shape == voxels
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_planes_are_copied_without_the_volume(axis):
+    data = np.asfortranarray(np.random.default_rng(0).random((40, 41, 42), np.float32))
+    tracemalloc.start()
+    try:
+        found = planes(data, [3, 17], axis)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.take(data, [3, 17], axis))
+    assert not np.shares_memory(found, data)
+    assert peak < data.nbytes / 4
