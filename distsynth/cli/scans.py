@@ -300,12 +300,17 @@ def shard(args: Sequence[str]) -> None:
         manifest = done.manifest
         for split in SPLITS:
             names, patches = manifest.names(split), manifest.patches(split)
-            logger.info("%s: %d specimens, %d patches", split, len(names), patches)
+            logger.info("%s: %s, %d patches", split, _specimens(len(names)), patches)
         print(out)
         failures |= done.failures
     if failures:
         remedy = "The set is finished without them; fix them and add them with --update"
         raise CohortError(given.out, failures, len(specimens), remedy)
+
+
+def _specimens(count: int) -> str:
+    """Such as `2 specimens`."""
+    return f"{count} specimen{'s' * (count != 1)}"
 
 
 def _blocks(preset: str | None) -> "ShardConfig | None":
@@ -349,5 +354,5 @@ def verify(args: Sequence[str]) -> None:
         raise DataError(given.shards, rule, "Fix those listed above or cut the set again")
     count = len(shards.manifest.shards)
     print(
-        f"{given.shards}: {count} shards of {len(shards.manifest.specimens)} specimens are intact"
+        f"{given.shards}: {count} shards of {_specimens(len(shards.manifest.specimens))} are intact"
     )
