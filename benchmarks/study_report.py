@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--records", type=Path, help="file of rows, read if it is there")
     given = parser.parse_args()
+    if not (given.out or given.records):
+        parser.error("give OUT, --records, or both")
     sections = sections_of(given.out) if given.out else {}
     if given.records:
         if given.records.is_file():
@@ -132,7 +134,9 @@ def main() -> None:
         if given.out:
             write_records(given.records, sections, SHOWN)
     if not any(sections.values()):
-        raise SystemExit(f"{given.out}: nothing was evaluated yet; run benchmarks/study.sh")
+        raise SystemExit(
+            f"{given.out or given.records}: nothing was evaluated yet; run benchmarks/study.sh"
+        )
     print("\n".join(report(sections)))
 
 

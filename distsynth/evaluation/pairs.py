@@ -35,7 +35,14 @@ def prepared_pairs(
         coming: Future[Pair] | None = None
         for specimen, following in zip(specimens, [*specimens[1:], None], strict=False):
             pair = coming.result() if coming else prepare(specimen)
-            large = isinstance(empty, Scratch) and empty.on_disk(pair.target_scaled.nbytes)
-            coming = ahead.submit(prepare, following) if following and not large else None
+            coming = (
+                ahead.submit(prepare, following) if following and not lies_on_disk(pair) else None
+            )
             yield pair
             del pair
+
+
+def lies_on_disk(pair: Pair) -> bool:
+    """Whether the volumes of a pair lie on disk, because they are large."""
+    empty = pair.empty
+    return isinstance(empty, Scratch) and empty.on_disk(pair.target_scaled.nbytes)

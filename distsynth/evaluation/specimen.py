@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from distsynth.evaluation.artefacts import Prediction, artefacts, predictions
 from distsynth.evaluation.baselines import Baseline, Cubic
+from distsynth.evaluation.pairs import lies_on_disk
 from distsynth.inference.predictor import Predictor
 from distsynth.metrics.consistency import consistency_error
 from distsynth.metrics.conventions import Values, conventional_values
@@ -33,7 +34,7 @@ from distsynth.metrics.windows import Moments
 from distsynth.runs.data_record import DataRecord
 from sharding.io.parallel import available_cores
 from sharding.volumes.pair import Pair
-from sharding.volumes.slabs import Scratch, by_slabs, planes
+from sharding.volumes.slabs import by_slabs, planes
 from sharding.volumes.volume import write_volume
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ def evaluate_specimen(
     index = central_slice(pair.mask, AXIS)
     ruler = _Ruler.of(pair, data, frozenset(predictors), wanted, index)
     made = _predictions(pair, baselines, predictors)
-    threads = 0 if _on_disk(pair) else min(available_cores() - 1, MOST_THREADS)
+    threads = 0 if lies_on_disk(pair) else min(available_cores() - 1, MOST_THREADS)
     methods = {measured.method: measured for measured in _each(ruler, made, threads)}
     shown = {name: measured.picture for name, measured in methods.items()}
     return SpecimenEvaluation(_example(pair, index, shown), methods)
@@ -217,7 +218,7 @@ class _Ruler:
         pair, synthetic = self.pair, prediction.synthetic
         target, transform = pair.measured_target, pair.measured_transform
         is_model = prediction.method in self.models
-        measured = _measured(prediction, pair)
+        measured = _on_measured_scale(prediction, pair)
         row = volume_metrics(measured.synthetic, target, transform, pair.mask, self.windows)
         row["psnr_unlent"] = psnr(
             mse(_unlent(synthetic, pair, self.data), target, pair.mask), transform.data_range
@@ -245,12 +246,7 @@ class _Ruler:
         return found
 
 
-def _on_disk(pair: Pair) -> bool:
-    """Whether volumes of a pair lie on disk."""
-    return isinstance(pair.empty, Scratch) and pair.empty.on_disk(pair.target_scaled.nbytes)
-
-
-def _measured(prediction: Prediction, pair: Pair) -> Prediction:
+def _on_measured_scale(prediction: Prediction, pair: Pair) -> Prediction:
     """The prediction on the scale on which it is measured."""
     overlap, whole = prediction.overlap, prediction.whole
     if overlap is not None:
